@@ -1,0 +1,277 @@
+"""The table of backbones, and how one is built with its weights checked.
+
+A backbone is one row of :data:`TABLE`. Its key carries its pretraining: ``vit_tiny-imagenet``,
+``dinov2_small``. Every row has a control arm with the same architecture at random
+initialisation: ``vit_tiny-random``, ``dinov2_small-random``.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medlib.errors import unknown
+
+# torch and timm take seconds to import: who only reads the table, such as the grid's planner, does
+# not wait for them.
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+HUB_TIMEOUT = 5  # seconds; a hub that cannot be reached must be an error, soon
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One row: how to build a network and where its weights come from.
+
+    ``timm_name`` is ``architecture.tag`` in timm; the weights file is ``<timm_name>.safetensors``.
+    ``embedding``: ``gap`` global average pool of the last feature map, ``cls`` class token,
+    ``cls+patches`` class token joined with the mean of the patch tokens. ``patch`` is the size, in
+    pixels, that must divide the image size. ``build`` are further arguments of the architecture,
+    ``config`` overrides timm's ``pretrained_cfg`` where the weights want other preprocessing.
+    """
+
+    name: str
+    timm_name: str
+    pretraining: str
+    embedding: str
+    licence: str
+    patch: int = 1
+    hub: bool = True  # False: timm's hub does not have these weights, only a file
+    build: Mapping = field(default_factory=dict)
+    config: Mapping = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> str:
+        return self.timm_name.partition(".")[0]
+
+    @functools.cached_property
+    def preprocessing(self) -> dict:
+        """Mean and standard deviation (of RGB in 0 … 1), interpolation: timm's own."""
+        config = timm_config(self) | self.config
+        return {name: config[name] for name in ("mean", "std", "interpolation")}
+
+
+# fmt: off
+TABLE: dict[str, Backbone] = {row.name: row for row in (
+    # name, timm name, pretraining, embedding, licence of the weights
+    # The paper's six.
+    Backbone("vgg16-imagenet", "vgg16.tv_in1k", "imagenet", "gap", "BSD-3-Clause"),
+    Backbone("resnet50-imagenet", "resnet50.tv_in1k", "imagenet", "gap", "BSD-3-Clause"),
+    Backbone("densenet121-imagenet", "densenet121.tv_in1k", "imagenet", "gap", "Apache-2.0"),
+    Backbone("dinov2_small", "vit_small_patch14_dinov2.lvd142m", "dinov2", "cls+patches",
+             "Apache-2.0", patch=14),
+    Backbone("dinov2_base", "vit_base_patch14_dinov2.lvd142m", "dinov2", "cls+patches",
+             "Apache-2.0", patch=14),
+    Backbone("dinov2_large", "vit_large_patch14_dinov2.lvd142m", "dinov2", "cls+patches",
+             "Apache-2.0", patch=14),
+    # Controls: supervised vision transformers, which tell architecture from pretraining.
+    Backbone("vit_tiny-imagenet", "vit_tiny_patch16_224.augreg_in21k_ft_in1k", "imagenet", "cls",
+             "Apache-2.0", patch=16),
+    Backbone("vit_small-imagenet", "vit_small_patch16_224.augreg_in21k_ft_in1k", "imagenet", "cls",
+             "Apache-2.0", patch=16),
+    Backbone("vit_base-imagenet", "vit_base_patch16_224.augreg_in21k_ft_in1k", "imagenet", "cls",
+             "Apache-2.0", patch=16),
+    # TensorFlow's original MobileNetV2: its padding and scaling, and no copy on timm's hub.
+    Backbone("mobilenetv2-imagenet", "mobilenetv2_100.tf_in1k", "imagenet", "gap", "Apache-2.0",
+             hub=False, build={"pad_type": "same"},
+             config={"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear"}),
+    # timm's smallest networks: quick enough to fine-tune from scratch on a laptop (the demo grid).
+    Backbone("micro_resnet-imagenet", "test_resnet.r160_in1k", "imagenet", "gap", "Apache-2.0"),
+    Backbone("micro_efficientnet-imagenet", "test_efficientnet.r160_in1k", "imagenet", "gap",
+             "Apache-2.0"),
+)}
+# fmt: on
+
+
+def timm_config(backbone: Backbone) -> dict:
+    """timm's ``pretrained_cfg`` of the weights, or of the architecture where timm lacks them."""
+    import timm
+
+    name = backbone.timm_name if backbone.hub else backbone.architecture
+    return timm.get_pretrained_cfg(name).to_dict()
+
+
+def names() -> list[str]:
+    """Every key: the table's rows, then the random control of each architecture."""
+    return list(TABLE) + [_control(row) for row in TABLE.values()]
+
+
+def _control(row: Backbone) -> str:
+    return row.name.removesuffix(f"-{row.pretraining}") + "-random"
+
+
+def get(name: str) -> Backbone:
+    """The row of a key; raises ValueError, with the valid keys, for an unknown one."""
+    if name in TABLE:
+        return TABLE[name]
+    for row in TABLE.values():
+        if name == _control(row):
+            return replace(row, name=name, pretraining="random")
+    way_out = "A new backbone is one row in medlib/backbones.py."
+    raise ValueError(unknown("backbone", name, names(), way_out))
+
+
+def check_image_size(backbone: Backbone, image_size: int) -> None:
+    """Raise ValueError when the backbone's patches do not divide the image size."""
+    if image_size % backbone.patch:
+        below = image_size // backbone.patch * backbone.patch
+        raise ValueError(
+            f"{backbone.name} needs an image size that is a multiple of {backbone.patch}, not "
+            f"{image_size}; the nearest are {below} and {below + backbone.patch}."
+        )
+
+
+# ------------------------------------------------------------------------------------ weights
+
+
+def weights_file(backbone: Backbone) -> Path | None:
+    """The backbone's file in ``MEDLIB_WEIGHTS``, if it is there."""
+    folder = os.environ.get("MEDLIB_WEIGHTS", "")
+    path = Path(folder) / f"{backbone.timm_name}.safetensors"
+    return path if folder and path.is_file() else None
+
+
+def find_weights(backbone: Backbone) -> Path:
+    """The file of pretrained weights: from ``MEDLIB_WEIGHTS``, else from timm's hub (or its cache).
+
+    Raises FileNotFoundError within seconds, naming the backbone, the file that was looked for and
+    the ways out, when neither has it.
+    """
+    if (path := weights_file(backbone)) is not None:
+        return path
+    folder = os.environ.get("MEDLIB_WEIGHTS", "")
+    looked = f"{backbone.timm_name}.safetensors in " + (
+        f"MEDLIB_WEIGHTS={folder!r} (not there)" if folder else "MEDLIB_WEIGHTS (not set)"
+    )
+    reason = "which does not have these weights"
+    if backbone.hub:
+        try:
+            return _from_hub(backbone)
+        except Exception as error:  # offline, refused, gated, not found: all have one way out
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    raise FileNotFoundError(
+        f"No weights for {backbone.name}. Looked for {looked}, then on the hub ({reason}). Either "
+        f"put {backbone.timm_name}.safetensors into a folder and name that (make … WEIGHTS=folder, "
+        "or MEDLIB_WEIGHTS), or run where the hub can be reached. Random weights are a backbone of "
+        f"their own: {_control(backbone)}."
+    )
+
+
+def _from_hub(backbone: Backbone) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    repository = timm_config(backbone)["hf_hub_id"]
+    file = "model.safetensors"
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, file, local_files_only=True))
+    except LocalEntryNotFoundError:
+        _reach_hub()
+        return Path(huggingface_hub.hf_hub_download(repository, file, etag_timeout=HUB_TIMEOUT))
+
+
+def _reach_hub() -> None:
+    """Fail at once where there is no hub: the hub's own client would retry for minutes."""
+    import urllib.error
+    import urllib.request
+    from contextlib import suppress
+
+    if os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "TRUE"):
+        raise ConnectionError("HF_HUB_OFFLINE is set")
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    with suppress(urllib.error.HTTPError):  # even an error is an answer
+        request = urllib.request.Request(endpoint, method="HEAD")
+        urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
+
+
+# ----------------------------------------------------------------------------------- building
+
+
+def build(name: str, image_size: int, seed: int = 0) -> tuple[nn.Module, str]:
+    """A backbone without its classifier, in evaluation mode, and the digest of its weights.
+
+    Pretrained weights are loaded strictly: a parameter without a value is an error. The control
+    arm is initialised from ``seed``. The digest is the sha256 of the weights file, or ``random-``
+    and that of the initial values. Raises ValueError for an unknown name or an image size that
+    does not fit, FileNotFoundError when weights cannot be had.
+    """
+    import timm
+    import torch
+
+    backbone = get(name)
+    check_image_size(backbone, image_size)
+    path = None if backbone.pretraining == "random" else find_weights(backbone)
+    arguments = dict(backbone.build)
+    if backbone.patch > 1:
+        arguments["img_size"] = image_size
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = timm.create_model(backbone.architecture, num_classes=0, **arguments)
+    if path is None:
+        digest = "random-" + state_digest(model)
+    else:
+        _load(model, backbone, path)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if hasattr(model, "pre_logits"):  # VGG's fully connected layers come after the embedding
+        model.pre_logits = torch.nn.Identity()
+    return model.eval(), digest
+
+
+def _load(model: nn.Module, backbone: Backbone, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
+    if backbone.patch > 1:
+        # Position embeddings come for the size of pretraining; timm resamples them for ours.
+        from timm.models.vision_transformer import checkpoint_filter_fn
+
+        state = checkpoint_filter_fn(state, model)
+    classifier = timm_config(backbone)["classifier"]
+    result = model.load_state_dict(state, strict=False)
+    unexpected = [key for key in result.unexpected_keys if not key.startswith(f"{classifier}.")]
+    if result.missing_keys or unexpected:
+        raise ValueError(
+            f"{path} does not fit {backbone.name} ({backbone.architecture}): it lacks "
+            f"{result.missing_keys[:5]} and has {unexpected[:5]} too many."
+        )
+
+
+def state_digest(model: nn.Module) -> str:
+    """sha256 (16 digits) over all parameters and buffers of a model."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def normalise(backbone: Backbone, images: torch.Tensor) -> torch.Tensor:
+    """uint8 images (B, H, W, 3) -> float32 (B, 3, H, W) on the backbone's own scale."""
+    scaled = images.permute(0, 3, 1, 2).float() / 255
+    scale = backbone.preprocessing
+    mean, std = (scaled.new_tensor(scale[name]).view(3, 1, 1) for name in ("mean", "std"))
+    return (scaled - mean) / std
+
+
+def embed(backbone: Backbone, model: nn.Module, normalised: torch.Tensor) -> torch.Tensor:
+    """Embeddings (B, d) of normalised images (B, 3, H, W)."""
+    features = model.forward_features(normalised)
+    if backbone.embedding == "gap":
+        return features.mean((2, 3))
+    if backbone.embedding == "cls":
+        return features[:, 0]
+    import torch
+
+    return torch.cat([features[:, 0], features[:, model.num_prefix_tokens :].mean(1)], dim=1)

@@ -1,0 +1,83 @@
+"""Complete runs -> the summary tables that every figure and table is drawn from.
+
+``summary.csv`` has a row per run and metric, ``summary_over_seeds.csv`` a row per cell of the grid
+and metric: the mean over seeds, its interval, and the seeds' standard deviation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from medlib import artifacts, metrics
+
+CELL = ["task", "backbone", "pretraining", "regime", "head", "label_fraction"]
+TEXT = {name: str for name in ("sample_id", "patient_id", "y_true")}
+
+
+def read_predictions(folder: Path) -> tuple[pd.DataFrame, list[str]]:
+    """A run's predictions and its classes, in the order of their columns."""
+    frame = pd.read_csv(folder / "predictions.csv", dtype=TEXT, keep_default_na=False)
+    classes = [c.removeprefix("prob_") for c in frame.columns if c.startswith("prob_")]
+    return frame, classes
+
+
+def summarise(results: Path | str, resamples: int = 5000) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Every complete run's metrics with 95 % intervals, by seed and over seeds.
+
+    Intervals come from ``resamples`` draws of patients. The runs of a cell get the same draws, so
+    that the interval of their mean over seeds is about patients alone; the spread over seeds
+    stands beside it as ``sd``. Raises ValueError when there is no run, or when the runs of a task
+    were not all judged on the same samples, naming them.
+    """
+    folders = artifacts.find_runs(results)
+    if not folders:
+        raise ValueError(f"There is no complete run in {results}: run notebooks 03 and 04 first.")
+    records = [artifacts.read_json(folder / "run.json")["coordinates"] for folder in folders]
+    runs = pd.DataFrame(records).assign(folder=folders)
+    by_seed, over_seeds, judged = [], [], {}
+    cells = runs.sort_values([*CELL, "seed"]).groupby(CELL, sort=True)
+    for cell, members in tqdm(cells, desc="intervals", unit="cell"):
+        points, draws = [], []
+        for run in members.itertuples():
+            predictions, classes = read_predictions(run.folder)
+            _same_samples(judged, run, predictions)
+            points.append(metrics.point(predictions, classes))
+            draws.append(metrics.bootstrap(predictions, classes, resamples))
+        size = {
+            "n_patients": predictions["patient_id"].nunique(),
+            "n_images": len(predictions),
+        }
+        cell = dict(zip(CELL, cell, strict=True))
+        for name in metrics.NAMES:
+            values = [point[name] for point in points]
+            for seed, value, draw in zip(members["seed"], values, draws, strict=True):
+                low, high = metrics.interval(draw[name])
+                by_seed.append(
+                    cell | {"seed": seed, "metric": name, "value": value,
+                            "ci_low": low, "ci_high": high} | size
+                )  # fmt: skip
+            low, high = metrics.interval(np.mean([draw[name] for draw in draws], axis=0))
+            spread = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+            over_seeds.append(
+                cell | {"n_seeds": len(values), "metric": name, "value": float(np.mean(values)),
+                        "sd": spread, "ci_low": low, "ci_high": high} | size
+            )  # fmt: skip
+    return pd.DataFrame(by_seed), pd.DataFrame(over_seeds)
+
+
+def _same_samples(judged: dict, run: tuple, predictions: pd.DataFrame) -> None:
+    """Remember the first run of a task, and raise if another was judged on other samples."""
+    if predictions["sample_id"].duplicated().any():
+        raise ValueError(f"{run.folder}: a sample is predicted more than once.")
+    samples = frozenset(predictions["sample_id"])
+    first, expected = judged.setdefault(run.task, (run.folder, samples))
+    if samples != expected:
+        differing = sorted(samples ^ expected)
+        raise ValueError(
+            f"{run.folder} and {first} were judged on different samples ({len(differing)}, such "
+            f"as {differing[0]!r}): run the older of the two again."
+        )

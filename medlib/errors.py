@@ -1,0 +1,23 @@
+"""The wording of errors: every offender is named, and the valid choices, and the way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+MAX_LISTED = 20  # offenders named in one message before "… and n more"
+
+
+def listed(offenders: Sequence[object]) -> str:
+    """The offenders one a line, the rest of a long list as a count."""
+    lines = [f"  - {offender}" for offender in offenders[:MAX_LISTED]]
+    if len(offenders) > MAX_LISTED:
+        lines.append(f"  … and {len(offenders) - MAX_LISTED} more")
+    return "\n".join(lines)
+
+
+def unknown(kind: str, value: object, choices: Sequence[str], way_out: str = "") -> str:
+    """The message for a name that is not among the valid ones."""
+    close = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"Unknown {kind} {value!r}.{hint} Choose one of: {', '.join(choices)}. {way_out}".strip()
