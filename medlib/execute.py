@@ -83,6 +83,7 @@ def execute(
         papermill.execute_notebook(
             str(notebook), str(output), parameters or {}, kernel_name="python3",
             cwd=str(notebook.parent), progress_bar=False,
+            extra_arguments=["--log-level=CRITICAL"],
         )  # fmt: skip
     except PapermillExecutionError as error:
         raise ExecutionError(

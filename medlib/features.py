@@ -76,33 +76,33 @@ def extract(
     device = device_name(device)
     model = model.to(device)
     n = len(pack.images)
-    with artifacts.replacing(folder) as temporary, torch.inference_mode():
-        temporary.mkdir()
+    meta_file.unlink(missing_ok=True)  # until the new one is there, not complete
+    bar = tqdm(total=n, desc=f"embedding with {backbone}", unit="image")
+    with artifacts.replacing(folder / "embeddings.npy") as temporary, torch.inference_mode(), bar:
         embeddings = None
-        with tqdm(total=n, desc=f"embedding with {backbone}", unit="image") as bar:
-            for first in range(0, n, batch_size):
-                batch = torch.from_numpy(np.array(pack.images[first : first + batch_size]))
-                normalised = backbones.normalise(row, batch.to(device))
-                values = backbones.embed(row, model, normalised).float().cpu().numpy()
-                if embeddings is None:
-                    embeddings = np.lib.format.open_memmap(
-                        temporary / "embeddings.npy", "w+", np.float32, (n, values.shape[1])
-                    )
-                embeddings[first : first + len(values)] = values
-                bar.update(len(values))
+        for first in range(0, n, batch_size):
+            batch = torch.from_numpy(np.array(pack.images[first : first + batch_size]))
+            normalised = backbones.normalise(row, batch.to(device))
+            values = backbones.embed(row, model, normalised).float().cpu().numpy()
+            if embeddings is None:
+                embeddings = np.lib.format.open_memmap(
+                    temporary, "w+", np.float32, (n, values.shape[1])
+                )
+            embeddings[first : first + len(values)] = values
+            bar.update(len(values))
         if not np.isfinite(embeddings).all():
             raise FloatingPointError(f"{backbone} gives embeddings that are not finite.")
         embeddings.flush()
-        artifacts.save_csv(temporary / "index.csv", pack.index)
-        meta = depends_on | {
-            "hash": wanted,
-            "pretraining": row.pretraining,
-            "seed": seed,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "device": device,
-            "seconds": round(time.perf_counter() - start, 3),
-        }
-        artifacts.save_json(temporary / "meta.json", meta | artifacts.environment())
+    artifacts.save_csv(folder / "index.csv", pack.index)
+    meta = depends_on | {
+        "hash": wanted,
+        "pretraining": row.pretraining,
+        "seed": seed,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "device": device,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+    artifacts.save_json(meta_file, meta | artifacts.environment())
     return load(folder)
 
 

@@ -31,10 +31,11 @@ class Classifier(nn.Module):
         super().__init__()
         self.row = backbones.get(backbone)
         self.backbone, self.weights_digest = backbones.build(backbone, image_size, seed)
-        blank = torch.zeros(1, 3, image_size, image_size)
-        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with torch.inference_mode():
+            blank = torch.zeros(1, 3, image_size, image_size)
             width = backbones.embed(self.row, self.backbone, blank).shape[1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
             self.head = nn.Linear(width, n_classes)
 
     def forward(self, normalised: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from medlib import manifest
 from medlib.errors import listed, unknown
 from medlib.manifest import Card, ManifestError
 
@@ -39,6 +40,27 @@ def read(card: Card, data: Path | str) -> Read:
     if rows.empty:
         raise ManifestError(f"{card.task}: no sample was found in {folder} ({card.layout}).")
     return rows, excluded
+
+
+def prepare(card: Card, data: Path | str, *, given: Path | None = None, seed: int = 0) -> Read:
+    """A task's validated manifest, with splits and hashes, and what was left out of it and why.
+
+    ``given`` is a manifest that fixes samples and, if it has them, splits: the committed one of a
+    public data set, or a user's own CSV. Without it the folder's layout is read, and splits are
+    drawn from ``seed``. Raises ManifestError that lists every problem.
+    """
+    if given is None:
+        rows, excluded = read(card, data)
+    else:
+        rows, excluded = manifest.read_rows(given), _frame([], [])[1]
+        manifest.check_rows(rows, card, name=str(given))
+    rows = manifest.with_hashes(rows, data)
+    rows, twins = manifest.drop_known_duplicates(rows, card)
+    if given is None or manifest.split_column(rows) is None:
+        rows = manifest.assign_splits(rows, card, seed)
+    manifest.validate(rows, card, name=card.task)
+    columns = [*manifest.REQUIRED, manifest.split_column(rows), "sha256"]
+    return rows[columns], pd.concat([excluded, twins], ignore_index=True)
 
 
 def _frame(rows: list[dict], excluded: list[tuple[str, str]]) -> Read:

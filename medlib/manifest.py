@@ -121,12 +121,23 @@ def read(path: Path | str, card: Card, data: Path | str | None = None) -> pd.Dat
         raise ManifestError(
             f"{path} does not exist: run notebook 01_prepare_data with task={card.task!r} first."
         )
+    rows = read_rows(path)
+    validate(rows, card, data, name=str(path))
+    return rows
+
+
+def read_rows(path: Path | str) -> pd.DataFrame:
+    """A manifest's rows as they stand, not validated."""
     # Everything is text: an id of "007" must not become 7, nor a label of "NA" missing.
     rows = pd.read_csv(path, dtype=str, keep_default_na=False)
     if "fold" in rows and rows["fold"].str.fullmatch(r"\d+").all():
         rows["fold"] = rows["fold"].astype(int)
-    validate(rows, card, data, name=str(path))
     return rows
+
+
+def check_rows(rows: pd.DataFrame, card: Card, name: str = "manifest") -> None:
+    """Raise ManifestError that lists everything wrong with columns, ids and labels."""
+    _complain(_row_problems(rows, card), name)
 
 
 def validate(
@@ -138,28 +149,35 @@ def validate(
     that every class can be learned and judged and, with ``data``, that files are there and
     unchanged.
     """
-    missing = [column for column in REQUIRED if column not in rows]
-    if missing:
-        raise ManifestError(
-            f"{name}: columns missing: {', '.join(missing)}; found: {', '.join(rows.columns)}."
-        )
-    problems = [f"{c} is empty in row {i + 2}" for c in REQUIRED for i in rows.index[rows[c] == ""]]
-    repeated = rows["sample_id"][rows["sample_id"].duplicated()].unique()
-    problems += [f"sample_id {value!r} stands in several rows" for value in repeated]
-    strangers = rows[~rows["label"].isin(card.all_classes) & (rows["label"] != "")]
-    problems += [
-        f"label {row.label!r} of {row.sample_id} is not a class of the card "
-        f"({', '.join(card.all_classes)})"
-        for row in strangers.itertuples()
-    ]
-    problems += _split_problems(rows, card)
-    if data is not None:
-        problems += _file_problems(rows, Path(data))
+    problems = _row_problems(rows, card)
+    if all(column in rows for column in REQUIRED):
+        problems += _split_problems(rows, card)
+        if data is not None:
+            problems += _file_problems(rows, Path(data))
+    _complain(problems, name)
+
+
+def _complain(problems: list[str], name: str) -> None:
     if problems:
         raise ManifestError(
             f"{name}: {len(problems)} problem(s):\n{listed(problems)}\n"
             "Correct the rows, or remove them, and run notebook 01_prepare_data again."
         )
+
+
+def _row_problems(rows: pd.DataFrame, card: Card) -> list[str]:
+    missing = [column for column in REQUIRED if column not in rows]
+    if missing:
+        return [f"columns missing: {', '.join(missing)}; found: {', '.join(rows.columns)}"]
+    problems = [f"{c} is empty in row {i + 2}" for c in REQUIRED for i in rows.index[rows[c] == ""]]
+    repeated = rows["sample_id"][rows["sample_id"].duplicated()].unique()
+    problems += [f"sample_id {value!r} stands in several rows" for value in repeated]
+    strangers = rows[~rows["label"].isin(card.all_classes) & (rows["label"] != "")]
+    return problems + [
+        f"label {row.label!r} of {row.sample_id} is not a class of the card "
+        f"({', '.join(card.all_classes)})"
+        for row in strangers.itertuples()
+    ]
 
 
 def _split_problems(rows: pd.DataFrame, card: Card) -> list[str]:
@@ -217,13 +235,15 @@ def _file_problems(rows: pd.DataFrame, data: Path) -> list[str]:
 
 
 def with_hashes(rows: pd.DataFrame, data: Path | str) -> pd.DataFrame:
-    """``rows`` with the sha256 of each file below ``data``; files must be there."""
-    missing = [f"{r.path} ({r.sample_id})" for r in rows.itertuples()
-               if not (Path(data) / r.path).is_file()]  # fmt: skip
-    if missing:
+    """``rows`` with the sha256 of each file below ``data``.
+
+    Raises ManifestError that lists every file that is missing, or differs from the hash it has.
+    """
+    problems = _file_problems(rows, Path(data))
+    if problems:
         raise ManifestError(
-            f"{len(missing)} of {len(rows)} files are not in {data}:\n{listed(missing)}\n"
-            "Complete the download, or prepare the task from the folder as it is "
+            f"{len(problems)} of {len(rows)} files do not fit the manifest:\n{listed(problems)}\n"
+            "Complete the download, or remove those rows; or read the folder as it is "
             "(from_folder=True in notebook 01_prepare_data)."
         )
     return rows.assign(sha256=[artifacts.file_sha256(Path(data) / path) for path in rows["path"]])

@@ -1,0 +1,70 @@
+# make study · test · lab · plan · figures · bench. Each sets up what it needs, once.
+#
+#   make study                                     the demo grid, on phantoms
+#   make study GRID=pocket DATA=folder WEIGHTS=folder
+#   make plan GRID=paper                           how many jobs, without running one
+
+GRID ?= demo
+DATA ?=
+WEIGHTS ?=
+CORES ?= all
+PROFILE ?=
+PYTHON ?= python3
+
+BIN := .venv/bin
+READY := .venv/.ready
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+ifneq ($(DATA),)
+export MEDLIB_DATA := $(abspath $(DATA))
+endif
+ifneq ($(WEIGHTS),)
+export MEDLIB_WEIGHTS := $(abspath $(WEIGHTS))
+endif
+# Jobs are processes; one thread each is faster than threads that wait for each other.
+export OMP_NUM_THREADS ?= 1
+
+SNAKEMAKE = snakemake --cores $(CORES) --config grid=$(GRID) \
+	$(if $(PROFILE),--profile profiles/$(PROFILE)) --rerun-incomplete --keep-going
+SINCE = $$(( ($$(date +%s) - start) / 60 )) min $$(( ($$(date +%s) - start) % 60 )) s
+
+.PHONY: study plan figures test lab bench
+.DEFAULT_GOAL := help
+.SILENT:
+
+help:
+	sed -n 's/^# \{0,1\}//p' Makefile | head -6
+
+$(READY): requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make … PYTHON=python3.12")'
+	echo "Installing into .venv, once: 2 to 5 minutes, 5 GB …"
+	start=$$(date +%s); $(PYTHON) -m venv .venv \
+		&& $(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt \
+		&& touch $@ && echo "Installed in $(SINCE)."
+
+study: $(READY)
+	echo "Running grid '$(GRID)': what is already there is kept. demo takes 5 minutes on two cores."
+	start=$$(date +%s); \
+	if $(SNAKEMAKE) --quiet rules host reason; then \
+		echo "Grid '$(GRID)' is complete, after $(SINCE). Its figures and tables:"; \
+		ls figures/$(GRID)/*; \
+	else \
+		echo "Grid '$(GRID)' is not complete, after $(SINCE); what ran is kept, and the same command goes on."; exit 1; \
+	fi
+
+plan: $(READY)
+	snakemake --dry-run --quiet rules --config grid=$(GRID)
+
+figures: $(READY)
+	echo "Drawing figures/$(GRID) again from results/$(GRID)."
+	$(SNAKEMAKE) --quiet all --allowed-rules all collect compare --forcerun collect compare
+	ls figures/$(GRID)/*
+
+test: $(READY)
+	start=$$(date +%s); echo "Lint, then tests: about 5 minutes on two cores."; \
+	ruff check . && ruff format --check . && pytest -q -n auto && echo "Tests passed in $(SINCE)."
+
+lab: $(READY)
+	jupyter lab --notebook-dir=. notebooks
+
+bench: $(READY)
+	for script in benchmarks/*.py; do python $$script || exit 1; done

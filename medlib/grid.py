@@ -1,0 +1,141 @@
+"""A grid file: tasks × backbones × regimes × seeds, checked as a whole before anything runs.
+
+``grids/<grid>.yaml`` holds ``title``, ``caption`` (printed beneath every figure), ``data``
+("phantoms" or "real"), ``tasks``, ``seeds``, and the settings of notebook 01 (``prepare``), of the
+frozen regime (``frozen``), of the other (``finetuned``) and of notebook 05 (``collect``). Settings
+have the names of the notebooks' parameters. Either regime may be left out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from medlib import artifacts, backbones, manifest
+from medlib.errors import listed, unknown
+
+FIELDS = ("title", "caption", "data", "tasks", "seeds", "prepare", "frozen", "finetuned", "collect")
+SETTINGS = {
+    "prepare": ("folds", "phantom_scale"),
+    "frozen": ("backbones", "image_size", "heads", "label_fractions"),
+    "finetuned": (
+        "backbones",
+        "image_size",
+        "learning_rates",
+        "epochs",
+        "batch_size",
+        "weight_decay",
+        "warmup",
+        "balanced",
+        "label_fraction",
+    ),
+    "collect": ("resamples",),
+}
+HEADS = ("linear", "knn", "mlp")
+
+
+def read(path: Path | str) -> dict:
+    """Read and check a grid file.
+
+    ``label_fraction`` of the fine-tuned regime may be one number or a mapping of tasks to
+    numbers. Raises ValueError that lists every unknown field, task, backbone and head, and every
+    backbone that does not fit its image size.
+    """
+    path = Path(path)
+    if not path.is_file():
+        grids = sorted(p.stem for p in path.parent.glob("*.yaml"))
+        raise ValueError(unknown("grid", path.stem, grids, f"A grid is a file in {path.parent}/."))
+    grid = yaml.safe_load(path.read_text(encoding="utf-8"))
+    problems = [unknown("field", name, FIELDS) for name in grid if name not in FIELDS]
+    problems += [f"{n} is missing" for n in ("title", "data", "tasks", "seeds") if not grid.get(n)]
+    for part, names in SETTINGS.items():
+        grid.setdefault(part, {})
+        problems += [unknown(f"setting of {part}", n, names) for n in grid[part] if n not in names]
+    choices = manifest.tasks()
+    problems += [unknown("task", t, choices) for t in grid.get("tasks") or () if t not in choices]
+    for regime in artifacts.REGIMES:
+        problems += _regime_problems(regime, grid)
+    heads = grid["frozen"].get("heads", ())
+    problems += [unknown("head", head, HEADS) for head in heads if head not in HEADS]
+    if not any(grid[regime] for regime in artifacts.REGIMES):
+        problems.append("there is neither a frozen nor a finetuned regime")
+    if problems:
+        raise ValueError(f"{path} cannot be run:\n{listed(problems)}")
+    return grid
+
+
+def _regime_problems(regime: str, grid: dict) -> list[str]:
+    settings = grid[regime]
+    if not settings:
+        return []
+    required = ["backbones", "image_size"] + ["heads"] * (regime == "frozen")
+    problems = [f"{regime}: {name} is missing" for name in required if not settings.get(name)]
+    for name in settings.get("backbones") or ():
+        try:
+            backbones.check_image_size(backbones.get(name), settings.get("image_size") or 224)
+        except ValueError as error:
+            problems.append(f"{regime}: {error}")
+    fractions = settings.get("label_fraction")
+    if isinstance(fractions, dict):
+        missing = [task for task in grid.get("tasks") or () if task not in fractions]
+        problems += [f"{regime}: label_fraction has no number for {task}" for task in missing]
+    return problems
+
+
+def image_sizes(grid: dict) -> list[int]:
+    """The sizes, in pixels, at which images have to be packed."""
+    return sorted({grid[r]["image_size"] for r in artifacts.REGIMES if grid[r]})
+
+
+def label_fraction(grid: dict, task: str) -> float:
+    """The share of labelled patients on which a task is fine-tuned."""
+    fraction = grid["finetuned"].get("label_fraction", 1.0)
+    return fraction[task] if isinstance(fraction, dict) else fraction
+
+
+def label_fractions(grid: dict, task: str) -> list[float]:
+    """The shares on which a task's embeddings are probed: the grid's, and that of fine-tuning.
+
+    A frozen backbone is thereby always shown at the same labels as a fine-tuned one.
+    """
+    own = {label_fraction(grid, task)} if grid["finetuned"] else set()
+    return sorted(own | set(grid["frozen"].get("label_fractions", [1.0])), reverse=True)
+
+
+def check_inputs(grid: dict) -> None:
+    """Raise before the first job when its data or weights cannot be had.
+
+    Weights that only the hub has are fetched here, once, so that jobs on machines without a
+    network find them. Raises ValueError that lists everything that is missing.
+    """
+    problems = []
+    if grid["data"] != "phantoms":
+        problems += _data_problems(grid)
+    wanted = {name for regime in artifacts.REGIMES for name in grid[regime].get("backbones", ())}
+    rows = [backbones.get(name) for name in sorted(wanted)]
+    fetched = [r for r in rows if r.pretraining != "random" and not backbones.weights_file(r)]
+    for row in fetched:
+        try:
+            backbones.find_weights(row)
+        except FileNotFoundError as error:
+            problems.append(str(error))
+            others = [r.timm_name for r in fetched if r is not row]
+            if others:
+                problems.append("not in MEDLIB_WEIGHTS either: " + ", ".join(others))
+            break  # where one cannot be fetched, waiting for the others tells nothing new
+    if problems:
+        raise ValueError(f"The grid cannot start:\n{listed(problems)}")
+
+
+def _data_problems(grid: dict) -> list[str]:
+    try:
+        data = artifacts.data_folder(grid["data"], "")
+    except FileNotFoundError as error:
+        return [str(error)]
+    cards = [manifest.read_card(task) for task in grid["tasks"]]
+    return [
+        f"{card.task}: there is no folder {card.folder!r} in {data}; its source: {card.source}"
+        for card in cards
+        if not (data / card.folder).is_dir()
+    ]

@@ -1,0 +1,464 @@
+"""medlib.plots: each figure holds what its frame says, files repeat byte by byte, tables agree."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from medlib import backbones, plots
+
+ROOT = Path(__file__).parents[1]
+CLASSES = ["low grade", "high grade"]
+TASKS = {
+    "mri": {"title": "Glioma grade", "chance": 0.5},
+    "skin": {"title": "Dermoscopy", "chance": None},
+}
+BACKBONES = {
+    "vit_tiny-random": "random",
+    "dinov2_small": "dinov2",
+    "resnet50-imagenet": "imagenet",
+    "vit_tiny-imagenet": "imagenet",
+}
+FROZEN_ALL, FROZEN_10, TUNED_10 = (
+    ("frozen", "linear", 1.0),
+    ("frozen", "linear", 0.1),
+    ("finetuned", "linear", 0.1),
+)
+
+
+def long_table(arms, backbones=BACKBONES, metrics=("auroc", "accuracy"), sd=float("nan")):
+    """`arms`: task → (regime, head, label_fraction) triples; values are all different."""
+    rows, value = [], 0.6
+    for task, triples in arms.items():
+        for backbone, pretraining in backbones.items():
+            for regime, head, fraction in triples:
+                for metric in metrics:
+                    value += 0.0037
+                    rows.append(
+                        dict(
+                            task=task, backbone=backbone, pretraining=pretraining, regime=regime,
+                            head=head, label_fraction=fraction, metric=metric, value=value,
+                            ci_low=value - 0.05, ci_high=value + 0.04, sd=sd, n_seeds=1,
+                            n_patients=40, n_images=80,
+                        )
+                    )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+ARMS = {task: [FROZEN_ALL, ("frozen", "knn", 1.0), FROZEN_10, TUNED_10] for task in TASKS}
+
+
+def legend_words(fig: Figure) -> list[str]:
+    legends = [*fig.legends, *(ax.get_legend() for ax in fig.axes if ax.get_legend())]
+    return [text.get_text() for legend in legends for text in legend.get_texts()]
+
+
+def all_words(fig: Figure) -> str:
+    fig.draw_without_rendering()
+    return "\n".join(text.get_text() for text in fig.findobj(matplotlib.text.Text))
+
+
+def row_names(fig: Figure) -> list[str]:
+    return [text.get_text().replace("\n", " ") for text in fig.axes[0].get_yticklabels()]
+
+
+# ---------------------------------------------------------------- style and names
+
+
+def test_use_style_sets_embedded_fonts_and_a_fixed_salt():
+    with matplotlib.rc_context():
+        matplotlib.rcParams["pdf.fonttype"] = 3
+        plots.use_style()
+        assert matplotlib.rcParams["pdf.fonttype"] == 42
+        assert matplotlib.rcParams["svg.hashsalt"]
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("vgg16-imagenet", "VGG16 (ImageNet)"),
+        ("densenet121-imagenet", "DenseNet121 (ImageNet)"),
+        ("dinov2_large", "DINOv2 L"),
+        ("vit_tiny-random", "ViT-Ti (random weights)"),
+        ("dinov2_small-random", "DINOv2 S architecture (random weights)"),
+        ("new_net-random", "new_net (random weights)"),
+        ("random_net", "random_net (random weights)"),
+        ("new_net-radimagenet", "new_net-radimagenet"),
+        ("vit_tiny", "vit_tiny"),
+    ],
+)
+def test_display_names(key, name):
+    assert plots.display_names(key) == name
+
+
+def test_every_backbone_of_the_table_has_a_printed_name():
+    names = [plots.display_names(key) for key in backbones.names()]
+    assert len(set(names)) == len(names)
+    for key, name in zip(backbones.names(), names, strict=True):
+        assert name[0].isupper() and "_" not in name, key
+        random = backbones.get(key).pretraining == "random"
+        assert ("random weights" in name) == random, key
+
+
+def test_random_weights_never_look_pretrained():
+    for architecture in plots.ARCHITECTURES:
+        assert plots.display_names(f"{architecture}-random").endswith("(random weights)")
+    # a key that hides it is found out by the pretraining column, and the reverse is refused
+    hidden = long_table({"mri": [FROZEN_ALL]}, {"dinov2_small": "random"})
+    fig = plots.main_comparison(hidden, TASKS)
+    assert row_names(fig) == ["DINOv2 S architecture (random weights)"]
+    assert "random weights" in plots.main_table(hidden, TASKS)["backbone"][0]
+    lying = long_table({"mri": [FROZEN_ALL]}, {"vit_tiny-random": "imagenet"})
+    with pytest.raises(ValueError, match="random"):
+        plots.main_comparison(lying, TASKS)
+    with pytest.raises(ValueError, match="random"):
+        plots.main_table(lying, TASKS)
+
+
+# ---------------------------------------------------------------- export
+
+
+def test_save_writes_four_valid_files_and_the_same_bytes_again(tmp_path):
+    table = long_table(ARMS, sd=0.01)
+    for folder in ("a", "b"):
+        fig = plots.main_comparison(table, TASKS, caption="a caption")
+        paths = plots.save(fig, tmp_path / folder / "deep" / "main.v2", table)
+        again = plots.save(fig, tmp_path / folder / "again" / "main.v2", table)
+        assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
+    assert [path.name for path in paths] == [f"main.v2.{k}" for k in ("png", "pdf", "svg", "csv")]
+    for path in paths:
+        twin = tmp_path / "a" / "deep" / path.name
+        assert path.read_bytes() == twin.read_bytes(), path.name
+    png, pdf, svg, csv = (path.read_bytes() for path in paths)
+    assert png.startswith(b"\x89PNG") and pdf.startswith(b"%PDF") and b"<svg" in svg
+    assert b"CreationDate" not in pdf and b"<dc:date>" not in svg
+    assert b"/FontFile2" in pdf and b"/Type3" not in pdf  # TrueType, embedded
+    assert plt.imread(paths[0]).shape[1] == 1400  # 7 inches at 200 dpi
+    pd.testing.assert_frame_equal(pd.read_csv(paths[3]), table)
+    assert sorted(path.name for path in paths[0].parent.iterdir()) == sorted(p.name for p in paths)
+
+
+def test_save_gives_the_same_bytes_in_another_process(tmp_path):
+    code = (
+        "import sys, numpy as np; from medlib import plots\n"
+        "e = np.random.default_rng(0).normal(size=(60, 8))\n"
+        "fig = plots.projection(e, ['a', 'b'] * 30, ['a', 'b'], title='é')\n"
+        "plots.save(fig, sys.argv[1])"
+    )
+    for seed in ("1", "2"):
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / seed / "figure")],
+            check=True, cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": seed, "MPLBACKEND": "Agg"},
+        )  # fmt: skip
+    for kind in ("png", "pdf", "svg"):
+        one, two = ((tmp_path / seed / f"figure.{kind}").read_bytes() for seed in ("1", "2"))
+        assert one == two, kind
+
+
+def test_save_leaves_the_old_file_when_drawing_fails(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"old")
+    fig = plt.figure()
+    fig.text(0, 0, r"$\nonsense$")
+    with pytest.raises(ValueError):
+        plots.save(fig, tmp_path / "x")
+    plt.close(fig)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+    assert (tmp_path / "x.png").read_bytes() == b"old"
+
+
+def test_figures_do_not_stay_open_and_do_not_change_the_settings():
+    before, size = plt.get_fignums(), matplotlib.rcParams["font.size"]
+    plots.main_comparison(long_table(ARMS), TASKS)
+    assert plt.get_fignums() == before
+    assert matplotlib.rcParams["font.size"] == size
+
+
+# ---------------------------------------------------------------- data, choices, training
+
+
+def test_sample_grid_has_a_row_per_class_with_counts():
+    images = np.arange(9, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    labels = ["low grade"] * 7 + ["high grade"] * 2
+    fig = plots.sample_grid(images, labels, CLASSES, per_class=3, title="MRI")
+    axes = np.array(fig.axes).reshape(2, 3)
+    assert [ax.get_ylabel() for ax in axes[:, 0]] == [
+        "low grade\n7 images",
+        "high grade\n2 images",
+    ]
+    shown = [[int(ax.images[0].get_array().max()) for ax in row if ax.images] for row in axes]
+    assert shown == [[0, 3, 6], [7, 8]]  # spread over the class, none shown twice
+    with pytest.raises(ValueError, match="uint8"):
+        plots.sample_grid(images / 9, labels, CLASSES)
+    with pytest.raises(ValueError, match="low grade"):
+        plots.sample_grid(images, labels, ["high grade"])
+
+
+def test_split_counts_shows_images_and_patients():
+    manifest = pd.DataFrame(
+        {
+            "sample_id": [f"s{i}" for i in range(8)],
+            "patient_id": ["a", "a", "a", "b", "c", "d", "d", "e"],
+            "label": ["low grade"] * 4 + ["high grade"] * 4,
+            "split": ["test", "test", "test", "train", "train", "val", "val", "train"],
+        }
+    )
+    fig = plots.split_counts(manifest, CLASSES)
+    images, patients = (
+        [[bar.get_height() for bar in bars] for bars in ax.containers] for ax in fig.axes
+    )
+    assert images == [[1, 0, 3], [2, 2, 0]]  # per class: train, val, test
+    assert patients == [[1, 0, 1], [2, 1, 0]]
+    ticks = [text.get_text() for text in fig.axes[1].get_xticklabels()]
+    assert ticks[2] == "test\n3 images\n1 patients"
+    assert legend_words(fig) == CLASSES
+    folds = manifest.drop(columns="split").assign(fold=[0, 0, 0, 1, 1, 2, 2, 1])
+    fig = plots.split_counts(folds, CLASSES)
+    assert fig.axes[1].get_xticklabels()[1].get_text().startswith("fold 1\n3 images\n3 patients")
+    with pytest.raises(ValueError, match="split"):
+        plots.split_counts(manifest.drop(columns="split"), CLASSES)
+
+
+def test_projection_separates_what_is_separate_and_states_the_variance():
+    rng = np.random.default_rng(0)
+    labels = np.array(CLASSES)[np.arange(80) % 2]
+    embeddings = rng.normal(size=(80, 5)) * [1, 10, 100, 1, 1]
+    embeddings[labels == "high grade"] += np.array([8, 80, 800, 8, 8])
+    fig = plots.projection(embeddings, labels, CLASSES, title="ResNet50")
+    ax = fig.axes[0]
+    low, high = (points.get_offsets()[:, 0] for points in ax.collections)
+    assert max(low) < min(high) or max(high) < min(low)
+    share = float(re.search(r"\((\d+\.\d) % of variance\)", ax.get_xlabel())[1])
+    assert 85 < share < 100  # standardised: else the third column alone would make it 99
+    assert legend_words(fig) == ["low grade (40)", "high grade (40)"]
+
+
+def choices() -> pd.DataFrame:
+    rows = []
+    for head, name, values in (
+        ("mlp", "learning_rate", [1e-4, 1e-3]),
+        ("linear", "C", [1e-4, 1e-2, 1.0, 100.0]),
+        ("knn", "k", [3, 5, 9]),
+    ):
+        for fold in range(3):
+            for i, value in enumerate(values):
+                rows.append(
+                    dict(head=head, hyperparameter=name, value=value, fold=fold,
+                         val_auroc=0.7 + 0.01 * i + 0.02 * fold, chosen=i == 1)
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_validation_curve_has_a_panel_per_head_with_its_choices():
+    fig = plots.validation_curve(choices())
+    assert [ax.get_title("left") for ax in fig.axes] == list(plots.HEADS.values())
+    assert [ax.get_xscale() for ax in fig.axes] == ["log", "linear", "log"]
+    assert [ax.get_xlabel() for ax in fig.axes] == ["C", "k", "learning rate"]
+    *folds, mean, chosen = fig.axes[0].lines
+    assert len(folds) == 3
+    np.testing.assert_allclose(mean.get_ydata(), [0.72, 0.73, 0.74, 0.75])
+    assert set(chosen.get_xdata()) == {1e-2} and len(chosen.get_xdata()) == 3
+    with pytest.raises(ValueError, match="several rows"):
+        plots.validation_curve(pd.concat([choices()] * 2))
+
+
+def test_learning_curves_show_losses_and_mark_what_was_kept():
+    rows = [
+        dict(fold=fold, learning_rate=rate, epoch=epoch, train_loss=1 / epoch,
+             val_loss=1.1 / epoch, val_auroc=0.6 + 0.05 * epoch, chosen=rate == 1e-4 and epoch == 2)
+        for fold in range(2) for rate in (1e-5, 1e-4) for epoch in (1, 2, 3)
+    ]  # fmt: skip
+    fig = plots.learning_curves(pd.DataFrame(rows))
+    loss, auroc = fig.axes
+    assert len(loss.lines) == 2 * 2 * 2 + 1 and len(auroc.lines) == 2 * 2 + 1
+    stars = auroc.lines[-1]
+    assert list(stars.get_xdata()) == [2, 2]
+    np.testing.assert_allclose(stars.get_ydata(), 0.7)
+    words = legend_words(fig)
+    assert words[:2] == ["learning rate 1e-5", "learning rate 1e-4"] and "training" in words
+    assert loss.lines[0].get_color() is not None
+    assert tuple(loss.lines[0].get_color()) != tuple(loss.lines[-2].get_color())
+
+
+def test_roc_curves_state_the_auroc():
+    truth = np.array(["low grade", "low grade", "high grade", "high grade"])
+    risk = np.array([0.1, 0.6, 0.4, 0.9])  # three of the four pairs are in order
+    frame = pd.DataFrame({"y_true": truth, "prob_low grade": 1 - risk, "prob_high grade": risk})
+    fig = plots.roc_curves(frame, CLASSES)
+    assert legend_words(fig) == ["high grade: AUROC 0.750"]
+    frame["prob_other"] = 0.0
+    fig = plots.roc_curves(frame, [*CLASSES, "other"])
+    assert legend_words(fig) == [
+        "low grade: AUROC 0.750", "high grade: AUROC 0.750", "other: AUROC undefined",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="prob_third"):
+        plots.roc_curves(frame, [*CLASSES, "third"])
+
+
+# ---------------------------------------------------------------- the comparison
+
+
+def test_main_comparison_has_its_panels_rows_series_and_caption():
+    caption = "small ImageNet backbones and random controls on reduced-size real data; not DINOv2"
+    table = long_table(ARMS, sd=0.01)
+    fig = plots.main_comparison(table, TASKS, caption=caption)
+    assert isinstance(fig, Figure)
+    assert [ax.get_title("left") for ax in fig.axes] == ["Glioma grade", "Dermoscopy"]
+    assert row_names(fig) == [
+        "ResNet50 (ImageNet)", "ViT-Ti (ImageNet)", "ViT-Ti (random weights)", "DINOv2 S",
+    ]  # fmt: skip
+    assert legend_words(fig) == [
+        "frozen, all labels", "frozen, 10 % of labels", "fine-tuned, 10 % of labels",
+        "grey, hollow: random weights", "± 1 SD over seeds", "chance",
+    ]  # fmt: skip
+    assert caption in " ".join(all_words(fig).split())
+    assert "40 patients, 80 images" in all_words(fig)
+    assert fig.axes[0].get_xlim() == fig.axes[1].get_xlim()
+    # the values drawn are those of the table, and the random ones are hollow
+    for ax, task in zip(fig.axes, TASKS, strict=True):
+        rows = table[(table.task == task) & (table.metric == "auroc") & (table["head"] != "knn")]
+        points = [line for line in ax.lines if line.get_marker() not in ("None", None, "")]
+        drawn = sorted(x for line in points for x in line.get_xdata())
+        np.testing.assert_allclose(drawn, sorted(rows["value"]))
+        for line in points:
+            values = set(line.get_xdata())
+            untrained = values <= set(rows.value[rows.pretraining == "random"])
+            assert (line.get_markerfacecolor() == "white") == untrained
+            assert (line.get_color() == plots.GREY) == untrained
+    assert fig.axes[0].get_ylim()[0] > fig.axes[0].get_ylim()[1]  # first row on top
+
+
+def test_each_interval_is_drawn_where_the_table_says():
+    table = long_table({"mri": [FROZEN_ALL]}, {"dinov2_small": "dinov2"}, metrics=("auroc",))
+    fig = plots.main_comparison(table, {"mri": TASKS["mri"]})
+    ends = [s[:, 0].tolist() for c in fig.axes[0].collections for s in c.get_segments()]
+    assert table[["ci_low", "ci_high"]].iloc[0].tolist() in ends
+    assert legend_words(fig) == ["frozen", "chance"]  # one fraction only: none is named
+
+
+def test_label_fractions_that_differ_are_told_in_the_panels():
+    arms = {
+        "mri": [FROZEN_ALL, FROZEN_10, TUNED_10],
+        "skin": [FROZEN_ALL, ("frozen", "linear", 0.25), ("finetuned", "linear", 0.25)],
+    }
+    fig = plots.main_comparison(long_table(arms), TASKS)
+    assert legend_words(fig)[:3] == [
+        "frozen, all labels", "frozen, same labels as fine-tuned", "fine-tuned",
+    ]  # fmt: skip
+    notes = [" ".join(text.get_text() for text in ax.texts) for ax in fig.axes]
+    assert "fine-tuned on 10 % of labels" in notes[0]
+    assert "fine-tuned on 25 % of labels" in notes[1]
+
+
+@pytest.mark.parametrize("n", range(1, 8))
+def test_main_comparison_takes_one_to_seven_tasks_and_gaps(n):
+    tasks = {f"t{i}": {"title": f"Task {i}", "chance": None} for i in range(n)}
+    table = long_table({task: [FROZEN_ALL, TUNED_10] for task in tasks})
+    table = table.drop(table.index[::3])
+    table = table[(table["task"] != f"t{n - 1}") | (n == 1)]  # the last task has nothing yet
+    fig = plots.main_comparison(table, tasks)
+    fig.draw_without_rendering()
+    shown = [ax.get_title("left") for ax in fig.axes if ax.get_title("left")]
+    assert shown == [f"Task {i}" for i in range(n)]
+    assert ("no results" in all_words(fig)) == (n > 1)
+    assert "chance" not in legend_words(fig)
+
+
+def test_main_comparison_refuses_what_it_cannot_draw():
+    table = long_table(ARMS)
+    for wrong, word in (
+        (table.drop(columns="ci_low"), "ci_low"),
+        (pd.concat([table, table]), "several rows"),
+        (table.assign(regime="thawed"), "thawed"),
+        (table.assign(pretraining=None), "pretraining"),
+        (table.assign(task="other"), "other"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            plots.main_comparison(wrong, TASKS)
+    with pytest.raises(ValueError, match="auprc"):
+        plots.main_comparison(table, TASKS, metric="auprc")
+
+
+# ---------------------------------------------------------------- tables
+
+
+def test_main_table_holds_the_numbers_of_the_long_table_in_order():
+    table = long_table(ARMS).sample(frac=1, random_state=0)
+    wide = plots.main_table(table, TASKS, metrics=("accuracy", "auroc"))
+    assert len(wide) == 2 * 4 * 4
+    assert list(wide["task"].unique()) == ["Glioma grade", "Dermoscopy"]
+    assert list(wide["backbone"].unique()) == row_names(plots.main_comparison(table, TASKS))
+    first = wide.iloc[:4]
+    assert list(zip(first.regime, first["head"], first.label_fraction, strict=True)) == [
+        ("frozen", "linear", 1.0), ("frozen", "linear", 0.1), ("frozen", "knn", 1.0),
+        ("finetuned", "linear", 0.1),
+    ]  # fmt: skip
+    source = table[
+        (table.task == "mri") & (table.backbone == "vit_tiny-random") & (table["head"] == "knn")
+        & (table.metric == "auroc")
+    ].iloc[0]  # fmt: skip
+    cell = wide[
+        (wide.task == "Glioma grade") & (wide.pretraining == "random") & (wide["head"] == "knn")
+    ].iloc[0]
+    assert cell["auroc"] == f"{source.value:.3f} [{source.ci_low:.3f}, {source.ci_high:.3f}]"
+    assert cell["n_patients"] == 40
+    gaps = table[(table.metric != "auroc") | (table.regime == "frozen")]
+    gaps = plots.main_table(gaps, TASKS)
+    assert (gaps.auroc[gaps.regime == "finetuned"] == "").all() and (gaps.f1_weighted == "").all()
+    assert len(gaps) == len(wide)
+
+
+def test_tables_agree_across_formats_and_bold_the_best(tmp_path):
+    wide = plots.main_table(long_table(ARMS), TASKS, metrics=("balanced_accuracy", "auroc"))
+    paths = plots.save_table(wide, tmp_path / "t" / "main_table", "100 % of_it & more", "A note.")
+    assert [path.name for path in paths] == ["main_table.csv", "main_table.md", "main_table.tex"]
+    csv, md, tex = (path.read_text() for path in paths)
+    back = pd.read_csv(paths[0], keep_default_na=False)
+    assert list(back["auroc"]) == list(wide["auroc"])
+    number = r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]"
+    for text in (md, tex):
+        assert re.findall(number, text) == list(wide["auroc"])
+    # values rise down the long table: the last backbone's last arm is the best of its task
+    long = long_table(ARMS)
+    long = long[long.metric == "auroc"]
+    best = [f"{v:.3f}" for v in long.groupby("task", sort=False)["value"].max()]
+    assert [cell[:5] for cell in re.findall(r"\\textbf\{(.*?)\}", tex)] == best
+    assert [cell[:5] for cell in re.findall(r"\*\*(.*?)\*\*", md)] == best
+    assert "\\caption{100 \\% of\\_it \\& more}" in tex and "balanced\\_accuracy" in tex
+    body = tex.split("\\midrule\n", 1)[1].split("\\bottomrule")[0]
+    assert body.count("\\midrule") == 1  # between the two tasks
+    columns = re.search(r"\\begin\{tabular\}\{@\{\}([lr]+)@\{\}\}", tex)[1]
+    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == len(wide)
+    assert all(line.count(" & ") == len(columns) - 1 for line in rows)
+    assert tex.count("{") - tex.count("\\{") == tex.count("}") - tex.count("\\}")
+    assert "A note." in tex and md.rstrip().endswith("A note.")
+    again = plots.save_table(wide, tmp_path / "u" / "main_table", "100 % of_it & more", "A note.")
+    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
+
+
+def test_best_is_decided_by_number_and_only_for_metrics(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "task": ["a", "a", "a", "b"],
+            "auroc": ["0.9 [0.8, 1.0]", "0.95", "", "0.5"],
+            "p_value": [0.5, 0.001, np.nan, 1.0],
+            "what": ["[x] 5 %", "$ # {y} ~ ^ \\", "a|b", "±"],
+        }
+    )
+    _, md, tex = (path.read_text() for path in plots.save_table(frame, tmp_path / "claims"))
+    assert re.findall(r"\\textbf\{(.*?)\}", tex) == ["0.95"]  # b has nothing to compare with
+    assert r"\$ \# \{y\} \textasciitilde{} \textasciicircum{} \textbackslash{}" in tex
+    assert r"a\|b" in md and "| – |" in md and "0.001" in md
+    plots.save_table(frame[["what"]], tmp_path / "one")
+    assert "\n{}[x] 5 \\%" in (tmp_path / "one.tex").read_text()  # not an option of the line break
