@@ -52,8 +52,10 @@ def prepare(card: Card, data: Path | str, *, given: Path | None = None, seed: in
     if given is None:
         rows, excluded = read(card, data)
     else:
-        rows, excluded = manifest.read_rows(given), _frame([], [])[1]
+        rows, (_, excluded) = manifest.read_rows(given), _frame([], [])
         manifest.check_rows(rows, card, name=str(given))
+        if (reasons := manifest.excluded_path(given)).is_file():
+            excluded = manifest.read_rows(reasons)
     rows = manifest.with_hashes(rows, data)
     rows, twins = manifest.drop_known_duplicates(rows, card)
     if given is None or manifest.split_column(rows) is None:

@@ -135,6 +135,17 @@ def read_rows(path: Path | str) -> pd.DataFrame:
     return rows
 
 
+def excluded_path(path: Path | str) -> Path:
+    """Where a manifest's list of what was left out lies: columns name and reason."""
+    return Path(path).with_suffix(".excluded.csv")
+
+
+def write(rows: pd.DataFrame, excluded: pd.DataFrame, path: Path | str) -> None:
+    """Write a manifest and, beside it, what was left out of it and why."""
+    artifacts.save_csv(excluded_path(path), excluded)
+    artifacts.save_csv(path, rows)
+
+
 def check_rows(rows: pd.DataFrame, card: Card, name: str = "manifest") -> None:
     """Raise ManifestError that lists everything wrong with columns, ids and labels."""
     _complain(_row_problems(rows, card), name)
@@ -376,6 +387,15 @@ def rotations(rows: pd.DataFrame, label_fraction: float = 1.0, seed: int = 0) ->
     if problems:
         raise ManifestError(f"The split cannot be used:\n{listed(problems)}")
     return rotated
+
+
+def patients_by_side(rows: pd.DataFrame, parts: list[Rotation]) -> pd.DataFrame:
+    """How many patients each rotation trains on, chooses with and tests: a row a fold."""
+    counts = [
+        {side: rows["patient_id"][getattr(part, side)].nunique() for side in SPLITS}
+        for part in parts
+    ]
+    return pd.DataFrame(counts, index=pd.Index([part.fold for part in parts], name="fold"))
 
 
 def _take_patients(
