@@ -22,6 +22,9 @@ export MEDLIB_WEIGHTS := $(abspath $(WEIGHTS))
 endif
 # Jobs are processes; one thread each is faster than threads that wait for each other.
 export OMP_NUM_THREADS ?= 1
+# glibc keeps freed memory: else each batch's activations are given back and faulted in again.
+export MALLOC_MMAP_THRESHOLD_ ?= 33554432
+export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
 SNAKEMAKE = snakemake --cores $(CORES) --config grid=$(GRID) \
 	$(if $(PROFILE),--profile profiles/$(PROFILE)) --rerun-incomplete --keep-going
@@ -61,7 +64,7 @@ figures: $(READY)
 
 test: $(READY)
 	start=$$(date +%s); echo "Lint, then tests: about 5 minutes on two cores."; \
-	ruff check . && ruff format --check . && pytest -q -n auto && echo "Tests passed in $(SINCE)."
+	ruff check . && ruff format --check . && pytest -q -n auto --dist loadgroup && echo "Tests passed in $(SINCE)."
 
 lab: $(READY)
 	jupyter lab --notebook-dir=. notebooks

@@ -2,17 +2,19 @@
 
 | layer | module      | holds                                                                   |
 |-------|-------------|-------------------------------------------------------------------------|
-| 0     | `manifest`  | task cards; read, validate and write manifests; patient-level splits    |
+| 0     | `errors`    | the wording of errors: offenders, valid choices, the way out            |
 | 0     | `artifacts` | where every file lives; atomic save; run records; content hashes        |
-| 0     | `backbones` | the table of backbones; building one, with its weights checked          |
-| 0     | `metrics`   | point metrics and their bootstrap intervals                             |
-| 0     | `execute`   | one notebook, one set of parameters: papermill, made strict             |
-| 1     | `layouts`   | folder layouts of the data sets -> manifest rows                        |
-| 1     | `images`    | decode, resize and pack images and NIfTI slices into uint8 arrays       |
+| 1     | `manifest`  | task cards; read, validate and write manifests; patient-level splits    |
+| 1     | `backbones` | the table of backbones; building one, with its weights checked          |
+| 1     | `metrics`   | point metrics and their bootstrap intervals                             |
+| 1     | `execute`   | one notebook, one set of parameters: papermill, made strict             |
 | 1     | `phantoms`  | synthetic images and volumes with a known answer, as real files         |
-| 1     | `probe`     | heads on embeddings: logistic regression, kNN, the paper's MLP          |
-| 1     | `compare`   | runs -> summary tables, intervals over seeds, paired differences        |
-| 2     | `features`  | frozen embedding extraction and its cache                               |
-| 2     | `finetune`  | the fine-tuning loop                                                    |
-| 3     | `plots`     | data frame -> figure; figure styles; export of figures and tables       |
+| 2     | `layouts`   | folder layouts of the data sets -> manifest rows                        |
+| 2     | `images`    | decode, resize and pack images and NIfTI slices into uint8 arrays       |
+| 2     | `probe`     | heads on embeddings: logistic regression, kNN, the paper's MLP          |
+| 2     | `compare`   | complete runs -> summary tables, with intervals over patients           |
+| 2     | `grid`      | a grid file, checked as a whole before anything runs                    |
+| 3     | `features`  | frozen embedding extraction and its cache                               |
+| 4     | `finetune`  | the fine-tuning loop                                                    |
+| 4     | `plots`     | data frame -> figure; figure styles; export of figures and tables       |
 """

@@ -44,6 +44,7 @@ class Backbone:
     licence: str
     patch: int = 1
     hub: bool = True  # False: timm's hub does not have these weights, only a file
+    fixed_norm: bool = False  # batch norm is folded into the convolutions: see `_load`
     build: Mapping = field(default_factory=dict)
     config: Mapping = field(default_factory=dict)
 
@@ -78,9 +79,10 @@ TABLE: dict[str, Backbone] = {row.name: row for row in (
              "Apache-2.0", patch=16),
     Backbone("vit_base-imagenet", "vit_base_patch16_224.augreg_in21k_ft_in1k", "imagenet", "cls",
              "Apache-2.0", patch=16),
-    # TensorFlow's original MobileNetV2: its padding and scaling, and no copy on timm's hub.
+    # TensorFlow's original MobileNetV2: its padding and scaling, batch norm folded into the
+    # convolutions, and no copy on timm's hub.
     Backbone("mobilenetv2-imagenet", "mobilenetv2_100.tf_in1k", "imagenet", "gap", "Apache-2.0",
-             hub=False, build={"pad_type": "same"},
+             hub=False, fixed_norm=True, build={"pad_type": "same"},
              config={"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear"}),
     # timm's smallest networks: quick enough to fine-tune from scratch on a laptop (the demo grid).
     Backbone("micro_resnet-imagenet", "test_resnet.r160_in1k", "imagenet", "gap", "Apache-2.0"),
@@ -113,7 +115,7 @@ def get(name: str) -> Backbone:
         return TABLE[name]
     for row in TABLE.values():
         if name == _control(row):
-            return replace(row, name=name, pretraining="random")
+            return replace(row, name=name, pretraining="random", fixed_norm=False)
     way_out = "A new backbone is one row in medlib/backbones.py."
     raise ValueError(unknown("backbone", name, names(), way_out))
 
@@ -246,6 +248,25 @@ def _load(model: nn.Module, backbone: Backbone, path: Path) -> None:
             f"{path} does not fit {backbone.name} ({backbone.architecture}): it lacks "
             f"{result.missing_keys[:5]} and has {unexpected[:5]} too many."
         )
+    # Where batch norm was folded into the convolutions, what is left of it is the identity. In
+    # training it would standardise by the batch after all, and wipe out what was learned.
+    if folded_norm(model) != backbone.fixed_norm:
+        raise ValueError(
+            f"In {path} batch norm is {'' if folded_norm(model) else 'not '}folded into the "
+            f"convolutions: set fixed_norm={folded_norm(model)} in the row of {backbone.name} in "
+            "medlib/backbones.py, so that it is fine-tuned accordingly."
+        )
+
+
+def folded_norm(model: nn.Module) -> bool:
+    """Whether a model has batch norm, and all of it has the statistics of no data at all."""
+    from torch.nn import BatchNorm2d
+
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm2d)]
+    return bool(norms) and all(
+        norm.running_mean.eq(0).all() and norm.running_var.sub(1).abs().max() < 1e-3
+        for norm in norms
+    )
 
 
 def state_digest(model: nn.Module) -> str:

@@ -30,7 +30,11 @@ def check_parameters(notebook: Path | str, parameters: dict) -> None:
     """Raise ExecutionError that lists every unknown or wrongly typed parameter."""
     import papermill
 
-    cell = papermill.inspect_notebook(str(notebook))
+    try:
+        cell = papermill.inspect_notebook(str(notebook))
+    except ValueError as error:  # as saved by an editor that leaves the kernel out
+        message = f"{notebook} names no kernel: give it the kernelspec python3."
+        raise ExecutionError(message) from error
     problems = []
     for name, value in parameters.items():
         if name not in cell:

@@ -38,6 +38,15 @@ class Classifier(nn.Module):
             torch.manual_seed(seed)
             self.head = nn.Linear(width, n_classes)
 
+    def train(self, mode: bool = True) -> Classifier:
+        """Training mode, but for batch norm that must keep its statistics (``fixed_norm``)."""
+        super().train(mode)
+        if self.row.fixed_norm:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
     def forward(self, normalised: torch.Tensor) -> torch.Tensor:
         return self.head(backbones.embed(self.row, self.backbone, normalised))
 

@@ -1,0 +1,274 @@
+"""medlib.features: the frozen network's own embeddings, made once and never stale."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from medlib import artifacts, backbones, features, images, manifest, probe
+
+CNN = "micro_resnet-random"
+SIZE = 32
+
+
+def picture(seed, size=SIZE):
+    return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+
+
+def make_pack(folder, n=7, size=SIZE, interpolation="bilinear", start=0):
+    """``n`` PNG files of noise, packed as notebook 01 would."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        Image.fromarray(picture(start + i, size)).save(folder / f"{i}.png")
+    rows = pd.DataFrame({"sample_id": [f"{i:02d}" for i in range(n)]})
+    rows["patient_id"] = rows["sample_id"]
+    rows["path"] = [f"{i}.png" for i in range(n)]
+    rows["label"] = np.array(["no", "yes"])[np.arange(n) % 2]
+    rows["fold"] = np.arange(n) // 2 % 3
+    rows = manifest.with_hashes(rows, folder)
+    return images.pack(
+        rows, folder, folder / "pack", size=size, interpolation=interpolation, workers=1
+    )
+
+
+def holding(monkeypatch):
+    """What backbones.build returns from now on, in a list: the models that are used."""
+    build, models = backbones.build, []
+
+    def built(*args, **kwargs):
+        model, digest = build(*args, **kwargs)
+        models.append(model)
+        return model, digest
+
+    monkeypatch.setattr(backbones, "build", built)
+    return models
+
+
+def forbid_the_network(monkeypatch):
+    def refuse(*args):
+        raise AssertionError("the network was run")
+
+    monkeypatch.setattr(backbones, "embed", refuse)
+
+
+# ---------------------------------------------------------------------------------- embeddings
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size", "width"),
+    [(CNN, 32, 96), ("vit_tiny-random", 32, 192), ("dinov2_small-random", 28, 768)],
+)
+def test_an_embedding_is_what_the_network_gives_for_that_image_alone(
+    tmp_path, backbone, size, width
+):
+    row = backbones.get(backbone)
+    pack = make_pack(tmp_path / "data", 5, size, row.preprocessing["interpolation"])
+    made = features.extract(pack, backbone, tmp_path / "f", batch_size=3, device="cpu", seed=2)
+    assert made.embeddings.shape == (5, width) and made.embeddings.dtype == np.float32
+    model, _ = backbones.build(backbone, size, seed=2)
+    config = timm.get_pretrained_cfg(row.timm_name).to_dict()
+    mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
+    for i in range(5):
+        pixels = torch.from_numpy(picture(i, size)).permute(2, 0, 1)
+        with torch.no_grad():
+            maps = model.forward_features(((pixels / 255 - mean) / std)[None])[0]
+        if backbone == CNN:
+            expected = maps.flatten(1).mean(1)  # over the positions of each channel
+        elif backbone == "vit_tiny-random":
+            expected = maps[0]  # the class token
+        else:
+            assert len(maps) == 1 + 4  # class token and 2 × 2 patches
+            expected = torch.cat([maps[0], maps[1:].sum(0) / 4])
+        np.testing.assert_allclose(made.embeddings[i], expected.numpy(), rtol=0, atol=1e-5)
+    assert np.ptp(made.embeddings, axis=0).max() > 1e-3, "all embeddings are alike"
+
+
+def test_the_size_of_a_batch_does_not_change_an_embedding(tmp_path):
+    pack = make_pack(tmp_path / "data", 9)
+    by_size = [
+        np.array(features.extract(pack, CNN, tmp_path / str(b), batch_size=b).embeddings)
+        for b in (1, 4, 9, 50)
+    ]
+    for other in by_size[1:]:
+        np.testing.assert_allclose(other, by_size[0], rtol=0, atol=1e-5)
+
+
+def test_the_index_is_that_of_the_pack(tmp_path):
+    pack = make_pack(tmp_path / "data")
+    made = features.extract(pack, CNN, tmp_path / "f")
+    pd.testing.assert_frame_equal(made.index, pack.index)
+    assert made.index["sample_id"].iloc[0] == "00"
+
+
+@pytest.mark.parametrize("backbone", [CNN, "micro_efficientnet-random"])
+def test_extraction_and_probing_leave_parameters_and_batch_norm_statistics_alone(
+    tmp_path, monkeypatch, backbone
+):
+    models = holding(monkeypatch)
+    interpolation = backbones.get(backbone).preprocessing["interpolation"]
+    pack = make_pack(tmp_path / "data", 12, interpolation=interpolation)
+    made = features.extract(pack, backbone, tmp_path / "f", batch_size=5)
+    (model,) = models
+    fresh, _ = backbones.build(backbone, SIZE)
+    assert any("running_mean" in name for name in model.state_dict())
+    assert backbones.state_digest(model) == backbones.state_digest(fresh)
+    for head in probe.HEADS:
+        probe.run(head, made.embeddings, made.index, ["no", "yes"], manifest.rotations(made.index))
+    assert backbones.state_digest(model) == backbones.state_digest(fresh)
+    assert all(p.grad is None for p in model.parameters())
+    # The digest does see the statistics.
+    model.train()(torch.randn(2, 3, SIZE, SIZE))
+    assert backbones.state_digest(model) != backbones.state_digest(fresh)
+
+
+def test_the_record_says_what_the_embeddings_depend_on(tmp_path):
+    pack = make_pack(tmp_path / "data")
+    meta = features.extract(pack, CNN, tmp_path / "f", seed=3).meta
+    model, digest = backbones.build(CNN, SIZE, seed=3)
+    assert meta["images"] == pack.meta["hash"]
+    assert meta["backbone"] == CNN and meta["pretraining"] == "random" and meta["seed"] == 3
+    assert meta["weights_digest"] == digest
+    assert meta["image_size"] == SIZE and meta["precision"] == "float32"
+    assert meta["parameters"] == sum(p.numel() for p in model.parameters())
+    assert meta["versions"]["timm"] == timm.__version__
+
+
+def test_auto_is_cuda_where_there_is_some_and_any_other_device_is_itself(monkeypatch):
+    for available, expected in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=available: there)
+        assert features.device_name("auto") == expected
+        assert features.device_name("cpu") == "cpu"
+        assert features.device_name("cuda:1") == "cuda:1"
+
+
+@pytest.mark.gpu
+def test_a_cuda_device_gives_the_embeddings_of_the_cpu(tmp_path, cuda):
+    pack = make_pack(tmp_path / "data")
+    here = features.extract(pack, CNN, tmp_path / "cpu", device="cpu")
+    there = features.extract(pack, CNN, tmp_path / "cuda", device=cuda)
+    assert there.meta["device"] == "cuda"
+    np.testing.assert_allclose(there.embeddings, here.embeddings, rtol=1e-2, atol=1e-2)
+
+
+# --------------------------------------------------------------------------------------- cache
+
+
+def test_a_cache_that_matches_is_returned_without_running_the_network(tmp_path, monkeypatch):
+    pack = make_pack(tmp_path / "data")
+    first = features.extract(pack, CNN, tmp_path / "f")
+    forbid_the_network(monkeypatch)
+    second = features.extract(pack, CNN, tmp_path / "f", batch_size=2)
+    np.testing.assert_array_equal(second.embeddings, first.embeddings)
+    assert second.meta == first.meta
+
+
+@pytest.mark.parametrize("change", ["image", "label", "backbone", "seed", "version"])
+def test_a_cache_is_made_again_when_anything_that_it_depends_on_changes(
+    tmp_path, monkeypatch, change
+):
+    pack, backbone, seed = make_pack(tmp_path / "data"), CNN, 0
+    first = features.extract(pack, backbone, tmp_path / "f")
+    before, made_by = np.array(first.embeddings), first.meta["hash"]
+    if change == "image":
+        pack = make_pack(tmp_path / "data", start=100)
+    elif change == "label":
+        pack.index.loc[0, "label"] = "yes"
+        pack = pack._replace(meta=pack.meta | {"hash": "of other rows"})
+    elif change == "backbone":
+        backbone = "mobilenetv2-random"
+    elif change == "seed":
+        seed = 1
+    else:
+        monkeypatch.setattr(features, "VERSION", features.VERSION + 1)
+    again = features.extract(pack, backbone, tmp_path / "f", seed=seed)
+    assert again.meta["hash"] != made_by
+    fresh = features.extract(pack, backbone, tmp_path / "fresh", seed=seed)
+    np.testing.assert_array_equal(again.embeddings, fresh.embeddings)
+    pd.testing.assert_frame_equal(again.index, pack.index)
+    same = change in ("label", "version")
+    assert (
+        again.embeddings.shape == before.shape and np.allclose(again.embeddings, before)
+    ) == same
+    forbid_the_network(monkeypatch)
+    features.extract(pack, backbone, tmp_path / "f", seed=seed)  # it is the cache now
+
+
+def test_embeddings_of_other_images_are_refused(tmp_path):
+    pack = make_pack(tmp_path / "data")
+    features.extract(pack, CNN, tmp_path / "f")
+    assert features.load(tmp_path / "f", pack.meta["hash"]).meta["backbone"] == CNN
+    with pytest.raises(ValueError, match="other images.*02_extract_features.*again") as caught:
+        features.load(tmp_path / "f", "0123456789abcdef")
+    assert str(tmp_path / "f") in str(caught.value)
+
+
+def test_embeddings_that_are_not_there_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="02_extract_features") as caught:
+        features.load(tmp_path / "nothing")
+    assert str(tmp_path / "nothing") in str(caught.value)
+
+
+def test_images_resized_in_another_way_than_the_backbone_wants_are_refused(tmp_path):
+    pack = make_pack(tmp_path / "data", interpolation="bicubic")
+    with pytest.raises(ValueError) as caught:
+        features.extract(pack, CNN, tmp_path / "f")
+    for part in (CNN, "bilinear", "bicubic"):
+        assert part in str(caught.value)
+    assert not (tmp_path / "f").exists()
+
+
+def test_an_image_size_that_does_not_fit_leaves_nothing_behind(tmp_path):
+    pack = make_pack(tmp_path / "data", interpolation="bicubic")
+    with pytest.raises(ValueError, match="multiple of 14, not 32; the nearest are 28 and 42"):
+        features.extract(pack, "dinov2_small-random", tmp_path / "f")
+    assert not (tmp_path / "f").exists()
+
+
+@pytest.mark.parametrize("there_was_one", [False, True])
+def test_an_interrupted_extraction_is_not_taken_for_a_complete_one(
+    tmp_path, monkeypatch, there_was_one
+):
+    pack = make_pack(tmp_path / "data")
+    if there_was_one:
+        features.extract(pack, CNN, tmp_path / "f", seed=5)
+    with monkeypatch.context() as patched:
+        embed, calls = backbones.embed, []
+
+        def break_off(*args):
+            calls.append(args)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return embed(*args)
+
+        patched.setattr(backbones, "embed", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            features.extract(pack, CNN, tmp_path / "f", batch_size=2)
+    assert not (tmp_path / "f" / "meta.json").exists()
+    with pytest.raises(FileNotFoundError):
+        features.load(tmp_path / "f")
+    hidden = [path.name for path in (tmp_path / "f").iterdir() if path.name.startswith(".")]
+    assert hidden == []
+    made = features.extract(pack, CNN, tmp_path / "f", batch_size=2)
+    fresh = features.extract(pack, CNN, tmp_path / "fresh", batch_size=2)
+    np.testing.assert_array_equal(made.embeddings, fresh.embeddings)
+
+
+def test_embeddings_that_are_not_finite_are_refused_and_not_kept(tmp_path, monkeypatch):
+    pack = make_pack(tmp_path / "data")
+    embed = backbones.embed
+    monkeypatch.setattr(backbones, "embed", lambda *args: embed(*args) * float("inf"))
+    with pytest.raises(FloatingPointError, match=CNN):
+        features.extract(pack, CNN, tmp_path / "f")
+    assert not (tmp_path / "f" / "meta.json").exists()
+    assert not (tmp_path / "f" / "embeddings.npy").exists()
+
+
+def test_a_record_with_another_hash_does_not_pass_for_a_cache(tmp_path):
+    pack = make_pack(tmp_path / "data")
+    features.extract(pack, CNN, tmp_path / "f")
+    meta = artifacts.read_json(tmp_path / "f" / "meta.json")
+    artifacts.save_json(tmp_path / "f" / "meta.json", meta | {"hash": ""})
+    (tmp_path / "f" / "embeddings.npy").write_bytes(b"")
+    assert features.extract(pack, CNN, tmp_path / "f").embeddings.shape == (7, 96)

@@ -1,0 +1,621 @@
+"""medlib.finetune: it learns, chooses on validation data alone, and repeats bit by bit."""
+
+import copy
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.utils.class_weight import compute_class_weight
+from torch import nn
+from torch.nn import functional
+
+from medlib import backbones, features, finetune, images, manifest, metrics
+
+CNN = "micro_resnet-random"
+CLASSES = ["across", "down"]
+SHORT = dict(learning_rates=[3e-3], epochs=2, batch_size=8, device="cpu")
+LEARNT = dict(learning_rates=[3e-3], epochs=6, batch_size=8, device="cpu")
+
+
+def stripes(n, size=32, seed=0):
+    """Noisy stripes across (0) and down (1), with a random phase and contrast."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 2
+    wave = np.sin(2 * np.pi * (np.arange(size) / 8 + rng.random((n, 1))))
+    drawn = np.where(y[:, None, None] == 0, wave[:, :, None], wave[:, None, :])
+    grey = 128 + rng.uniform(20, 60, (n, 1, 1)) * drawn + rng.normal(0, 25, (n, size, size))
+    return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, axis=3), y
+
+
+def problem(train=24, val=12, test=24, size=32, seed=0):
+    """Images, index (a row a patient) and the one rotation of an official split."""
+    pixels, y = stripes(train + val + test, size, seed)
+    index = pd.DataFrame({"sample_id": [f"s{i:02d}" for i in range(len(y))]})
+    index["patient_id"] = index["sample_id"]
+    index["label"] = [CLASSES[label] for label in y]
+    index["split"] = ["train"] * train + ["val"] * val + ["test"] * test
+    return pixels, index, manifest.rotations(index)
+
+
+def run(data, backbone=CNN, **settings):
+    pixels, index, rotations = data
+    return finetune.run(backbone, pixels, index, CLASSES, rotations, **(SHORT | settings))
+
+
+def probabilities(frame):
+    return frame[metrics.probability_columns(CLASSES)].to_numpy()
+
+
+@pytest.fixture(scope="module")
+def learnt():
+    """A problem, and what fine-tuning makes of it."""
+    data = problem()
+    return data, run(data, **LEARNT)
+
+
+# ------------------------------------------------------------------------------------ learning
+
+
+def test_a_network_from_scratch_learns_stripes(learnt):
+    data, (found, history, _) = learnt
+    assert roc_auc_score(found["y_true"] == "down", found["prob_down"]) > 0.9
+    assert history["train_loss"].iloc[-1] < 0.7 * history["train_loss"].iloc[0]
+    assert found["sample_id"].tolist() == data[1]["sample_id"][36:].tolist()
+    np.testing.assert_allclose(probabilities(found).sum(1), 1, atol=1e-12)
+
+
+def test_training_moves_every_parameter_and_the_batch_norm_statistics():
+    pixels, index, rotations = problem()
+    model = finetune.Classifier(CNN, 32, 2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    y = np.array([CLASSES.index(label) for label in index["label"]])
+    rows = np.flatnonzero(rotations[0].train)
+    losses = dict(
+        finetune.train(
+            model, pixels, y, rows, learning_rate=3e-3, epochs=4, batch_size=8,
+            weight_decay=0.05, warmup=0.1, balanced=False, seed=0,
+        )
+    )  # fmt: skip
+    assert list(losses) == [1, 2, 3, 4] and losses[4] < losses[1]
+    same = [name for name, value in model.state_dict().items() if torch.equal(value, before[name])]
+    assert same == []
+
+
+def test_the_history_has_a_row_an_epoch_and_the_columns_that_a_run_saves(learnt):
+    _, (found, history, digest) = learnt
+    assert list(history.columns) == finetune.HISTORY
+    assert history["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert set(history["learning_rate"]) == {3e-3} and set(history["fold"]) == {0}
+    assert history["chosen"].sum() == 1
+    assert digest == backbones.build(CNN, 32, 0)[1]
+    assert list(found.columns) == [
+        "sample_id", "patient_id", "split", "y_true", "prob_across", "prob_down",
+    ]  # fmt: skip
+
+
+def test_the_seed_decides_every_bit():
+    data = problem()
+    torch.manual_seed(1)
+    first, history, digest = run(data, seed=3)
+    torch.manual_seed(2)  # the state of the global generator is not the seed
+    again, same_history, same_digest = run(data, seed=3)
+    pd.testing.assert_frame_equal(again, first, check_exact=True)
+    pd.testing.assert_frame_equal(same_history, history, check_exact=True)
+    assert same_digest == digest
+    other, _, other_digest = run(data, seed=4)
+    assert np.abs(probabilities(other) - probabilities(first)).max() > 1e-3
+    assert other_digest != digest
+
+
+def test_test_labels_change_no_prediction_and_no_choice():
+    pixels, index, rotations = problem()
+    first, history, _ = run((pixels, index, rotations))
+    mixed = index.copy()
+    test = rotations[0].test
+    mixed.loc[test, "label"] = np.random.default_rng(0).permutation(index.loc[test, "label"])
+    assert (mixed["label"] != index["label"]).sum() > 5
+    second, other_history, _ = run((pixels, mixed, rotations))
+    np.testing.assert_array_equal(probabilities(second), probabilities(first))
+    assert second["y_true"].tolist() == mixed.loc[test, "label"].tolist()
+    pd.testing.assert_frame_equal(other_history, history, check_exact=True)
+
+
+def test_test_images_change_their_own_predictions_alone():
+    pixels, index, rotations = problem()
+    first, history, _ = run((pixels, index, rotations))
+    test = np.flatnonzero(rotations[0].test)
+    order = np.random.default_rng(1).permutation(len(test))
+    moved = pixels.copy()
+    moved[test] = pixels[test[order]]
+    second, other_history, _ = run((moved, index, rotations))
+    np.testing.assert_allclose(probabilities(second), probabilities(first)[order], atol=1e-6)
+    pd.testing.assert_frame_equal(other_history, history, check_exact=True)
+
+
+# ------------------------------------------------------------------------------------ choosing
+
+
+def scripted(monkeypatch, pixels, index, table):
+    """Training that goes through known states: (rate, epoch) -> probabilities of class 1.
+
+    The state is a number in the head's bias; prediction looks it up. Returns the biases with
+    which training began.
+    """
+    codes, begun = list(table), []
+
+    def train(model, images, y, rows, *, learning_rate, epochs, **_):
+        begun.append(model.head.bias.detach().clone())
+        for epoch in range(1, epochs + 1):
+            with torch.no_grad():
+                model.head.bias.fill_(codes.index((learning_rate, epoch)))
+            yield epoch, 0.5
+
+    def predict(model, images, rows, batch_size=32):
+        assert images is pixels
+        positive = np.asarray(table[codes[int(model.head.bias[0])]])[rows]
+        return np.stack([1 - positive, positive], axis=1)
+
+    monkeypatch.setattr(finetune, "train", train)
+    monkeypatch.setattr(finetune, "predict", predict)
+    return begun
+
+
+def test_the_epoch_with_the_best_validation_auroc_predicts_and_the_loss_breaks_ties(monkeypatch):
+    pixels, index, rotations = problem(train=4, val=4, test=4)
+    # Validation labels are 0, 1, 0, 1; the test part tells which state predicted it.
+    parts = {
+        (0.1, 1): [0.4, 0.3, 0.2, 0.8],  # AUROC 0.75
+        (0.1, 2): [0.4, 0.6, 0.4, 0.6],  # 1, loss -log 0.6
+        (0.2, 1): [0.2, 0.8, 0.2, 0.8],  # 1, loss -log 0.8: the best
+        (0.2, 2): [0.3, 0.7, 0.3, 0.7],  # 1, loss -log 0.7
+        (0.3, 1): [0.2, 0.8, 0.2, 0.8],  # as good as the best, but later
+        (0.3, 2): [0.01, 0.99, 0.5, 0.4],  # a good loss for three, AUROC 0.75
+    }
+    table = {
+        key: [0.5] * 4 + val + [0.1 * (i + 1)] * 4 for i, (key, val) in enumerate(parts.items())
+    }
+    begun = scripted(monkeypatch, pixels, index, table)
+    found, history, _ = run((pixels, index, rotations), learning_rates=[0.1, 0.2, 0.3], epochs=2)
+    y = [0, 1, 0, 1]
+    assert history["val_auroc"].tolist() == [roc_auc_score(y, p) for p in parts.values()]
+    assert history["val_loss"].tolist() == pytest.approx([log_loss(y, p) for p in parts.values()])
+    assert history["chosen"].tolist() == [False, False, True, False, False, False]
+    assert found["prob_down"].tolist() == pytest.approx([0.3] * 4)
+    assert len(begun) == 3
+    assert torch.equal(begun[0], begun[1]) and torch.equal(begun[0], begun[2])
+
+
+def test_the_kept_weights_are_those_of_the_chosen_epoch_and_not_of_the_last(learnt):
+    data, (found, history, _) = learnt
+    pixels, index, rotations = data
+    best = history.sort_values(["val_auroc", "val_loss"], ascending=[False, True]).iloc[0]
+    assert history.loc[history["chosen"], "epoch"].item() == best["epoch"]
+    # Train once more with the same seed, and stop at that epoch.
+    model = finetune.Classifier(CNN, 32, 2, seed=0)
+    y = np.array([CLASSES.index(label) for label in index["label"]])
+    for epoch, loss in finetune.train(
+        model, pixels, y, np.flatnonzero(rotations[0].train), learning_rate=3e-3,
+        epochs=LEARNT["epochs"], batch_size=8, weight_decay=0.05, warmup=0.1, balanced=False,
+        seed=0,
+    ):  # fmt: skip
+        assert loss == history["train_loss"][epoch - 1]
+        if epoch == best["epoch"]:
+            break
+    model.eval()
+    with torch.no_grad():
+        inputs = backbones.normalise(model.row, torch.from_numpy(pixels[rotations[0].test]))
+        expected = model(inputs).double().softmax(1).numpy()
+    np.testing.assert_allclose(probabilities(found), expected, rtol=0, atol=1e-6)
+
+
+def test_validation_is_judged_by_the_model_as_it_will_be_used(learnt):
+    # Batch statistics of the validation images must not enter: one image at a time is the same.
+    pixels, index, _ = learnt[0]
+    model = finetune.Classifier(CNN, 32, 2).train()
+    together = finetune.predict(model, pixels, np.arange(10))
+    alone = [finetune.predict(model, pixels, np.array([i]))[0] for i in range(10)]
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    assert together.dtype == np.float64
+
+
+def test_every_learning_rate_starts_from_the_same_weights():
+    data = problem()
+    alone = run(data, learning_rates=[1e-3])[1]
+    after = run(data, learning_rates=[3e-2, 1e-3])[1]
+    columns = ["epoch", "train_loss", "val_loss", "val_auroc"]
+    second = after[after["learning_rate"] == 1e-3].reset_index(drop=True)
+    pd.testing.assert_frame_equal(second[columns], alone[columns], check_exact=True)
+    first = after[after["learning_rate"] == 3e-2].reset_index(drop=True)
+    assert (first["train_loss"] != second["train_loss"]).all()
+
+
+def test_every_fold_starts_from_the_same_weights_and_every_sample_is_predicted_once():
+    pixels, index, _ = problem(train=12, val=12, test=12)
+    index = index.drop(columns="split").assign(fold=np.arange(36) // 2 % 3)
+    rotations = manifest.rotations(index)
+    found, history, _ = run((pixels, index, rotations), epochs=1)
+    assert sorted(found["sample_id"]) == sorted(index["sample_id"])
+    truth = index.set_index("sample_id")
+    assert found["fold"].tolist() == truth.loc[found["sample_id"], "fold"].tolist()
+    assert found["y_true"].tolist() == truth.loc[found["sample_id"], "label"].tolist()
+    assert history.groupby("fold")["chosen"].sum().tolist() == [1, 1, 1]
+    alone, last, _ = run((pixels, index, rotations[2:]), epochs=1)
+    pd.testing.assert_frame_equal(
+        found[found["fold"] == 2].reset_index(drop=True), alone, check_exact=True
+    )
+    assert last["train_loss"].item() == history["train_loss"].iloc[2]
+
+
+def test_slices_of_a_volume_are_averaged_in_choosing_and_in_testing(monkeypatch):
+    pixels, index, _ = problem(train=4, val=4, test=4)
+    index["label"] = np.repeat(["across", "down"] * 3, 2)
+    index["sample_id"] = index["patient_id"] = np.repeat([f"v{i}" for i in range(6)], 2)
+    val, test = [0.2, 0.7, 0.5, 0.9], [0.1, 0.4, 0.6, 1.0]
+    scripted(monkeypatch, pixels, index, {(0.1, 1): [0.5] * 4 + val + test})
+    found, history, _ = run(
+        (pixels, index, manifest.rotations(index)), learning_rates=[0.1], epochs=1
+    )
+    assert found["sample_id"].tolist() == ["v4", "v5"]
+    assert found["prob_down"].tolist() == pytest.approx([0.25, 0.8])
+    # By volume .45 and .7, in order; by slice one of the four pairs would not be.
+    assert history["val_auroc"].item() == 1
+    assert history["val_loss"].item() == pytest.approx(-(math.log(0.55) + math.log(0.7)) / 2)
+
+
+def test_the_rows_of_an_index_may_have_any_labels():
+    pixels, index, rotations = problem()
+    first, history, _ = run((pixels, index, rotations), epochs=1)
+    relabelled = index.set_index(index.index[::-1])
+    second, other_history, _ = run((pixels, relabelled, rotations), epochs=1)
+    pd.testing.assert_frame_equal(second, first, check_exact=True)
+    pd.testing.assert_frame_equal(other_history, history, check_exact=True)
+
+
+def test_weights_that_are_not_numbers_are_never_chosen(monkeypatch):
+    # The last step of an epoch may break the weights after a loss that was still finite.
+    pixels, index, rotations = problem(train=4, val=4, test=4)
+    index["label"] = ["down", "down", "across", "across"] * 3
+    parts = {(0.1, 1): [0.7, 0.3, 0.4, 0.2], (0.1, 2): [np.nan] * 4}
+    table = {key: [0.5] * 4 + val + val for key, val in parts.items()}
+    scripted(monkeypatch, pixels, index, table)
+    try:
+        found, history, _ = run((pixels, index, rotations), learning_rates=[0.1], epochs=2)
+    except (FloatingPointError, ValueError) as error:
+        assert "finite" in str(error)  # to refuse is as good
+    else:
+        assert history["chosen"].tolist() == [True, False]
+        assert found["prob_down"].tolist() == parts[0.1, 1]
+
+
+def test_a_validation_part_that_cannot_choose_is_refused(monkeypatch):
+    # Without one of the classes there is no AUROC: the untrained network must not be kept.
+    pixels, index, _ = problem(train=4, val=4, test=4)
+    train, val, test = (np.array(index["split"] == side) for side in manifest.SPLITS)
+    part = manifest.Rotation(0, train, val & (index["label"] == "across").to_numpy(), test)
+    table = {(0.1, 1): [0.5] * 4 + [0.3] * 4 + [0.9] * 4}
+    scripted(monkeypatch, pixels, index, table)
+    with pytest.raises(ValueError, match="val"):
+        run((pixels, index, [part]), learning_rates=[0.1], epochs=1)
+
+
+# -------------------------------------------------------------------------------- augmentation
+
+
+def coordinates(n, size=32):
+    """Images of four channels: 0, 1, and the coordinates x and y in half image widths."""
+    axis = (2 * torch.arange(size) + 1) / size - 1
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return torch.stack([torch.zeros_like(x), torch.ones_like(x), x, y]).expand(n, 4, size, size)
+
+
+def drawn(n, seed=0):
+    """What augmentation did to each of ``n`` images: contrast, brightness, matrix and shift."""
+    moved = finetune.augment(coordinates(n), torch.Generator().manual_seed(seed)).double()
+    brightness = moved[:, 0]
+    assert (brightness == brightness[:, :1, :1]).all()
+    contrast = moved[:, 1] - brightness
+    source = ((moved[:, 2:] - brightness[:, None]) / contrast[:, None])[:, :, 12:20, 12:20]
+    here = coordinates(1)[0, 1:, 12:20, 12:20].double().flatten(1).numpy().T  # 1, x, y
+    there = source.flatten(2).flatten(0, 1).numpy().T  # a column for x and y of each image
+    fit = np.linalg.lstsq(here, there, rcond=None)[0]
+    assert np.abs(here @ fit - there).max() < 1e-4, "not a linear map"
+    solved = fit.T.reshape(n, 2, 3)
+    return contrast[:, 0, 0].numpy(), brightness[:, 0, 0].numpy(), solved[:, :, 1:], solved[:, :, 0]
+
+
+def test_augmentation_is_a_light_rotation_scale_shift_and_mirror_image():
+    contrast, brightness, matrix, shift = drawn(600)
+    scale = np.linalg.norm(matrix, axis=1)
+    np.testing.assert_allclose(scale[:, 0], scale[:, 1], atol=1e-4)  # no stretching
+    np.testing.assert_allclose((matrix[:, :, 0] * matrix[:, :, 1]).sum(1), 0, atol=1e-4)
+    mirrored = np.linalg.det(matrix) < 0
+    angle = np.degrees(np.arctan2(-matrix[:, 0, 1], matrix[:, 1, 1]))
+    # Each is uniform: within its bounds, and near them in 600 draws. A shift of 0.1 half widths
+    # is 5 % of the width.
+    for values, low, high in (
+        (angle, -10, 10),
+        (scale[:, 0], 0.9, 1.1),
+        (shift[:, 0], -0.1, 0.1),
+        (shift[:, 1], -0.1, 0.1),
+        (contrast, 0.8, 1.2),
+        (brightness, -0.2, 0.2),
+    ):
+        width = high - low
+        assert low - 1e-4 <= values.min() < low + 0.05 * width
+        assert high - 0.05 * width < values.max() <= high + 1e-4
+        # Mean and spread of a uniform distribution, within four standard errors.
+        assert values.mean() == pytest.approx((low + high) / 2, abs=4 * width / math.sqrt(12 * 600))
+        assert values.std() == pytest.approx(width / math.sqrt(12), rel=0.1)
+    # 300 of 600 expected, with a standard deviation of 12.
+    assert 250 < mirrored.sum() < 350
+    upside_down = matrix[:, 1, 1] < 0
+    assert not upside_down.any()
+
+
+def test_augmentation_keeps_shape_and_the_mean_of_images():
+    pixels, _ = stripes(200)
+    inputs = backbones.normalise(backbones.get(CNN), torch.from_numpy(pixels))
+    moved = finetune.augment(inputs, torch.Generator().manual_seed(0))
+    assert moved.shape == inputs.shape and moved.dtype == torch.float32
+    assert torch.isfinite(moved).all()
+    # Brightness moves each mean by up to 0.2; its mean over 200 images by 0.008, one sd.
+    assert moved.mean().item() == pytest.approx(inputs.mean().item(), abs=0.03)
+    ratio = moved.std() / inputs.std()  # smoothing takes some, brightness adds some
+    assert 0.7 < ratio < 1.1
+    assert (moved.mean((1, 2, 3)) - inputs.mean((1, 2, 3))).abs().max() < 0.2 + 0.15
+
+
+def test_augmentation_differs_between_images_and_draws_and_repeats_with_its_generator():
+    same = torch.from_numpy(np.repeat(stripes(1)[0], 6, axis=0)).permute(0, 3, 1, 2).float()
+    before = same.clone()
+    generator = torch.Generator().manual_seed(5)
+    first, second = (finetune.augment(same, generator) for _ in range(2))
+    assert torch.equal(same, before), "the images were changed in place"
+    flat = torch.cat([first, second]).flatten(1)
+    assert all((flat[i] - flat[j]).abs().max() > 1e-3 for i in range(12) for j in range(i))
+    torch.manual_seed(99)
+    assert torch.equal(finetune.augment(same, torch.Generator().manual_seed(5)), first)
+
+
+@pytest.mark.gpu
+def test_augmentation_draws_the_same_on_a_cuda_device(cuda):
+    inputs = torch.from_numpy(stripes(8)[0]).permute(0, 3, 1, 2).float() / 255
+    here = finetune.augment(inputs, torch.Generator().manual_seed(1))
+    there = finetune.augment(inputs.to(cuda), torch.Generator().manual_seed(1))
+    assert there.device.type == "cuda"
+    torch.testing.assert_close(there.cpu(), here, rtol=0, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_network_from_scratch_learns_stripes_on_a_cuda_device(cuda):
+    found, history, _ = run(problem(), **(LEARNT | {"device": cuda}))
+    assert roc_auc_score(found["y_true"] == "down", found["prob_down"]) > 0.9
+    assert history["train_loss"].iloc[-1] < 0.7 * history["train_loss"].iloc[0]
+
+
+# ------------------------------------------------------------------------------- the optimiser
+
+
+def bare(width=12, outputs=2):
+    """The least that training asks of a model: a row, a head and, on 2 × 2 images, logits."""
+    head = nn.Linear(width, outputs)
+    model = nn.Sequential(nn.Flatten(), nn.LayerNorm(width), head)
+    model.row = backbones.get(CNN)
+    model.__dict__["head"] = head  # not as one more layer
+    return model
+
+
+def train_bare(model, y, rows=None, **settings):
+    pixels = np.random.default_rng(0).integers(0, 256, (len(y), 2, 2, 3), dtype=np.uint8)
+    rows = np.arange(len(y)) if rows is None else rows
+    settings = dict(
+        learning_rate=0.01, epochs=1, batch_size=4, weight_decay=0, warmup=0.1, balanced=False,
+        seed=0,
+    ) | settings  # fmt: skip
+    return [loss for _, loss in finetune.train(model, pixels, np.asarray(y), rows, **settings)]
+
+
+def test_the_learning_rate_warms_up_linearly_and_decays_as_half_a_cosine_to_zero():
+    schedule = finetune._schedule(10, 0.4)
+    expected = [
+        0.25, 0.5, 0.75, 1,  # four of ten steps
+        1, (1 + math.cos(math.pi / 6)) / 2, 0.75, 0.5, 0.25, (1 - math.cos(math.pi / 6)) / 2,
+    ]  # fmt: skip
+    assert [schedule(step) for step in range(10)] == pytest.approx(expected)
+    assert schedule(10) == pytest.approx(0)
+    long = [finetune._schedule(1000, 0.1)(step) for step in range(1000)]
+    assert max(long) == 1 and long[99] == 1 and long[-1] < 1e-5
+    assert sum(long) / 1000 == pytest.approx(0.05 + 0.45, abs=2e-3)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0.1), (1, 0), (1, 1), (2, 1), (5, 0)])
+def test_the_schedule_of_a_short_training_is_positive_and_at_most_one(steps, warmup):
+    factors = [finetune._schedule(steps, warmup)(step) for step in range(steps)]
+    assert factors[0] > 0 and max(factors) <= 1
+
+
+def test_weight_decay_shrinks_projections_by_the_schedule_and_spares_norms_and_biases():
+    model = bare()
+    # With logits of zero gradient, AdamW does nothing but decay.
+    model.register_forward_hook(lambda module, inputs, output: output * 0)
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter, 0.5, 1.5)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    train_bare(model, [0, 1] * 10, learning_rate=0.1, weight_decay=0.3, epochs=2, warmup=0.4)
+    # Ten steps: the factors worked out above.
+    cosine = math.cos(math.pi / 6)
+    factors = [0.25, 0.5, 0.75, 1, 1, (1 + cosine) / 2, 0.75, 0.5, 0.25, (1 - cosine) / 2]
+    shrunk = math.prod(1 - 0.1 * 0.3 * factor for factor in factors)
+    assert {value.ndim for value in before.values()} == {1, 2}
+    for name, value in model.named_parameters():
+        expected = before[name] * (shrunk if value.ndim == 2 else 1)
+        torch.testing.assert_close(value.detach(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("labels", [[0] * 9 + [1] * 3, [0] * 6 + [2] * 4, [0, 1, 1, 2, 2, 2]])
+def test_balanced_classes_weigh_as_in_scikit_learn(balanced, labels):
+    y, outputs = np.array(labels + [1] * 20), 3
+    rows = np.arange(len(labels))  # other images of class 1 are not in the training part
+    model = bare(outputs=outputs)
+    logits = torch.tensor([1.0, -0.5, 0.2])
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.copy_(logits)
+    (found,) = train_bare(
+        model, y, rows, learning_rate=0.0, batch_size=len(rows), balanced=balanced
+    )
+    losses = -logits.double().log_softmax(0).numpy()[labels]
+    weights = None
+    if balanced:
+        present = np.unique(labels)
+        by_class = compute_class_weight("balanced", classes=present, y=labels)
+        weights = dict(zip(present, by_class, strict=True))
+        weights = [weights[label] for label in labels]
+    assert found == pytest.approx(np.average(losses, weights=weights), rel=1e-6)
+
+
+def test_the_images_that_an_epoch_is_shown_differ_from_epoch_to_epoch(monkeypatch):
+    batches = []
+    normalise = backbones.normalise
+
+    def spy(row, batch):
+        batches.append(batch[:, 0, 0, 0].tolist())
+        return normalise(row, batch)
+
+    monkeypatch.setattr(backbones, "normalise", spy)
+    pixels = np.repeat(np.arange(11, dtype=np.uint8), 12).reshape(11, 2, 2, 3)
+    y, rows = np.arange(11) % 2, np.array([1, 2, 3, 5, 6, 7, 8, 9, 10])
+    list(
+        finetune.train(
+            bare(), pixels, y, rows, learning_rate=1e-3, epochs=12, batch_size=4,
+            weight_decay=0, warmup=0.1, balanced=False, seed=0,
+        )
+    )  # fmt: skip
+    # Nine images are two batches of four; the one left out is drawn anew.
+    assert [len(batch) for batch in batches] == [4] * 24
+    epochs = [batches[i] + batches[i + 1] for i in range(0, 24, 2)]
+    assert all(len(set(epoch)) == 8 and set(epoch) <= set(rows.tolist()) for epoch in epochs)
+    assert set().union(*epochs) == set(rows.tolist())
+    assert len({frozenset(epoch[:4]) for epoch in epochs}) > 6
+
+
+def test_the_seed_decides_the_order_of_the_images():
+    start, y = bare(), [0, 1] * 10
+    first, again, other = (train_bare(copy.deepcopy(start), y, seed=seed) for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_labels_go_with_their_images(monkeypatch):
+    seen = []
+    loss = functional.cross_entropy
+
+    def spy(logits, target, **kwargs):
+        seen.append(target.tolist())
+        return loss(logits, target, **kwargs)
+
+    shown = []
+    normalise = backbones.normalise
+
+    def look(row, batch):
+        shown.append(batch[:, 0, 0, 0].tolist())
+        return normalise(row, batch)
+
+    monkeypatch.setattr(functional, "cross_entropy", spy)
+    monkeypatch.setattr(backbones, "normalise", look)
+    pixels = np.repeat(np.arange(10, dtype=np.uint8), 12).reshape(10, 2, 2, 3)
+    y = np.array([0, 1, 1, 0, 1, 0, 0, 1, 0, 1])
+    list(
+        finetune.train(
+            bare(), pixels, y, np.arange(2, 10), learning_rate=1e-3, epochs=2, batch_size=3,
+            weight_decay=0, warmup=0.1, balanced=False, seed=1,
+        )
+    )  # fmt: skip
+    assert len(seen) == 4
+    assert seen == [[y[i] for i in batch] for batch in shown]
+
+
+def test_a_batch_larger_than_the_training_part_is_the_whole_of_it():
+    data = problem(train=6)
+    large = run(data, batch_size=1000)
+    whole = run(data, batch_size=6)
+    pd.testing.assert_frame_equal(large[0], whole[0], check_exact=True)
+    assert np.isfinite(large[1]["train_loss"]).all()
+
+
+@pytest.mark.parametrize("train", [9, 17])
+def test_a_network_with_batch_norm_never_sees_a_batch_of_one_image(monkeypatch, train):
+    sizes = []
+    embed = backbones.embed
+
+    def spy(row, model, normalised):
+        if model.training:
+            sizes.append(len(normalised))
+        return embed(row, model, normalised)
+
+    monkeypatch.setattr(backbones, "embed", spy)
+    run(problem(train=train), batch_size=8)
+    assert sizes == [8] * (train // 8) * SHORT["epochs"]
+
+
+# ------------------------------------------------------------------------------------ refusals
+
+
+def test_a_loss_that_is_not_finite_names_its_epoch_and_learning_rate():
+    with pytest.raises(FloatingPointError, match=r"epoch 1 at learning rate 1e\+30") as caught:
+        run(problem(), learning_rates=[1e-3, 1e30])
+    assert "learning_rates" in str(caught.value)
+
+
+def test_a_loss_that_is_not_finite_later_names_the_later_epoch():
+    model = bare()
+    pixels, y = np.zeros((8, 2, 2, 3), np.uint8), np.array([0, 1] * 4)
+    training = finetune.train(
+        model, pixels, y, np.arange(8), learning_rate=2e-4, epochs=3, batch_size=4,
+        weight_decay=0, warmup=0.1, balanced=False, seed=0,
+    )  # fmt: skip
+    assert next(training)[0] == 1
+    with torch.no_grad():
+        model.head.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="nan in epoch 2 at learning rate 0.0002"):
+        next(training)
+
+
+def test_an_unknown_backbone_is_refused_with_the_valid_ones():
+    with pytest.raises(ValueError, match="Unknown backbone 'micro_resnet'.*vit_tiny-random"):
+        run(problem(), backbone="micro_resnet")
+
+
+# -------------------------------------------------------------------------- the paper's networks
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size"),
+    [("vgg16-random", 32), ("densenet121-random", 32), ("resnet50-random", 32),
+     ("dinov2_large-random", 28)],
+)  # fmt: skip
+def test_the_largest_networks_of_the_paper_run_frozen_and_fine_tuned(
+    tmp_path, monkeypatch, backbone, size
+):
+    pixels, index, rotations = problem(train=8, val=4, test=4, size=size)
+    # Built once for both regimes: the largest takes seconds and gigabytes.
+    built = backbones.build(backbone, size)
+    monkeypatch.setattr(backbones, "build", lambda *_: built)
+    interpolation = backbones.get(backbone).preprocessing["interpolation"]
+    meta = {"hash": "made here", "size": size, "interpolation": interpolation}
+    made = features.extract(images.Pack(pixels, index, meta), backbone, tmp_path, device="cpu")
+    assert len(made.embeddings) == 16 and np.isfinite(made.embeddings).all()
+    assert np.ptp(made.embeddings, axis=0).max() > 0
+    first = next(built[0].parameters())
+    before = first.detach().clone()
+    found, history, digest = finetune.run(
+        backbone, pixels, index, CLASSES, rotations, learning_rates=[1e-5], epochs=1,
+        batch_size=8, device="cpu",
+    )  # fmt: skip
+    assert len(found) == 4 and np.isfinite(probabilities(found)).all()
+    assert np.isfinite(history[["train_loss", "val_loss", "val_auroc"]]).all(axis=None)
+    assert digest == built[1]
+    assert not torch.equal(first, before)

@@ -1,0 +1,121 @@
+"""A grid is checked as a whole before anything runs."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from medlib import grid
+
+
+def write(tmp_path, **changes):
+    content = {
+        "title": "a grid",
+        "data": "phantoms",
+        "tasks": ["fundus"],
+        "seeds": [0, 1],
+        "frozen": {"backbones": ["vit_tiny-random"], "image_size": 64, "heads": ["linear"]},
+        "finetuned": {"backbones": ["vit_tiny-random"], "image_size": 32},
+    }
+    path = tmp_path / "test.yaml"
+    path.write_text(yaml.safe_dump(content | changes))
+    return path
+
+
+@pytest.mark.parametrize("name", ["demo", "pocket", "paper"])
+def test_every_committed_grid_can_be_read(repository, name):
+    assert len(grid.read(repository / "grids" / f"{name}.yaml")["tasks"]) == 6
+
+
+def test_the_paper_grid_has_its_six_backbones_both_regimes_and_five_seeds(repository):
+    paper = grid.read(repository / "grids" / "paper.yaml")
+    six = {"vgg16-imagenet", "resnet50-imagenet", "densenet121-imagenet",
+           "dinov2_small", "dinov2_base", "dinov2_large"}  # fmt: skip
+    assert six <= set(paper["frozen"]["backbones"]) == set(paper["finetuned"]["backbones"])
+    assert len(paper["seeds"]) == 5
+
+
+def test_everything_wrong_is_named_at_once(tmp_path):
+    wrong = write(
+        tmp_path,
+        sed=1,
+        tasks=["fundos"],
+        frozen={"backbones": ["vit_tny-random"], "image_size": 64, "heads": ["lineal"]},
+        finetuned={"backbones": ["dinov2_small"], "image_size": 64, "epoch": 3},
+    )
+    with pytest.raises(ValueError) as error:
+        grid.read(wrong)
+    for part in (
+        "field 'sed'",
+        "task 'fundos'. Did you mean 'fundus'?",
+        "'vit_tny-random'. Did you mean 'vit_tiny-random'?",
+        "head 'lineal'. Did you mean 'linear'?",
+        "multiple of 14, not 64; the nearest are 56 and 70",
+        "setting of finetuned 'epoch'. Did you mean 'epochs'?",
+    ):
+        assert part in str(error.value)
+
+
+def test_an_unknown_grid_names_those_that_there_are(repository):
+    with pytest.raises(ValueError, match="'pokcet'. Did you mean 'pocket'"):
+        grid.read(repository / "grids" / "pokcet.yaml")
+
+
+def test_frozen_features_are_probed_at_the_labels_of_fine_tuning_too(tmp_path):
+    tuned = {"backbones": ["vit_tiny-random"], "image_size": 32, "label_fraction": {"fundus": 0.1}}
+    asked = grid.read(write(tmp_path, finetuned=tuned))
+    assert grid.label_fraction(asked, "fundus") == 0.1
+    assert grid.label_fractions(asked, "fundus") == [1.0, 0.1]
+    assert grid.image_sizes(asked) == [32, 64]
+
+
+def test_a_label_fraction_for_each_task_must_cover_all_tasks(tmp_path):
+    tuned = {"backbones": ["vit_tiny-random"], "image_size": 32, "label_fraction": {"chest": 0.1}}
+    with pytest.raises(ValueError, match="no number for fundus"):
+        grid.read(write(tmp_path, finetuned=tuned))
+
+
+def test_missing_data_and_weights_stop_a_grid_before_its_first_job(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDLIB_DATA", str(tmp_path))
+    monkeypatch.delenv("MEDLIB_WEIGHTS", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    asked = grid.read(
+        write(
+            tmp_path,
+            data="real",
+            frozen={
+                "backbones": ["dinov2_small", "vgg16-imagenet"],
+                "image_size": 56,
+                "heads": ["knn"],
+            },  # fmt: skip
+        )
+    )
+    with pytest.raises(ValueError) as error:
+        grid.check_inputs(asked)
+    assert "no folder 'ichallenge_pm'" in str(error.value)
+    assert "No weights for dinov2_small" in str(error.value)
+    assert "vgg16.tv_in1k" in str(error.value)
+
+
+def test_phantoms_and_random_weights_need_nothing(tmp_path, monkeypatch):
+    monkeypatch.delenv("MEDLIB_DATA", raising=False)
+    assert grid.check_inputs(grid.read(write(tmp_path))) is None
+
+
+def plan(repository, name):
+    command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "rules", "--nolock"]
+    done = subprocess.run(
+        [*command, "--config", f"grid={name}", "--forceall"],
+        cwd=repository, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return {m[1]: int(m[2]) for m in re.finditer(r"^(\w+) +(\d+)$", done.stdout, re.M)}
+
+
+def test_planning_counts_the_jobs_of_each_rule_without_running_any(repository):
+    # 6 tasks × 13 backbones, fine-tuned for 5 seeds; nothing needs data or weights to be planned.
+    jobs = plan(repository, "paper")
+    assert jobs == {"prepare": 6, "extract": 78, "probe": 78, "finetune": 390, "collect": 1,
+                    "compare": 1, "all": 1, "total": 555}  # fmt: skip

@@ -1,0 +1,344 @@
+"""medlib.metrics: scikit-learn's numbers, and a bootstrap that draws patients."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+from sklearn import metrics as sk
+from sklearn.exceptions import UndefinedMetricWarning
+
+from medlib import metrics
+
+
+def names(k):
+    return [f"class {c}" for c in range(k)]
+
+
+def case(k, n, seed, never_predicted=None):
+    """Labels of every class, and probabilities with many ties among them."""
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(np.arange(n) % k)
+    proba = rng.dirichlet(np.ones(k), size=n) * 0.7 + 0.3 * np.eye(k)[y]
+    proba = np.round(proba, 1)
+    if never_predicted is not None:
+        proba[:, never_predicted] *= 0.01
+        proba[:, never_predicted - 1] += 0.02
+    return y, proba / proba.sum(1, keepdims=True)
+
+
+def by_sklearn(y, proba, weights=None):
+    """The seven metrics, each by scikit-learn's own function; areas class by class."""
+    k = proba.shape[1]
+    predicted = proba.argmax(1)
+    average = dict(labels=range(k), average="weighted", sample_weight=weights, zero_division=0)
+    ranked = [1] if k == 2 else range(k)
+    return {
+        "accuracy": sk.accuracy_score(y, predicted, sample_weight=weights),
+        "balanced_accuracy": sk.balanced_accuracy_score(y, predicted, sample_weight=weights),
+        "precision_weighted": sk.precision_score(y, predicted, **average),
+        "recall_weighted": sk.recall_score(y, predicted, **average),
+        "f1_weighted": sk.f1_score(y, predicted, **average),
+        "auroc": np.mean(
+            [sk.roc_auc_score(y == c, proba[:, c], sample_weight=weights) for c in ranked]
+        ),
+        "auprc": np.mean(
+            [sk.average_precision_score(y == c, proba[:, c], sample_weight=weights) for c in ranked]
+        ),
+    }
+
+
+def frame(y, proba, patients=None):
+    """A predictions frame as a run writes it: one row a sample."""
+    ids = [f"s{i:03d}" for i in range(len(y))]
+    classes = names(proba.shape[1])
+    rows = pd.DataFrame({"sample_id": ids, "patient_id": ids if patients is None else patients})
+    rows["split"], rows["y_true"] = "test", [classes[label] for label in y]
+    rows[[f"prob_{name}" for name in classes]] = proba
+    return rows
+
+
+def clustered(n_patients, per_patient, seed=0):
+    """A frame in which all images of a patient are copies of one image."""
+    rng = np.random.default_rng(seed)
+    label = rng.permutation(np.arange(n_patients) % 2)
+    positive = np.clip(0.5 + 0.15 * (2 * label - 1) + rng.normal(0, 0.2, n_patients), 0.01, 0.99)
+    owner = np.repeat(np.arange(n_patients), per_patient)
+    proba = np.stack([1 - positive, positive], axis=1)[owner]
+    return frame(label[owner], proba, [f"p{i:03d}" for i in owner])
+
+
+# ------------------------------------------------------------------------------------- points
+
+
+@pytest.mark.parametrize("never_predicted", [None, 1])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("k", [2, 7])
+def test_every_metric_is_that_of_scikit_learn(k, weighted, never_predicted):
+    for seed in range(5):
+        y, proba = case(k, n=90, seed=seed, never_predicted=never_predicted)
+        assert len(np.unique(proba[:, 0])) < len(y), "the case has no ties"
+        predicted = set(proba.argmax(1))
+        assert predicted == set(range(k)) - {never_predicted}
+        weights = np.random.default_rng(seed + 100).integers(1, 5, len(y)) if weighted else None
+        found = metrics.compute(y, proba, None if weights is None else weights[None])
+        assert list(found) == list(metrics.NAMES)
+        for name, expected in by_sklearn(y, proba, weights).items():
+            assert found[name].shape == (1,)
+            assert found[name][0] == pytest.approx(expected, rel=0, abs=1e-12), name
+
+
+def test_metrics_are_those_worked_out_by_hand():
+    # Two classes; scores of class 1: negatives .1 .4 .4, positives .4 .8.
+    y = np.array([0, 0, 0, 1, 1])
+    score = np.array([0.1, 0.4, 0.4, 0.4, 0.8])
+    found = metrics.compute(y, np.stack([1 - score, score], axis=1))
+    assert found["accuracy"][0] == pytest.approx(4 / 5)
+    assert found["balanced_accuracy"][0] == pytest.approx((1 + 1 / 2) / 2)
+    assert found["precision_weighted"][0] == pytest.approx(3 / 5 * 3 / 4 + 2 / 5 * 1)
+    assert found["recall_weighted"][0] == pytest.approx(4 / 5)
+    assert found["f1_weighted"][0] == pytest.approx(3 / 5 * 6 / 7 + 2 / 5 * 2 / 3)
+    # Of 6 pairs, 4 are in order and 2 are tied.
+    assert found["auroc"][0] == pytest.approx(5 / 6)
+    # Half of the positives at precision 1, the other half at precision 2/4.
+    assert found["auprc"][0] == pytest.approx(1 / 2 * 1 + 1 / 2 * 2 / 4)
+
+
+@pytest.mark.parametrize("k", [2, 7])
+def test_weights_of_zero_leave_samples_out_and_others_repeat_them(k):
+    y, proba = case(k, n=70, seed=3)
+    draw = np.random.default_rng(1).integers(len(y), size=3 * len(y))
+    weights = np.bincount(draw, minlength=len(y))
+    assert (weights == 0).any()
+    found = metrics.compute(y, proba, weights[None])
+    for name, expected in by_sklearn(y[draw], proba[draw]).items():
+        assert found[name][0] == pytest.approx(expected, rel=0, abs=1e-12), name
+
+
+def test_each_row_of_weights_gives_its_own_value():
+    y, proba = case(3, n=30, seed=4)
+    weights = np.random.default_rng(2).integers(1, 4, size=(6, 30))
+    together = metrics.compute(y, proba, weights)
+    for row, weight in enumerate(weights):
+        for name, expected in by_sklearn(y, proba, weight).items():
+            assert together[name][row] == pytest.approx(expected, rel=0, abs=1e-12), name
+
+
+@pytest.mark.parametrize("k", [2, 7])
+def test_the_auroc_by_which_settings_are_chosen_is_that_of_scikit_learn(k):
+    for seed in range(5):
+        y, proba = case(k, n=60, seed=seed)
+        if k == 2:
+            expected = sk.roc_auc_score(y, proba[:, 1])
+        else:
+            expected = sk.roc_auc_score(y, proba, multi_class="ovr", average="macro")
+        found = metrics.auroc(y, proba)
+        assert isinstance(found, float)
+        assert found == pytest.approx(expected, rel=0, abs=1e-12)
+
+
+def test_areas_are_undefined_when_a_class_is_absent_and_the_other_metrics_are_not():
+    y, proba = case(4, n=40, seed=0)
+    weights = (y != 2).astype(float)
+    found = metrics.compute(y, proba, weights[None])
+    assert np.isnan(found["auroc"][0]) and np.isnan(found["auprc"][0])
+    assert np.isnan(metrics.auroc(y[y != 2], proba[y != 2]))
+    with warnings.catch_warnings():
+        # scikit-learn warns of the missing class, and gives the metrics that do not need it.
+        warnings.simplefilter("ignore", UndefinedMetricWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        expected = by_sklearn(y[y != 2], proba[y != 2])
+    for name in metrics.NAMES[:5]:
+        assert found[name][0] == pytest.approx(expected[name], rel=0, abs=1e-12), name
+
+
+@pytest.mark.parametrize("only", [0, 1])
+def test_auroc_of_two_classes_is_undefined_when_one_is_absent(only):
+    proba = np.array([[0.2, 0.8], [0.6, 0.4], [0.5, 0.5]])
+    y = np.full(3, only)
+    assert np.isnan(metrics.auroc(y, proba))
+    assert np.isnan(metrics.compute(y, proba)["auroc"][0])
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_probabilities_that_are_not_finite_never_give_an_auroc(k):
+    # A network that has diverged predicts NaN. In the order of the rows these labels would be
+    # ranked perfectly: such a network would be chosen.
+    y = np.sort(np.arange(12) % k)[::-1].copy()
+    proba = np.full((12, k), np.nan)
+    try:
+        found = [metrics.auroc(y, proba), metrics.compute(y, proba)["auroc"][0]]
+    except ValueError as error:
+        assert "finite" in str(error)  # to refuse is as good
+    else:
+        assert np.isnan(found).all()
+
+
+def test_point_reads_labels_by_name_and_classes_in_the_order_of_the_task():
+    y, proba = case(3, n=45, seed=6)
+    rows = frame(y, proba)
+    found = metrics.point(rows[rows.columns[::-1]], names(3))  # column order does not matter
+    assert found == pytest.approx(by_sklearn(y, proba), rel=0, abs=1e-12)
+    assert all(isinstance(value, float) for value in found.values())
+
+
+def test_a_label_that_is_no_class_is_refused():
+    # Grades read without dtype=str are numbers; they must not all be counted as the last class.
+    rows = frame(np.array([0, 1, 0, 1]), np.full((4, 2), 0.5)).assign(y_true=[0, 1, 0, 1])
+    rows = rows.rename(columns={"prob_class 0": "prob_0", "prob_class 1": "prob_1"})
+    with pytest.raises(ValueError, match="y_true|label|class"):
+        metrics.point(rows, ["0", "1"])
+
+
+# ------------------------------------------------------------------------------------- frames
+
+
+def test_a_prediction_is_the_mean_over_the_slices_of_a_sample_in_the_order_of_the_index():
+    index = pd.DataFrame(
+        {
+            "sample_id": ["b", "b", "a", "c", "c", "c"],
+            "patient_id": ["p2", "p2", "p9", "p1", "p1", "p1"],
+            "label": ["yes", "yes", "no", "no", "no", "no"],
+            "fold": [4, 4, 0, 2, 2, 2],
+            "slice": [7, 8, 0, 5, 6, 7],
+        },
+        index=[10, 11, 3, 8, 0, 1],  # any row labels
+    )
+    yes = np.array([0.5, 1.0, 0.25, 0.0, 0.25, 0.5])
+    found = metrics.prediction_frame(index, np.stack([1 - yes, yes], axis=1), ["no", "yes"])
+    expected = pd.DataFrame(
+        {
+            "sample_id": ["b", "a", "c"],
+            "patient_id": ["p2", "p9", "p1"],
+            "fold": [4, 0, 2],
+            "y_true": ["yes", "no", "no"],
+            "prob_no": [0.25, 0.75, 0.75],
+            "prob_yes": [0.75, 0.25, 0.25],
+        }
+    )
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def test_a_prediction_keeps_the_side_of_its_sample():
+    index = pd.DataFrame(
+        {
+            "sample_id": ["b", "a"],
+            "patient_id": ["p", "q"],
+            "label": ["no", "yes"],
+            "split": ["test", "val"],
+        }
+    )
+    proba = np.array([[0.1, 0.9], [0.6, 0.4]])
+    found = metrics.prediction_frame(index, proba, ["no", "yes"])
+    assert list(found.columns) == [
+        "sample_id", "patient_id", "split", "y_true", "prob_no", "prob_yes",
+    ]  # fmt: skip
+    assert found["split"].tolist() == ["test", "val"]
+    assert found["y_true"].tolist() == ["no", "yes"]
+    np.testing.assert_array_equal(found[["prob_no", "prob_yes"]], proba)
+    assert list(index.columns) == ["sample_id", "patient_id", "label", "split"], "index changed"
+
+
+# ---------------------------------------------------------------------------------- bootstrap
+
+
+def test_the_interval_of_independent_samples_is_that_of_scipy():
+    y, proba = case(2, n=120, seed=8)
+    proba = 0.5 * proba + 0.5 * case(2, n=120, seed=9)[1]  # less than perfect
+    values = metrics.bootstrap(frame(y, proba), names(2), resamples=4000, seed=1)
+
+    def accuracy(true, score, axis=-1):
+        return np.mean((score > 0.5) == true, axis=axis)
+
+    def area(true, score, axis=-1):
+        # The share of pairs in order, ties counting half.
+        over = np.sign(score[..., :, None] - score[..., None, :]) / 2 + 0.5
+        pairs = true[..., :, None] * (1 - true[..., None, :])
+        return (over * pairs).sum((-2, -1)) / pairs.sum((-2, -1))
+
+    for name, statistic in (("accuracy", accuracy), ("auroc", area)):
+        expected = scipy.stats.bootstrap(
+            (y, proba[:, 1]), statistic, paired=True, vectorized=True, n_resamples=4000,
+            batch=200, method="percentile", rng=np.random.default_rng(2),
+        )  # fmt: skip
+        low, high = metrics.interval(values[name])
+        # The Monte-Carlo error of a 2.5 % quantile of 4000 normal draws is 0.042 sd, of the
+        # difference of two 0.06 sd; values of accuracy are steps of 1/120.
+        tolerance = 4 * 0.06 * expected.standard_error + (name == "accuracy") / 120
+        assert low == pytest.approx(expected.confidence_interval.low, rel=0, abs=tolerance)
+        assert high == pytest.approx(expected.confidence_interval.high, rel=0, abs=tolerance)
+        assert values[name].std(ddof=1) == pytest.approx(expected.standard_error, rel=0.08)
+
+
+def test_the_patient_bootstrap_is_that_of_drawing_patients_and_joining_their_rows():
+    y, proba = case(3, n=23, seed=11)
+    # Patients have one to five images, and their rows stand apart.
+    patients = np.array([f"p{i}" for i in [3, 0, 4, 4, 1, 2, 2, 2, 5, 6, 6, 6, 6, 6, 0, 1, 3, 5,
+                                           0, 4, 2, 1, 3]])  # fmt: skip
+    found = metrics.bootstrap(frame(y, proba, patients), names(3), resamples=40, seed=5)
+    unique = sorted(set(patients))
+    draws = np.random.default_rng(5).integers(len(unique), size=(40, len(unique)))
+    compared = 0
+    for b, draw in enumerate(draws):
+        rows = np.concatenate([np.flatnonzero(patients == unique[p]) for p in draw])
+        if len(set(y[rows])) < 3:
+            assert np.isnan(found["auroc"][b])
+            continue
+        compared += 1
+        for name, expected in by_sklearn(y[rows], proba[rows]).items():
+            assert found[name][b] == pytest.approx(expected, rel=0, abs=1e-12), name
+    assert compared > 30
+    assert set(found) == set(metrics.NAMES)
+
+
+def test_frames_with_the_same_patients_in_another_order_get_the_same_draws():
+    rows = clustered(12, 3)
+    mixed = rows.sample(frac=1, random_state=0)
+    assert mixed["patient_id"].tolist() != rows["patient_id"].tolist()
+    first = metrics.bootstrap(rows, names(2), resamples=50, seed=3)
+    second = metrics.bootstrap(mixed, names(2), resamples=50, seed=3)
+    other = metrics.bootstrap(rows, names(2), resamples=50, seed=4)
+    for name in metrics.NAMES:
+        np.testing.assert_allclose(first[name], second[name], rtol=0, atol=1e-12)
+    assert not np.allclose(first["accuracy"], other["accuracy"])
+
+
+def test_copies_of_an_image_do_not_narrow_the_interval_of_their_patients():
+    rows = clustered(60, 8)
+    by_patient = metrics.interval(metrics.bootstrap(rows, names(2), 4000)["accuracy"])
+    alone = rows.assign(patient_id=rows["sample_id"])
+    by_image = metrics.interval(metrics.bootstrap(alone, names(2), 4000)["accuracy"])
+    single = rows.drop_duplicates("patient_id")
+    by_single = metrics.interval(metrics.bootstrap(single, names(2), 4000)["accuracy"])
+    # Eight copies say no more than one image; taken for eight images, they say sqrt(8) more.
+    assert np.ptp(by_patient) == pytest.approx(np.ptp(by_single), rel=1e-12)
+    assert np.ptp(by_patient) / np.ptp(by_image) == pytest.approx(np.sqrt(8), rel=0.15)
+
+
+def test_the_size_of_a_chunk_does_not_change_a_draw(monkeypatch):
+    rows = clustered(7, 3)  # an odd number: random numbers are made in pairs
+    whole = metrics.bootstrap(rows, names(2), resamples=31, seed=2)
+    assert len(whole["auroc"]) == 31
+    for rows_at_once in (1, 4, 30):
+        monkeypatch.setattr(metrics, "CHUNK", rows_at_once * len(rows))
+        parts = metrics.bootstrap(rows, names(2), resamples=31, seed=2)
+        for name in metrics.NAMES:
+            np.testing.assert_allclose(parts[name], whole[name], rtol=0, atol=1e-12)
+    monkeypatch.setattr(metrics, "CHUNK", 1)  # less than one row: still one at a time
+    parts = metrics.bootstrap(rows, names(2), resamples=5, seed=2)
+    np.testing.assert_allclose(parts["accuracy"], whole["accuracy"][:5], rtol=0, atol=1e-12)
+
+
+def test_an_interval_holds_the_middle_of_the_values():
+    values = np.arange(1001) / 1000
+    assert metrics.interval(values) == pytest.approx((0.025, 0.975), abs=1e-12)
+    assert metrics.interval(values, level=0.5) == pytest.approx((0.25, 0.75), abs=1e-12)
+
+
+def test_an_interval_leaves_undefined_values_out_and_is_undefined_without_any_other():
+    values = np.arange(1001) / 1000
+    holes = np.concatenate([[np.nan] * 500, values, [np.nan] * 7])
+    assert metrics.interval(holes) == pytest.approx((0.025, 0.975), abs=1e-12)
+    assert np.isnan(metrics.interval(np.full(9, np.nan))).all()
+    assert np.isnan(metrics.interval(np.array([]))).all()

@@ -1,0 +1,157 @@
+"""Notebooks are clean in git, say what they ask, and run on phantoms."""
+
+import ast
+import json
+import re
+
+import pytest
+
+from medlib import artifacts, execute
+
+NAMES = ["01_prepare_data", "02_extract_features", "03_probe_features", "04_fine_tune",
+         "05_collect_results", "06_compare_backbones"]  # fmt: skip
+
+
+@pytest.fixture(params=NAMES)
+def cells(request, repository):
+    return json.loads((repository / "notebooks" / f"{request.param}.ipynb").read_text())["cells"]
+
+
+def code_of(cells):
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_these_are_all_the_notebooks(repository):
+    assert sorted(path.stem for path in (repository / "notebooks").glob("*.ipynb")) == NAMES
+
+
+def test_no_outputs_and_no_execution_counts_are_committed(cells):
+    assert all(cell["outputs"] == [] for cell in code_of(cells))
+    assert all(cell["execution_count"] is None for cell in code_of(cells))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_kernel_is_python3(repository, name):
+    content = json.loads((repository / "notebooks" / f"{name}.ipynb").read_text())
+    assert content["metadata"]["kernelspec"]["name"] == "python3"
+
+
+def test_parameters_are_typed_literals_with_a_comment(cells):
+    tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    assert len(tagged) == 1
+    source = "".join(tagged[0]["source"])
+    for line, node in zip(source.splitlines(), ast.parse(source).body, strict=True):
+        assert isinstance(node, ast.AnnAssign), line
+        ast.literal_eval(node.value)
+        assert re.search(r"  # \S", line), line
+
+
+def test_it_asks_a_question_and_says_how_to_read_the_answer(cells):
+    first, last = "".join(cells[0]["source"]), "".join(cells[-1]["source"])
+    assert first.splitlines()[0].startswith("# ") and first.splitlines()[0].endswith("?")
+    assert all(f"**{word}**" in first for word in ("Reads", "Writes", "Takes"))
+    assert last.startswith("## How to read this") and "Surprising" in last
+
+
+def test_cells_are_few_and_short_and_define_nothing(cells):
+    code = ["".join(cell["source"]) for cell in code_of(cells)]
+    assert 15 <= len(cells) <= 25
+    assert sum(len(c.splitlines()) <= 8 for c in code) >= len(code) / 2
+    defined = [n for c in code for n in ast.walk(ast.parse(c))
+               if isinstance(n, ast.FunctionDef | ast.ClassDef)]  # fmt: skip
+    assert defined == []
+
+
+def pictures(notebook):
+    outputs = [o for c in code_of(json.loads(notebook.read_text())["cells"]) for o in c["outputs"]]
+    assert not [o for o in outputs if o["output_type"] == "error"]
+    return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+@pytest.mark.xdist_group("notebooks")
+def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
+    """A small task, end to end: files are where the next step, and the user, expect them."""
+    results, figures, notebooks = tmp_path / "results", tmp_path / "figures", tmp_path / "executed"
+    shared = {"results": str(results)}
+    task = shared | {"task": "glioma_flair", "backbone": "micro_resnet-random"}
+    runs = results / "runs" / "glioma_flair" / "micro_resnet-random"
+    steps = {
+        "01_prepare_data": (
+            shared | {"task": "glioma_flair", "image_sizes": [32], "folds": 3,
+                      "phantom_scale": 0.2},
+            [results / "manifests" / "glioma_flair.csv",
+             results / "images" / "glioma_flair" / "32-bilinear" / "images.npy"],
+        ),
+        "02_extract_features": (
+            task | {"image_size": 32},
+            [results / "features" / "glioma_flair" / "micro_resnet-random" / "embeddings.npy"],
+        ),
+        "03_probe_features": (
+            task | {"image_size": 32, "seeds": [0, 1], "label_fractions": [1.0, 0.5]},
+            [runs / "frozen-linear" / "seed0" / "run.json",
+             runs / "frozen-knn-fraction0.5" / "seed1" / "predictions.csv",
+             runs / "frozen-mlp" / "seed1" / "run.json", runs / "frozen.csv"],
+        ),
+        "04_fine_tune": (
+            task | {"image_size": 32, "epochs": 2, "label_fraction": 0.5},
+            [runs / "finetuned-fraction0.5" / "seed0" / "run.json"],
+        ),
+        "05_collect_results": (shared | {"resamples": 200}, [results / "summary.csv"]),
+        "06_compare_backbones": (
+            shared | {"figures": str(figures), "caption": "phantoms"},
+            [figures / f"main_comparison.{kind}" for kind in ("png", "pdf", "svg", "csv")]
+            + [figures / f"main_table.{kind}" for kind in ("csv", "md", "tex")],
+        ),
+    }  # fmt: skip
+    assert list(steps) == NAMES
+    for name, (parameters, expected) in steps.items():
+        notebook = repository / "notebooks" / f"{name}.ipynb"
+        output = notebooks / f"{name}.ipynb"
+        execute.execute(notebook, output, parameters, [str(path) for path in expected])
+        assert pictures(output) >= 1, name
+    record = artifacts.read_json(runs / "finetuned-fraction0.5" / "seed0" / "run.json")
+    assert record["coordinates"]["pretraining"] == "random"
+    assert record["inputs"]["weights_digest"].startswith("random-")
+    assert {"versions", "git_commit", "hardware", "seconds", "peak_memory_bytes"} <= set(record)
+    assert "random weights" in (figures / "main_table.md").read_text()
+
+
+@pytest.mark.xdist_group("alone")
+def test_a_notebook_opened_on_its_own_gets_its_inputs(repository, tmp_path):
+    results = tmp_path / "results"
+    parameters = {"results": str(results), "task": "fundus", "image_size": 28, "heads": ["knn"]}
+    notebook = repository / "notebooks" / "03_probe_features.ipynb"
+    execute.execute(notebook, tmp_path / "out.ipynb", parameters)
+    assert (results / "runs/fundus/micro_resnet-random/frozen-knn/seed0/run.json").is_file()
+
+
+@pytest.mark.xdist_group("alone")
+def test_bad_parameters_stop_a_notebook_with_one_message(repository, tmp_path):
+    notebook = repository / "notebooks" / "01_prepare_data.ipynb"
+    for parameters, message in (
+        ({"task": "fundos"}, "Unknown task 'fundos'. Did you mean 'fundus'?"),
+        ({"task": "fundus", "data": str(tmp_path / "none")}, "does not exist"),
+    ):
+        with pytest.raises(execute.ExecutionError) as error:
+            execute.execute(notebook, tmp_path / "out.ipynb", parameters | {"results": "r"})
+        assert message in str(error.value)
+    assert not (repository / "notebooks" / "r").exists()
+
+
+@pytest.mark.xdist_group("large")
+@pytest.mark.parametrize("backbone", ["vgg16-random", "dinov2_large-random"])
+def test_the_papers_largest_networks_run_through_their_notebooks(repository, tmp_path, backbone):
+    """A tiny slice of phantoms, at random weights: both regimes, of the paper's grid."""
+    shared = {"task": "fundus", "results": str(tmp_path / "results"), "image_size": 28}
+    prepare = repository / "notebooks" / "01_prepare_data.ipynb"
+    small = {"task": "fundus", "results": shared["results"], "image_sizes": [28]}
+    execute.execute(prepare, tmp_path / "01.ipynb", small | {"phantom_scale": 0.05})
+    for name, more in (
+        ("02_extract_features", {}),
+        ("04_fine_tune", {"learning_rates": [0.001], "epochs": 1, "label_fraction": 0.3}),
+    ):
+        notebook = repository / "notebooks" / f"{name}.ipynb"
+        parameters = shared | {"backbone": backbone} | more
+        execute.execute(notebook, tmp_path / f"{name}.ipynb", parameters)
+    runs = tmp_path / "results" / "runs" / "fundus" / backbone
+    assert (runs / "finetuned-fraction0.3" / "seed0" / "run.json").is_file()
