@@ -199,6 +199,7 @@ rule compare:
     output:
         multiext(f"{FIGURES}/main_comparison", ".png", ".pdf", ".svg", ".csv"),
         multiext(f"{FIGURES}/main_table", ".csv", ".md", ".tex"),
+        multiext(f"{FIGURES}/full_table", ".csv", ".md", ".tex"),
     log:
         notebook=f"{RESULTS}/06_compare_backbones.ipynb",
     params:

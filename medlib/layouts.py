@@ -27,6 +27,12 @@ def read(card: Card, data: Path | str) -> Read:
 
     Raises ManifestError, naming folder and ways out, when it is not there or not in that layout.
     """
+    if not card.layout:
+        raise ManifestError(
+            f"{card.task}: nothing says which samples there are. Write data_manifests/"
+            f"{card.task}.csv ({', '.join(manifest.REQUIRED)}), or name a layout in the card: "
+            f"{', '.join(LAYOUTS)}."
+        )
     if card.layout not in LAYOUTS:
         way_out = f"Correct `layout` in data_manifests/{card.task}.yaml."
         raise ManifestError(unknown("layout", card.layout, list(LAYOUTS), way_out))

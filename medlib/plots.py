@@ -13,6 +13,7 @@ Anything from random weights is drawn grey and hollow and is named "(random weig
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +23,14 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from medlib.artifacts import replacing, save_csv
+from medlib.manifest import SPLITS, split_column
 
 COLUMN, PAGE = 3.35, 7.0  # widths in inches: one column of a two-column journal, and both
 
@@ -38,13 +42,13 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (9, 2)))
 HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "oo", "++")
 GREY = "0.42"  # random weights, and only they
+CHOSEN = {"marker": "*", "linestyle": "none", "color": VERMILION, "markersize": 8,
+          "markeredgecolor": "black", "markeredgewidth": 0.5, "zorder": 5}  # fmt: skip
 
 STYLE = {
     "figure.dpi": 120,
     "figure.constrained_layout.use": True,
-    "figure.facecolor": "white",
     "savefig.dpi": 200,
-    "savefig.bbox": None,  # a cropped figure would lose its width
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same text everywhere
     "font.size": 7.5,
     "axes.titlesize": 8,
@@ -56,7 +60,6 @@ STYLE = {
     "axes.linewidth": 0.6,
     "axes.axisbelow": True,
     "axes.prop_cycle": mpl.cycler(color=COLOURS),
-    "axes.unicode_minus": True,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
     "xtick.major.width": 0.6,
@@ -70,22 +73,20 @@ STYLE = {
     "hatch.linewidth": 0.5,
     "legend.fontsize": 7,
     "legend.frameon": False,
-    "legend.handlelength": 2.0,
     "pdf.fonttype": 42,  # TrueType, embedded: editable, and accepted by journals
-    "ps.fonttype": 42,
-    "svg.fonttype": "path",
     "svg.hashsalt": "medlib",  # else the ids in an SVG are random
 }
 
-METRICS = {  # metrics where more is better: axis titles, and the columns that save_table bolds
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
+METRICS = {  # metrics where more is better, as printed: save_table marks the best in bold
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "precision_weighted": "precision (weighted)",
     "recall_weighted": "recall (weighted)",
     "f1_weighted": "F1 (weighted)",
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
 }
+PAPER_METRICS = [metric for metric in METRICS if metric != "auprc"]  # in the paper's order
 
 ARCHITECTURES = {  # key without its pretraining → name; the order is the order of rows in figures
     "vgg16": "VGG16",
@@ -120,17 +121,15 @@ def display_names(backbone: str) -> str:
     An unknown key is returned as it is, except that a key with "random" in it always ends in
     "(random weights)": an untrained network must not be able to pass for a pretrained one.
     """
-    architecture, weights = _split_key(backbone)
+    architecture, _, weights = backbone.partition("-")
     known = ARCHITECTURES.get(architecture)
-    if weights == "random":
-        if known and architecture.startswith("dinov2"):
-            known += " architecture"  # DINOv2 names a training method; the architecture is a ViT
-        return f"{known or architecture} (random weights)"
-    if known and weights == "imagenet" and not architecture.startswith("dinov2"):
+    dinov2 = architecture.startswith("dinov2")
+    if "random" in backbone:
+        # DINOv2 names a training method, so without its weights only the architecture is left
+        return f"{known or architecture}{' architecture' if dinov2 else ''} (random weights)"
+    if known and weights == "imagenet":
         return f"{known} (ImageNet)"
-    if known and not weights and architecture.startswith("dinov2"):
-        return known
-    return f"{backbone} (random weights)" if "random" in backbone.lower() else backbone
+    return known if known and dinov2 and not weights else backbone
 
 
 def save(fig: Figure, path_stem: Path, data: pd.DataFrame | None = None) -> list[Path]:
@@ -139,20 +138,14 @@ def save(fig: Figure, path_stem: Path, data: pd.DataFrame | None = None) -> list
     The folder is made where needed, each file appears whole (written beside, then renamed), and
     the same data drawn again give the same bytes: no dates, no random ids. Returns the paths.
     """
-    no_dates = {
-        "png": {"Software": None},
-        "pdf": {"CreationDate": None},
-        "svg": {"Date": None},
-    }
-    paths = []
+    undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    paths = [Path(f"{path_stem}.{kind}") for kind in undated]
     with mpl.rc_context(STYLE):
-        for kind, metadata in no_dates.items():
-            path = _with_ending(path_stem, kind)
+        for path, (kind, metadata) in zip(paths, undated.items(), strict=True):
             with replacing(path) as temporary:
-                fig.savefig(temporary, format=kind, dpi=200, metadata=metadata)
-            paths.append(path)
+                fig.savefig(temporary, format=kind, metadata=metadata)
     if data is not None:
-        paths.append(_with_ending(path_stem, "csv"))
+        paths.append(Path(f"{path_stem}.csv"))
         save_csv(paths[-1], data)
     return paths
 
@@ -162,15 +155,25 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
     @functools.wraps(draw)
     def styled(*args, **kwargs) -> Figure:
-        before = set(plt.get_fignums())
         with mpl.rc_context(STYLE):
-            try:
-                return draw(*args, **kwargs)
-            finally:
-                for number in set(plt.get_fignums()) - before:
-                    plt.close(number)
+            fig = draw(*args, **kwargs)
+        plt.close(fig)
+        return fig
 
     return styled
+
+
+def _legend_above(fig: Figure, handles: list, names: list[str]) -> None:
+    """A legend over the panels, in as many columns as fit, for which the figure grows taller."""
+    for columns in range(len(names), 0, -1):
+        legend = fig.legend(
+            handles, names, loc="outside upper center", ncols=columns, columnspacing=1.4,
+            handler_map={tuple: HandlerTuple(ndivide=None, pad=0.3)},
+        )  # fmt: skip
+        if columns == 1 or legend.get_window_extent().width <= fig.bbox.width:
+            break
+        legend.remove()
+    fig.set_figheight(fig.get_figheight() + legend.get_window_extent().height / fig.dpi)
 
 
 # ---------------------------------------------------------------- looking at the data
@@ -178,103 +181,78 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 @_styled
 def sample_grid(
-    images: np.ndarray,
-    labels: Sequence[str],
-    classes: Sequence[str],
-    per_class: int = 6,
+    images: np.ndarray, labels: Sequence[str], classes: Sequence[str], per_class: int = 6,
     title: str | None = None,
-) -> Figure:
+) -> Figure:  # fmt: skip
     """Example images, one row per class, with the class's name and its number of images at left.
 
     `images` is uint8 of shape (N, H, W, 3), `labels` the N class names. The examples are spread
     evenly over the class's images in their order, so that neighbouring slices of one patient do
     not fill the row. A class without images keeps its (empty) row.
     """
-    images, labels = np.asarray(images), _labels(labels, classes)
-    if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels):
-        raise ValueError(
-            f"images must be uint8 of shape (N, H, W, 3), one for each of the {len(labels)} "
-            f"labels; got {images.dtype} {images.shape}"
-        )
-    names = {name: textwrap.fill(name, 18) for name in classes}
-    longest = max(len(line) for name in names.values() for line in [*name.split("\n"), "9 images"])
-    side = (PAGE - 0.2 - 0.058 * longest) / per_class  # inches; a letter is about 0.058 wide
-    height = len(classes) * (side * images.shape[1] / images.shape[2] + 0.04)
-    fig, axes = plt.subplots(
-        len(classes), per_class, figsize=(PAGE, height + (0.3 if title else 0.05)), squeeze=False
-    )
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"images must be uint8, (N, H, W, 3); got {images.dtype} {images.shape}")
+    side = (PAGE - 1.1) / per_class  # inches; the names take the rest
+    size = (PAGE, len(classes) * (side * images.shape[1] / images.shape[2] + 0.04) + 0.3)
+    fig, axes = plt.subplots(len(classes), per_class, figsize=size, squeeze=False)
     fig.get_layout_engine().set(w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)
     for row, name in zip(axes, classes, strict=True):
-        members = np.flatnonzero(labels == name)
+        members = np.flatnonzero(np.asarray(labels) == name)
         spread = np.linspace(0, len(members) - 1, min(per_class, len(members))).round().astype(int)
         for ax in row:
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
         for ax, index in zip(row, members[spread], strict=False):
             ax.imshow(images[index])
-        noun = "image" if len(members) == 1 else "images"
-        row[0].set_ylabel(
-            f"{names[name]}\n{len(members):,} {noun}",
-            rotation=0, ha="right", va="center", labelpad=4,
-        )  # fmt: skip
-    if title:
-        fig.suptitle(title, x=0.01, ha="left", fontsize=8, fontweight="bold")
+        words = f"{textwrap.fill(name, 18)}\n{len(members):,} images"
+        row[0].set_ylabel(words, rotation=0, ha="right", va="center", labelpad=4)
+    fig.suptitle(title or "", x=0.01, ha="left", fontsize=8, fontweight="bold")
     return fig
 
 
 @_styled
 def split_counts(manifest: pd.DataFrame, classes: Sequence[str]) -> Figure:
-    """Images (above) and patients (below) of each class within each split or fold, as bars.
+    """Samples (above) and patients (below) of each class within each split or fold, as bars.
 
     `manifest` has the columns sample_id, patient_id, label, and `split` (train, val, test) or
-    `fold` (0 to k-1). A patient with images of two classes counts once in each of them; the
+    `fold` (0 to k-1). A patient with samples of two classes counts once in each of them; the
     totals under the bars count patients once.
     """
-    _need(manifest, ("sample_id", "patient_id", "label"), "the manifest")
-    by_split = "split" in manifest and manifest["split"].notna().any()
-    if not by_split and "fold" not in manifest:
-        raise ValueError("the manifest has neither a `split` nor a `fold` column: split it first")
-    by = "split" if by_split else "fold"
-    _labels(manifest["label"], classes)
-    parts = list(manifest[by].dropna().unique())
-    order = {"train": 0, "val": 1, "test": 2}
-    parts = sorted(parts, key=lambda part: (order.get(part, 3), part))
-    cells = manifest.groupby([by, "label"])
-    counts = {"images": cells["sample_id"].nunique(), "patients": cells["patient_id"].nunique()}
-    fig, axes = plt.subplots(2, 1, figsize=(PAGE, 3.4), sharex=True)
-    width = 0.84 / len(classes)
-    for ax, (unit, count) in zip(axes, counts.items(), strict=True):
-        for i, name in enumerate(classes):
-            heights = [int(count.get((part, name), 0)) for part in parts]
-            centres = np.arange(len(parts)) + (i - (len(classes) - 1) / 2) * width
-            bars = ax.bar(centres, heights, width * 0.92, label=name, **_bar_style(i))
-            if len(parts) * len(classes) <= 36:
-                ax.bar_label(bars, [f"{h:,}" for h in heights], fontsize=6, padding=1)
-        ax.set_ylabel(unit)
+    side = split_column(manifest)
+    if side is None:
+        raise ValueError(
+            "the manifest needs a `split` or a `fold` column, not both: split it first"
+        )
+    present = set(manifest[side])
+    parts = [part for part in SPLITS if part in present] if side == "split" else sorted(present)
+    ids = {"samples": "sample_id", "patients": "patient_id"}
+    fig, axes = plt.subplots(2, 1, figsize=(PAGE, 3.1), sharex=True)
+    for ax, (unit, column) in zip(axes, ids.items(), strict=True):
+        counts = manifest.groupby([side, "label"])[column].nunique().unstack(fill_value=0)
+        counts = counts.reindex(index=parts, columns=list(classes), fill_value=0)
+        counts.plot.bar(ax=ax, width=0.84, color=COLOURS, edgecolor="white", lw=0, legend=False)
+        for bars, hatch in zip(ax.containers, itertools.cycle(HATCHES), strict=False):
+            for bar in bars:
+                bar.set_hatch(hatch)
+            if counts.size <= 36:  # more numbers would overlap
+                ax.bar_label(bars, fmt="{:,.0f}", fontsize=6, padding=1)
+        ax.set(xlabel="", ylabel=unit)
         ax.margins(y=0.12)
-        ax.tick_params(axis="x", length=0)
-    totals = manifest.groupby(by).agg(
-        images=("sample_id", "nunique"), patients=("patient_id", "nunique")
-    )
-    axes[1].set_xticks(
-        range(len(parts)),
-        [
-            f"{'' if by_split else 'fold '}{part}\n{totals.images[part]:,} images\n"
-            f"{totals.patients[part]:,} patients"
-            for part in parts
-        ],
-    )
-    handles, names = axes[0].get_legend_handles_labels()
-    _legend_above(fig, handles, names)
+        ax.tick_params(axis="x", length=0, rotation=0)
+    totals = manifest.groupby(side)[list(ids.values())].nunique()
+    prefix = "fold " if side == "fold" else ""
+    words = [
+        f"{prefix}{part}\n{samples:,} samples\n{patients:,} patients"
+        for part, samples, patients in totals.loc[parts].itertuples()
+    ]
+    axes[1].set_xticks(range(len(parts)), words)
+    _legend_above(fig, *axes[0].get_legend_handles_labels())
     return fig
 
 
 @_styled
 def projection(
-    embeddings: np.ndarray,
-    labels: Sequence[str],
-    classes: Sequence[str],
-    title: str | None = None,
+    embeddings: np.ndarray, labels: Sequence[str], classes: Sequence[str], title: str | None = None
 ) -> Figure:
     """Embeddings on their first two principal components, a colour and a marker per class.
 
@@ -284,30 +262,26 @@ def projection(
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
 
-    embeddings, labels = np.asarray(embeddings, float), _labels(labels, classes)
-    if embeddings.ndim != 2 or len(embeddings) != len(labels) or min(embeddings.shape) < 2:
-        raise ValueError(
-            f"embeddings must be (n, d), n the {len(labels)} labels, both at least 2; "
-            f"got {embeddings.shape}"
-        )
-    pca = PCA(2, svd_solver="full" if embeddings.size < 4e6 else "randomized", random_state=0)
+    labels = np.asarray(labels)
+    pca = PCA(2, random_state=0)
     points = pca.fit_transform(StandardScaler().fit_transform(embeddings))
     points = points.round(3)  # below what can be seen; hides the last bits of parallel sums
-    words = [f"{name} ({(labels == name).sum():,})" for name in classes]
-    legend_rows = -(-len(words) // _legend_columns(COLUMN, words))
-    fig, ax = plt.subplots(figsize=(COLUMN, 2.9 + 0.15 * legend_rows))
-    size = float(np.clip(2500 / len(points), 3, 18))
-    handles = []
-    for i, name in enumerate(classes):
-        look = {"marker": _pick(MARKERS, i), "color": _pick(COLOURS, i)}
+    fig, ax = plt.subplots(figsize=(COLUMN, 2.9))
+    size = np.clip(2500 / len(points), 3, 18)
+    handles, words = [], []
+    for name, marker, colour in zip(classes, MARKERS, COLOURS, strict=False):
+        members = points[labels == name]
         ax.scatter(
-            *points[labels == name].T, s=size, alpha=0.7, linewidths=0, label=name,
-            rasterized=len(points) > 3000, **look,
+            *members.T, s=size, color=colour, marker=marker, alpha=0.7, linewidths=0,
+            rasterized=len(points) > 3000,  # else a PDF of ten thousand marks
         )  # fmt: skip
-        handles.append(Line2D([], [], linestyle="none", **look))
-    for axis, share, number in zip("xy", pca.explained_variance_ratio_, (1, 2), strict=True):
-        ax.set(**{f"{axis}label": f"component {number} ({100 * share:.1f} % of variance)"})
-    ax.set(xticks=[], yticks=[], title=title or "")
+        handles.append(Line2D([], [], linestyle="none", color=colour, marker=marker))
+        words.append(f"{name} ({len(members):,})")
+    first, second = 100 * pca.explained_variance_ratio_
+    ax.set(
+        xlabel=f"component 1 ({first:.1f} % of variance)", xticks=[],
+        ylabel=f"component 2 ({second:.1f} % of variance)", yticks=[], title=title or "",
+    )  # fmt: skip
     _legend_above(fig, handles, words)
     return fig
 
@@ -321,44 +295,27 @@ def validation_curve(history: pd.DataFrame) -> Figure:
 
     `history` has the columns head, hyperparameter (its name), value, fold, val_auroc and chosen
     (bool), one row per head, value and fold. One panel per head; a thin line per fold, the mean
-    thick, a diamond where the fold's choice fell. Log scale where values span decades.
+    thick, a star where the fold's choice fell.
     """
-    keys = ["head", "hyperparameter", "fold", "value"]
-    _need(history, (*keys, "val_auroc", "chosen"), "the history")
-    _unique(history, keys, "the history")
-    order = {head: i for i, head in enumerate(HEADS)}
-    panels = sorted(
-        history.groupby(["head", "hyperparameter"], sort=False),
-        key=lambda panel: (order.get(panel[0][0], len(order)), panel[0][0]),
-    )
-    width = COLUMN if len(panels) == 1 else PAGE
-    fig, axes = plt.subplots(1, len(panels), figsize=(width, 2.4), sharey=True, squeeze=False)
+    heads = [head for head in HEADS if head in set(history["head"])]
+    width = COLUMN if len(heads) == 1 else PAGE
+    fig, axes = plt.subplots(1, len(heads), figsize=(width, 2.2), sharey=True, squeeze=False)
     thin, thick = {"color": SKY, "linewidth": 0.7}, {"color": BLUE, "linewidth": 1.8}
-    diamond = {
-        "color": VERMILION, "marker": "D", "linestyle": "none", "markersize": 4.5,
-        "markeredgecolor": "white", "markeredgewidth": 0.5,
-    }  # fmt: skip
-    several = history["fold"].nunique() > 1
-    for ax, ((head, name), rows) in zip(axes[0], panels, strict=True):
-        for _, fold in rows.groupby("fold") if several else ():
-            fold = fold.sort_values("value")
-            ax.plot(fold["value"], fold["val_auroc"], **thin)
-        mean = rows.groupby("value")["val_auroc"].mean()
-        ax.plot(mean.index, mean, **thick)
-        chosen = rows[rows["chosen"].astype(bool)]
-        ax.plot(chosen["value"], chosen["val_auroc"], **diamond)
-        values = np.sort(rows["value"].unique())
-        if values[0] > 0 and values[-1] / values[0] >= 10:
-            ax.set_xscale("log")
-        if len(values) <= 7:
-            ax.set_xticks(values, [_number(value) for value in values])
-            ax.minorticks_off()
-        ax.set(xlabel=name.replace("_", " "), title=HEADS.get(head, head))
+    for ax, head in zip(axes[0], heads, strict=True):
+        rows = history[history["head"] == head]
+        folds = rows.pivot(index="value", columns="fold", values="val_auroc")
+        ax.plot(folds, **thin)
+        ax.plot(folds.mean(axis=1), **thick)
+        chosen = rows[rows["chosen"]]
+        ax.plot(chosen["value"], chosen["val_auroc"], **CHOSEN)
+        ax.set(title=HEADS[head], xlabel=rows["hyperparameter"].iloc[0].replace("_", " "))
+        ax.set_xscale("log")
+        ax.set_xticks(folds.index, [f"{value:g}" for value in folds.index])
+        ax.minorticks_off()
         ax.grid(axis="y")
     axes[0, 0].set_ylabel("validation AUROC")
-    handles = [Line2D([], [], **look) for look in (thin, thick, diamond)]
-    names = ["one fold", "mean over folds" if several else "validation", "chosen"]
-    _legend_above(fig, handles[not several :], names[not several :])
+    handles = [Line2D([], [], **look) for look in (thin, thick, CHOSEN)]
+    _legend_above(fig, handles, ["one fold", "mean over folds", "chosen"])
     return fig
 
 
@@ -370,44 +327,28 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     val_auroc and chosen (bool: the learning rate and epoch that were kept for the fold). A thin
     line per fold, darker for smaller rates; training loss is dashed; a star marks the choice.
     """
-    keys = ["learning_rate", "fold", "epoch"]
-    _need(history, (*keys, "train_loss", "val_loss", "val_auroc", "chosen"), "the history")
-    _unique(history, keys, "the history")
-    fig, (loss, auroc) = plt.subplots(1, 2, figsize=(PAGE, 2.5))
-    rates = np.sort(history["learning_rate"].unique())
-    shades = mpl.colormaps["viridis"](np.linspace(0.0, 0.82, max(len(rates), 2)))
-    handles, names = [], []
-    for i, rate in enumerate(rates):
-        look = {"color": shades[i], "linewidth": 0.9, "markersize": 3, "marker": _pick(MARKERS, i)}
-        of_rate = history[history["learning_rate"] == rate]
-        for _, fold in of_rate.groupby("fold"):
-            fold = fold.sort_values("epoch")
-            last = {"markevery": [len(fold) - 1]}
-            loss.plot(fold["epoch"], fold["train_loss"], linestyle=(0, (3, 1.5)), **look, **last)
-            loss.plot(fold["epoch"], fold["val_loss"], **look, **last)
-            auroc.plot(fold["epoch"], fold["val_auroc"], **look, **last)
-        handles.append(Line2D([], [], **look))
-        names.append(f"learning rate {_number(rate)}")
-    kept = history[history["chosen"].astype(bool)]
-    star = {
-        "marker": "*", "linestyle": "none", "color": VERMILION, "markersize": 9,
-        "markeredgecolor": "black", "markeredgewidth": 0.5, "zorder": 5,
-    }  # fmt: skip
-    loss.plot(kept["epoch"], kept["val_loss"], **star)
-    auroc.plot(kept["epoch"], kept["val_auroc"], **star)
+    fig, (loss, auroc) = plt.subplots(1, 2, figsize=(PAGE, 2.3))
+    names = history["learning_rate"].map("{:g}".format).str.replace("e-0", "e-")
+    history = history.assign(rate=names).sort_values("learning_rate")
+    keys = {"train_loss": "training", "val_loss": "validation"}
+    losses = history.melt(["rate", "fold", "epoch"], list(keys), "part", "loss").replace(keys)
+    look = {"x": "epoch", "hue": "rate", "palette": "viridis", "units": "fold", "estimator": None,
+            "linewidth": 0.9}  # fmt: skip
+    dashes = {"training": (3, 1.5), "validation": ""}
+    sns.lineplot(losses, y="loss", style="part", dashes=dashes, ax=loss, **look)
+    sns.lineplot(history, y="val_auroc", legend=False, ax=auroc, **look)
+    kept = history[history["chosen"]]
+    loss.plot(kept["epoch"], kept["val_loss"], label="kept", **CHOSEN)
+    auroc.plot(kept["epoch"], kept["val_auroc"], **CHOSEN)
     loss.set(title="loss", ylabel="cross-entropy")
     auroc.set(title="validation AUROC", ylabel="AUROC")
     for ax in (loss, auroc):
-        ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         ax.grid(axis="y")
-    black = {"color": "black", "linewidth": 0.9}
-    handles += [
-        Line2D([], [], linestyle=(0, (3, 1.5)), **black),
-        Line2D([], [], **black),
-        Line2D([], [], **star),
-    ]
-    _legend_above(fig, handles, [*names, "training", "validation", "kept"])
+    handles, words = loss.get_legend_handles_labels()
+    loss.get_legend().remove()
+    headings = {"rate": "learning rate:", "part": "loss in:"}
+    _legend_above(fig, handles, [headings.get(word, word) for word in words])
     return fig
 
 
@@ -422,19 +363,16 @@ def roc_curves(
     """
     from sklearn.metrics import auc, roc_curve
 
-    _need(predictions, ("y_true", *(f"prob_{name}" for name in classes)), "the predictions")
-    truth = _labels(predictions["y_true"], classes)
     fig, ax = plt.subplots(figsize=(COLUMN, COLUMN))
-    ax.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":", label="_chance")
-    for i, name in enumerate(classes[1:] if len(classes) == 2 else classes):
-        look = {"color": _pick(COLOURS, i), "linestyle": _pick(DASHES, i)}
-        positive = truth == name
-        if not positive.any() or positive.all():
-            ax.plot([], [], label=f"{name}: AUROC undefined", **look)
-            continue
-        false_rate, true_rate, _ = roc_curve(positive, predictions[f"prob_{name}"])
-        label = f"{name}: AUROC {auc(false_rate, true_rate):.3f}"
-        ax.plot(false_rate, true_rate, label=label, **look, clip_on=False)
+    ax.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
+    shown = classes[1:] if len(classes) == 2 else classes
+    for name, colour, dash in zip(shown, COLOURS, itertools.cycle(DASHES), strict=False):
+        positive = predictions["y_true"] == name
+        label, false_rate, true_rate = f"{name}: AUROC undefined", [], []
+        if 0 < positive.sum() < len(positive):
+            false_rate, true_rate, _ = roc_curve(positive, predictions[f"prob_{name}"])
+            label = f"{name}: AUROC {auc(false_rate, true_rate):.3f}"
+        ax.plot(false_rate, true_rate, color=colour, linestyle=dash, label=label, clip_on=False)
     ax.set(
         xlim=(0, 1), ylim=(0, 1), aspect="equal", title=title or "",
         xlabel="false positive rate (1 − specificity)", ylabel="true positive rate (sensitivity)",
@@ -448,91 +386,59 @@ def roc_curves(
 
 @_styled
 def main_comparison(
-    table: pd.DataFrame,
-    tasks: Mapping[str, Mapping],
-    metric: str = "auroc",
+    table: pd.DataFrame, tasks: Mapping[str, Mapping], metric: str = "auroc",
     caption: str | None = None,
-) -> Figure:
+) -> Figure:  # fmt: skip
     """The study in one figure: a panel per task, a row per backbone, frozen beside fine-tuned.
 
     `table` is long form: task, backbone, pretraining, regime, head, label_fraction (1.0: all
-    training patients), metric, value, ci_low, ci_high, sd (over seeds), n_seeds, n_patients,
-    n_images. `tasks` maps a task to {"title": str, "chance": float or None}, in the order of the
-    panels. Points are values, thin lines 95 % intervals, thick bars one SD over seeds; of the
-    frozen heads the linear one is drawn. A random control stands below its pretrained twin,
-    grey and hollow. Label fractions are written in the legend; where fine-tuning used another
-    fraction in each task, in the panel's title. Combinations that are missing stay empty.
+    training patients), metric, value, ci_low, ci_high, sd (over seeds), n_patients, n_images.
+    `tasks` maps a task to {"title": str, "chance": float or None}, in the order of the panels.
+    Points are values, thin lines 95 % intervals, thick bars one SD over seeds; of the frozen
+    heads the linear one is drawn. A random control stands below its pretrained twin, grey and
+    hollow. The share of labels used in fine-tuning stands in the panel's title. Combinations
+    that are missing stay empty.
     """
-    rows = _shown(table, tasks)
+    rows = _shown(table, tasks, [metric])
     rows = rows[(rows["regime"] != "frozen") | (rows["head"] == "linear")]
-    if metric not in set(rows["metric"]):
-        raise ValueError(
-            f"no row of the tasks {list(tasks)} has the metric {metric!r}; "
-            f"there are {sorted(set(rows['metric']))}"
-        )
-    rows = rows[rows["metric"] == metric]
-    _unique(rows, ["task", "backbone", "regime", "head", "label_fraction"], "the table")
-    backbones = _ordered_backbones(rows)
-    rows, series, notes = _as_series(rows, tasks)
-    n, columns = len(tasks), {1: 1, 2: 2, 4: 2}.get(len(tasks), 3)
-    pitch = 0.07 + 0.07 * max(len(series), 2)  # inches per backbone
-    lines = -(-n // columns)
-    width = COLUMN if n == 1 else PAGE
-    wrapped = _wrap(caption, width) if caption else ""
-    handles, words = _comparison_legend(rows, series, tasks)
-    spare = n < lines * columns  # then the legend stands where a panel is missing
-    titles = {
-        task: textwrap.fill(tasks[task]["title"], int(width / columns * 12)) for task in tasks
-    }
-    above = 0.55 + 0.13 * max(len(title.splitlines()) for title in titles.values())
-    height = lines * (len(backbones) * pitch + above) + 0.13 * len(wrapped.splitlines())
-    height += 0 if spare else 0.15 * -(-len(words) // _legend_columns(width, words)) + 0.1
-    fig, axes = plt.subplots(lines, columns, figsize=(width, height), squeeze=False, sharey=True)
-    fig.get_layout_engine().set(hspace=0.04)
-    small = {task: _subtitle(rows[rows["task"] == task], notes[task]) for task in tasks}
-    deepest = max(len(text.splitlines()) for text in small.values())
-    low, high, step = _limits(rows, [card.get("chance") for card in tasks.values()])
-    for i, (ax, (task, card)) in enumerate(zip(axes.flat, tasks.items(), strict=False)):
-        _comparison_panel(ax, rows[rows["task"] == task], backbones, series, card)
-        ax.set_title(titles[task], pad=5 + 8 * deepest)
+    rows = rows.assign(series=_series_names(rows))
+    networks = _networks(rows)
+    # frozen before fine-tuned, and the larger share of labels first
+    series = rows.sort_values(["regime", "label_fraction"], ascending=False)["series"].unique()
+    looks = _looks(series)
+    fig, axes = _panels(len(tasks), len(networks) * (0.07 + 0.08 * max(len(series), 2)))
+    titles = {task: textwrap.fill(card["title"], 28) for task, card in tasks.items()}
+    notes = {task: _note(rows[rows["task"] == task]) for task in tasks}
+    deepest = max(note.count("\n") + 1 for note in notes.values())
+    for ax, (task, card) in zip(axes.flat, tasks.items(), strict=False):
+        _draw_task(ax, rows[rows["task"] == task], networks, looks)
+        if card["chance"] is not None:
+            ax.axvline(card["chance"], color="0.3", linewidth=0.8, linestyle=":", zorder=1)
+        ax.set_title(titles[task], pad=5 + 8 * deepest)  # points; room for the note under it
         ax.annotate(
-            small[task], (0, 1), (0, 3), "axes fraction", "offset points", va="bottom",
+            notes[task], (0, 1), (0, 3), "axes fraction", "offset points", va="bottom",
             fontsize=6.5, color="0.25", linespacing=1.1,
         )  # fmt: skip
-        ax.set_xlim(low, high)
-        ax.xaxis.set_major_locator(mpl.ticker.MultipleLocator(step))
-        if i + columns >= n:
-            ax.set_xlabel(f"{METRICS.get(metric, metric)} (95 % interval)")
-    stated = rows.drop_duplicates("backbone").set_index("backbone")["pretraining"]
-    names = [_label(backbone, stated[backbone]) for backbone in backbones]
-    folded = [name.replace(" (", "\n(") if len(name) > 24 else name for name in names]
-    axes[0, 0].set(ylim=(len(backbones) - 0.5, -0.5))
-    axes[0, 0].set_yticks(range(len(backbones)), folded)
-    for ax in axes.flat:
-        ax.tick_params(axis="y", length=0)
+    names = [name.replace(" (", "\n(") if len(name) > 24 else name for name in networks["name"]]
+    axes[0, 0].set(ylim=(len(names) - 0.5, -0.5))  # the first row on top
     for ax in axes[:, 0]:
-        for text, backbone in zip(ax.get_yticklabels(), backbones, strict=True):
-            text.set(color=GREY if stated[backbone] == "random" else "black", linespacing=0.95)
-    for ax in axes.flat[n:]:
-        ax.axis("off")
-    if spare:
-        legend = axes.flat[-1].legend(handles, words, loc="upper right", labelspacing=0.8)
-        legend.set_in_layout(False)  # else a wide legend would push the columns apart
-    else:
-        _legend_above(fig, handles, words)
+        ax.set_yticks(range(len(names)), names, linespacing=0.95)
+        for text, random in zip(ax.get_yticklabels(), networks["random"], strict=True):
+            text.set_color(GREY if random else "black")
+    for ax in axes.flat[max(0, len(tasks) - axes.shape[1]) : len(tasks)]:
+        ax.set_xlabel(f"{METRICS[metric]} (95 % interval)")
+    chance = any(card["chance"] is not None for card in tasks.values())
+    _legend_above(fig, *_comparison_legend(rows, looks, chance))
     if caption:
-        fig.supxlabel(wrapped, x=0.01, ha="left", fontsize=6.5, color="0.25")
+        text = textwrap.fill(caption, int(20 * fig.get_figwidth()))  # 20 letters an inch
+        fig.set_figheight(fig.get_figheight() + 0.14 * (text.count("\n") + 1))
+        fig.supxlabel(text, x=0.01, ha="left", fontsize=6.5, color="0.25")
     return fig
 
 
 def main_table(
-    table: pd.DataFrame,
-    tasks: Mapping[str, Mapping],
-    metrics: Sequence[str] = (
-        "accuracy", "balanced_accuracy", "precision_weighted", "recall_weighted", "f1_weighted",
-        "auroc",
-    ),
-) -> pd.DataFrame:  # fmt: skip
+    table: pd.DataFrame, tasks: Mapping[str, Mapping], metrics: Sequence[str] = PAPER_METRICS
+) -> pd.DataFrame:
     """The long table made wide: one row per task, backbone, regime, head and label fraction.
 
     Columns: task (its title), backbone (its printed name), pretraining, regime, head,
@@ -540,420 +446,255 @@ def main_table(
     three decimals, empty where there is no result. Rows come in the order of `tasks`, then of
     the figure's backbones, then frozen before fine-tuned, heads, and the larger fraction first.
     """
-    rows = _shown(table, tasks)
-    keys = ["task", "backbone", "regime", "head", "label_fraction"]
-    _unique(rows, [*keys, "metric"], "the table")
-    rows = rows[rows["metric"].isin(metrics)]
-    rank = {
-        "task": list(tasks), "backbone": _ordered_backbones(rows),
-        "regime": list(REGIMES), "head": list(HEADS),
-    }  # fmt: skip
-    records = []
-    for key, group in rows.groupby(keys, sort=False):
-        named = dict(zip(keys, key, strict=True))
-        cells = {row.metric: _cell(row.value, row.ci_low, row.ci_high) for row in
-                 group.itertuples()}  # fmt: skip
-        order = [_rank(rank[column], named[column]) for column in rank]
-        first = group.iloc[0]
-        records.append(
-            (
-                (*order, -named["label_fraction"]),
-                {
-                    "task": tasks[named["task"]]["title"],
-                    "backbone": _label(named["backbone"], first["pretraining"]),
-                    "pretraining": first["pretraining"],
-                    "regime": named["regime"],
-                    "head": named["head"],
-                    "label_fraction": named["label_fraction"],
-                    "n_patients": int(group["n_patients"].max()),
-                    **{metric: cells.get(metric, "") for metric in metrics},
-                },
-            )
-        )
-    records.sort(key=lambda record: record[0])
-    columns = ["task", "backbone", "pretraining", *keys[2:], "n_patients", *metrics]
-    return pd.DataFrame([record for _, record in records], columns=columns)
+    rows = _shown(table, tasks, metrics)
+    cells = [
+        f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if pd.notna(low) else "")
+        for value, low, high in rows[["value", "ci_low", "ci_high"]].itertuples(index=False)
+    ]
+    names = list(_networks(rows)["name"])
+    order = {"task": list(tasks), "name": names, "regime": list(REGIMES), "head": list(HEADS)}
+    for column, categories in order.items():
+        rows[column] = pd.Categorical(rows[column], categories)
+    keys = ["task", "name", "pretraining", "regime", "head", "label_fraction", "n_patients"]
+    wide = rows.assign(cell=cells).pivot(index=keys, columns="metric", values="cell")
+    wide = wide.reindex(columns=list(metrics), fill_value="").fillna("")
+    wide = wide.rename_axis(columns=None).reset_index()
+    by = [*order, "label_fraction"]
+    wide = wide.sort_values(by, ascending=[column != "label_fraction" for column in by])
+    wide = wide.astype(dict.fromkeys(order, str)).rename(columns={"name": "backbone"})
+    wide["task"] = wide["task"].map(lambda task: tasks[task]["title"])
+    return wide.reset_index(drop=True)
 
 
 def save_table(df: pd.DataFrame, path_stem: Path, caption: str = "", note: str = "") -> list[Path]:
     """Write a table as `<stem>.csv`, `.md` (pipes) and `.tex` (booktabs), each whole or not at all.
 
-    The .tex needs nothing but `\\usepackage{booktabs}`. Where the frame has a `task` column, a
-    rule parts the tasks and the best cell per task of every column named in `METRICS` is bold
-    (in .md and .tex), compared by the number that the cell starts with; equals are all bold.
+    The CSV holds the frame as it is, the other two readable headings. The .tex needs nothing but
+    `\\usepackage{booktabs}`. Where the frame has a `task` column, a rule parts the tasks and the
+    best cell per task of every column named in `METRICS` is bold (in .md and .tex), compared by
+    the number that the cell starts with; equals are all bold.
     """
-    bold = _best_cells(df)
-    csv, md, tex = paths = [_with_ending(path_stem, kind) for kind in ("csv", "md", "tex")]
-    save_csv(csv, df)
-    _write_text(md, _markdown(df, bold, caption, note))
-    _write_text(tex, _latex(df, bold, caption, note, label=Path(path_stem).name))
+    readable = _readable(df)
+    best = _best_cells(readable)
+    texts = {
+        "md": _markdown(readable, best, caption, note),
+        "tex": _latex(readable, best, caption, note, label=Path(path_stem).name),
+    }
+    paths = [Path(f"{path_stem}.{kind}") for kind in ("csv", "md", "tex")]
+    save_csv(paths[0], df)
+    for path, text in zip(paths[1:], texts.values(), strict=True):
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
     return paths
 
 
 # ---------------------------------------------------------------- parts of the comparison
 
 
-def _split_key(backbone: str) -> tuple[str, str]:
-    """`vit_tiny-random` → (`vit_tiny`, `random`); a key without pretraining → (key, ``)."""
-    for weights in ("random", "imagenet", "dinov2"):
-        if backbone.endswith(f"-{weights}"):
-            return backbone.removesuffix(f"-{weights}"), weights
-    return backbone, ""
-
-
-def _label(backbone: str, pretraining: str) -> str:
+def _name(backbone: str, pretraining: str) -> str:
     """The printed name where the table's own word on the weights is known as well."""
-    named_random = "(random weights)" in display_names(backbone)
-    if named_random and pretraining != "random":
-        raise ValueError(
-            f"backbone {backbone!r} is named random but its pretraining is {pretraining!r}: "
-            "one of the two columns is wrong"
-        )
-    if pretraining == "random" and not named_random:
-        return display_names(f"{_split_key(backbone)[0]}-random")
-    return display_names(backbone)
+    name = display_names(backbone)
+    if pretraining == "random" and "random" not in name:
+        return display_names(f"{backbone.partition('-')[0]}-random")
+    if pd.isna(pretraining) or ("random" in name) != (pretraining == "random"):
+        raise ValueError(f"backbone {backbone!r} with pretraining {pretraining!r}: one is wrong")
+    return name
 
 
-def _shown(table: pd.DataFrame, tasks: Mapping[str, Mapping]) -> pd.DataFrame:
-    """The rows of the tasks, after checking columns and that every row states its pretraining."""
-    needed = ("task", "backbone", "pretraining", "regime", "head", "label_fraction", "metric",
-              "value", "ci_low", "ci_high", "n_patients")  # fmt: skip
-    _need(table, needed, "the table")
-    rows = table[table["task"].isin(list(tasks))]
-    if rows.empty:
-        raise ValueError(
-            f"the table has no row of the tasks {list(tasks)}; it has {sorted(set(table['task']))}"
-        )
-    unknown = set(rows["regime"]) - set(REGIMES)
-    if unknown:
-        raise ValueError(f"unknown regime {sorted(unknown)}; valid are {list(REGIMES)}")
-    stated = rows[["backbone", "pretraining"]].drop_duplicates()
-    if stated["pretraining"].isna().any() or stated["backbone"].duplicated().any():
-        raise ValueError("each backbone needs exactly one pretraining: " + str(stated.values))
-    return rows.assign(label_fraction=rows["label_fraction"].astype(float).round(6))
+def _shown(
+    table: pd.DataFrame, tasks: Mapping[str, Mapping], metrics: Sequence[str]
+) -> pd.DataFrame:
+    """The rows of the tasks and metrics, with the columns `name`, `architecture` and `random`.
 
-
-def _ordered_backbones(rows: pd.DataFrame) -> list[str]:
-    """Backbones by architecture, each random control directly after its pretrained twin."""
-    known = list(ARCHITECTURES)
-    found = rows[["backbone", "pretraining"]].drop_duplicates().sort_values("backbone")
-    keyed = []
-    for backbone, pretraining in found.itertuples(index=False):
-        architecture = _split_key(backbone)[0]
-        keyed.append((_rank(known, architecture), architecture, pretraining == "random", backbone))
-    return [key[-1] for key in sorted(keyed)]
-
-
-def _as_series(
-    rows: pd.DataFrame, tasks: Mapping[str, Mapping]
-) -> tuple[pd.DataFrame, list[str], dict[str, str]]:
-    """Name each row's series (regime and labels), and each panel's note on the fraction used.
-
-    Returns the rows with a `series` column, the series in order of drawing, and task → note.
+    From here on a backbone goes by `name`, as printed, so that random weights always show.
     """
-    tuned = rows[rows["regime"] == "finetuned"].groupby("task")["label_fraction"].unique()
-    tuned = {task: sorted(fractions) for task, fractions in tuned.items()}
-    differ = len({tuple(fractions) for fractions in tuned.values()}) > 1 and all(
-        len(fractions) == 1 for fractions in tuned.values()
-    )
-    plain = (rows["label_fraction"] == 1).all()
-    names, sort_keys = [], {}
-    for task, regime, fraction in rows[["task", "regime", "label_fraction"]].itertuples(
-        index=False
-    ):
-        words = "all labels" if fraction == 1 else f"{100 * fraction:g} % of labels"
-        own = differ and fraction == tuned.get(task, [None])[0]
-        if plain or own and regime == "finetuned":
-            name = REGIMES[regime]
-        elif own and fraction < 1:
-            name = f"{REGIMES[regime]}, same labels as fine-tuned"
-        else:
-            name = f"{REGIMES[regime]}, {words}"
-        names.append(name)
-        key = (list(REGIMES).index(regime), 0 if own and fraction < 1 else -fraction)
-        sort_keys[name] = max(key, sort_keys.get(name, key))
-    series = sorted(sort_keys, key=lambda name: (sort_keys[name], name))
-    notes = {
-        task: _fraction_note(tuned[task][0]) if differ and task in tuned else "" for task in tasks
-    }
-    return rows.assign(series=names), series, notes
+    cell = ["task", "backbone", "pretraining", "regime", "head", "label_fraction", "metric"]
+    rows = table[[*cell, "value", "ci_low", "ci_high", "sd", "n_patients", "n_images"]]
+    rows = rows[rows["task"].isin(list(tasks)) & rows["metric"].isin(list(metrics))].copy()
+    if rows.empty:
+        have = {column: sorted(set(table[column])) for column in ("task", "metric")}
+        raise ValueError(f"no rows of {list(tasks)} with {list(metrics)}; the table has {have}")
+    if rows.duplicated(cell).any():
+        first = dict(rows.loc[rows.duplicated(cell), cell].iloc[0])
+        raise ValueError(f"several rows for {first}: average over seeds (notebook 05) first")
+    weights = zip(rows["backbone"], rows["pretraining"], strict=True)
+    rows["name"] = [_name(backbone, pretraining) for backbone, pretraining in weights]
+    rows["architecture"] = rows["backbone"].str.partition("-")[0]
+    rows["random"] = rows["pretraining"] == "random"
+    return rows
 
 
-def _fraction_note(fraction: float) -> str:
-    return f"fine-tuned on {'all' if fraction == 1 else f'{100 * fraction:g} % of'} labels"
+def _networks(rows: pd.DataFrame) -> pd.DataFrame:
+    """Each backbone's name, architecture and whether it is random, in the order of the figure.
+
+    By architecture, known ones first; each random control directly after its pretrained twin.
+    """
+    networks = rows[["name", "architecture", "random"]].drop_duplicates()
+    rank = {architecture: i for i, architecture in enumerate(ARCHITECTURES)}
+    networks = networks.assign(rank=networks["architecture"].map(rank))
+    by = ["rank", "architecture", "random", "name"]
+    return networks.sort_values(by, na_position="last").reset_index(drop=True)
 
 
-def _series_looks(series: Sequence[str]) -> dict[str, dict]:
+def _series_names(rows: pd.DataFrame) -> pd.Series:
+    """Each row's regime and share of the labels, as the legend names them.
+
+    A task's own share in fine-tuning, which may differ between tasks, is named in its panel.
+    """
+    regime, fraction = rows["regime"].map(REGIMES), rows["label_fraction"]
+    if (fraction == 1).all():
+        return regime
+    tuned = rows["regime"] == "finetuned"
+    shares = fraction[tuned].groupby(rows["task"]).agg(["min", "max"])
+    own = fraction == rows["task"].map(shares["min"][shares["min"] == shares["max"]])
+    share = (100 * fraction).map(", {:g} % of labels".format)
+    words = ["", ", all labels", ", same labels as fine-tuned"]
+    return regime + np.select([own & tuned, fraction == 1, own], words, share)
+
+
+def _looks(series: Sequence[str]) -> dict[str, dict]:
     """A colour and a marker for each series: frozen round or triangular, fine-tuned angular."""
-    looks = {
-        "frozen": [("o", BLUE), ("v", SKY), ("^", GREEN), ("<", PURPLE)],
-        "fine-tuned": [("s", VERMILION), ("D", ORANGE), ("P", BROWN), ("X", BLACK)],
-    }
-    chosen = {}
-    for regime, styles in looks.items():
-        names = [name for name in series if name.split(",")[0] == regime]
-        for i, name in enumerate(names):
-            marker, colour = _pick(styles, i)
-            chosen[name] = {"marker": marker, "color": colour}
-    return chosen
-
-
-def _comparison_panel(ax, rows, backbones, series, card) -> None:
-    """Draw one task: bands for architectures, the chance line, then every series with its CI."""
-    position = {backbone: i for i, backbone in enumerate(backbones)}
-    architectures = [_split_key(backbone)[0] for backbone in backbones]
-    distinct = list(dict.fromkeys(architectures))
-    for i, architecture in enumerate(architectures):
-        if distinct.index(architecture) % 2 == 0:
-            ax.axhspan(i - 0.5, i + 0.5, color="0.955", linewidth=0, zorder=0)
-    ax.grid(axis="x")
-    if card.get("chance") is not None:
-        ax.axvline(card["chance"], color="0.3", linewidth=0.8, linestyle=":", zorder=1)
-    looks = _series_looks(series)
-    for i, name in enumerate(series):
-        for random in (False, True):
-            part = rows[(rows["series"] == name) & ((rows["pretraining"] == "random") == random)]
-            if part.empty:
-                continue
-            y = part["backbone"].map(position) + (i - (len(series) - 1) / 2) * 0.8 / len(series)
-            look = dict(looks[name], color=GREY) if random else looks[name]
-            if "sd" in part and part["sd"].notna().any():
-                low, high = part["value"] - part["sd"], part["value"] + part["sd"]
-                ax.hlines(y, low, high, color=look["color"], linewidth=3.4, alpha=0.4, zorder=2)
-            ax.hlines(y, part["ci_low"], part["ci_high"], color=look["color"], linewidth=0.9)
-            ax.plot(part["value"], y, label=name, **_point(look, random), zorder=4)
-
-
-def _point(look: dict, random: bool) -> dict:
-    """Line2D settings of a value: filled if pretrained, hollow if the weights are random."""
-    face = "white" if random else look["color"]
-    size = {"v": 4.2, "^": 4.2, "D": 3.4, "s": 3.6}.get(look["marker"], 4)
-    return dict(look, linestyle="none", markersize=size, markerfacecolor=face, markeredgewidth=0.8)
-
-
-def _comparison_legend(rows, series, tasks) -> tuple[list, list[str]]:
-    looks, untrained = _series_looks(series), rows["pretraining"] == "random"
-    handles, names = [], []
+    frozen = itertools.cycle([("o", BLUE, 4), ("v", SKY, 4.2), ("^", GREEN, 4.2)])
+    tuned = itertools.cycle([("s", VERMILION, 3.6), ("D", ORANGE, 3.4), ("P", BROWN, 4)])
+    looks = {}
     for name in series:
-        hollow = untrained[rows["series"] == name].all()
-        look = dict(looks[name], color=GREY) if hollow else looks[name]
-        handles.append(Line2D([], [], **_point(look, hollow)))
-        names.append(name)
-    if untrained.any():
-        handles.append(Patch(facecolor="white", edgecolor=GREY, linewidth=0.8))
-        names.append("grey, hollow: random weights")
-    if "sd" in rows and rows["sd"].notna().any():
-        handles.append(Line2D([], [], color="0.3", linewidth=3.4, alpha=0.4))
-        names.append("± 1 SD over seeds")
-    if any(card.get("chance") is not None for card in tasks.values()):
-        handles.append(Line2D([], [], color="0.3", linewidth=0.8, linestyle=":"))
-        names.append("chance")
-    return handles, names
+        marker, colour, size = next(frozen if name.startswith("frozen") else tuned)
+        looks[name] = {"marker": marker, "color": colour, "markersize": size}
+    return looks
 
 
-def _subtitle(rows: pd.DataFrame, note: str) -> str:
+def _mark(look: dict, random: bool) -> dict:
+    """Line2D settings of a value: filled if pretrained, grey and hollow if random."""
+    grey = {"color": GREY, "markerfacecolor": "white"} if random else {}
+    return look | grey | {"linestyle": "none", "markeredgewidth": 0.8}
+
+
+def _panels(n: int, height: float) -> tuple[Figure, np.ndarray]:
+    """A figure of `n` panels with an area of `height` inches each, sharing both of their axes."""
+    columns = {1: 1, 2: 2, 4: 2}.get(n, 3)
+    lines = -(-n // columns)
+    size = (COLUMN if n == 1 else PAGE, lines * (height + 0.85))  # titles, ticks and axis labels
+    fig, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, sharex=True, sharey=True)
+    fig.get_layout_engine().set(hspace=0.04)
+    for ax in axes.flat:
+        ax.tick_params(axis="x", labelbottom=True)
+        ax.tick_params(axis="y", length=0)
+    for ax in axes.flat[n:]:
+        ax.axis("off")
+    return fig, axes
+
+
+def _draw_task(ax: Axes, rows: pd.DataFrame, networks: pd.DataFrame, looks: dict) -> None:
+    """Draw one task: rows of backbones, a band behind every other architecture, the series."""
+    ax.grid(axis="x")
+    for band, (_, twins) in enumerate(networks.groupby("architecture", sort=False)):
+        if band % 2 == 0:
+            edges = twins.index.min() - 0.5, twins.index.max() + 0.5
+            ax.axhspan(*edges, color="0.955", linewidth=0, zorder=0)
+    position = {name: i for i, name in enumerate(networks["name"])}
+    for (name, random), part in rows.groupby(["series", "random"]):
+        mark = _mark(looks[name], random)
+        shift = (list(looks).index(name) - (len(looks) - 1) / 2) * 0.8 / len(looks)
+        y = part["name"].map(position) + shift
+        if part["sd"].notna().any():
+            ends = part["value"] - part["sd"], part["value"] + part["sd"]
+            ax.hlines(y, *ends, color=mark["color"], linewidth=3.4, alpha=0.4, zorder=2)
+        ax.hlines(y, part["ci_low"], part["ci_high"], color=mark["color"], linewidth=0.9)
+        ax.plot(part["value"], y, **mark, zorder=4)
+
+
+def _note(rows: pd.DataFrame) -> str:
     """Under a panel's title: whom the task was tested on, and on what it was fine-tuned."""
-    counts = []
-    for unit in ("patients", "images"):
-        numbers = rows[f"n_{unit}"].dropna() if f"n_{unit}" in rows else []
-        if len(numbers):
-            few, many = int(min(numbers)), int(max(numbers))
-            counts.append(f"{few:,} {unit}" if few == many else f"{few:,}–{many:,} {unit}")
-    words = "no results" if rows.empty else ", ".join(counts)
-    return "\n".join(part for part in (words, note) if part)
+    if rows.empty:
+        return "no results"
+    patients, images = rows["n_patients"].max(), rows["n_images"].max()
+    words = f"{patients:,} patients" + (f", {images:,} images" if images != patients else "")
+    tuned = rows.loc[rows["series"] == "fine-tuned", "label_fraction"]
+    # where the legend names no shares, all labels were used throughout
+    share = f"\nfine-tuned on {100 * tuned.iloc[0]:g} % of labels" if len(tuned) else ""
+    return words + (share if (rows["label_fraction"] < 1).any() else "")
 
 
-def _limits(rows: pd.DataFrame, chances: Sequence[float | None]) -> tuple[float, float, float]:
-    """One x range for all panels, every interval and chance line inside it, and the tick step."""
-    chances = [chance for chance in chances if chance is not None]
-    values = np.array([*rows[["value", "ci_low", "ci_high"]].to_numpy(float).ravel(), *chances])
-    least, most = np.nanmin(values), np.nanmax(values)
-    step = next((step for step in (0.05, 0.1, 0.2) if (most - least) / step <= 6), 0.5)
-    margin = 0.03 * max(most - least, step)  # a marker on the edge stays whole
-    return least - margin, most + margin, step
+def _comparison_legend(rows: pd.DataFrame, looks: dict, chance: bool) -> tuple[list, list[str]]:
+    """Handles and words; a series of random weights alone is shown as it is drawn, in grey."""
+    only_random = rows.groupby("series")["random"].all()
+    entries = {name: Line2D([], [], **_mark(looks[name], only_random[name])) for name in looks}
+    if rows["random"].any():
+        hollow = [Line2D([], [], **_mark(look, True)) for look in looks.values()]
+        entries["random weights"] = tuple(hollow)
+    if rows["sd"].notna().any():
+        entries["± 1 SD over seeds"] = Line2D([], [], color="0.3", linewidth=3.4, alpha=0.4)
+    if chance:
+        entries["chance"] = Line2D([], [], color="0.3", linewidth=0.8, linestyle=":")
+    return list(entries.values()), list(entries)
 
 
 # ---------------------------------------------------------------- parts of the tables
 
 
-def _cell(value: float, low: float, high: float) -> str:
-    if pd.isna(value):
-        return ""
-    no_interval = pd.isna(low) or pd.isna(high)
-    return f"{value:.3f}" if no_interval else f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def _best_cells(df: pd.DataFrame) -> set[tuple[int, str]]:
-    """(row number, column) of each task's best cells, for the columns where more is better."""
-    best = set()
-    if "task" not in df:
-        return best
-    tasks = df["task"].to_numpy()
-    for column in (column for column in df if column in METRICS):
-        points = np.array([_leading_number(cell) for cell in df[column]], float)
-        for task in dict.fromkeys(tasks):
-            members = np.flatnonzero((tasks == task) & ~np.isnan(points))
-            if len(members) > 1:
-                top = points[members].max()
-                best |= {(int(i), column) for i in members if points[i] == top}
+def _best_cells(df: pd.DataFrame) -> pd.DataFrame:
+    """Where the readable `df` holds the best of at least two cells of its task, by metric."""
+    best = pd.DataFrame(False, df.index, df.columns)
+    if "task" in df:
+        for column in df.columns.intersection(list(METRICS.values())):
+            values = pd.to_numeric(df[column].astype(str).str.split().str[0], errors="coerce")
+            of_task = values.groupby(df["task"])
+            best[column] = (values == of_task.transform("max")) & (of_task.transform("count") > 1)
     return best
 
 
-def _leading_number(cell) -> float:
-    if isinstance(cell, str):
-        match = re.match(r"\s*[-−+]?\d*\.?\d+(?:[eE][-+]?\d+)?", cell)
-        return float(match.group().replace("−", "-")) if match else float("nan")
-    return float(cell) if cell is not None and not pd.isna(cell) else float("nan")
+def _readable(df: pd.DataFrame) -> pd.DataFrame:
+    """The frame with the words of a printed table: headings, shares of labels, regimes."""
+    df = df.reset_index(drop=True)  # a copy, with the unique index that a Styler needs
+    if {"backbone", "pretraining"} <= set(df):
+        pairs = zip(df["backbone"], df["pretraining"], strict=True)
+        if all(weights.lower() in name.lower() for name, weights in pairs):
+            del df["pretraining"]  # every name says it already
+    if "label_fraction" in df:
+        df["label_fraction"] = [f"{100 * fraction:g} %" for fraction in df["label_fraction"]]
+    if "regime" in df:
+        df["regime"] = df["regime"].replace(REGIMES)
+    headings = {"label_fraction": "labels", "n_patients": "patients", **METRICS}
+    return df.rename(columns=lambda name: headings.get(name, name.replace("_", " ")))
 
 
-def _as_text(cell) -> str:
-    """A cell as printed in .md and .tex: numbers short but to six digits, a dash for no value."""
-    if cell is None or (not isinstance(cell, str) and pd.isna(cell)) or cell == "":
+def _text(cell: object) -> str:
+    """A cell as printed: a dash for no value, four digits of a number."""
+    if pd.isna(cell) or cell == "":
         return "–"
-    if isinstance(cell, float | np.floating):
-        return f"{cell:.0f}" if float(cell).is_integer() and abs(cell) < 1e15 else f"{cell:.6g}"
-    return " ".join(str(cell).split())
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
 
 
-def _markdown(df: pd.DataFrame, bold: set, caption: str, note: str) -> str:
-    def line(cells):
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    lines = [line([str(column) for column in df]), line(["---"] * df.shape[1])]
-    for i, row in enumerate(df.itertuples(index=False, name=None)):
-        cells = zip(df, row, strict=True)
-        lines.append(line([f"**{_as_text(cell)}**" if (i, column) in bold else _as_text(cell)
-                           for column, cell in cells]))  # fmt: skip
-    return "\n\n".join(part for part in (caption, "\n".join(lines), note) if part) + "\n"
+def _markdown(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str) -> str:
+    texts = df.map(_text)
+    texts = texts.where(~best, "**" + texts + "**")
+    table = texts.to_markdown(index=False, disable_numparse=True)
+    return "\n\n".join(part for part in (caption, table, note) if part) + "\n"
 
 
-_TEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "–": "--", "—": "---",
-    "±": r"$\pm$", "×": r"$\times$", "−": "$-$", "≤": r"$\leq$", "≥": r"$\geq$", "→": r"$\to$",
-    "Δ": r"$\Delta$", "\u00a0": "~", "\u202f": r"\,", "\u2009": r"\,",
-}  # fmt: skip
+def _latex(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str, label: str) -> str:
+    bold = best.map({True: "textbf:--rwrap;", False: ""}.get)
+    style = df.style.hide(axis="index").apply(lambda _: bold, axis=None)
+    style = style.format(_text, escape="latex").format_index(escape="latex", axis="columns")
+    lines = style.to_latex(
+        hrules=True, position_float="centering", caption=_tex(caption) or None, label=f"tab:{label}"
+    ).splitlines()  # fmt: skip
+    if "task" in df:
+        body = lines.index(r"\midrule") + 1
+        for row in reversed(np.flatnonzero(df["task"] != df["task"].shift())[1:]):
+            lines.insert(body + row, r"\midrule")
+    # an article's line holds about 90 characters; a table that stays wider is centred on the page
+    widest = df.map(_text).apply(lambda column: column.str.len().max()).sum()
+    size = r"\footnotesize" if widest < 90 else r"\tiny"
+    start = next(i for i, line in enumerate(lines) if line.startswith(r"\begin{tabular}"))
+    lines.insert(start, rf"{size}\setlength{{\tabcolsep}}{{3pt}}\makebox[\textwidth][c]{{%")
+    end = lines.index(r"\end{tabular}")
+    lines[end] += "}" + (rf"\par\smallskip {_tex(note)}" if note else "")
+    # in an article's default fonts < and > print as inverted ! and ?
+    text = "\n".join(lines).replace("<", r"\textless{}").replace(">", r"\textgreater{}")
+    return "% needs \\usepackage{booktabs}\n" + text + "\n"
 
 
-def _escape(text: str) -> str:
-    return "".join(_TEX.get(character, character) for character in text)
-
-
-def _latex(df: pd.DataFrame, bold: set, caption: str, note: str, label: str) -> str:
-    texts = [[_as_text(cell) for cell in row] for row in df.itertuples(index=False, name=None)]
-    columns = [str(column) for column in df]
-    widest = [max([len(name), *(len(row[i]) for row in texts)]) for i, name in enumerate(columns)]
-    # an article's line holds about 85 characters at \small; wider tables are set smaller
-    size = next((s for s, n in (("small", 70), ("scriptsize", 105)) if sum(widest) <= n), "tiny")
-    numeric = [pd.api.types.is_numeric_dtype(df[column]) for column in df]
-    body = []
-    for i, row in enumerate(texts):
-        if i and "task" in columns and df["task"].iloc[i] != df["task"].iloc[i - 1]:
-            body.append(r"\midrule")
-        cells = [
-            rf"\textbf{{{_escape(cell)}}}" if (i, column) in bold else _escape(cell)
-            for column, cell in zip(df, row, strict=True)
-        ]
-        if cells[0][:1] in ("[", "*"):
-            cells[0] = "{}" + cells[0]  # else the row break before it would take it as its option
-        body.append(" & ".join(cells) + r" \\")
-    return "\n".join(
-        [
-            r"% needs \usepackage{booktabs}",
-            r"\begin{table}",
-            r"\centering",
-            *([rf"\caption{{{_escape(caption)}}}"] if caption else []),
-            rf"\label{{tab:{re.sub(r'[^A-Za-z0-9:-]+', '-', label)}}}",
-            rf"\{size}",
-            r"\setlength{\tabcolsep}{3pt}",
-            r"\makebox[\textwidth][c]{%",  # a table wider than the text stays centred on the page
-            rf"\begin{{tabular}}{{@{{}}{''.join('r' if n else 'l' for n in numeric)}@{{}}}}",
-            r"\toprule",
-            " & ".join(_escape(name) for name in columns) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}}",
-            *([rf"\par\smallskip {_escape(note)}"] if note else []),
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
-# ---------------------------------------------------------------- small parts
-
-
-def _pick(options: Sequence, i: int):
-    return options[i % len(options)]
-
-
-def _rank(order: Sequence, item) -> int:
-    return list(order).index(item) if item in order else len(order)
-
-
-def _number(value: float) -> str:
-    """1e-5 rather than 1e-05, 0.5 rather than 5e-1."""
-    if value and not 0.01 <= abs(value) < 10_000:
-        return np.format_float_scientific(value, precision=2, trim="-", exp_digits=1)
-    return f"{value:g}"
-
-
-def _bar_style(i: int) -> dict:
-    hatch = _pick(HATCHES, i)
-    return {"facecolor": _pick(COLOURS, i), "hatch": hatch, "edgecolor": "white", "linewidth": 0}
-
-
-def _wrap(text: str, width: float) -> str:
-    return textwrap.fill(" ".join(text.split()), int(width * 19))  # about 19 characters an inch
-
-
-def _legend_above(fig: Figure, handles: list, names: list[str]) -> None:
-    """A legend over the panels, in as many columns as fit the figure's width."""
-    columns = _legend_columns(fig.get_figwidth(), names)
-    fig.legend(handles, names, loc="outside upper center", ncols=columns, columnspacing=1.2)
-
-
-def _legend_columns(width: float, names: list[str]) -> int:
-    """The most columns that fit: about 3.9 points a character, 28 for handle and gaps."""
-    for columns in range(len(names), 1, -1):
-        longest = [max(map(len, part)) for part in np.array_split(names, columns)]
-        if sum(longest) * 3.9 + columns * 28 < width * 72:
-            return columns
-    return 1
-
-
-def _need(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
-    missing = [column for column in columns if column not in frame]
-    if missing:
-        raise ValueError(f"{what} lacks the columns {missing}; it has {list(frame.columns)}")
-    if frame.empty:
-        raise ValueError(f"{what} has no rows")
-
-
-def _unique(frame: pd.DataFrame, keys: list[str], what: str) -> None:
-    twice = frame[frame.duplicated(keys)]
-    if len(twice):
-        raise ValueError(
-            f"{what} has several rows for {dict(twice[keys].iloc[0])}: "
-            "select one run, or average over seeds, before drawing"
-        )
-
-
-def _labels(labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    labels = np.asarray(labels, object)
-    unknown = sorted(set(labels) - set(classes), key=str)
-    if unknown:
-        raise ValueError(f"labels {unknown} are not among the classes {list(classes)}")
-    return labels
-
-
-def _with_ending(stem: Path, ending: str) -> Path:
-    """`stem` + ending, keeping dots in the stem (`with_suffix` would cut `vit.v2` to `vit`)."""
-    return Path(stem).parent / f"{Path(stem).name}.{ending}"
-
-
-def _write_text(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+def _tex(sentence: str) -> str:
+    """Escape a caption or note: Styler escapes cells and headings, but not these."""
+    return re.sub(r"([&%$#_{}])", r"\\\1", sentence)

@@ -194,7 +194,10 @@ def test_a_data_folder_that_is_not_there_is_named(tmp_path, monkeypatch, by):
     [
         ({"regime": "frozen"}, "frozen-linear/seed0"),
         ({"regime": "frozen", "head": "knn", "seed": 3}, "frozen-knn/seed3"),
-        ({"regime": "frozen", "head": "mlp", "label_fraction": 0.1}, "frozen-mlp-fraction0.1/seed0"),
+        (
+            {"regime": "frozen", "head": "mlp", "label_fraction": 0.1},
+            "frozen-mlp-fraction0.1/seed0",
+        ),
         ({"regime": "finetuned", "head": "mlp", "seed": 1}, "finetuned/seed1"),
         ({"regime": "finetuned", "label_fraction": 0.05}, "finetuned-fraction0.05/seed0"),
         ({"regime": "finetuned", "label_fraction": 1}, "finetuned/seed0"),
