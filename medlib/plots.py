@@ -23,7 +23,6 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
@@ -327,6 +326,8 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     val_auroc and chosen (bool: the learning rate and epoch that were kept for the fold). A thin
     line per fold, darker for smaller rates; training loss is dashed; a star marks the choice.
     """
+    import seaborn as sns  # here: it is slow to import, and the other figures do without
+
     fig, (loss, auroc) = plt.subplots(1, 2, figsize=(PAGE, 2.3))
     names = history["learning_rate"].map("{:g}".format).str.replace("e-0", "e-")
     history = history.assign(rate=names).sort_values("learning_rate")
