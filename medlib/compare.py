@@ -73,10 +73,10 @@ def _same_samples(judged: dict, run: tuple, predictions: pd.DataFrame) -> None:
     """Remember the first run of a task, and raise if another was judged on other samples."""
     if predictions["sample_id"].duplicated().any():
         raise ValueError(f"{run.folder}: a sample is predicted more than once.")
-    samples = frozenset(predictions["sample_id"])
+    samples = frozenset(zip(*(predictions[name] for name in TEXT), strict=True))
     first, expected = judged.setdefault(run.task, (run.folder, samples))
     if samples != expected:
-        differing = sorted(samples ^ expected)
+        differing = sorted({sample for sample, *_ in samples ^ expected})
         raise ValueError(
             f"{run.folder} and {first} were judged on different samples ({len(differing)}, such "
             f"as {differing[0]!r}): run the older of the two again."

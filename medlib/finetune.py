@@ -137,7 +137,7 @@ def train(
     if balanced:
         counts = np.bincount(y[rows], minlength=model.head.out_features)
         inverse = np.divide(len(rows), counts, out=np.zeros(len(counts)), where=counts > 0)
-        weight = torch.tensor(inverse / (counts > 0).sum(), dtype=torch.float32, device=device)
+        weight = torch.tensor(inverse, dtype=torch.float32, device=device)
     generator = torch.Generator().manual_seed(seed)
     labels = torch.from_numpy(np.asarray(y, dtype=np.int64))
     for epoch in range(1, epochs + 1):
@@ -172,10 +172,10 @@ def _copy(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _judge(
-    model: Classifier, images: np.ndarray, index: pd.DataFrame, classes: list[str]
+    model: Classifier, images: np.ndarray, rows: np.ndarray, index: pd.DataFrame, classes: list[str]
 ) -> tuple[float, float]:
     """Mean cross-entropy and macro AUROC of the samples (mean over slices) of a validation part."""
-    frame = metrics.prediction_frame(index, predict(model, images, index.index.to_numpy()), classes)
+    frame = metrics.prediction_frame(index.iloc[rows], predict(model, images, rows), classes)
     y, proba = metrics.arrays(frame, classes)
     loss = -np.log(proba[np.arange(len(y)), y].clip(1e-12)).mean()
     return float(loss), metrics.auroc(y, proba)
@@ -205,7 +205,7 @@ def run(
     Returns predictions (one row a sample), a history with the columns :data:`HISTORY` and the
     digest of the weights that training started from.
     """
-    y = pd.Categorical(index["label"], categories=classes).codes.astype(np.int64)
+    y = metrics.codes(index["label"], classes)
     model = Classifier(backbone, images.shape[1], len(classes), seed)
     start = _copy(model)
     model = model.to(device_name(device))
@@ -222,12 +222,18 @@ def run(
                 for epoch, train_loss in train(
                     model, images, y, rows["train"], learning_rate=rate, **settings
                 ):
-                    val_loss, val_auroc = _judge(model, images, index.iloc[rows["val"]], classes)
+                    val_loss, val_auroc = _judge(model, images, rows["val"], index, classes)
                     # Small validation sets tie often in AUROC; the loss then decides.
                     if (val_auroc, -val_loss) > best:
                         best, best_state = (val_auroc, -val_loss), _copy(model)
                     records.append((rotation.fold, rate, epoch, train_loss, val_loss, val_auroc))
                     bar.update()
+            if best[0] < 0:
+                raise ValueError(
+                    f"Fold {rotation.fold}: no epoch has a validation AUROC. The val part needs "
+                    "samples of every class, and training predictions that are finite: take the "
+                    "highest out of learning_rates."
+                )
             model.load_state_dict(best_state)
             proba = predict(model, images, rows["test"])
             test = index.iloc[rows["test"]]

@@ -86,6 +86,8 @@ def _areas(
     positive: np.ndarray, score: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """AUROC and average precision for every row of weights, ties counted as scikit-learn does."""
+    if not np.isfinite(score).all():  # sorted last, NaN would be ranked by the order of its rows
+        return np.full(len(weights), np.nan), np.full(len(weights), np.nan)
     order = np.argsort(-score, kind="stable")
     ends = np.flatnonzero(np.diff(score[order], append=np.nan))  # last of each run of equal scores
     ordered = weights[:, order]
@@ -110,10 +112,21 @@ def auroc(y: np.ndarray, proba: np.ndarray) -> float:
     return float(np.mean([_areas((y == c).astype(float), proba[:, c], one)[0] for c in ranked]))
 
 
+def codes(labels: pd.Series, classes: list[str]) -> np.ndarray:
+    """Labels (n,) as their positions in ``classes``; ValueError for one that is no class."""
+    strangers = sorted(set(labels) - set(classes), key=str)
+    if strangers:
+        raise ValueError(
+            f"The label {strangers[0]!r} is none of the classes ({', '.join(classes)}). Labels are "
+            "text: read predictions with compare.read_predictions, manifests with manifest.read."
+        )
+    return pd.Categorical(labels, categories=classes).codes.astype(np.int64)
+
+
 def arrays(predictions: pd.DataFrame, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Labels (n,) in 0 … K-1 and probabilities (n, K) of a predictions frame."""
-    y = pd.Categorical(predictions["y_true"], categories=classes).codes
-    return y, predictions[probability_columns(classes)].to_numpy()
+    proba = predictions[probability_columns(classes)].to_numpy()
+    return codes(predictions["y_true"], classes), proba
 
 
 def point(predictions: pd.DataFrame, classes: list[str]) -> dict[str, float]:

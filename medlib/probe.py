@@ -43,7 +43,8 @@ def fit_linear(x: np.ndarray, y: np.ndarray, c: float, n_classes: int, seed: int
     """Multinomial logistic regression, scikit-learn's: C weighs the mean loss, not its sum.
 
     The penalty is ``|W|² / (2 C)`` beside the mean cross-entropy, so that one value of C means the
-    same at every number of training images.
+    same at every number of training images. W has a row a class; for two classes it is the one
+    vector of their log-odds.
     """
     model = LogisticRegression(C=c / len(y), max_iter=300, tol=1e-4)
     with warnings.catch_warnings():
@@ -86,7 +87,7 @@ def fit_mlp(
 
 
 def _all_classes(proba: np.ndarray, present: np.ndarray, n_classes: int) -> np.ndarray:
-    """Probability columns for every class, 0 for those that were not in the training part."""
+    """Probability columns for every class, 0 for those that the model has not seen."""
     full = np.zeros((len(proba), n_classes))
     full[:, present] = proba
     return full
@@ -117,7 +118,7 @@ def run(
     if head not in HEADS:
         raise ValueError(unknown("head", head, list(HEADS)))
     fit, hyperparameter, grid = HEADS[head]
-    y = pd.Categorical(index["label"], categories=classes).codes
+    y = metrics.codes(index["label"], classes)
     predictions, history = [], []
     for rotation in rotations:
         scaler = StandardScaler().fit(embeddings[rotation.train])

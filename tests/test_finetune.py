@@ -1,6 +1,7 @@
 """medlib.finetune: it learns, chooses on validation data alone, and repeats bit by bit."""
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -82,6 +83,24 @@ def test_training_moves_every_parameter_and_the_batch_norm_statistics():
     assert list(losses) == [1, 2, 3, 4] and losses[4] < losses[1]
     same = [name for name, value in model.state_dict().items() if torch.equal(value, before[name])]
     assert same == []
+
+
+def test_batch_norm_that_must_keep_its_statistics_keeps_them_while_all_else_learns(monkeypatch):
+    row = dataclasses.replace(backbones.get(CNN), fixed_norm=True)
+    monkeypatch.setattr(backbones, "get", lambda name: row)
+    pixels, index, rotations = problem()
+    model = finetune.Classifier(CNN, 32, 2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    y = np.array([CLASSES.index(label) for label in index["label"]])
+    rows = np.flatnonzero(rotations[0].train)
+    for _ in finetune.train(
+        model, pixels, y, rows, learning_rate=3e-3, epochs=1, batch_size=8, weight_decay=0.05,
+        warmup=0.1, balanced=False, seed=0,
+    ):  # fmt: skip
+        finetune.predict(model, pixels, rows)  # evaluation in between changes nothing of it
+    same = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
+    statistics = {name for name, _ in model.named_buffers()}
+    assert statistics and same == statistics
 
 
 def test_the_history_has_a_row_an_epoch_and_the_columns_that_a_run_saves(learnt):
