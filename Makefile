@@ -67,7 +67,7 @@ test: $(READY)
 	ruff check . && ruff format --check . && pytest -q -n auto --dist loadgroup && echo "Tests passed in $(SINCE)."
 
 lab: $(READY)
-	jupyter lab --notebook-dir=. notebooks
+	jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/01_prepare_data.ipynb
 
 bench: $(READY)
 	for script in benchmarks/*.py; do python $$script || exit 1; done

@@ -69,6 +69,12 @@ def save_csv(path: Path | str, frame: pd.DataFrame) -> None:
         frame.to_csv(temporary, index=False, lineterminator="\n")
 
 
+def read_samples(path: Path | str) -> pd.DataFrame:
+    """A table of samples: ids and labels stay text, so that "007" and "NA" are what they say."""
+    text = dict.fromkeys(("sample_id", "patient_id", "label", "y_true"), str)
+    return pd.read_csv(path, dtype=text, keep_default_na=False)
+
+
 def read_json(path: Path | str) -> dict:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 

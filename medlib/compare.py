@@ -15,12 +15,11 @@ from tqdm.auto import tqdm
 from medlib import artifacts, metrics
 
 CELL = ["task", "backbone", "pretraining", "regime", "head", "label_fraction"]
-TEXT = {name: str for name in ("sample_id", "patient_id", "y_true")}
 
 
 def read_predictions(folder: Path) -> tuple[pd.DataFrame, list[str]]:
     """A run's predictions and its classes, in the order of their columns."""
-    frame = pd.read_csv(folder / "predictions.csv", dtype=TEXT, keep_default_na=False)
+    frame = artifacts.read_samples(folder / "predictions.csv")
     classes = [c.removeprefix("prob_") for c in frame.columns if c.startswith("prob_")]
     return frame, classes
 
@@ -73,7 +72,8 @@ def _same_samples(judged: dict, run: tuple, predictions: pd.DataFrame) -> None:
     """Remember the first run of a task, and raise if another was judged on other samples."""
     if predictions["sample_id"].duplicated().any():
         raise ValueError(f"{run.folder}: a sample is predicted more than once.")
-    samples = frozenset(zip(*(predictions[name] for name in TEXT), strict=True))
+    identity = ["sample_id", "patient_id", "y_true"]
+    samples = frozenset(predictions[identity].itertuples(index=False, name=None))
     first, expected = judged.setdefault(run.task, (run.folder, samples))
     if samples != expected:
         differing = sorted({sample for sample, *_ in samples ^ expected})

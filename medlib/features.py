@@ -123,8 +123,5 @@ def load(folder: Path | str, pack_hash: str | None = None) -> Features:
             f"The embeddings in {folder} are of other images than those prepared now: run notebook "
             "02_extract_features for this task and backbone again."
         )
-    index = pd.read_csv(
-        folder / "index.csv", dtype={"sample_id": str, "patient_id": str, "label": str},
-        keep_default_na=False,
-    )  # fmt: skip
+    index = artifacts.read_samples(folder / "index.csv")
     return Features(np.load(folder / "embeddings.npy", mmap_mode="r"), index, meta)

@@ -199,8 +199,5 @@ def load(folder: Path | str, rows: pd.DataFrame | None = None, slices: int | Non
             f"The images in {folder} were packed from another manifest: run notebook "
             "01_prepare_data for this task again."
         )
-    index = pd.read_csv(
-        folder / "index.csv", dtype={"sample_id": str, "patient_id": str, "label": str},
-        keep_default_na=False,
-    )  # fmt: skip
+    index = artifacts.read_samples(folder / "index.csv")
     return Pack(np.load(folder / "images.npy", mmap_mode="r"), index, meta)
