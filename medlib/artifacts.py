@@ -53,7 +53,12 @@ def replacing(path: Path | str) -> Iterator[Path]:
         if temporary.is_dir() and path.exists():
             # A folder cannot be renamed over a full one; set the old one aside first.
             os.rename(path, handle / "replaced")
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if (handle / "replaced").exists() and not path.exists():
+                os.rename(handle / "replaced", path)
+            raise
     finally:
         shutil.rmtree(handle, ignore_errors=True)
 

@@ -124,9 +124,10 @@ def check_image_size(backbone: Backbone, image_size: int) -> None:
     """Raise ValueError when the backbone's patches do not divide the image size."""
     if image_size % backbone.patch:
         below = image_size // backbone.patch * backbone.patch
+        nearest = [size for size in (below, below + backbone.patch) if size > 0]
         raise ValueError(
             f"{backbone.name} needs an image size that is a multiple of {backbone.patch}, not "
-            f"{image_size}; the nearest are {below} and {below + backbone.patch}."
+            f"{image_size}; the nearest are {' and '.join(map(str, nearest))}."
         )
 
 
@@ -157,7 +158,7 @@ def find_weights(backbone: Backbone) -> Path:
         try:
             return _from_hub(backbone)
         except Exception as error:  # offline, refused, gated, not found: all have one way out
-            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     raise FileNotFoundError(
         f"No weights for {backbone.name}. Looked for {looked}, then on the hub ({reason}). Either "
         f"put {backbone.timm_name}.safetensors into a folder and name that (make … WEIGHTS=folder, "
@@ -175,22 +176,26 @@ def _from_hub(backbone: Backbone) -> Path:
     try:
         return Path(huggingface_hub.hf_hub_download(repository, file, local_files_only=True))
     except LocalEntryNotFoundError:
-        _reach_hub()
+        _reach_hub(repository, file)
         return Path(huggingface_hub.hf_hub_download(repository, file, etag_timeout=HUB_TIMEOUT))
 
 
-def _reach_hub() -> None:
+def _reach_hub(repository: str, file: str) -> None:
     """Fail at once where there is no hub: the hub's own client would retry for minutes."""
     import urllib.error
     import urllib.request
-    from contextlib import suppress
 
-    if os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "TRUE"):
+    import huggingface_hub
+
+    if huggingface_hub.constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "") == "1":
         raise ConnectionError("HF_HUB_OFFLINE is set")
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    with suppress(urllib.error.HTTPError):  # even an error is an answer
-        request = urllib.request.Request(endpoint, method="HEAD")
+    # The file itself: a proxy or a hub in trouble may still answer for its front page.
+    request = urllib.request.Request(huggingface_hub.hf_hub_url(repository, file), method="HEAD")
+    try:
         urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
+    except urllib.error.HTTPError as error:
+        if error.code >= 500:  # the client would retry these; others it reports at once
+            raise
 
 
 # ----------------------------------------------------------------------------------- building
@@ -241,7 +246,13 @@ def _load(model: nn.Module, backbone: Backbone, path: Path) -> None:
 
         state = checkpoint_filter_fn(state, model)
     classifier = timm_config(backbone)["classifier"]
-    result = model.load_state_dict(state, strict=False)
+    try:
+        result = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # the same names, other shapes
+        shapes = [line.strip() for line in str(error).splitlines()[1:4]]
+        raise ValueError(
+            f"{path} does not fit {backbone.name} ({backbone.architecture}): {' '.join(shapes)}"
+        ) from error
     unexpected = [key for key in result.unexpected_keys if not key.startswith(f"{classifier}.")]
     if result.missing_keys or unexpected:
         raise ValueError(

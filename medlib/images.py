@@ -60,6 +60,8 @@ def decode(path: Path | str) -> Image.Image:
 
 def window(values: np.ndarray, inside: np.ndarray | None = None) -> np.ndarray:
     """Scale values to 0 … 255 between the 0.5th and 99.5th percentiles (of ``inside``)."""
+    if not np.isfinite(values).all():
+        raise ValueError("it holds NaN or infinite values")
     low, high = np.percentile(values if inside is None else values[inside], (0.5, 99.5))
     scaled = (values - low) / max(high - low, 1e-6)
     return np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)

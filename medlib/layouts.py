@@ -64,7 +64,7 @@ def prepare(card: Card, data: Path | str, *, given: Path | None = None, seed: in
             excluded = manifest.read_rows(reasons)
     rows = manifest.with_hashes(rows, data)
     rows, twins = manifest.drop_known_duplicates(rows, card)
-    if given is None or manifest.split_column(rows) is None:
+    if "fold" not in rows:
         rows = manifest.assign_splits(rows, card, seed)
     manifest.validate(rows, card, name=card.task)
     columns = [*manifest.REQUIRED, manifest.split_column(rows), "sha256"]
@@ -121,9 +121,12 @@ def ichallenge_pm(folder: Path, data: Path) -> Read:
     The training label is the first letter of the file name (P pathologic myopia; H high myopia
     and N normal are both 0), the test label stands in ``labels.csv``. One image is one patient.
     """
-    rows = []
+    rows, excluded = [], []
     for path in _images(folder / "PALM-Training400"):
-        rows.append((path, "train", path.name[0] == "P"))
+        if re.match(r"[HNP]\d", path.name):
+            rows.append((path, "train", path.name[0] == "P"))
+        else:
+            excluded.append((path.name, "its name begins with none of H, N and P and a number"))
     test = folder / "PALM-Validation400"
     labels = _table(test / "labels.csv", ("imgName", "Label")).set_index("imgName")["Label"]
     images = _images(test)
@@ -147,7 +150,7 @@ def ichallenge_pm(folder: Path, data: Path) -> Read:
             }
             for path, split, myopia in rows
         ],
-        [],
+        excluded,
     )
 
 
@@ -199,7 +202,7 @@ def tcga_lgg(folder: Path, data: Path, *, modality: str) -> Read:
         else:
             rows.append({
                 "sample_id": patient.name,
-                "patient_id": patient.name,
+                "patient_id": matches[0],
                 "path": volumes[modality].relative_to(data).as_posix(),
                 "label": grade,
             })  # fmt: skip

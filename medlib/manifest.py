@@ -81,11 +81,15 @@ def read_card(task: str, cards: Path | str = CARDS) -> Card:
     if not path.is_file():
         way_out = f"A new task is a card and a CSV in {cards}."
         raise ManifestError(unknown("task", task, tasks(cards), way_out))
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ManifestError(f"{path} is not valid YAML: {error}") from error
     known = {f.name: f for f in fields(Card) if f.name != "task"}
     problems = []
     if not isinstance(content, dict):
         raise ManifestError(f"{path}: a card is a YAML mapping of {', '.join(known)}.")
+    content = {name: value for name, value in content.items() if value is not None}
     required = ("title", "modality", "classes", "licence", "citation", "source")
     problems += [f"{name} is missing" for name in required if not content.get(name)]
     problems += [unknown("field", n, list(known), "") for n in content if n not in known]
@@ -201,7 +205,9 @@ def _split_problems(rows: pd.DataFrame, card: Card) -> list[str]:
         problems += [f"split {r.split!r} of {r.sample_id} is not one of {SPLITS}"
                      for r in wrong.itertuples()]  # fmt: skip
     elif not pd.api.types.is_integer_dtype(rows["fold"]):
-        return ["fold must hold whole numbers"]
+        wrong = rows[~rows["fold"].astype(str).str.fullmatch(r"\d+")]
+        return [f"fold {r.fold!r} of {r.sample_id} is not a whole number from 0 on"
+                for r in wrong.itertuples()]  # fmt: skip
     for patient, sides in _on_several_sides(rows, "patient_id", column):
         problems.append(f"patient {patient!r} stands in several {column}s: {sides}")
     if "sha256" in rows:
@@ -210,6 +216,10 @@ def _split_problems(rows: pd.DataFrame, card: Card) -> list[str]:
             same = ", ".join(hashed["sample_id"][hashed["sha256"] == digest])
             problems.append(f"{same} are one image but stand in several {column}s: {sides}")
     sides = SPLITS if column == "split" else sorted(rows["fold"].unique())
+    if column == "fold" and list(sides) != list(range(len(sides))):
+        problems.append(
+            f"folds count from 0 on without a gap (fold 0, 1, …), not {list(map(int, sides))}"
+        )
     if column == "fold" and len(sides) < 3:
         problems.append(f"{len(sides)} fold(s): three or more are needed (train, val and test)")
     for side in sides:
@@ -238,7 +248,7 @@ def _file_problems(rows: pd.DataFrame, data: Path) -> list[str]:
             problems.append(f"{row.path} ({row.sample_id}) is not in {data}")
         elif expected := getattr(row, "sha256", ""):
             found = artifacts.file_sha256(path)
-            if found != expected:
+            if found != expected.lower():
                 problems.append(
                     f"{row.path} has changed: sha256 {found[:12]}…, manifest says {expected[:12]}…"
                 )
@@ -289,20 +299,20 @@ def drop_known_duplicates(rows: pd.DataFrame, card: Card) -> tuple[pd.DataFrame,
 def assign_splits(rows: pd.DataFrame, card: Card, seed: int = 0) -> pd.DataFrame:
     """Give every row its side, by patient and stratified by label.
 
-    With ``split: official`` a fifth of the training patients become ``val`` (rows that come as
-    ``val`` or ``test`` stay); otherwise each row gets a ``fold``. Patients that share an
+    Rows that come with a ``split`` keep it, and where none is ``val`` a fifth of the training
+    patients become it; other rows get a ``fold``. Patients that share an
     identical file (sha256) stay together. The result depends on patients, labels and
     ``seed`` only, so tasks on the same patients are split alike.
     """
     rows = rows.sort_values(["patient_id", "sample_id"]).reset_index(drop=True)
-    if card.split == "official":
-        if "split" not in rows:
-            raise ManifestError(f"{card.task}: the card says 'split: official', the data have none")
+    if "split" in rows:
         train = rows["split"] == "train"
         if (rows["split"] == "val").any():
             return rows
         part = _folds(rows[train], 5, seed, card.task)
         return rows.assign(split=rows["split"].mask(train & (part.reindex(rows.index) == 0), "val"))
+    if card.split == "official":
+        raise ManifestError(f"{card.task}: the card says 'split: official', the data have none")
     return rows.assign(fold=_folds(rows, card.folds, seed, card.task))
 
 

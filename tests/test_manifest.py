@@ -510,3 +510,18 @@ def test_rotations_refuse_a_patient_on_two_sides_and_a_class_without_samples():
     assert "fold 2: no sample of class 'b' in test" in message
     assert "fold 1: no sample of class 'b' in val" in message
     assert "fold 0: no sample of class 'b' in train" in message
+
+
+def test_an_official_split_that_comes_without_validation_gets_a_fifth_of_its_training_patients():
+    rows = pd.DataFrame(
+        {
+            "sample_id": [f"s{i}" for i in range(40)],
+            "patient_id": [f"p{i}" for i in range(40)],
+            "path": [f"{i}.png" for i in range(40)],
+            "label": ["a", "b"] * 20,
+            "split": ["train"] * 30 + ["test"] * 10,
+        }
+    )
+    card = manifest.Card("t", "t", "m", ("a", "b"), "l", "c", "s")
+    split = manifest.assign_splits(rows, card)["split"].value_counts()
+    assert dict(split) == {"train": 24, "val": 6, "test": 10}
