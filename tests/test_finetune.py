@@ -611,6 +611,7 @@ def test_an_unknown_backbone_is_refused_with_the_valid_ones():
 # -------------------------------------------------------------------------- the paper's networks
 
 
+@pytest.mark.xdist_group("large")  # ViT-L takes 8 GB: one at a time
 @pytest.mark.parametrize(
     ("backbone", "size"),
     [("vgg16-random", 32), ("densenet121-random", 32), ("resnet50-random", 32),
