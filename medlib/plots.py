@@ -309,7 +309,8 @@ def validation_curve(history: pd.DataFrame) -> Figure:
         ax.plot(chosen["value"], chosen["val_auroc"], **CHOSEN)
         ax.set(title=HEADS[head], xlabel=rows["hyperparameter"].iloc[0].replace("_", " "))
         ax.set_xscale("log")
-        ax.set_xticks(folds.index, [f"{value:g}" for value in folds.index])
+        short = [f"{v:g}" if v < 1000 else f"{v / 1000:g}k" for v in folds.index]
+        ax.set_xticks(folds.index, short)
         ax.minorticks_off()
         ax.grid(axis="y")
     axes[0, 0].set_ylabel("validation AUROC")
