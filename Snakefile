@@ -56,14 +56,6 @@ def weights(wildcards):
     return [str(file)] if file else []
 
 
-def fine_tuned(task, backbone, seed):
-    fraction = grids.label_fraction(grid, task)
-    folder = artifacts.run_folder(
-        RESULTS, task, backbone, "finetuned", label_fraction=fraction, seed=seed
-    )
-    return f"{folder}/run.json"
-
-
 onstart:
     grids.check_inputs(grid)
 
@@ -173,7 +165,7 @@ rule collect:
             for backbone in grid["frozen"].get("backbones", ())
         ],
         [
-            fine_tuned(task, backbone, seed)
+            str(grids.fine_tuned(grid, RESULTS, task, backbone, seed) / "run.json")
             for task in TASKS
             for backbone in grid["finetuned"].get("backbones", ())
             for seed in SEEDS
@@ -186,7 +178,9 @@ rule collect:
     log:
         notebook=f"{RESULTS}/05_collect_results.ipynb",
     params:
-        json=parameters({"results": SHARED["results"]}, **grid["collect"]),
+        json=parameters(
+            {"results": SHARED["results"]}, grid_file=f"../grids/{GRID}.yaml", **grid["collect"]
+        ),
     shell:
         RUN
 

@@ -13,6 +13,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from medlib import artifacts, metrics
+from medlib.errors import listed
 
 CELL = ["task", "backbone", "pretraining", "regime", "head", "label_fraction"]
 
@@ -24,21 +25,31 @@ def read_predictions(folder: Path) -> tuple[pd.DataFrame, list[str]]:
     return frame, classes
 
 
-def summarise(results: Path | str, resamples: int = 5000) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Every complete run's metrics with 95 % intervals, by seed and over seeds.
+def read_records(folders: list[Path]) -> list[dict]:
+    """Each run's ``run.json``; ValueError when there is no run, or naming those not complete."""
+    if not folders:
+        raise ValueError("There is no complete run: run notebooks 03 and 04 first.")
+    missing = [str(folder) for folder in folders if not (folder / "run.json").is_file()]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(folders)} runs are not complete:\n{listed(missing)}\n"
+            "Run them with notebooks 03 and 04, or take them out of the grid."
+        )
+    return [artifacts.read_json(folder / "run.json") for folder in folders]
+
+
+def summarise(folders: list[Path], resamples: int = 5000) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The metrics of complete runs with 95 % intervals, by seed and over seeds.
 
     Intervals come from ``resamples`` draws of patients. The runs of a cell get the same draws, so
     that the interval of their mean over seeds is about patients alone; the spread over seeds
-    stands beside it as ``sd``. Raises ValueError when there is no run, or when the runs of a task
-    were not all judged on the same samples, naming them.
+    stands beside it as ``sd``. Raises ValueError when a run is not complete, or when the runs of
+    a task were not all judged on the same samples, naming them.
     """
-    folders = artifacts.find_runs(results)
-    if not folders:
-        raise ValueError(f"There is no complete run in {results}: run notebooks 03 and 04 first.")
-    records = [artifacts.read_json(folder / "run.json")["coordinates"] for folder in folders]
-    runs = pd.DataFrame(records).assign(folder=folders)
+    records = [record["coordinates"] for record in read_records(folders)]
+    frame = pd.DataFrame(records).assign(folder=folders)
     by_seed, over_seeds, judged = [], [], {}
-    cells = runs.sort_values([*CELL, "seed"]).groupby(CELL, sort=True)
+    cells = frame.sort_values([*CELL, "seed"]).groupby(CELL, sort=True)
     for cell, members in tqdm(cells, desc="intervals", unit="cell"):
         points, draws = [], []
         for run in members.itertuples():

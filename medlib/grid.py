@@ -103,6 +103,30 @@ def label_fractions(grid: dict, task: str) -> list[float]:
     return sorted(own | set(grid["frozen"].get("label_fractions", [1.0])), reverse=True)
 
 
+def runs(grid: dict, results: Path | str) -> list[Path]:
+    """The folders of all runs that the grid asks for."""
+    folders = []
+    for task in grid["tasks"]:
+        probes = artifacts.frozen_runs(
+            grid["frozen"].get("heads", ()), label_fractions(grid, task), grid["seeds"]
+        )
+        for backbone in grid["frozen"].get("backbones", ()):
+            folders += [
+                artifacts.run_folder(results, task, backbone, "frozen", **probe) for probe in probes
+            ]
+        for backbone in grid["finetuned"].get("backbones", ()):
+            folders += [fine_tuned(grid, results, task, backbone, seed) for seed in grid["seeds"]]
+    return folders
+
+
+def fine_tuned(grid: dict, results: Path | str, task: str, backbone: str, seed: int) -> Path:
+    """The folder of one fine-tuned run of the grid."""
+    fraction = label_fraction(grid, task)
+    return artifacts.run_folder(
+        results, task, backbone, "finetuned", label_fraction=fraction, seed=seed
+    )
+
+
 def check_inputs(grid: dict) -> None:
     """Raise before the first job when its data or weights cannot be had.
 

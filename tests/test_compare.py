@@ -71,7 +71,7 @@ def grid(tmp_path):
 
 def test_every_value_of_the_summary_is_that_of_scikit_learn(grid):
     results, runs = grid
-    by_seed, _ = compare.summarise(results, resamples=50)
+    by_seed, _ = compare.summarise(artifacts.find_runs(results), resamples=50)
     assert list(by_seed.columns) == SUMMARY
     assert len(by_seed) == 2 * 2 * 2 * len(metrics.NAMES)
     assert not by_seed.duplicated(["task", "backbone", "seed", "metric"]).any()
@@ -87,14 +87,14 @@ def test_every_value_of_the_summary_is_that_of_scikit_learn(grid):
 
 
 def test_the_summary_counts_patients_and_samples(grid):
-    for table in compare.summarise(grid[0], resamples=20):
+    for table in compare.summarise(artifacts.find_runs(grid[0]), resamples=20):
         assert set(table["n_patients"]) == {15}
         assert set(table["n_images"]) == {30}
 
 
 def test_over_seeds_the_value_is_the_mean_and_the_spread_the_sample_standard_deviation(grid):
     results, runs = grid
-    _, over_seeds = compare.summarise(results, resamples=50)
+    _, over_seeds = compare.summarise(artifacts.find_runs(results), resamples=50)
     assert len(over_seeds) == 2 * 2 * len(metrics.NAMES)
     assert set(over_seeds["n_seeds"]) == {2}
     for row in over_seeds.itertuples():
@@ -108,7 +108,7 @@ def test_over_seeds_the_value_is_the_mean_and_the_spread_the_sample_standard_dev
 
 def test_intervals_are_those_of_drawing_patients_the_same_for_every_seed(grid):
     results, runs = grid
-    by_seed, over_seeds = compare.summarise(results, resamples=60)
+    by_seed, over_seeds = compare.summarise(artifacts.find_runs(results), resamples=60)
     draws = np.random.default_rng(0).integers(15, size=(60, 15))
     values = {0: [], 1: []}
     for seed, frame in ((s, runs["mri", "dinov2_small", s]) for s in (0, 1)):
@@ -126,7 +126,7 @@ def test_intervals_are_those_of_drawing_patients_the_same_for_every_seed(grid):
 
 def test_a_single_seed_has_the_same_interval_in_both_tables_and_no_spread(tmp_path):
     save(tmp_path, predictions("skin", 3), "skin", seed=4)
-    by_seed, over_seeds = compare.summarise(tmp_path, resamples=80)
+    by_seed, over_seeds = compare.summarise(artifacts.find_runs(tmp_path), resamples=80)
     assert set(by_seed["seed"]) == {4} and set(over_seeds["n_seeds"]) == {1}
     assert over_seeds["sd"].isna().all()
     for column in ("metric", "value", "ci_low", "ci_high"):
@@ -140,7 +140,9 @@ def test_the_order_in_which_predictions_were_written_does_not_matter(tmp_path):
     save(tmp_path / "a", frame)
     save(tmp_path / "b", frame.sample(frac=1, random_state=1))
     for first, second in zip(
-        compare.summarise(tmp_path / "a", 40), compare.summarise(tmp_path / "b", 40), strict=True
+        compare.summarise(artifacts.find_runs(tmp_path / "a"), 40),
+        compare.summarise(artifacts.find_runs(tmp_path / "b"), 40),
+        strict=True,
     ):
         pd.testing.assert_frame_equal(first, second, check_exact=False, rtol=0, atol=1e-12)
 
@@ -150,7 +152,7 @@ def test_label_fractions_and_heads_are_cells_of_their_own(tmp_path):
     frames = {arm: predictions("mri", seed) for arm, seed in arms.items()}
     for (head, fraction), frame in frames.items():
         save(tmp_path, frame, head=head, fraction=fraction)
-    _, over_seeds = compare.summarise(tmp_path, resamples=20)
+    _, over_seeds = compare.summarise(artifacts.find_runs(tmp_path), resamples=20)
     found = over_seeds.query("metric == 'auroc'").set_index(["head", "label_fraction"])["value"]
     assert found.to_dict() == pytest.approx(
         {arm: by_sklearn(frame, CLASSES["mri"])["auroc"] for arm, frame in frames.items()},
@@ -166,7 +168,7 @@ def test_ids_and_labels_that_look_like_numbers_or_missing_values_stay_text(tmp_p
     read, classes = compare.read_predictions(folder)
     assert classes == ["NA", "1"]
     pd.testing.assert_frame_equal(read, frame, check_exact=True)  # floats too, to the last bit
-    by_seed, _ = compare.summarise(tmp_path, resamples=20)
+    by_seed, _ = compare.summarise(artifacts.find_runs(tmp_path), resamples=20)
     found = by_seed.set_index("metric")["value"].to_dict()
     assert found == pytest.approx(by_sklearn(frame, ["NA", "1"]), rel=0, abs=1e-12)
 
@@ -179,7 +181,7 @@ def test_runs_of_a_task_judged_on_other_samples_are_refused_by_name(tmp_path):
     first = save(tmp_path, frame, seed=0)
     second = save(tmp_path, frame.iloc[:-1], seed=1)
     with pytest.raises(ValueError) as caught:
-        compare.summarise(tmp_path, resamples=5)
+        compare.summarise(artifacts.find_runs(tmp_path), resamples=5)
     message = str(caught.value)
     assert str(first) in message and str(second) in message
     assert "'029'" in message and "(1," in message
@@ -188,7 +190,7 @@ def test_runs_of_a_task_judged_on_other_samples_are_refused_by_name(tmp_path):
 def test_tasks_may_have_samples_of_their_own(tmp_path):
     save(tmp_path, predictions("mri", 0))
     save(tmp_path, predictions("skin", 0, n_patients=9), "skin")
-    by_seed, _ = compare.summarise(tmp_path, resamples=5)
+    by_seed, _ = compare.summarise(artifacts.find_runs(tmp_path), resamples=5)
     assert by_seed.groupby("task")["n_patients"].unique().map(list).to_dict() == {
         "mri": [15], "skin": [9],
     }  # fmt: skip
@@ -204,7 +206,7 @@ def test_runs_of_a_task_judged_on_other_labels_or_patients_are_refused_by_name(t
     first = save(tmp_path, frame, seed=0)
     second = save(tmp_path, changed, seed=1)
     with pytest.raises(ValueError) as caught:
-        compare.summarise(tmp_path, resamples=5)
+        compare.summarise(artifacts.find_runs(tmp_path), resamples=5)
     assert str(first) in str(caught.value) and str(second) in str(caught.value)
 
 
@@ -212,20 +214,28 @@ def test_a_sample_that_is_predicted_twice_is_refused_by_its_run(tmp_path):
     frame = predictions("mri", 0)
     folder = save(tmp_path, pd.concat([frame, frame.iloc[[3]]]))
     with pytest.raises(ValueError, match="predicted more than once") as caught:
-        compare.summarise(tmp_path, resamples=5)
+        compare.summarise(artifacts.find_runs(tmp_path), resamples=5)
     assert str(folder) in str(caught.value)
 
 
 def test_without_a_complete_run_the_message_says_what_to_run(tmp_path):
-    with pytest.raises(ValueError, match="no complete run.*notebooks 03 and 04") as caught:
-        compare.summarise(tmp_path)
-    assert str(tmp_path) in str(caught.value)
+    with pytest.raises(ValueError, match="no complete run.*notebooks 03 and 04"):
+        compare.summarise(artifacts.find_runs(tmp_path))
 
 
 def test_a_run_without_its_record_is_left_out(tmp_path):
     save(tmp_path, predictions("mri", 0), seed=0)
     folder = save(tmp_path, predictions("mri", 1).iloc[:5], seed=1)  # would be refused
     (folder / "run.json").unlink()
-    by_seed, over_seeds = compare.summarise(tmp_path, resamples=5)
+    by_seed, over_seeds = compare.summarise(artifacts.find_runs(tmp_path), resamples=5)
     assert set(by_seed["seed"]) == {0}
     assert set(over_seeds["n_seeds"]) == {1}
+
+
+def test_only_the_runs_asked_for_are_summarised_and_a_missing_one_is_named(tmp_path):
+    one = save(tmp_path, predictions("mri", 0), seed=0)
+    save(tmp_path, predictions("mri", 1), seed=1)
+    by_seed, _ = compare.summarise([one], resamples=5)
+    assert set(by_seed["seed"]) == {0}
+    with pytest.raises(ValueError, match="1 of 2 runs are not complete:\n.*seed7"):
+        compare.summarise([one, one.parent / "seed7"])

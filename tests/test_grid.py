@@ -119,3 +119,17 @@ def test_planning_counts_the_jobs_of_each_rule_without_running_any(repository):
     jobs = plan(repository, "paper")
     assert jobs == {"prepare": 6, "extract": 78, "probe": 78, "finetune": 390, "collect": 1,
                     "compare": 1, "all": 1, "total": 555}  # fmt: skip
+
+
+def test_the_runs_of_a_grid_are_those_of_its_heads_labels_and_seeds(tmp_path):
+    tuned = {"backbones": ["vit_tiny-random"], "image_size": 32, "label_fraction": 0.5}
+    asked = grid.read(write(tmp_path, finetuned=tuned))
+    found = [str(path.relative_to("r/runs/fundus/vit_tiny-random")) for path in
+             grid.runs(asked, "r")]  # fmt: skip
+    assert found == [
+        "frozen-linear/seed0",  # on all labels nothing is random in it: one seed
+        "frozen-linear-fraction0.5/seed0",
+        "frozen-linear-fraction0.5/seed1",
+        "finetuned-fraction0.5/seed0",
+        "finetuned-fraction0.5/seed1",
+    ]
