@@ -6,6 +6,8 @@ and metric: the mean over seeds, its interval, and the seeds' standard deviation
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -48,35 +50,45 @@ def summarise(folders: list[Path], resamples: int = 5000) -> tuple[pd.DataFrame,
     """
     records = [record["coordinates"] for record in read_records(folders)]
     frame = pd.DataFrame(records).assign(folder=folders)
-    by_seed, over_seeds, judged = [], [], {}
-    cells = frame.sort_values([*CELL, "seed"]).groupby(CELL, sort=True)
-    for cell, members in tqdm(cells, desc="intervals", unit="cell"):
-        points, draws = [], []
-        for run in members.itertuples():
-            predictions, classes = read_predictions(run.folder)
-            _same_samples(judged, run, predictions)
-            points.append(metrics.point(predictions, classes))
-            draws.append(metrics.bootstrap(predictions, classes, resamples))
-        size = {
-            "n_patients": predictions["patient_id"].nunique(),
-            "n_images": len(predictions),
+    cells = list(frame.sort_values([*CELL, "seed"]).groupby(CELL, sort=True))
+    judged: dict = {}
+    # Threads, not processes: NumPy lets go of the interpreter while it sums.
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        parts = pool.map(lambda part: _summarise_cell(*part, resamples, judged), cells)
+        by_seed, over_seeds = zip(*tqdm(parts, "intervals", len(cells), unit="cell"), strict=True)
+    return pd.DataFrame(sum(by_seed, [])), pd.DataFrame(sum(over_seeds, []))
+
+
+def _summarise_cell(
+    cell: tuple, members: pd.DataFrame, resamples: int, judged: dict
+) -> tuple[list[dict], list[dict]]:
+    """The rows of one cell of the grid: a row per seed and metric, and a row per metric."""
+    cell, points, draws = dict(zip(CELL, cell, strict=True)), [], []
+    for run in members.itertuples():
+        predictions, classes = read_predictions(run.folder)
+        _same_samples(judged, run, predictions)
+        points.append(metrics.point(predictions, classes))
+        draws.append(metrics.bootstrap(predictions, classes, resamples))
+    size = {"n_patients": predictions["patient_id"].nunique(), "n_images": len(predictions)}
+    by_seed, over_seeds = [], []
+    for name in metrics.NAMES:
+        values = [point[name] for point in points]
+        for seed, value, draw in zip(members["seed"], values, draws, strict=True):
+            row = {"seed": seed, "metric": name, "value": value}
+            by_seed.append(cell | row | _interval(draw[name]) | size)
+        row = {
+            "n_seeds": len(values),
+            "metric": name,
+            "value": float(np.mean(values)),
+            "sd": float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"),
         }
-        cell = dict(zip(CELL, cell, strict=True))
-        for name in metrics.NAMES:
-            values = [point[name] for point in points]
-            for seed, value, draw in zip(members["seed"], values, draws, strict=True):
-                low, high = metrics.interval(draw[name])
-                by_seed.append(
-                    cell | {"seed": seed, "metric": name, "value": value,
-                            "ci_low": low, "ci_high": high} | size
-                )  # fmt: skip
-            low, high = metrics.interval(np.mean([draw[name] for draw in draws], axis=0))
-            spread = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-            over_seeds.append(
-                cell | {"n_seeds": len(values), "metric": name, "value": float(np.mean(values)),
-                        "sd": spread, "ci_low": low, "ci_high": high} | size
-            )  # fmt: skip
-    return pd.DataFrame(by_seed), pd.DataFrame(over_seeds)
+        mean = np.mean([draw[name] for draw in draws], axis=0)
+        over_seeds.append(cell | row | _interval(mean) | size)
+    return by_seed, over_seeds
+
+
+def _interval(draws: np.ndarray) -> dict[str, float]:
+    return dict(zip(("ci_low", "ci_high"), metrics.interval(draws), strict=True))
 
 
 def _same_samples(judged: dict, run: tuple, predictions: pd.DataFrame) -> None:
