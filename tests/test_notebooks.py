@@ -139,12 +139,14 @@ def test_bad_parameters_stop_a_notebook_with_one_message(repository, tmp_path):
 
 
 @pytest.mark.xdist_group("large")
-@pytest.mark.parametrize("backbone", ["vgg16-random", "dinov2_large-random"])
-def test_the_papers_largest_networks_run_through_their_notebooks(repository, tmp_path, backbone):
+@pytest.mark.parametrize(("backbone", "size"), [("vgg16-random", 32), ("dinov2_large-random", 28)])
+def test_the_papers_largest_networks_run_through_their_notebooks(
+    repository, tmp_path, backbone, size
+):
     """A tiny slice of phantoms, at random weights: both regimes, of the paper's grid."""
-    shared = {"task": "fundus", "results": str(tmp_path / "results"), "image_size": 28}
+    shared = {"task": "fundus", "results": str(tmp_path / "results"), "image_size": size}
     prepare = repository / "notebooks" / "01_prepare_data.ipynb"
-    small = {"task": "fundus", "results": shared["results"], "image_sizes": [28]}
+    small = {"task": "fundus", "results": shared["results"], "image_sizes": [size]}
     execute.execute(prepare, tmp_path / "01.ipynb", small | {"phantom_scale": 0.05})
     for name, more in (
         ("02_extract_features", {}),
