@@ -96,6 +96,7 @@ def extract(
     artifacts.save_csv(folder / "index.csv", pack.index)
     meta = depends_on | {
         "hash": wanted,
+        "interpolation": pack.meta["interpolation"],
         "pretraining": row.pretraining,
         "seed": seed,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
