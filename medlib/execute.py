@@ -22,6 +22,12 @@ from medlib.errors import listed, unknown
 MEDLIB = Path(__file__).parent
 
 
+# papermill's JSON-schema validator loads, if it is there, a checker of internationalised URLs that
+# compiles a grammar for most of a second in every job. No notebook needs it: it is optional, and
+# a module that is None in this table counts as not installed.
+sys.modules.setdefault("rfc3987_syntax", None)
+
+
 class ExecutionError(RuntimeError):
     """A notebook that was not run, or did not do what was asked of it."""
 
