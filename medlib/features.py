@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from medlib import artifacts, backbones
 from medlib.images import Pack
 
-VERSION = 1  # raise when the same images and weights would give other embeddings
+VERSION = 2  # raise when the same images and weights would give other embeddings or meta
 
 
 class Features(NamedTuple):
