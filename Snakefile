@@ -9,7 +9,7 @@ that changing them runs nothing again.
 import json
 import os
 
-from medlib import artifacts, backbones, execute
+from medlib import artifacts, backbones, execute, manifest
 from medlib import grid as grids
 
 GRID = config.get("grid", "demo")
@@ -28,8 +28,8 @@ RUN = (
 def code(notebook):
     """The modules that a notebook uses. How things are drawn is no reason to train again."""
     modules = execute.sources(f"notebooks/{notebook}.ipynb")[1:]
-    drawn = notebook == "06_compare_backbones"
-    return [os.path.relpath(path) for path in modules if drawn or path.stem != "plots"]
+    drawing = () if notebook == "06_compare_backbones" else ("plots", "passport")
+    return [os.path.relpath(path) for path in modules if path.stem not in drawing]
 
 
 def parameters(shared=SHARED, **values):
@@ -76,15 +76,23 @@ rule prepare:
     input:
         notebook="notebooks/01_prepare_data.ipynb",
         code=code("01_prepare_data"),
-        card="data_manifests/{task}.yaml",
+        card=lambda wildcards: [
+            os.path.relpath(path)
+            for path in manifest.card_files(wildcards.task)
+            if path.suffix == ".yaml" or grid["data"] != "phantoms"
+        ],
     output:
-        f"{RESULTS}/manifests/{{task}}.csv",
+        multiext(f"{RESULTS}/manifests/{{task}}", ".csv", ".yaml"),
         packs(grids.image_sizes(grid)),
+        multiext(f"{FIGURES}/passport_{{task}}", ".png", ".pdf", ".svg", ".csv"),
     log:
         notebook=f"{RESULTS}/images/{{task}}/01_prepare_data.ipynb",
     params:
         json=lambda wildcards: parameters(
-            task=wildcards.task, image_sizes=grids.image_sizes(grid), **grid["prepare"]
+            task=wildcards.task,
+            figures=f"../{FIGURES}",
+            image_sizes=grids.image_sizes(grid),
+            **grid["prepare"],
         ),
     shell:
         RUN

@@ -2,7 +2,7 @@
 
 A results folder (``results/<grid>``) holds::
 
-    manifests/<task>.csv                            samples, patients, labels, splits, hashes
+    manifests/<task>.csv, .yaml                     samples, patients, splits, hashes; the card
     images/<task>/<size>-<interpolation>/           packed uint8 images and their index
     features/<task>/<backbone>/                     embeddings, index, meta
     runs/<task>/<backbone>/<regime>/seed<s>/        predictions, history, metrics, run.json
@@ -63,9 +63,13 @@ def replacing(path: Path | str) -> Iterator[Path]:
         shutil.rmtree(handle, ignore_errors=True)
 
 
-def save_json(path: Path | str, value: object) -> None:
+def save_text(path: Path | str, text: str) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
+
+
+def save_json(path: Path | str, value: object) -> None:
+    save_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def save_csv(path: Path | str, frame: pd.DataFrame) -> None:

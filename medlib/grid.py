@@ -17,7 +17,7 @@ from medlib.errors import listed, unknown
 
 FIELDS = ("title", "caption", "data", "tasks", "seeds", "prepare", "frozen", "finetuned", "collect")
 SETTINGS = {
-    "prepare": ("folds", "phantom_scale"),
+    "prepare": ("folds", "phantom_scale", "quarantine", "volumes"),
     "frozen": ("backbones", "image_size", "heads", "label_fractions"),
     "finetuned": (
         "backbones",
@@ -161,5 +161,5 @@ def _data_problems(grid: dict) -> list[str]:
     return [
         f"{card.task}: there is no folder {card.folder!r} in {data}; its source: {card.source}"
         for card in cards
-        if not (data / card.folder).is_dir()
+        if card.layout and manifest.data_set_folder(card, data) is None
     ]

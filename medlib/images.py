@@ -2,31 +2,39 @@
 
 A pack is a folder: ``images.npy`` (N×H×W×3, uint8), ``index.csv`` (one row per image, in the same
 order: sample_id, patient_id, label, split or fold, slice) and ``meta.json``. A volume gives one
-image per slice. The whole field of view is kept and squashed to a square: no crop hides a lesion.
+image per slice. The whole field of view is kept and squashed to a square: no crop hides a lesion
+(unless the card's ``volumes`` ask for the tumour's box).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
+from shutil import copyfileobj
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
-from medlib import artifacts
+from medlib import artifacts, duplicates, volumes
 from medlib.errors import listed
-from medlib.manifest import ManifestError, split_column
+from medlib.manifest import ManifestError, Volumes, sample_file, split_column
 
 RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-VERSION = 1  # raise when the same files would come out as other pixels
+VERSION = 2  # raise when the same files would come out as other pixels
 
 
 class Pack(NamedTuple):
@@ -40,149 +48,242 @@ class Pack(NamedTuple):
 # ---------------------------------------------------------------------------------- decoding
 
 
-def decode(path: Path | str) -> Image.Image:
+def decode(path: Path | str, at_least: int | None = None) -> Image.Image:
     """An image file as upright 8-bit RGB.
 
     Grey, palette, CMYK and alpha (over black) become RGB; EXIF rotation is applied; 16-bit and
-    floating-point grey is windowed to its 0.5th and 99.5th percentiles rather than truncated.
-    Raises ValueError or OSError for a file that is no complete image.
+    floating-point grey is windowed to its 0.5th and 99.5th percentiles rather than truncated. A
+    path ``x.npz#train/7`` is an image within a MedMNIST file. With ``at_least``, a JPEG may come
+    out smaller, by a half, a quarter or an eighth, but with no side below that many pixels: this
+    decodes several times faster. Raises ValueError or OSError for what is no complete image, or
+    has more pixels than Pillow's limit.
     """
-    with Image.open(path) as image:
+    if sample_file(str(path)) != str(path):
+        return _npz_image(str(path))
+    try:
+        image = Image.open(path)
+    except UnidentifiedImageError as error:
+        raise ValueError("its content is no image in a format that can be read") from error
+    with image:
+        if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+            raise ValueError(
+                f"it has {image.width} × {image.height} pixels, more than "
+                f"{Image.MAX_IMAGE_PIXELS:,}: a decompression bomb, or to be made smaller first"
+            )
+        if at_least is not None:
+            image.draft(None, (at_least, at_least))
         image.load()
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith(("I", "F")):
-            return Image.fromarray(window(np.asarray(image, np.float32))).convert("RGB")
+            return Image.fromarray(volumes.window(np.asarray(image, np.float32))).convert("RGB")
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
         return image.convert("RGB")
 
 
-def window(values: np.ndarray, inside: np.ndarray | None = None) -> np.ndarray:
-    """Scale values to 0 … 255 between the 0.5th and 99.5th percentiles (of ``inside``)."""
-    if not np.isfinite(values).all():
-        raise ValueError("it holds NaN or infinite values")
-    low, high = np.percentile(values if inside is None else values[inside], (0.5, 99.5))
-    scaled = (values - low) / max(high - low, 1e-6)
-    return np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
+def _npz_image(path: str) -> Image.Image:
+    file = sample_file(path)
+    split, _, number = path[len(file) + 1 :].partition("/")
+    with _UNPACKING:
+        array = _npz_array(file, f"{split}_images", os.stat(file).st_mtime_ns)
+    return Image.fromarray(np.ascontiguousarray(array[int(number)])).convert("RGB")
 
 
-def volume_slices(path: Path | str, n_slices: int) -> dict[int, Image.Image]:
-    """The ``n_slices`` central axial slices of a NIfTI volume, upright, by slice number.
+_UNPACKING = Lock()  # threads that decode ask for the same array at the same time
 
-    The volume is brought to RAS+ by its affine and windowed as a whole; a slice is drawn in
-    radiological convention: anterior up, the patient's right on the left. Raises ValueError
-    for a volume that is not 3-D, not finite, constant, or thinner than ``n_slices``.
+
+@lru_cache(maxsize=3)  # train, val, test
+def _npz_array(file: str, name: str, mtime_ns: int) -> np.ndarray:
+    """An array of an .npz, unpacked onto the disk and mapped: pathmnist at 224 px has 16 GB."""
+    with zipfile.ZipFile(file).open(f"{name}.npy") as packed, tempfile.NamedTemporaryFile() as raw:
+        copyfileobj(packed, raw, 1 << 20)
+        raw.flush()
+        return np.load(raw.name, mmap_mode="r")  # stays readable after the name is gone
+
+
+def draw(
+    row: dict, data: Path | str, settings: Volumes | None, at_least: int | None = None
+) -> dict[int, Image.Image]:
+    """A manifest row's images by slice number: one of an image file, several of a volume."""
+    if settings is None:
+        return {0: decode(Path(data) / row["path"], at_least)}
+    beside = {name: Path(data) / row[name] for name in ("mask", "grid") if row.get(name)}
+    return volumes.slices(Path(data) / row["path"], settings, **beside)
+
+
+def _drawn(
+    rows: pd.DataFrame, data: Path | str, finish: Callable, workers: int, **how: object
+) -> Iterator[tuple[int, object, str]]:
+    """Draw and ``finish`` every row in parallel; yields position, result and problem, in order."""
+
+    def one(row: dict) -> tuple[object, str]:
+        try:
+            return finish(draw(row, data, **how)), ""
+        except Exception as error:  # any decoder's error: named with its file, all together
+            text = f"{error or type(error).__name__}"
+            return None, text.replace(f"{Path(data)}{os.sep}", "")
+
+    # Threads, not processes: Pillow and NumPy let go of the interpreter while they work.
+    # Work is handed out in runs, so that finished images do not pile up in memory.
+    columns = [name for name in ("path", "mask", "grid") if name in rows]
+    tasks = rows[columns].to_dict("records")
+    bar = tqdm(total=len(tasks), desc="decoding", unit="file", mininterval=1)
+    with bar, ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        for start in range(0, len(tasks), 256):
+            for position, done in enumerate(pool.map(one, tasks[start : start + 256]), start):
+                bar.update()
+                yield position, *done
+
+
+def thumbnails(
+    rows: pd.DataFrame, data: Path | str, settings: Volumes | None = None, workers: int = 0
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """A small grey picture of every row, by which copies are found; this reads every file once.
+
+    Of a volume it is the middle one of its slices. Returns uint8 N×S×S and the problems (name,
+    reason) of the rows that cannot be read; those rows' thumbnails are blank.
     """
-    import nibabel  # here, since machines that only train on packed images may not have it
+    small = np.zeros((len(rows), duplicates.THUMBNAIL, duplicates.THUMBNAIL), np.uint8)
+    problems = []
 
-    volume = nibabel.as_closest_canonical(nibabel.load(path))
-    if volume.ndim != 3:
-        raise ValueError(f"a 3-D volume is needed, its shape is {volume.shape}")
-    values = np.asarray(volume.dataobj, dtype=np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError("it holds NaN or infinite values")
-    if values.min() == values.max():
-        raise ValueError(f"it is constant ({values.min():g})")
-    if values.shape[2] < n_slices:
-        raise ValueError(f"it has {values.shape[2]} axial slices, {n_slices} were asked for")
-    # Real backgrounds may be grey and real values negative: the head is what differs from the
-    # rim, not what is greater than zero.
-    rim = np.median(np.concatenate([values[[0, -1]].ravel(), values[:, [0, -1]].ravel()]))
-    head = np.abs(values - rim) > 0.02 * np.ptp(values)
-    grey = window(values, head)
-    first = (values.shape[2] - n_slices) // 2
-    return {
-        z: Image.fromarray(np.ascontiguousarray(grey[::-1, ::-1, z].T)).convert("RGB")
-        for z in range(first, first + n_slices)
-    }
+    def finish(drawn: dict[int, Image.Image]) -> np.ndarray:
+        return duplicates.thumbnail(list(drawn.values())[len(drawn) // 2])
+
+    how = {"settings": settings, "at_least": 2 * duplicates.THUMBNAIL}
+    for position, thumbnail, problem in _drawn(rows, data, finish, workers, **how):
+        if problem:
+            sample, path = rows["sample_id"].iloc[position], rows["path"].iloc[position]
+            problems.append((sample, f"{path} cannot be read: {problem}"))
+        else:
+            small[position] = thumbnail
+    return small, pd.DataFrame(problems, columns=["name", "reason"], dtype=str)
 
 
 # ----------------------------------------------------------------------------------- packing
 
 
-def pack_hash(rows: pd.DataFrame, size: int, interpolation: str, slices: int | None) -> str:
+def pack_hash(rows: pd.DataFrame, size: int, interpolation: str, settings: Volumes | None) -> str:
     """What a pack depends on: the manifest's rows and how they are drawn."""
-    return artifacts.content_hash(rows, [VERSION, size, interpolation, slices])
+    how = None if settings is None else asdict(settings)
+    return artifacts.content_hash(rows, [VERSION, size, interpolation, how])
 
 
 def pack(
     rows: pd.DataFrame,
     data: Path | str,
-    folder: Path | str,
+    folders: dict[Path, tuple[int, str]],
     *,
-    size: int,
-    interpolation: str,
-    slices: int | None = None,
+    settings: Volumes | None = None,
     workers: int = 0,
-) -> Pack:
-    """Decode the manifest's files below ``data`` and pack them into ``folder``.
+) -> dict[Path, Pack]:
+    """Decode the manifest's files below ``data`` once and pack them into each of ``folders``.
 
-    A pack that is there and matches is returned as it is. ``interpolation`` is bilinear or
-    bicubic (antialiased, Pillow's); ``slices`` is the number of central slices of each volume,
-    None for images; ``workers`` threads decode (0: one per core). Raises ManifestError that
-    lists every file that could not be decoded; then nothing is written.
+    ``folders`` says of each folder its image size in pixels and its interpolation, bilinear or
+    bicubic (antialiased, Pillow's). A pack that is there and matches is kept as it is.
+    ``settings`` are the card's ``volumes``, None for images; ``workers`` threads decode (0: one per
+    core). Raises ManifestError that lists every file that could not be decoded; then no folder is
+    written.
     """
-    if interpolation not in RESAMPLING:
-        choices = ", ".join(RESAMPLING)
-        raise ValueError(f"Unknown interpolation {interpolation!r}; choose one of {choices}.")
-    folder, wanted = Path(folder), pack_hash(rows, size, interpolation, slices)
-    if (folder / "meta.json").is_file() and artifacts.read_json(folder / "meta.json").get(
-        "hash"
-    ) == wanted:
-        return load(folder)
+    wanted = {}
+    for folder, (size, interpolation) in folders.items():
+        if interpolation not in RESAMPLING:
+            choices = ", ".join(RESAMPLING)
+            raise ValueError(f"Unknown interpolation {interpolation!r}; choose one of {choices}.")
+        digest = pack_hash(rows, size, interpolation, settings)
+        if _hash_of(folder) != digest:
+            wanted[Path(folder)] = (size, interpolation, digest)
+    if wanted:
+        _write_packs(rows, data, wanted, settings, workers)
+    return {folder: load(folder) for folder in folders}
 
-    def draw(relative: str) -> dict[int, np.ndarray] | str:
-        path = Path(data) / relative
-        try:
-            parts = volume_slices(path, slices) if slices else {0: decode(path)}
-            return {z: _resized(image, size, interpolation) for z, image in parts.items()}
-        except Exception as error:  # any decoder error: named with its file, all together, below
-            return f"{relative}: {error or type(error).__name__}"
 
-    with artifacts.replacing(folder) as temporary:
-        temporary.mkdir()
-        shape = (len(rows) * (slices or 1), size, size, 3)
-        array = np.lib.format.open_memmap(temporary / "images.npy", "w+", np.uint8, shape)
-        drawn_slices, failures = [], []
-        for number, drawn in enumerate(_in_parallel(draw, list(rows["path"]), workers)):
-            if isinstance(drawn, str):
-                failures.append(drawn)
-                continue
-            first = number * (slices or 1)
-            array[first : first + len(drawn)] = list(drawn.values())
-            drawn_slices += drawn
+def _hash_of(folder: Path | str) -> str | None:
+    meta = Path(folder) / "meta.json"
+    return artifacts.read_json(meta).get("hash") if meta.is_file() else None
+
+
+def _write_packs(rows, data, wanted, settings, workers) -> None:
+    with contextlib.ExitStack() as stack:
+        writers = {}
+        for folder, (size, interpolation, _) in wanted.items():
+            temporary = stack.enter_context(artifacts.replacing(folder))
+            temporary.mkdir()
+            writers[temporary] = stack.enter_context(_ArrayWriter(temporary, size, interpolation))
+
+        def finish(drawn: dict[int, Image.Image]) -> tuple[list[int], list[np.ndarray]]:
+            parts = list(drawn.values())
+            return list(drawn), [np.stack([w.resized(p) for p in parts]) for w in writers.values()]
+
+        taken, numbers, failures = [], [], []
+        for position, result, problem in _drawn(rows, data, finish, workers, settings=settings):
+            if problem:
+                failures.append(f"{rows['path'].iloc[position]}: {problem}")
+            elif not failures:
+                taken += [position] * len(result[0])
+                numbers += result[0]
+                for writer, part in zip(writers.values(), result[1], strict=True):
+                    writer.append(part)
         if failures:
             raise ManifestError(
                 f"{len(failures)} of {len(rows)} files in {data} cannot be read:\n"
-                f"{listed(failures)}\nReplace them, or take their rows out of the manifest."
+                f"{listed(failures)}\nReplace them, or take their rows out of the manifest "
+                "(quarantine=True in notebook 01_prepare_data)."
             )
-        array.flush()
         kept = ["sample_id", "patient_id", "label", split_column(rows)]
-        index = rows.loc[rows.index.repeat(slices or 1), kept].assign(slice=drawn_slices)
-        artifacts.save_csv(temporary / "index.csv", index)
-        meta = {"hash": wanted, "size": size, "interpolation": interpolation, "slices": slices}
-        artifacts.save_json(temporary / "meta.json", meta)
-    return load(folder)
+        index = rows.iloc[taken][kept].assign(slice=numbers)
+        for temporary, (size, interpolation, digest) in zip(writers, wanted.values(), strict=True):
+            writers[temporary].finish()
+            artifacts.save_csv(temporary / "index.csv", index)
+            meta = {
+                "hash": digest,
+                "size": size,
+                "interpolation": interpolation,
+                "volumes": None if settings is None else asdict(settings),
+                "mask_at_test_time": settings is not None and settings.needs_mask,
+            }
+            artifacts.save_json(temporary / "meta.json", meta)
 
 
-def _resized(image: Image.Image, size: int, interpolation: str) -> np.ndarray:
-    return np.asarray(image.resize((size, size), RESAMPLING[interpolation]))
+class _ArrayWriter:
+    """An ``images.npy`` that grows: how many slices a volume gives is known when it is read."""
+
+    def __init__(self, folder: Path, size: int, interpolation: str):
+        self.size, self.filter = size, RESAMPLING[interpolation]
+        self.file, self.count = open(folder / "images.npy", "wb"), 0  # noqa: SIM115
+        self._write_header()
+
+    def _write_header(self) -> None:
+        # NumPy pads a header for the first axis to grow: its length does not change.
+        shape = (self.count, self.size, self.size, 3)
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self.file, header)
+
+    def resized(self, image: Image.Image) -> np.ndarray:
+        return np.asarray(image.resize((self.size, self.size), self.filter))
+
+    def append(self, images: np.ndarray) -> None:
+        self.file.write(images.tobytes())
+        self.count += len(images)
+
+    def finish(self) -> None:
+        self.file.seek(0)
+        self._write_header()
+        self.file.close()
+
+    def __enter__(self) -> _ArrayWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.close()
 
 
-def _in_parallel(function: Callable, items: list, workers: int):
-    # Threads, not processes: Pillow and NumPy let go of the interpreter while they work.
-    # Work is handed out in runs, so that finished images do not pile up in memory.
-    bar = tqdm(total=len(items), desc="decoding", unit="file")
-    with bar, ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        for start in range(0, len(items), 256):
-            for result in pool.map(function, items[start : start + 256]):
-                bar.update()
-                yield result
-
-
-def load(folder: Path | str, rows: pd.DataFrame | None = None, slices: int | None = None) -> Pack:
+def load(
+    folder: Path | str, rows: pd.DataFrame | None = None, settings: Volumes | None = None
+) -> Pack:
     """Open a pack; with the manifest's ``rows``, check that it was made from them.
+
+    ``settings`` are the card's ``volumes``.
 
     Raises FileNotFoundError when it is not there, ManifestError when it is stale.
     """
@@ -195,7 +296,7 @@ def load(folder: Path | str, rows: pd.DataFrame | None = None, slices: int | Non
         )
     meta = artifacts.read_json(folder / "meta.json")
     if rows is not None and meta["hash"] != pack_hash(
-        rows, meta["size"], meta["interpolation"], slices
+        rows, meta["size"], meta["interpolation"], settings
     ):
         raise ManifestError(
             f"The images in {folder} were packed from another manifest: run notebook "

@@ -9,12 +9,18 @@ folder.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import yaml
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
 from medlib import artifacts
@@ -23,10 +29,36 @@ from medlib.errors import listed, unknown
 CARDS = Path(__file__).resolve().parent.parent / "data_manifests"
 SPLITS = ("train", "val", "test")
 REQUIRED = ("sample_id", "patient_id", "path", "label")
+BESIDE = ("mask", "grid")  # columns that name further files of a sample
+KNOWN = ("age", "sex", "site")  # columns of what is known of a patient: possible confounders
 
 
 class ManifestError(ValueError):
     """Something in a card, a manifest or a data folder that would make a comparison unsound."""
+
+
+@dataclass(frozen=True)
+class Volumes:
+    """How the volumes of a task become images: the card's ``volumes``.
+
+    ``slices`` axial slices are taken: the ``central`` ones, those around the slice with the
+    ``largest_tumour`` (by its mask), or spread evenly over ``all_head``, the whole head (0: every
+    slice of it). With ``neighbours``, a slice's red and blue are the slices below and above it.
+    ``crop_margin``, in millimetres, crops to the box of the tumour's mask. Grey values are scaled
+    between these ``percentiles`` of the head. With ``resample``, a volume is brought onto the grid
+    of its patient's reference volume; without, another grid than that is refused.
+    """
+
+    slices: int = 5
+    choice: str = "central"
+    neighbours: bool = False
+    crop_margin: float | None = None
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    resample: bool = False
+
+    @property
+    def needs_mask(self) -> bool:
+        return self.choice == "largest_tumour" or self.crop_margin is not None
 
 
 @dataclass(frozen=True)
@@ -36,10 +68,12 @@ class Card:
     ``split`` is ``official`` (the data set has a test set; validation patients are drawn from its
     training set) or ``cross-validation`` (``folds`` folds by patient). ``optional_classes`` are
     classes that some distributions of the data lack. ``layout`` and ``layout_options`` say how
-    :mod:`medlib.layouts` reads the data set's ``folder``; a task with its own CSV needs neither.
-    ``slices`` is how many central slices of a volume are classified (None: images, not volumes).
-    ``known_duplicates`` lists groups of sample ids that are one image on both sides of an
-    official split: those on the training side are dropped.
+    :mod:`medlib.layouts` reads the data set's ``folder`` (or the first of ``other_folders`` that
+    is there); a task with its own CSV needs neither. ``volumes`` says how volumes become images
+    (None: images, not volumes). ``incomplete`` is ``stop``, or ``leave_out`` where it is known that
+    some patients lack a modality or a label. ``known_duplicates`` lists groups of sample ids that
+    are one image on several sides of a split: those on the training side are dropped.
+    ``not_duplicates`` lists pairs that look like one image and are not.
     """
 
     task: str
@@ -52,16 +86,31 @@ class Card:
     split: str = "cross-validation"
     folds: int = 5
     folder: str = ""
+    other_folders: tuple[str, ...] = ()
     layout: str = ""
     layout_options: dict = field(default_factory=dict)
     optional_classes: tuple[str, ...] = ()
-    slices: int | None = None
+    volumes: Volumes | None = None
+    incomplete: str = "stop"
     known_duplicates: tuple[tuple[str, ...], ...] = ()
+    not_duplicates: tuple[tuple[str, ...], ...] = ()
     notes: str = ""
 
     @property
     def all_classes(self) -> tuple[str, ...]:
         return self.classes + self.optional_classes
+
+    def with_settings(self, folds: int = 0, volumes: dict | None = None) -> Card:
+        """The card with as many ``folds`` (0: its own) and these settings of its ``volumes``.
+
+        Raises ManifestError for settings that cannot be, and for a task of images that has none.
+        """
+        card = replace(self, folds=folds or self.folds)
+        if not volumes:
+            return card
+        if self.volumes is None:
+            raise ManifestError(f"{self.task}: volumes is {volumes}, but its samples are images.")
+        return replace(card, volumes=volumes_of(asdict(self.volumes) | volumes))
 
 
 # ------------------------------------------------------------------------------------- cards
@@ -75,41 +124,141 @@ def tasks(cards: Path | str = CARDS) -> list[str]:
 def read_card(task: str, cards: Path | str = CARDS) -> Card:
     """Read and check a task's card.
 
-    Raises ManifestError for an unknown task and for a card with missing or unknown fields.
+    A card may say ``like: <task>`` and then only what differs from that card. Raises ManifestError
+    for an unknown task, and one that lists every missing, unknown and wrong field.
     """
     path = Path(cards) / f"{task}.yaml"
     if not path.is_file():
         way_out = f"A new task is a card and a CSV in {cards}."
         raise ManifestError(unknown("task", task, tasks(cards), way_out))
+    content = _card_content(path)
+    if (base := content.pop("like", None)) is not None:
+        base_path = path.with_name(f"{base}.yaml")
+        if base == task or not base_path.is_file():
+            others = [name for name in tasks(cards) if name != task]
+            raise ManifestError(f"{path}: {unknown('task', base, others, 'Correct `like`.')}")
+        base_content = _card_content(base_path)
+        if "like" in base_content:
+            raise ManifestError(f"{path}: {base} is like another card itself; name that one.")
+        content = base_content | content
+    content = {name: value for name, value in content.items() if value is not None}
+    problems = _card_problems(content)
+    if problems:
+        raise ManifestError(f"{path}: fix the card:\n{listed(problems)}")
+    for name in TEXTS:
+        content[name] = tuple(content.get(name, ()))
+    for name in GROUPS:
+        content[name] = tuple(map(tuple, content.get(name, ())))
+    if "volumes" in content:
+        content["volumes"] = volumes_of(content["volumes"])
+    return Card(task=task, **content)
+
+
+def used_card(results: Path | str, task: str) -> Card:
+    """The card with which a task was prepared, as notebook 01 left it beside the manifest."""
+    folder = artifacts.manifest_path(results, task).parent
+    if not (folder / f"{task}.yaml").is_file():
+        raise ManifestError(
+            f"There is no card of {task!r} in {folder}: run notebook 01_prepare_data with "
+            f"task={task!r} first."
+        )
+    return read_card(task, folder)
+
+
+TEXTS = ("classes", "optional_classes", "other_folders")
+GROUPS = ("known_duplicates", "not_duplicates")
+VALUES = {  # fields that have one of a few values, and those
+    "split": ("cross-validation", "official"),
+    "incomplete": ("stop", "leave_out"),
+}
+
+
+def _card_content(path: Path) -> dict:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ManifestError(f"{path} is not valid YAML: {error}") from error
-    known = {f.name: f for f in fields(Card) if f.name != "task"}
-    problems = []
     if not isinstance(content, dict):
-        raise ManifestError(f"{path}: a card is a YAML mapping of {', '.join(known)}.")
-    content = {name: value for name, value in content.items() if value is not None}
+        known = ", ".join(f.name for f in fields(Card) if f.name != "task")
+        raise ManifestError(f"{path}: a card is a YAML mapping of {known}.")
+    return content
+
+
+def _card_problems(content: dict) -> list[str]:
+    known = [f.name for f in fields(Card) if f.name != "task"]
     required = ("title", "modality", "classes", "licence", "citation", "source")
-    problems += [f"{name} is missing" for name in required if not content.get(name)]
-    problems += [unknown("field", n, list(known), "") for n in content if n not in known]
-    for name in ("classes", "optional_classes"):
+    problems = [f"{name} is missing" for name in required if not content.get(name)]
+    problems += [unknown("field", name, known) for name in content if name not in known]
+    for name in TEXTS:
         values = content.get(name, [])
         if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
             problems.append(f"{name} must be a list of texts, not {values!r}")
-            content[name] = []
-    if len(content.get("classes", [])) < 2:
+    for name in GROUPS:
+        groups = content.get(name, [])
+        if not isinstance(groups, list) or not all(
+            isinstance(g, list) and len(g) > 1 and all(isinstance(v, str) for v in g)
+            for g in groups
+        ):
+            problems.append(f"{name} must be a list of lists of sample ids, not {groups!r}")
+    if isinstance(content.get("classes"), list) and len(set(map(str, content["classes"]))) < 2:
         problems.append("classes needs at least two entries")
-    if content.get("split", "cross-validation") not in ("official", "cross-validation"):
-        problems.append(f"split is {content['split']!r}, not 'official' or 'cross-validation'")
-    if not isinstance(content.get("folds", 5), int) or content.get("folds", 5) < 3:
+    for name, values in VALUES.items():
+        if content.get(name, values[0]) not in values:
+            problems.append(f"{name} is {content[name]!r}, not {' or '.join(map(repr, values))}")
+    folds = content.get("folds", 5)
+    if not isinstance(folds, int) or folds < 3:
         problems.append("folds must be a whole number of 3 or more (train, val and test)")
+    if not isinstance(content.get("layout_options", {}), dict):
+        problems.append(f"layout_options must be a mapping, not {content['layout_options']!r}")
+    try:
+        volumes_of(content.get("volumes", {}))
+    except ManifestError as error:
+        problems.append(str(error))
+    return problems
+
+
+CHOICES = ("central", "largest_tumour", "all_head")
+
+
+def volumes_of(settings: dict) -> Volumes:
+    """The settings of a card's ``volumes``, checked; those that are not given have defaults.
+
+    Raises ManifestError that lists every unknown setting and every value that cannot be.
+    """
+    if not isinstance(settings, dict):
+        raise ManifestError(f"volumes must be a mapping, as {{slices: 5}}, not {settings!r}")
+    known = [f.name for f in fields(Volumes)]
+    problems = [unknown("setting", name, known) for name in settings if name not in known]
+    made = Volumes(**{name: value for name, value in settings.items() if name in known})
+    if made.choice not in CHOICES:
+        problems.append(unknown("choice", made.choice, CHOICES))
+    if type(made.slices) is not int or made.slices < (made.choice != "all_head"):
+        problems.append(f"slices is {made.slices!r}, not a whole number from 1 on")
+    for name in ("neighbours", "resample"):
+        if not isinstance(getattr(made, name), bool):
+            problems.append(f"{name} is {getattr(made, name)!r}, not true or false")
+    margin = made.crop_margin
+    if margin is not None and not (_is_number(margin) and margin >= 0):
+        problems.append(f"crop_margin is {margin!r}, not a number of millimetres")
+    ends = made.percentiles
+    if not (isinstance(ends, list | tuple) and len(ends) == 2 and all(map(_is_number, ends))
+            and 0 <= ends[0] < ends[1] <= 100):  # fmt: skip
+        problems.append(f"percentiles is {ends!r}, not two numbers as [0.5, 99.5]")
     if problems:
-        raise ManifestError(f"{path}: fix the card:\n{listed(problems)}")
-    for name in ("classes", "optional_classes"):
-        content[name] = tuple(content.get(name, ()))
-    content["known_duplicates"] = tuple(map(tuple, content.get("known_duplicates", ())))
-    return Card(task=task, **content)
+        raise ManifestError("volumes: " + "; ".join(problems))
+    return replace(made, percentiles=tuple(map(float, ends)))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def card_files(task: str, cards: Path | str = CARDS) -> list[Path]:
+    """The files that say what a task is: its card, the card that it is like, and its manifest."""
+    card = Path(cards) / f"{task}.yaml"
+    base = _card_content(card).get("like")
+    files = [card, *([card.with_name(f"{base}.yaml")] if base else []), card.with_suffix(".csv")]
+    return [file for file in files if file.is_file()]
 
 
 # ---------------------------------------------------------------------------------- manifests
@@ -144,15 +293,49 @@ def excluded_path(path: Path | str) -> Path:
     return Path(path).with_suffix(".excluded.csv")
 
 
-def write(rows: pd.DataFrame, excluded: pd.DataFrame, path: Path | str) -> None:
-    """Write a manifest and, beside it, what was left out of it and why."""
-    artifacts.save_csv(excluded_path(path), excluded)
+def read_excluded(path: Path | str) -> pd.DataFrame:
+    """What was left out of a manifest and why (name, reason); empty where nothing was."""
+    file = excluded_path(path)
+    if file.is_file():
+        return pd.read_csv(file, dtype=str, keep_default_na=False)
+    return pd.DataFrame(columns=["name", "reason"], dtype=str)
+
+
+def write(
+    rows: pd.DataFrame,
+    excluded: pd.DataFrame,
+    path: Path | str,
+    card: Card | None = None,
+    duplicates: pd.DataFrame | None = None,
+) -> None:
+    """Write a manifest, after validating it where its card is given.
+
+    Beside it lie the card as it was used (``.yaml``) and, where there are any, what was left out
+    and why (``.excluded.csv``) and the images that are there twice (``.duplicates.csv``).
+    """
+    path = Path(path)
+    if card is not None:
+        validate(rows, card, name=str(path))
+        artifacts.save_text(path.with_suffix(".yaml"), _card_text(card))
+    beside = {excluded_path(path): excluded, path.with_suffix(".duplicates.csv"): duplicates}
+    for file, frame in beside.items():
+        if frame is not None and len(frame):
+            artifacts.save_csv(file, frame)
+        else:
+            file.unlink(missing_ok=True)
     artifacts.save_csv(path, rows)
 
 
-def check_rows(rows: pd.DataFrame, card: Card, name: str = "manifest") -> None:
-    """Raise ManifestError that lists everything wrong with columns, ids and labels."""
-    _complain(_row_problems(rows, card), name)
+def _card_text(card: Card) -> str:
+    """A card as the YAML that reads back as the same card."""
+    content = {f.name: getattr(card, f.name) for f in fields(Card) if f.name != "task"}
+    if card.volumes is not None:
+        content["volumes"] = asdict(card.volumes)
+    plain = json.loads(json.dumps({n: v for n, v in content.items() if v not in (None, (), {})}))
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+# ------------------------------------------------------------------------------------- schema
 
 
 def validate(
@@ -160,19 +343,25 @@ def validate(
 ) -> None:
     """Raise ManifestError that lists everything wrong with ``rows``, or return.
 
-    Checks columns, ids, labels, that no patient and (by sha256) no image stands in two splits,
-    that every class can be learned and judged and, with ``data``, that files are there and
+    Checks columns, ids, labels and paths, that no patient and (by sha256) no image stands in two
+    splits, that every class can be learned and judged and, with ``data``, that files are there and
     unchanged.
     """
-    problems = _row_problems(rows, card)
-    if all(column in rows for column in REQUIRED):
-        problems += _split_problems(rows, card)
-        if data is not None:
-            problems += _file_problems(rows, Path(data))
-    _complain(problems, name)
+    import pandera.pandas as pandera  # here, since machines that only train may not have it
 
-
-def _complain(problems: list[str], name: str) -> None:
+    missing = [column for column in REQUIRED if column not in rows]
+    if missing:
+        problems = [f"columns missing: {', '.join(missing)}; found: {', '.join(rows.columns)}"]
+    elif split_column(rows) is None:
+        problems = ["there is neither a column split nor a column fold (or there are both)"]
+    elif data is not None and not Path(data).is_dir():
+        problems = [f"the data folder {data} does not exist"]
+    else:
+        problems, facts = [], _facts(rows, None if data is None else Path(data))
+        try:
+            _schema(rows, card).validate(facts, lazy=True)
+        except pandera.errors.SchemaErrors as error:
+            problems = _messages(error.failure_cases, facts)
     if problems:
         raise ManifestError(
             f"{name}: {len(problems)} problem(s):\n{listed(problems)}\n"
@@ -180,52 +369,113 @@ def _complain(problems: list[str], name: str) -> None:
         )
 
 
-def _row_problems(rows: pd.DataFrame, card: Card) -> list[str]:
-    missing = [column for column in REQUIRED if column not in rows]
-    if missing:
-        return [f"columns missing: {', '.join(missing)}; found: {', '.join(rows.columns)}"]
-    problems = [f"{c} is empty in row {i + 2}" for c in REQUIRED for i in rows.index[rows[c] == ""]]
-    repeated = rows["sample_id"][rows["sample_id"].duplicated()].unique()
-    problems += [f"sample_id {value!r} stands in several rows" for value in repeated]
-    strangers = rows[~rows["label"].isin(card.all_classes) & (rows["label"] != "")]
-    return problems + [
-        f"label {row.label!r} of {row.sample_id} is not a class of the card "
-        f"({', '.join(card.all_classes)})"
-        for row in strangers.itertuples()
-    ]
+def _facts(rows: pd.DataFrame, data: Path | None) -> pd.DataFrame:
+    """``rows`` with what has to be known of other rows, and of files, to judge each of them."""
+    side = split_column(rows)
+    rows = rows.reset_index(drop=True)
+    hashes = rows["sha256"].fillna("") if "sha256" in rows else pd.Series("", rows.index)
+    own = hashes.where(hashes != "", rows.index.astype(str))  # no hash: an image of its own
+    twins = rows["sample_id"].groupby(own)
+
+    def sides(key: pd.Series) -> pd.Series:
+        by_key = rows[side].groupby(key).unique()
+        found = {k: ", ".join(sorted(map(str, v))) for k, v in by_key.items()}
+        return key.map(found)
+
+    return rows.assign(
+        sha256=hashes,
+        row_number=rows.index + 2,  # as a spreadsheet counts, below the header
+        times=rows.groupby("sample_id")["path"].transform("size"),
+        patient_sides=sides(rows["patient_id"]),
+        image_sides=sides(own),
+        image_samples=own.map({k: ", ".join(v) for k, v in twins.agg(list).items()}),
+        file_problem="" if data is None else _file_problems(rows, data),
+    )
 
 
-def _split_problems(rows: pd.DataFrame, card: Card) -> list[str]:
-    column = split_column(rows)
-    if column is None:
-        return ["there is neither a column split nor a column fold (or there are both)"]
-    problems = []
-    if column == "split":
-        wrong = rows[~rows["split"].isin(SPLITS)]
-        problems += [f"split {r.split!r} of {r.sample_id} is not one of {SPLITS}"
-                     for r in wrong.itertuples()]  # fmt: skip
-    elif not pd.api.types.is_integer_dtype(rows["fold"]):
-        wrong = rows[~rows["fold"].astype(str).str.fullmatch(r"\d+")]
-        return [f"fold {r.fold!r} of {r.sample_id} is not a whole number from 0 on"
-                for r in wrong.itertuples()]  # fmt: skip
-    for patient, sides in _on_several_sides(rows, "patient_id", column):
-        problems.append(f"patient {patient!r} stands in several {column}s: {sides}")
-    if "sha256" in rows:
-        hashed = rows[rows["sha256"].fillna("") != ""]
-        for digest, sides in _on_several_sides(hashed, "sha256", column):
-            same = ", ".join(hashed["sample_id"][hashed["sha256"] == digest])
-            problems.append(f"{same} are one image but stand in several {column}s: {sides}")
-    sides = SPLITS if column == "split" else sorted(rows["fold"].unique())
-    if column == "fold" and list(sides) != list(range(len(sides))):
-        problems.append(
-            f"folds count from 0 on without a gap (fold 0, 1, …), not {list(map(int, sides))}"
+def _schema(rows: pd.DataFrame, card: Card):
+    """The pandera schema of ``_facts``. The error of a check is a message with columns to fill."""
+    import pandera.pandas as pandera
+
+    def column(holds: Callable[[pd.Series], pd.Series], message: str) -> pandera.Column:
+        return pandera.Column(checks=[pandera.Check(holds, error=message)])
+
+    side = split_column(rows)
+    present = _required(rows, card)
+    filled = {name: column(lambda v: v != "", f"{name} is empty in row {{row_number}}")
+              for name in ("sample_id", "patient_id", "path")}  # fmt: skip
+    label = pandera.Column(checks=[
+        pandera.Check(lambda v: v != "", error="label is empty in row {row_number}"),
+        pandera.Check(
+            lambda v: v.isin([*card.all_classes, ""]),
+            error="label {label!r} of {sample_id} is not a class of the card "
+            f"({_literal(', '.join(card.all_classes))})",
+        ),
+    ])  # fmt: skip
+    if side == "split":
+        known = column(
+            lambda v: v.isin(SPLITS), f"split {{split!r}} of {{sample_id}} is not one of {SPLITS}"
         )
-    if column == "fold" and len(sides) < 3:
+    else:
+        known = column(
+            lambda v: v.astype(str).str.fullmatch(r"\d+"),
+            "fold {fold!r} of {sample_id} is not a whole number from 0 on",
+        )
+    several = f"stand in several {side}s"
+    return pandera.DataFrameSchema(
+        filled
+        | {
+            "label": label,
+            side: known,
+            "times": column(lambda v: v == 1, "sample_id {sample_id!r} stands in several rows"),
+            "patient_sides": column(
+                lambda v: ~v.str.contains(", "),
+                f"patient {{patient_id!r}} {several.replace('stand', 'stands')}: {{patient_sides}}",
+            ),
+            "image_sides": column(
+                lambda v: ~v.str.contains(", "),
+                f"{{image_samples}} are one image but {several}: {{image_sides}}",
+            ),
+            "file_problem": column(lambda v: v == "", "{file_problem}"),
+        },
+        checks=[
+            pandera.Check(lambda rows, message=message: False, error=message)
+            for message in _side_problems(rows, side, present)
+        ],
+    )
+
+
+def _literal(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _messages(failures: pd.DataFrame, facts: pd.DataFrame) -> list[str]:
+    """The failures of a schema in words, each once: those of rows, then those of the whole."""
+    records = facts.to_dict("index")
+    failures = failures.sort_values("index", key=pd.Series.isna, kind="stable")
+    return list(dict.fromkeys(
+        check if pd.isna(index) else check.format(**records[int(index)])
+        for check, index in zip(failures["check"], failures["index"], strict=True)
+    ))  # fmt: skip
+
+
+def _side_problems(rows: pd.DataFrame, side: str, present: tuple[str, ...]) -> list[str]:
+    """What is wrong with a split as a whole."""
+    if side == "split":
+        sides = list(SPLITS)
+    elif not pd.api.types.is_integer_dtype(rows["fold"]):
+        return []  # each of them is named
+    else:
+        sides = sorted(rows["fold"].unique().tolist())
+    problems = []
+    if side == "fold" and sides != list(range(len(sides))):
+        problems.append(f"folds count from 0 on without a gap (fold 0, 1, …), not {sides}")
+    if side == "fold" and len(sides) < 3:
         problems.append(f"{len(sides)} fold(s): three or more are needed (train, val and test)")
-    for side in sides:
-        present = set(rows["label"][rows[column] == side])
-        problems += [f"class {label!r} has no sample in {column} {side}"
-                     for label in _required(rows, card) if label not in present]  # fmt: skip
+    for one in sides:
+        labels = set(rows["label"][rows[side] == one])
+        problems += [f"class {label!r} has no sample in {side} {one}"
+                     for label in present if label not in labels]  # fmt: skip
     return problems
 
 
@@ -238,36 +488,108 @@ def _required(rows: pd.DataFrame, card: Card) -> tuple[str, ...]:
     return card.classes + tuple(c for c in card.optional_classes if (rows["label"] == c).any())
 
 
+# -------------------------------------------------------------------------------------- files
+
+
+def sound_rows(rows: pd.DataFrame, card: Card) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows whose ids and labels can be used; and the others, with reasons (name, reason)."""
+    rows = rows.reset_index(drop=True)
+    reasons = pd.Series("", rows.index, dtype=object)
+
+    def complain(wrong: pd.Series, reason: Callable[[str], str]) -> None:
+        for index in rows.index[wrong & (reasons == "")]:
+            reasons[index] = reason(rows["label"][index])
+
+    for column in REQUIRED:
+        complain(rows[column] == "", lambda _, column=column: f"its {column} is empty")
+    complain(rows["sample_id"].duplicated(keep=False), lambda _: "several rows have this id")
+    choices = ", ".join(card.all_classes)
+    complain(
+        ~rows["label"].isin(card.all_classes),
+        lambda label: f"label {label!r} is not a class of the card ({choices})",
+    )
+    names = rows["sample_id"].where(rows["sample_id"] != "", "row " + (rows.index + 2).astype(str))
+    bad = pd.DataFrame({"name": names, "reason": reasons})[reasons != ""]
+    return rows[reasons == ""].reset_index(drop=True), bad.reset_index(drop=True)
+
+
+def data_set_folder(card: Card, data: Path | str) -> Path | None:
+    """Where the card's data set lies below ``data``; None where it is not there."""
+    folders = [Path(data) / name for name in (card.folder, *card.other_folders) if name]
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def sample_file(path: str) -> str:
+    """The file of a sample's path; what follows a ``.npz#`` names an image within that file."""
+    file, mark, _ = path.partition(".npz#")
+    return file + ".npz" if mark else path
+
+
+def sample_sha256(data: Path | str, path: str) -> str:
+    """The sha256 of a sample's file; within an ``.npz``, of that file's hash and the rest."""
+    file = sample_file(path)
+    stat = (Path(data) / file).stat()
+    digest = _file_sha256(Path(data) / file, stat.st_mtime_ns, stat.st_size)
+    if file == path:
+        return digest
+    return hashlib.sha256(f"{digest}{path[len(file) :]}".encode()).hexdigest()
+
+
+@lru_cache(maxsize=16)
+def _file_sha256(path: Path, mtime_ns: int, size: int) -> str:
+    return artifacts.file_sha256(path)
+
+
 def _file_problems(rows: pd.DataFrame, data: Path) -> list[str]:
-    if not data.is_dir():
-        return [f"the data folder {data} does not exist"]
+    expected = rows["sha256"] if "sha256" in rows else [""] * len(rows)
     problems = []
-    for row in rows.itertuples():
-        path = data / row.path
-        if not path.is_file():
-            problems.append(f"{row.path} ({row.sample_id}) is not in {data}")
-        elif expected := getattr(row, "sha256", ""):
-            found = artifacts.file_sha256(path)
-            if found != expected.lower():
-                problems.append(
-                    f"{row.path} has changed: sha256 {found[:12]}…, manifest says {expected[:12]}…"
-                )
+    for sample, path, digest in zip(rows["sample_id"], rows["path"], expected, strict=True):
+        problem = file_problem(data, path)
+        if not problem and digest and (found := sample_sha256(data, path)) != digest.lower():
+            problem = f"has changed: sha256 {found[:12]}…, manifest says {digest[:12]}…"
+        problems.append(problem and f"{path} ({sample}) {problem}")
     return problems
 
 
-def with_hashes(rows: pd.DataFrame, data: Path | str) -> pd.DataFrame:
-    """``rows`` with the sha256 of each file below ``data``.
-
-    Raises ManifestError that lists every file that is missing, or differs from the hash it has.
-    """
-    problems = _file_problems(rows, Path(data))
-    if problems:
-        raise ManifestError(
-            f"{len(problems)} of {len(rows)} files do not fit the manifest:\n{listed(problems)}\n"
-            "Complete the download, or remove those rows; or read the folder as it is "
-            "(from_folder=True in notebook 01_prepare_data)."
+def file_problem(data: Path | str, path: str) -> str:
+    """What keeps a manifest's path from being read below ``data``, in words; or nothing."""
+    data, relative = Path(data), Path(sample_file(path))
+    if relative.is_absolute() or ".." in relative.parts:
+        return f"leads out of the data folder {data}: paths are relative to it, and go down"
+    file = data / relative
+    if file.is_symlink() and not file.exists():
+        return f"is a link to {file.readlink()}, which does not exist"
+    if not file.is_file():
+        return f"is not in {data}"
+    target = file.resolve()
+    if not target.is_relative_to(data.resolve()):
+        return (
+            f"is a link that leads out of the data folder, to {target}: copy it in, or name a "
+            "data folder that holds both"
         )
-    return rows.assign(sha256=[artifacts.file_sha256(Path(data) / path) for path in rows["path"]])
+    return "" if file.stat().st_size else "is empty (0 bytes): get it again"
+
+
+def with_hashes(rows: pd.DataFrame, data: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows whose files can be read, with each file's sha256; and the others, with reasons.
+
+    Returns (rows, problems); problems has the columns name and reason. A file that differs from
+    the sha256 that its row has is a problem. Files that a row names beside its own (``mask``,
+    ``grid``) get a hash of their own.
+    """
+    data, rows = Path(data), rows.reset_index(drop=True)
+    reasons = pd.Series(_file_problems(rows, data), rows.index, dtype=object)
+    beside = [column for column in BESIDE if column in rows]
+    for column in beside:
+        for index, path in rows[column][rows[column] != ""].items():
+            if not reasons[index] and (problem := file_problem(data, path)):
+                reasons[index] = f"its {column} {path} {problem}"
+    good = rows[reasons == ""].reset_index(drop=True)
+    for column in ("path", *beside):
+        name = "sha256" if column == "path" else f"{column}_sha256"
+        good[name] = [sample_sha256(data, path) if path else "" for path in good[column]]
+    bad = pd.DataFrame({"name": rows["sample_id"], "reason": reasons})[reasons != ""]
+    return good, bad.reset_index(drop=True)
 
 
 def classes(rows: pd.DataFrame, card: Card) -> list[str]:
@@ -284,39 +606,57 @@ def split_column(rows: pd.DataFrame) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def drop_known_duplicates(rows: pd.DataFrame, card: Card) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows without the training side of the card's known duplicates, and what was dropped."""
-    groups = [set(group) for group in card.known_duplicates]
-    kept_side = rows["split"] == "test" if "split" in rows else pd.Series(False, rows.index)
-    tested = set(rows["sample_id"][kept_side])
-    twins = {s: sorted(g & tested)[0] for g in groups if g & tested for s in g - tested}
-    dropped = rows[rows["sample_id"].isin(twins)]
-    reasons = ["the same image as " + twins[s] + " of the test set" for s in dropped["sample_id"]]
-    excluded = pd.DataFrame({"name": dropped["sample_id"], "reason": reasons}, dtype=str)
-    return rows.drop(dropped.index).reset_index(drop=True), excluded.reset_index(drop=True)
+def drop_duplicates(
+    rows: pd.DataFrame, groups: Iterable[Iterable[str]]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows in which each group of sample ids, which are one image, is on one side of the split.
+
+    Kept is what is tested, before what validates, before what trains (of several folds, the
+    first sample's); samples on that same side stay as well. Returns (rows, dropped), the latter
+    with name and reason. Rows that have no split yet lose nothing: :func:`assign_splits` keeps
+    such patients together.
+    """
+    column = split_column(rows)
+    if column is None:
+        return rows, pd.DataFrame(columns=["name", "reason"], dtype=str)
+    sides, reasons = dict(zip(rows["sample_id"], rows[column], strict=True)), {}
+    for group in groups:
+        there = sorted(sample for sample in group if sample in sides and sample not in reasons)
+        if column == "split":
+            there.sort(key=lambda sample: -SPLITS.index(sides[sample]))
+        for sample in there[1:]:
+            if sides[sample] != sides[there[0]]:
+                where = f"the {sides[there[0]]} set" if column == "split" else "another fold"
+                reasons[sample] = f"the same image as {there[0]} of {where}"
+    dropped = pd.DataFrame(sorted(reasons.items()), columns=["name", "reason"], dtype=str)
+    return rows[~rows["sample_id"].isin(reasons)].reset_index(drop=True), dropped
 
 
-def assign_splits(rows: pd.DataFrame, card: Card, seed: int = 0) -> pd.DataFrame:
+def assign_splits(
+    rows: pd.DataFrame, card: Card, seed: int = 0, pairs: Iterable[tuple[str, str]] = ()
+) -> pd.DataFrame:
     """Give every row its side, by patient and stratified by label.
 
     Rows that come with a ``split`` keep it, and where none is ``val`` a fifth of the training
-    patients become it; other rows get a ``fold``. Patients that share an
-    identical file (sha256) stay together. The result depends on patients, labels and
-    ``seed`` only, so tasks on the same patients are split alike.
+    patients become it; other rows get a ``fold``. Patients of whom there is an identical file
+    (sha256), or one of the ``pairs`` of sample ids, stay together. The result depends on patients,
+    labels, such images and ``seed`` only, so tasks on the same patients are split alike.
     """
     rows = rows.sort_values(["patient_id", "sample_id"]).reset_index(drop=True)
     if "split" in rows:
         train = rows["split"] == "train"
         if (rows["split"] == "val").any():
             return rows
-        part = _folds(rows[train], 5, seed, card.task)
+        part = _folds(rows[train], 5, seed, card.task, pairs)
         return rows.assign(split=rows["split"].mask(train & (part.reindex(rows.index) == 0), "val"))
     if card.split == "official":
         raise ManifestError(f"{card.task}: the card says 'split: official', the data have none")
-    return rows.assign(fold=_folds(rows, card.folds, seed, card.task))
+    return rows.assign(fold=_folds(rows, card.folds, seed, card.task, pairs))
 
 
-def _folds(rows: pd.DataFrame, n_folds: int, seed: int, task: str) -> pd.Series:
+def _folds(
+    rows: pd.DataFrame, n_folds: int, seed: int, task: str, pairs: Iterable[tuple[str, str]]
+) -> pd.Series:
     patients = rows.groupby("label")["patient_id"].nunique()
     short = patients[patients < n_folds]
     if len(short):
@@ -326,27 +666,32 @@ def _folds(rows: pd.DataFrame, n_folds: int, seed: int, task: str) -> pd.Series:
         )
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     folds = pd.Series(-1, index=rows.index)
-    parts = splitter.split(rows["sample_id"], rows["label"], _groups(rows))
+    parts = splitter.split(rows["sample_id"], rows["label"], _groups(rows, pairs))
     for fold, (_, inside) in enumerate(parts):
         folds.iloc[inside] = fold
     return folds
 
 
-def _groups(rows: pd.DataFrame) -> np.ndarray:
-    """Patients as group numbers; patients who share an identical file are one group."""
-    parent = {patient: patient for patient in rows["patient_id"]}
-
-    def root(patient: str) -> str:
-        while parent[patient] != patient:
-            patient = parent[patient]
-        return patient
-
+def _groups(rows: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> np.ndarray:
+    """Patients as group numbers; patients of whom there is the same image are one group."""
+    patient = dict(zip(rows["sample_id"], rows["patient_id"], strict=True))
+    same = [(patient[a], patient[b]) for a, b in pairs if a in patient and b in patient]
     if "sha256" in rows:
-        for _, twins in rows[rows["sha256"].duplicated(keep=False)].groupby("sha256"):
-            first, *others = (root(p) for p in twins["patient_id"])
-            for other in others:
-                parent[root(other)] = root(first)
-    return pd.factorize(rows["patient_id"].map(root))[0]
+        hashed = rows[rows["sha256"].fillna("") != ""]
+        first = hashed.groupby("sha256")["patient_id"].transform("first")
+        same += list(zip(first, hashed["patient_id"], strict=True))
+    leader = {member: group[0] for group in linked(same) for member in group}
+    return pd.factorize(rows["patient_id"].map(lambda one: leader.get(one, one)))[0]
+
+
+def linked(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """The names that pairs link, directly or through others: sorted groups of sorted names."""
+    pairs = list(pairs)
+    numbers, names = pd.factorize(np.array(pairs, dtype=object).ravel(), sort=True)
+    one, other = numbers.reshape(-1, 2).T
+    graph = coo_array((np.ones(len(one)), (one, other)), shape=(len(names), len(names)))
+    component = connected_components(graph, directed=False)[1]
+    return [list(names[component == number]) for number in range(component.max(initial=-1) + 1)]
 
 
 @dataclass(frozen=True)

@@ -522,7 +522,10 @@ def write(dataset: str, root: Path | str, *, scale: float = 1.0, seed: int = 0) 
     when another process is writing other phantoms to the same place.
     """
     if dataset not in DATASETS:
-        raise ValueError(f"no phantom of {dataset!r}; choose one of {', '.join(DATASETS)}")
+        raise ValueError(
+            f"There are no phantoms of {dataset!r}, only of {', '.join(DATASETS)}. Name the folder "
+            "that holds the data sets, rather than data='phantoms'."
+        )
     if not scale > 0:
         raise ValueError(f"scale {scale!r} is not positive; 1.0 is full size, 0.25 a quick test")
     root = Path(root)

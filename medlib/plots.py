@@ -6,7 +6,7 @@ beyond what drawing needs (an ROC curve, a projection to two dimensions). Each f
 last expression of a cell, and a long batch run holds no open figures.
 
 Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which stay apart for
-colour-blind readers; a marker, a dash or a hatch says the same again for readers in grey.
+colour-blind readers; a marker, a dash or a name says the same again for readers in grey.
 Anything from random weights is drawn grey and hollow and is named "(random weights)".
 """
 
@@ -25,11 +25,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.textpath import text_to_path
 
 from medlib.artifacts import replacing, save_csv
-from medlib.manifest import SPLITS, split_column
 
 COLUMN, PAGE = 3.35, 7.0  # widths in inches: one column of a two-column journal, and both
 
@@ -39,7 +41,6 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK, BROWN = (
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK, BROWN)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (9, 2)))
-HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "oo", "++")
 GREY = "0.42"  # random weights, and only they
 CHOSEN = {"marker": "*", "linestyle": "none", "color": VERMILION, "markersize": 8,
           "markeredgecolor": "black", "markeredgewidth": 0.5, "zorder": 5}  # fmt: skip
@@ -69,7 +70,6 @@ STYLE = {
     "grid.linewidth": 0.5,
     "lines.linewidth": 1.3,
     "lines.markersize": 4,
-    "hatch.linewidth": 0.5,
     "legend.fontsize": 7,
     "legend.frameon": False,
     "pdf.fonttype": 42,  # TrueType, embedded: editable, and accepted by journals
@@ -149,7 +149,7 @@ def save(fig: Figure, path_stem: Path, data: pd.DataFrame | None = None) -> list
     return paths
 
 
-def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Draw in the house style whatever the caller's rcParams, then let pyplot forget the figure."""
 
     @functools.wraps(draw)
@@ -178,7 +178,7 @@ def _legend_above(fig: Figure, handles: list, names: list[str]) -> None:
 # ---------------------------------------------------------------- looking at the data
 
 
-@_styled
+@styled
 def sample_grid(
     images: np.ndarray, labels: Sequence[str], classes: Sequence[str], per_class: int = 6,
     title: str | None = None,
@@ -189,67 +189,43 @@ def sample_grid(
     evenly over the class's images in their order, so that neighbouring slices of one patient do
     not fill the row. A class without images keeps its (empty) row.
     """
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise ValueError(f"images must be uint8, (N, H, W, 3); got {images.dtype} {images.shape}")
-    side = (PAGE - 1.1) / per_class  # inches; the names take the rest
-    size = (PAGE, len(classes) * (side * images.shape[1] / images.shape[2] + 0.04) + 0.3)
-    fig, axes = plt.subplots(len(classes), per_class, figsize=size, squeeze=False)
-    fig.get_layout_engine().set(w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)
-    for row, name in zip(axes, classes, strict=True):
+    rows = {}
+    for name in classes:
         members = np.flatnonzero(np.asarray(labels) == name)
-        spread = np.linspace(0, len(members) - 1, min(per_class, len(members))).round().astype(int)
-        for ax in row:
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
-        for ax, index in zip(row, members[spread], strict=False):
-            ax.imshow(images[index])
         words = f"{textwrap.fill(name, 18)}\n{len(members):,} images"
-        row[0].set_ylabel(words, rotation=0, ha="right", va="center", labelpad=4)
-    fig.suptitle(title or "", x=0.01, ha="left", fontsize=8, fontweight="bold")
-    return fig
+        rows[words] = members[_spread(len(members), per_class)]
+    return _picture_rows(images, rows, per_class, title)[0]
 
 
-@_styled
-def split_counts(manifest: pd.DataFrame, classes: Sequence[str]) -> Figure:
-    """Samples (above) and patients (below) of each class within each split or fold, as bars.
+@styled
+def slice_strip(
+    images: np.ndarray, index: pd.DataFrame, classes: Sequence[str] | None = None,
+    title: str | None = None,
+) -> Figure:  # fmt: skip
+    """The packed slices of one volume of each class, in order, each with its slice's number.
 
-    `manifest` has the columns sample_id, patient_id, label, and `split` (train, val, test) or
-    `fold` (0 to k-1). A patient with samples of two classes counts once in each of them; the
-    totals under the bars count patients once.
+    `images` is uint8 of shape (N, H, W, 3); `index` has N rows in the same order, with sample_id,
+    label and slice. A class (given, or all in order of appearance) is shown by its first sample,
+    of which eight slices are taken, spread evenly, where there are more. The letters at the first
+    picture's edges say how it must lie: anterior above, the patient's right at the left.
     """
-    side = split_column(manifest)
-    if side is None:
-        raise ValueError(
-            "the manifest needs a `split` or a `fold` column, not both: split it first"
-        )
-    present = set(manifest[side])
-    parts = [part for part in SPLITS if part in present] if side == "split" else sorted(present)
-    ids = {"samples": "sample_id", "patients": "patient_id"}
-    fig, axes = plt.subplots(2, 1, figsize=(PAGE, 3.1), sharex=True)
-    for ax, (unit, column) in zip(axes, ids.items(), strict=True):
-        counts = manifest.groupby([side, "label"])[column].nunique().unstack(fill_value=0)
-        counts = counts.reindex(index=parts, columns=list(classes), fill_value=0)
-        counts.plot.bar(ax=ax, width=0.84, color=COLOURS, edgecolor="white", lw=0, legend=False)
-        for bars, hatch in zip(ax.containers, itertools.cycle(HATCHES), strict=False):
-            for bar in bars:
-                bar.set_hatch(hatch)
-            if counts.size <= 36:  # more numbers would overlap
-                ax.bar_label(bars, fmt="{:,.0f}", fontsize=6, padding=1)
-        ax.set(xlabel="", ylabel=unit)
-        ax.margins(y=0.12)
-        ax.tick_params(axis="x", length=0, rotation=0)
-    totals = manifest.groupby(side)[list(ids.values())].nunique()
-    prefix = "fold " if side == "fold" else ""
-    words = [
-        f"{prefix}{part}\n{samples:,} samples\n{patients:,} patients"
-        for part, samples, patients in totals.loc[parts].itertuples()
-    ]
-    axes[1].set_xticks(range(len(parts)), words)
-    _legend_above(fig, *axes[0].get_legend_handles_labels())
+    rows = {}
+    for name in index["label"].unique() if classes is None else classes:
+        sample = index["sample_id"][index["label"] == name].head(1)
+        members = np.flatnonzero(index["sample_id"].isin(sample))
+        members = members[np.argsort(index["slice"].iloc[members].astype(int), kind="stable")]
+        words = [*textwrap.wrap(name, 18), *textwrap.wrap("".join(sample), 18)]
+        rows["\n".join(words)] = members[_spread(len(members), 8)]
+    fig, axes = _picture_rows(images, rows, max(1, *map(len, rows.values())), title)
+    for row, members in zip(axes, rows.values(), strict=True):
+        for ax, number in zip(row, index["slice"].iloc[members], strict=False):
+            _on_picture(ax, 0.97, 0.03, f"{int(number)}")
+    for letter, place in {"A": (0.5, 0.98), "P": (0.5, 0.02), "R": (0, 0.5), "L": (1, 0.5)}.items():
+        _on_picture(axes[0, 0], *place, letter, fontweight="bold")
     return fig
 
 
-@_styled
+@styled
 def projection(
     embeddings: np.ndarray, labels: Sequence[str], classes: Sequence[str], title: str | None = None
 ) -> Figure:
@@ -288,7 +264,7 @@ def projection(
 # ---------------------------------------------------------------- choosing and training
 
 
-@_styled
+@styled
 def validation_curve(history: pd.DataFrame) -> Figure:
     """Validation AUROC against each head's hyper-parameter: how the value used was chosen.
 
@@ -319,7 +295,7 @@ def validation_curve(history: pd.DataFrame) -> Figure:
     return fig
 
 
-@_styled
+@styled
 def learning_curves(history: pd.DataFrame) -> Figure:
     """Fine-tuning: loss (left) and validation AUROC (right) over epochs, by learning rate.
 
@@ -354,7 +330,7 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     return fig
 
 
-@_styled
+@styled
 def roc_curves(
     predictions: pd.DataFrame, classes: Sequence[str], title: str | None = None
 ) -> Figure:
@@ -386,7 +362,7 @@ def roc_curves(
 # ---------------------------------------------------------------- the comparison
 
 
-@_styled
+@styled
 def main_comparison(
     table: pd.DataFrame, tasks: Mapping[str, Mapping], metric: str = "auroc",
     caption: str | None = None,
@@ -488,6 +464,78 @@ def save_table(df: pd.DataFrame, path_stem: Path, caption: str = "", note: str =
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")
     return paths
+
+
+# ---------------------------------------------------------------- text
+
+
+def text_width(text: str, size: float = 7, weight: str = "normal") -> float:
+    """Inches that the longest line takes."""
+    font = FontProperties(size=size, weight=weight)
+    lines = (text_to_path.get_text_width_height_descent(t, font, False) for t in text.split("\n"))
+    return max(points for points, _, _ in lines) / 72
+
+
+def wrapped(text: str, inches: float, size: float, indent: str = "", weight: str = "normal") -> str:
+    """The text in lines of at most that many inches; words that are longer are broken."""
+    for letters in range(max(int(40 * inches), 2), len(indent) + 1, -1):
+        lines = "\n".join(textwrap.wrap(text, letters, subsequent_indent=indent))
+        if text_width(lines, size, weight) <= inches:
+            break
+    return lines
+
+
+# ---------------------------------------------------------------- parts of the pictures
+
+
+def _spread(n: int, most: int) -> np.ndarray:
+    """Up to `most` of the positions 0 to n-1, spread evenly from the first to the last."""
+    return np.linspace(0, n - 1, min(most, n)).round().astype(int)
+
+
+def _picture_rows(
+    images: np.ndarray, rows: Mapping[str, np.ndarray], columns: int, title: str | None
+) -> tuple[Figure, np.ndarray]:
+    """A figure of rows of pictures: `rows` maps the words at a row's left to its positions."""
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"images must be uint8, (N, H, W, 3); got {images.dtype} {images.shape}")
+    # all sizes are known, in inches: so the pictures fill their places, as no layout engine does
+    left, gap = max(text_width(words, 7.5) for words in rows) + 0.12, 0.03
+    width = min((PAGE - left) / columns - gap, 1.5)
+    height = width * images.shape[1] / images.shape[2]
+    full = left + columns * (width + gap)
+    heading = wrapped(title or "", full - 0.1, 8, weight="bold")
+    top = 0.05 + 0.15 * len(heading.splitlines())
+    size = full, top + len(rows) * (height + gap)
+    places = {
+        "left": left / size[0], "right": 1 - gap / size[0], "wspace": gap / width,
+        "top": 1 - top / size[1], "bottom": gap / size[1], "hspace": gap / height,
+    }  # fmt: skip
+    fig, axes = plt.subplots(
+        len(rows), columns, figsize=size, squeeze=False, layout="none", gridspec_kw=places
+    )
+    for row, (words, members) in zip(axes, rows.items(), strict=True):
+        for ax in row:
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+        for ax, index in zip(row, members, strict=False):
+            ax.imshow(images[index])
+        row[0].set_ylabel(words, rotation=0, ha="right", va="center", labelpad=4)
+    fig.text(0.05 / full, 1 - 0.05 / size[1], heading, va="top", fontsize=8, fontweight="bold")
+    return fig, axes
+
+
+def _on_picture(ax: Axes, x: float, y: float, words: str, **look) -> None:
+    """White words with a black rim, readable on any picture, on the inside of its edge."""
+    ha, va = (
+        "center" if at == 0.5 else low if at < 0.5 else high
+        for at, low, high in ((x, "left", "right"), (y, "bottom", "top"))
+    )  # fmt: skip
+    rim = withStroke(linewidth=1.5, foreground="black")
+    ax.text(
+        x, y, words, transform=ax.transAxes, ha=ha, va=va, color="white", fontsize=6.5,
+        path_effects=[rim], **look,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- parts of the comparison

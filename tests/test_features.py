@@ -27,10 +27,9 @@ def make_pack(folder, n=7, size=SIZE, interpolation="bilinear", start=0):
     rows["path"] = [f"{i}.png" for i in range(n)]
     rows["label"] = np.array(["no", "yes"])[np.arange(n) % 2]
     rows["fold"] = np.arange(n) // 2 % 3
-    rows = manifest.with_hashes(rows, folder)
-    return images.pack(
-        rows, folder, folder / "pack", size=size, interpolation=interpolation, workers=1
-    )
+    rows, _ = manifest.with_hashes(rows, folder)
+    packs = images.pack(rows, folder, {folder / "pack": (size, interpolation)}, workers=1)
+    return packs[folder / "pack"]
 
 
 def holding(monkeypatch):

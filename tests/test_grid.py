@@ -14,7 +14,7 @@ def write(tmp_path, **changes):
     content = {
         "title": "a grid",
         "data": "phantoms",
-        "tasks": ["fundus"],
+        "tasks": ["fundus_pm"],
         "seeds": [0, 1],
         "frozen": {"backbones": ["vit_tiny-random"], "image_size": 64, "heads": ["linear"]},
         "finetuned": {"backbones": ["vit_tiny-random"], "image_size": 32},
@@ -49,7 +49,7 @@ def test_everything_wrong_is_named_at_once(tmp_path):
         grid.read(wrong)
     for part in (
         "field 'sed'",
-        "task 'fundos'. Did you mean 'fundus'?",
+        "task 'fundos'. Did you mean 'fundus_pm'?",
         "'vit_tny-random'. Did you mean 'vit_tiny-random'?",
         "head 'lineal'. Did you mean 'linear'?",
         "multiple of 14, not 64; the nearest are 56 and 70",
@@ -64,16 +64,17 @@ def test_an_unknown_grid_names_those_that_there_are(repository):
 
 
 def test_frozen_features_are_probed_at_the_labels_of_fine_tuning_too(tmp_path):
-    tuned = {"backbones": ["vit_tiny-random"], "image_size": 32, "label_fraction": {"fundus": 0.1}}
+    tuned = {"backbones": ["vit_tiny-random"], "image_size": 32}
+    tuned |= {"label_fraction": {"fundus_pm": 0.1}}
     asked = grid.read(write(tmp_path, finetuned=tuned))
-    assert grid.label_fraction(asked, "fundus") == 0.1
-    assert grid.label_fractions(asked, "fundus") == [1.0, 0.1]
+    assert grid.label_fraction(asked, "fundus_pm") == 0.1
+    assert grid.label_fractions(asked, "fundus_pm") == [1.0, 0.1]
     assert grid.image_sizes(asked) == [32, 64]
 
 
 def test_a_label_fraction_for_each_task_must_cover_all_tasks(tmp_path):
     tuned = {"backbones": ["vit_tiny-random"], "image_size": 32, "label_fraction": {"chest": 0.1}}
-    with pytest.raises(ValueError, match="no number for fundus"):
+    with pytest.raises(ValueError, match="no number for fundus_pm"):
         grid.read(write(tmp_path, finetuned=tuned))
 
 
@@ -124,7 +125,7 @@ def test_planning_counts_the_jobs_of_each_rule_without_running_any(repository):
 def test_the_runs_of_a_grid_are_those_of_its_heads_labels_and_seeds(tmp_path):
     tuned = {"backbones": ["vit_tiny-random"], "image_size": 32, "label_fraction": 0.5}
     asked = grid.read(write(tmp_path, finetuned=tuned))
-    found = [str(path.relative_to("r/runs/fundus/vit_tiny-random")) for path in
+    found = [str(path.relative_to("r/runs/fundus_pm/vit_tiny-random")) for path in
              grid.runs(asked, "r")]  # fmt: skip
     assert found == [
         "frozen-linear/seed0",  # on all labels nothing is random in it: one seed

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from medlib import manifest
+from medlib import layouts, manifest
 from medlib.manifest import ManifestError
 
 GLIOMA = ("glioma_t1", "glioma_t1ce", "glioma_flair")
+COMMITTED = [t for t in manifest.tasks() if (manifest.CARDS / f"{t}.csv").is_file()]
 
 
 def toy(**changes):
@@ -56,10 +57,28 @@ def complaint(rows, card=None, data=None):
 
 
 def test_the_six_tasks_of_the_paper_have_a_card():
-    assert {"chest_xray", "dermoscopy", "fundus", *GLIOMA} <= set(manifest.tasks())
+    assert {"chest_xray", "dermoscopy", "fundus_pm", "fundus_amd", *GLIOMA} <= set(manifest.tasks())
 
 
 @pytest.mark.parametrize("task", manifest.tasks())
+def test_every_committed_card_names_a_layout_and_its_options(task):
+    card = manifest.read_card(task)
+    assert card.layout in layouts.LAYOUTS and card.folder
+    assert (card.volumes is not None) == task.startswith("glioma")
+
+
+def test_a_glioma_task_has_one_kind_of_label():
+    """HGG/LGG, WHO grade II/III/IV and WHO 2021 grade 2/3/4 are different labels."""
+    kinds = {task: manifest.read_card(task).classes for task in manifest.tasks()}
+    for family, names in {
+        "glioma": ("grade_II", "grade_III"), "glioma_hgg_lgg": ("LGG", "HGG"),
+        "glioma_who2021": ("grade_2", "grade_3", "grade_4"),
+        "glioma_ucsf": ("grade_2", "grade_3", "grade_4"),
+    }.items():  # fmt: skip
+        assert {kinds[f"{family}_{modality}"] for modality in ("t1", "t1ce", "flair")} == {names}
+
+
+@pytest.mark.parametrize("task", COMMITTED)
 def test_every_committed_card_and_manifest_is_valid(task):
     card = manifest.read_card(task)
     rows = manifest.read(manifest.CARDS / f"{task}.csv", card)
@@ -80,7 +99,7 @@ def test_every_committed_card_and_manifest_is_valid(task):
         ("chest_xray", 5840, None, {"normal": 1341 + 234, "pneumonia": 3875 + 390}),
         ("dermoscopy", 10015, 7470, {"nv": 6705, "mel": 1113, "bkl": 1099, "bcc": 514,
                                      "akiec": 327, "vasc": 142, "df": 115}),
-        ("fundus", 798, 798, {"other": 187 + 189, "pathologic_myopia": 211 + 211}),
+        ("fundus_pm", 798, 798, {"other": 187 + 189, "pathologic_myopia": 211 + 211}),
         *[(task, 100, 100, {"grade_II": 45, "grade_III": 55}) for task in GLIOMA],
     ],
 )  # fmt: skip
@@ -91,7 +110,7 @@ def test_committed_manifests_hold_the_published_numbers(task, images, patients, 
     assert rows["label"].value_counts().to_dict() == labels
 
 
-@pytest.mark.parametrize("task, test", [("chest_xray", 624), ("fundus", 400)])
+@pytest.mark.parametrize("task, test", [("chest_xray", 624), ("fundus_pm", 400)])
 def test_committed_official_splits_keep_the_test_set_and_validate_on_a_fifth(task, test):
     rows = manifest.read_rows(manifest.CARDS / f"{task}.csv")
     patients = rows.groupby("split")["patient_id"].nunique()
@@ -122,7 +141,7 @@ def test_an_unknown_task_is_answered_with_the_nearest_one():
 def test_a_card_is_read_with_its_values_and_defaults(tmp_path):
     write_card(tmp_path, folds=4, optional_classes=["c"], known_duplicates=[["x", "y"]])
     card = manifest.read_card("toy", tmp_path)
-    assert (card.task, card.classes, card.folds, card.split, card.slices) == (
+    assert (card.task, card.classes, card.folds, card.split, card.volumes) == (
         "toy", ("a", "b"), 4, "cross-validation", None,
     )  # fmt: skip
     assert card.all_classes == ("a", "b", "c")
@@ -131,13 +150,13 @@ def test_a_card_is_read_with_its_values_and_defaults(tmp_path):
 
 def test_all_mistakes_of_a_card_are_listed_at_once(tmp_path):
     write_card(
-        tmp_path, title=..., licence=..., classes=["a", 2], split="oficial", folds=2, slice=5
+        tmp_path, title=..., licence=..., classes=["a", 2], split="oficial", folds=2, volume={}
     )
     with pytest.raises(ManifestError) as caught:
         manifest.read_card("toy", tmp_path)
     message = str(caught.value)
     for part in ("toy.yaml", "title is missing", "licence is missing", "['a', 2]", "'oficial'",
-                 "3 or more", "'slice'", "Did you mean 'slices'?"):  # fmt: skip
+                 "3 or more", "'volume'", "Did you mean 'volumes'?"):  # fmt: skip
         assert part in message
 
 
@@ -166,6 +185,76 @@ def test_a_card_that_is_no_yaml_is_refused_by_name(tmp_path):
 def test_a_field_left_empty_in_a_card_counts_as_not_given(tmp_path, field, default):
     write_card(tmp_path, **{field: None})
     assert getattr(manifest.read_card("toy", tmp_path), field) == default
+
+
+def test_a_card_like_another_says_only_what_differs(tmp_path):
+    write_card(tmp_path, folds=7, volumes={"slices": 3}, layout_options={"modality": "t1"})
+    (tmp_path / "twin.yaml").write_text("like: toy\ntitle: Twin\nlayout_options: {modality: t2}\n")
+    card = manifest.read_card("twin", tmp_path)
+    assert (card.task, card.title, card.folds, card.classes) == ("twin", "Twin", 7, ("a", "b"))
+    assert card.layout_options == {"modality": "t2"}
+    assert card.volumes == manifest.Volumes(slices=3)
+    names = [path.name for path in manifest.card_files("twin", tmp_path)]
+    assert names == ["twin.yaml", "toy.yaml"]
+    (tmp_path / "toy.csv").write_text("")
+    names = [path.name for path in manifest.card_files("toy", tmp_path)]
+    assert names == ["toy.yaml", "toy.csv"]
+
+
+@pytest.mark.parametrize(
+    "like, message",
+    [("tyo", "Unknown task 'tyo'. Did you mean 'toy'"), ("twin", "Unknown task 'twin'"),
+     ("chain", "chain is like another card itself")],
+)  # fmt: skip
+def test_a_card_like_no_other_is_refused(tmp_path, like, message):
+    write_card(tmp_path)
+    (tmp_path / "chain.yaml").write_text("like: toy\n")
+    (tmp_path / "twin.yaml").write_text(f"like: {like}\n")
+    with pytest.raises(ManifestError) as caught:
+        manifest.read_card("twin", tmp_path)
+    assert "twin.yaml" in str(caught.value) and message in str(caught.value)
+
+
+def test_all_wrong_settings_of_volumes_are_listed(tmp_path):
+    wrong = {"slice": 5, "choice": "centre", "percentiles": [99, 1], "crop_margin": -1,
+             "neighbours": "yes", "slices": 0}  # fmt: skip
+    write_card(tmp_path, volumes=wrong)
+    with pytest.raises(ManifestError) as caught:
+        manifest.read_card("toy", tmp_path)
+    for part in ("'slice'. Did you mean 'slices'?", "'centre'. Did you mean 'central'?",
+                 "percentiles is [99, 1]", "crop_margin is -1", "neighbours is 'yes'",
+                 "slices is 0"):  # fmt: skip
+        assert part in str(caught.value)
+
+
+def test_a_cards_settings_can_be_others_for_one_run():
+    card = toy(volumes=manifest.Volumes(slices=3, choice="all_head"))
+    other = card.with_settings(folds=4, volumes={"choice": "largest_tumour"})
+    assert (other.folds, other.volumes.slices, other.volumes.choice) == (4, 3, "largest_tumour")
+    assert other.volumes.needs_mask and not card.volumes.needs_mask
+    assert manifest.Volumes(crop_margin=0).needs_mask
+    assert card.with_settings() == card
+    with pytest.raises(ManifestError, match="toy: volumes is .* but its samples are images"):
+        toy().with_settings(volumes={"slices": 3})
+
+
+def test_the_card_that_was_used_is_read_back_as_it_was(tmp_path):
+    card = toy(
+        volumes=manifest.Volumes(crop_margin=2.5, percentiles=(1.0, 99.0)), folds=3,
+        known_duplicates=(("x", "y"),), other_folders=("A",), layout_options={"names": {"Ä": "a"}},
+    )  # fmt: skip
+    path = tmp_path / "manifests" / "toy.csv"
+    manifest.write(folded(), pd.DataFrame(columns=["name", "reason"]), path, card)
+    assert manifest.used_card(tmp_path, "toy") == card
+    with pytest.raises(ManifestError, match="run notebook 01_prepare_data with task='other' first"):
+        manifest.used_card(tmp_path, "other")
+
+
+def test_a_manifest_that_is_not_sound_is_not_written(tmp_path):
+    rows = folded().assign(patient_id="one")
+    with pytest.raises(ManifestError, match="patient 'one' stands in several folds"):
+        manifest.write(rows, rows, tmp_path / "toy.csv", toy())
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---------------------------------------------------------------------------------- validating
@@ -264,23 +353,88 @@ def test_missing_and_changed_files_are_named(tmp_path):
     assert "a2-0.png (a2-0) is not in" in message
     found = hashlib.sha256(b"another picture").hexdigest()[:12]
     expected = hashlib.sha256(b"b5-0.png").hexdigest()[:12]
-    assert f"b5-0.png has changed: sha256 {found}…, manifest says {expected}…" in message
+    assert f"b5-0.png (b5-0) has changed: sha256 {found}…, manifest says {expected}…" in message
     assert "2 problem(s)" in message
-    with pytest.raises(ManifestError, match="2 of 12 files do not fit") as caught:
-        manifest.with_hashes(rows, tmp_path)
-    assert "a2-0.png" in str(caught.value)
-    assert "b5-0.png" in str(caught.value)
+    good, problems = manifest.with_hashes(rows, tmp_path)
+    assert len(good) == 10
+    assert problems["name"].tolist() == ["a2-0", "b5-0"]
+    assert "b5-0.png (b5-0) has changed" in problems["reason"][1]
 
 
 def test_a_data_folder_that_is_not_there_is_named(tmp_path):
     assert str(tmp_path / "nowhere") in complaint(folded(), data=tmp_path / "nowhere")
 
 
+def test_paths_that_lead_out_of_the_data_folder_are_named(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (tmp_path / "secret.png").write_bytes(b"outside")
+    (data / "plain.png").write_bytes(b"inside")
+    (data / "inner.png").symlink_to(data / "plain.png")
+    (data / "outer.png").symlink_to(tmp_path / "secret.png")
+    (data / "broken.png").symlink_to(data / "nowhere.png")
+    (data / "empty.png").write_bytes(b"")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "x.png").write_bytes(b"x")
+    (data / "folder").symlink_to(tmp_path / "elsewhere")
+    says = {
+        "plain.png": "", "inner.png": "",
+        "outer.png": f"leads out of the data folder, to {tmp_path / 'secret.png'}",
+        "folder/x.png": "leads out of the data folder",
+        "../secret.png": "paths are relative to it", str(data / "plain.png"): "paths are relative",
+        "broken.png": "is a link to", "absent.png": "is not in", "empty.png": "is empty (0 bytes)",
+    }  # fmt: skip
+    for path, message in says.items():
+        found = manifest.file_problem(data, path)
+        assert (message in found) if message else (found == ""), (path, found)
+    rows = samples({"a": len(says)}).assign(path=list(says))
+    good, problems = manifest.with_hashes(rows, data)
+    assert good["path"].tolist() == ["plain.png", "inner.png"]
+    assert len(problems) == 7
+    rows = folded(patients=3).iloc[: len(says)].assign(path=list(says))
+    message = complaint(rows, data=data)
+    assert all(text in message for text in says.values())
+
+
+def test_files_beside_a_sample_are_hashed_and_checked(tmp_path):
+    rows = samples({"a": 3}).assign(mask=["m.png", "", "absent.png"])
+    for path in [*rows["path"], "m.png"]:
+        (tmp_path / path).write_bytes(path.encode())
+    good, problems = manifest.with_hashes(rows, tmp_path)
+    assert good["mask_sha256"].tolist() == [hashlib.sha256(b"m.png").hexdigest(), ""]
+    assert problems["reason"].tolist() == [f"its mask absent.png is not in {tmp_path}"]
+
+
+def test_an_image_within_a_file_has_a_hash_of_its_own_that_follows_the_file(tmp_path):
+    (tmp_path / "x.npz").write_bytes(b"one")
+    paths = ["x.npz#train/0", "x.npz#train/1"]
+    before = [manifest.sample_sha256(tmp_path, path) for path in paths]
+    assert before[0] != before[1] and len(before[0]) == 64
+    (tmp_path / "x.npz").write_bytes(b"another")
+    assert manifest.sample_sha256(tmp_path, paths[0]) != before[0]
+    assert manifest.sample_file("a#b.png") == "a#b.png"  # only an .npz holds images
+
+
+def test_rows_that_cannot_be_used_are_told_from_the_others():
+    rows = samples({"a": 3, "b": 3})
+    rows.loc[1, "sample_id"] = "a0-0"
+    rows.loc[2, "label"] = "B"
+    rows.loc[3, "patient_id"] = ""
+    good, bad = manifest.sound_rows(rows, toy())
+    assert good["sample_id"].tolist() == ["b1-0", "b2-0"]
+    assert dict(zip(bad["name"], bad["reason"], strict=True)) == {
+        "a0-0": "several rows have this id",
+        "a2-0": "label 'B' is not a class of the card (a, b)",
+        "b0-0": "its patient_id is empty",
+    }
+
+
 def test_hashes_are_the_files_sha256(tmp_path):
     rows = folded()
     for path in rows["path"]:
         (tmp_path / path).write_bytes(b"file " + path.encode())
-    hashed = manifest.with_hashes(rows, tmp_path)
+    hashed, problems = manifest.with_hashes(rows, tmp_path)
+    assert problems.empty
     expected = [hashlib.sha256(b"file " + p.encode()).hexdigest() for p in rows["path"]]
     assert hashed["sha256"].tolist() == expected
 
@@ -395,7 +549,7 @@ def test_too_few_patients_are_refused_with_the_count():
 def test_known_duplicates_are_dropped_from_training_only():
     rows = samples({"a": 4, "b": 4}).assign(split=["train", "test"] * 4)
     twins = (("a1-0", "b0-0"), ("a0-0", "b2-0"), ("b1-0", "b3-0"), ("b1-0", "absent"))
-    kept, dropped = manifest.drop_known_duplicates(rows, toy(known_duplicates=twins))
+    kept, dropped = manifest.drop_duplicates(rows, twins)
     assert dropped.to_dict("records") == [
         {"name": "b0-0", "reason": "the same image as a1-0 of the test set"}
     ]  # a0 and b2 both train; b1 and b3 both test
@@ -403,12 +557,39 @@ def test_known_duplicates_are_dropped_from_training_only():
     assert kept.index.tolist() == list(range(7))
 
 
-def test_without_known_duplicates_nothing_is_dropped():
-    rows = folded()
-    kept, dropped = manifest.drop_known_duplicates(rows, toy())
-    pd.testing.assert_frame_equal(kept, rows)
-    assert dropped.empty
-    assert dropped.columns.tolist() == ["name", "reason"]
+def test_of_an_image_on_three_sides_what_is_tested_stays():
+    rows = samples({"a": 4}).assign(split=["train", "val", "test", "train"])
+    kept, dropped = manifest.drop_duplicates(rows, [["a0-0", "a1-0", "a2-0", "a3-0"]])
+    assert kept["sample_id"].tolist() == ["a2-0"]
+    assert set(dropped["reason"]) == {"the same image as a2-0 of the test set"}
+
+
+def test_of_an_image_in_several_folds_the_first_sample_and_its_fold_stay():
+    rows = samples({"a": 4}).assign(fold=[1, 0, 1, 2])
+    kept, dropped = manifest.drop_duplicates(rows, [["a3-0", "a0-0", "a2-0"]])
+    assert kept["sample_id"].tolist() == ["a0-0", "a1-0", "a2-0"]
+    assert dropped["reason"].tolist() == ["the same image as a0-0 of another fold"]
+
+
+def test_without_duplicates_or_without_a_split_nothing_is_dropped():
+    for rows, groups in ((folded(), ()), (samples({"a": 2}), [("a0-0", "a1-0")])):
+        kept, dropped = manifest.drop_duplicates(rows, groups)
+        pd.testing.assert_frame_equal(kept, rows)
+        assert dropped.empty
+        assert dropped.columns.tolist() == ["name", "reason"]
+
+
+def test_patients_of_whom_there_is_the_same_image_stay_together():
+    rows = samples({"a": 15, "b": 15}, lambda k: 2)
+    pairs = [("a0-1", "a7-0"), ("a7-1", "b3-0"), ("b3-1", "absent")]
+    fold = manifest.assign_splits(rows, toy(), pairs=pairs).groupby("patient_id")["fold"].first()
+    assert fold["a0"] == fold["a7"] == fold["b3"]
+
+
+def test_names_are_linked_through_others():
+    pairs = [("d", "c"), ("a", "b"), ("x", "y"), ("b", "c")]
+    assert manifest.linked(pairs) == [["a", "b", "c", "d"], ["x", "y"]]
+    assert manifest.linked([]) == []
 
 
 # --------------------------------------------------------------------------------- rotations

@@ -119,18 +119,18 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
 @pytest.mark.xdist_group("alone")
 def test_a_notebook_opened_on_its_own_gets_its_inputs(repository, tmp_path):
     results = tmp_path / "results"
-    parameters = {"results": str(results), "task": "fundus", "image_size": 28, "heads": ["knn"]}
+    parameters = {"results": str(results), "task": "fundus_pm", "image_size": 28, "heads": ["knn"]}
     notebook = repository / "notebooks" / "03_probe_features.ipynb"
     execute.execute(notebook, tmp_path / "out.ipynb", parameters)
-    assert (results / "runs/fundus/micro_resnet-random/frozen-knn/seed0/run.json").is_file()
+    assert (results / "runs/fundus_pm/micro_resnet-random/frozen-knn/seed0/run.json").is_file()
 
 
 @pytest.mark.xdist_group("alone")
 def test_bad_parameters_stop_a_notebook_with_one_message(repository, tmp_path):
     notebook = repository / "notebooks" / "01_prepare_data.ipynb"
     for parameters, message in (
-        ({"task": "fundos"}, "Unknown task 'fundos'. Did you mean 'fundus'?"),
-        ({"task": "fundus", "data": str(tmp_path / "none")}, "does not exist"),
+        ({"task": "fundos"}, "Unknown task 'fundos'. Did you mean 'fundus_pm'?"),
+        ({"task": "fundus_pm", "data": str(tmp_path / "none")}, "does not exist"),
     ):
         with pytest.raises(execute.ExecutionError) as error:
             execute.execute(notebook, tmp_path / "out.ipynb", parameters | {"results": "r"})
@@ -144,9 +144,9 @@ def test_the_papers_largest_networks_run_through_their_notebooks(
     repository, tmp_path, backbone, size
 ):
     """A tiny slice of phantoms, at random weights: both regimes, of the paper's grid."""
-    shared = {"task": "fundus", "results": str(tmp_path / "results"), "image_size": size}
+    shared = {"task": "fundus_pm", "results": str(tmp_path / "results"), "image_size": size}
     prepare = repository / "notebooks" / "01_prepare_data.ipynb"
-    small = {"task": "fundus", "results": shared["results"], "image_sizes": [size]}
+    small = {"task": "fundus_pm", "results": shared["results"], "image_sizes": [size]}
     execute.execute(prepare, tmp_path / "01.ipynb", small | {"phantom_scale": 0.05})
     for name, more in (
         ("02_extract_features", {}),
@@ -155,5 +155,5 @@ def test_the_papers_largest_networks_run_through_their_notebooks(
         notebook = repository / "notebooks" / f"{name}.ipynb"
         parameters = shared | {"backbone": backbone} | more
         execute.execute(notebook, tmp_path / f"{name}.ipynb", parameters)
-    runs = tmp_path / "results" / "runs" / "fundus" / backbone
+    runs = tmp_path / "results" / "runs" / "fundus_pm" / backbone
     assert (runs / "finetuned-fraction0.3" / "seed0" / "run.json").is_file()

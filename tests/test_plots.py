@@ -202,30 +202,28 @@ def test_sample_grid_has_a_row_per_class_with_counts():
         plots.sample_grid(images / 9, labels, CLASSES)
 
 
-def test_split_counts_shows_samples_and_patients():
-    manifest = pd.DataFrame(
+def test_slice_strip_shows_one_volume_per_class_in_slice_order_with_its_orientation():
+    index = pd.DataFrame(
         {
-            "sample_id": [f"s{i}" for i in range(8)],
-            "patient_id": ["a", "a", "a", "b", "c", "d", "d", "e"],
-            "label": ["low grade"] * 4 + ["high grade"] * 4,
-            "split": ["test", "test", "test", "train", "train", "val", "val", "train"],
+            "sample_id": ["b"] * 3 + ["a"] * 20 + ["c"] * 2,
+            "label": ["low grade"] * 3 + ["high grade"] * 20 + ["low grade"] * 2,
+            "slice": [71, 69, 70, *range(20), 5, 6],
         }
     )
-    fig = plots.split_counts(manifest, CLASSES)
-    assert [ax.get_ylabel() for ax in fig.axes] == ["samples", "patients"]
-    samples, patients = (
-        [[bar.get_height() for bar in bars] for bars in ax.containers] for ax in fig.axes
-    )
-    assert samples == [[1, 0, 3], [2, 2, 0]]  # per class: train, val, test
-    assert patients == [[1, 0, 1], [2, 1, 0]]
-    ticks = [text.get_text() for text in fig.axes[1].get_xticklabels()]
-    assert ticks[2] == "test\n3 samples\n1 patients"
-    assert legend_words(fig) == CLASSES
-    folds = manifest.drop(columns="split").assign(fold=[0, 0, 0, 1, 1, 2, 2, 1])
-    fig = plots.split_counts(folds, CLASSES)
-    assert fig.axes[1].get_xticklabels()[1].get_text().startswith("fold 1\n3 samples\n3 patients")
-    with pytest.raises(ValueError, match="split"):
-        plots.split_counts(manifest.drop(columns="split"), CLASSES)
+    images = np.arange(25, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 6, 3), np.uint8)
+    fig = plots.slice_strip(images, index, CLASSES, title="MRI")
+    axes = np.array(fig.axes).reshape(2, 8)
+    assert [ax.get_ylabel() for ax in axes[:, 0]] == ["low grade\nb", "high grade\na"]
+    shown = [[int(ax.images[0].get_array().max()) for ax in row if ax.images] for row in axes]
+    assert shown == [[1, 2, 0], [3, 6, 8, 11, 14, 17, 19, 22]]  # of twenty slices, eight
+    numbers = [[ax.texts[0].get_text() for ax in row if ax.images] for row in axes]
+    assert numbers == [["69", "70", "71"], ["0", "3", "5", "8", "11", "14", "16", "19"]]
+    letters = {text.get_text(): text.get_position() for text in axes[0, 0].texts[1:]}
+    assert letters["R"][0] < letters["A"][0] == letters["P"][0] < letters["L"][0]
+    assert letters["P"][1] < letters["R"][1] == letters["L"][1] < letters["A"][1]
+    assert not any(ax.texts[1:] for ax in axes.flat[1:])
+    both = plots.slice_strip(images, index)
+    assert [ax.get_ylabel()[:3] for ax in both.axes[::8]] == ["low", "hig"]
 
 
 def test_projection_separates_what_is_separate_and_states_the_variance():

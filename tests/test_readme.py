@@ -1,11 +1,19 @@
 """What the README tells a newcomer to write is what medlib takes."""
 
+import dataclasses
 import io
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pandas as pd
+import pytest
 import yaml
 from PIL import Image
 
@@ -27,29 +35,87 @@ def test_a_backbone_is_one_row(repository, monkeypatch):
     assert digest.startswith("random-") and model.num_features == 768
 
 
-def test_a_task_is_a_card_and_a_csv(repository, tmp_path):
-    card = block(repository, "yaml", "Knee")
+@pytest.fixture
+def clone(repository, tmp_path):
+    """The parts of a clone that preparing data needs, with a folder `data` beside it."""
+    for name in ("medlib", "notebooks", "data_manifests"):
+        shutil.copytree(repository / name, tmp_path / "clone" / name)
+    return tmp_path / "clone"
+
+
+def follow(repository, clone, task):
+    """The README's command, as it stands, for one task; the manifest that it writes."""
+    command = block(repository, "sh", '"task": "knees"').replace('"knees"', f'"{task}"')
+    command = command.replace(".venv/bin/python", shlex.quote(sys.executable))
+    command = command.replace("[224]", "[32]")  # the one thing that is not literal: it is faster
+    done = subprocess.run(
+        command, shell=True, cwd=clone, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(clone)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (clone / "prepared.ipynb").is_file()
+    images = clone / "results" / "own" / "images" / task / "32-bicubic" / "images.npy"
+    rows = manifest.read_rows(clone / "results" / "own" / "manifests" / f"{task}.csv")
+    return rows, np.load(images)
+
+
+def write_card(repository, clone, task, containing):
+    card = block(repository, "yaml", containing)
     assert len(card.splitlines()) < 15
-    (tmp_path / "my_task.yaml").write_text(card)
-    example = pd.read_csv(io.StringIO(block(repository, "csv", "sample_id")), dtype=str)
-    rows, rng = [], np.random.default_rng(0)
+    (clone / "data_manifests" / f"{task}.yaml").write_text(card)
+    return yaml.safe_load(card)
+
+
+@pytest.mark.xdist_group("readme")
+def test_a_folder_per_class_is_prepared_with_one_card(repository, clone):
+    card = write_card(repository, clone, "knees", "Knee")
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        folder = clone.parent / "data" / "knees" / card["classes"][number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(255, size=(9, 9, 3), dtype=np.uint8)
+        name = f"p{number // 2 // 2:02d}{number % 2}_{'left' if number % 4 < 2 else 'right'}"
+        picture = Image.fromarray(pixels).resize((60, 70))
+        picture.save(folder / (name + (".png", ".jpg", ".JPG")[number % 3]))
+    rows, images = follow(repository, clone, "knees")
+    assert images.shape == (24, 32, 32, 3)
+    assert rows["patient_id"].nunique() == 12  # a left and a right knee each
+    assert rows.groupby("patient_id")["fold"].nunique().eq(1).all()
+    assert set(rows["fold"]) == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.xdist_group("readme")
+def test_volumes_with_a_table_are_prepared_with_one_card(repository, clone):
+    card = write_card(repository, clone, "adrenals", "Adrenal")
+    table = pd.read_csv(io.StringIO(block(repository, "csv", "diagnosis")), dtype=str)
+    rng, lines = np.random.default_rng(0), []
     for number in range(20):
-        label = yaml.safe_load(card)["classes"][number % 2]
-        row = example.iloc[0].to_dict() | {
-            "sample_id": f"k{number}",
-            "patient_id": f"p{number}",
-            "path": f"knees/left/k{number}.png",
-            "label": label,
-        }
-        rows.append(row)
-        path = tmp_path / "data" / row["path"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(255, size=(9, 9, 3), dtype=np.uint8)).save(path)
-    given = tmp_path / "my_task.csv"
-    pd.DataFrame(rows).to_csv(given, index=False)
-    read = manifest.read_card("my_task", tmp_path)
-    prepared, _ = layouts.prepare(read, tmp_path / "data", given=given)
-    assert prepared.groupby("fold")["label"].value_counts().eq(2).all()
+        path = f"mri/s{number:03d}.nii.gz"
+        row = {"file": path, "patient": f"p{number:02d}", "diagnosis": card["classes"][number % 2]}
+        lines.append(table.iloc[0].to_dict() | row)
+        file = clone.parent / "data" / "adrenals" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        volume = np.zeros((20, 20, 7), np.float32)
+        volume[2:18, 2:18] = rng.random((16, 16, 7))
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), file)
+    pd.DataFrame(lines).to_csv(clone.parent / "data" / "adrenals" / "scans.csv", index=False)
+    rows, images = follow(repository, clone, "adrenals")
+    assert images.shape == (60, 32, 32, 3)
+    assert rows.groupby("fold")["label"].value_counts().eq(2).all()
+    assert (rows["age"] == "54").all()
+
+
+def test_every_layout_stands_in_the_table_of_layouts(repository):
+    text = (repository / "data_manifests" / "README.md").read_text("utf-8")
+    section = text.split("## Layouts")[1].split("\n## ")[0]
+    named = set(re.findall(r"^\| `(\w+)` \|", section, re.M)) - {"layout"}
+    assert named == set(layouts.LAYOUTS)
+    cards = text.split("## The card")[1].split("\n## ")[0]
+    named = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\|([^|]+)\|", cards, re.M))))
+    assert named == {f.name for f in dataclasses.fields(manifest.Card)} - {"task"} | {"like"}
+    section = text.split("## Volumes")[1].split("\n## ")[0]
+    named = set(re.findall(r"^\| `(\w+)` \|", section, re.M)) - {"volumes"}
+    assert named == {f.name for f in dataclasses.fields(manifest.Volumes)}
 
 
 def test_every_file_that_the_readme_links_to_is_there(repository):

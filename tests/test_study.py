@@ -13,7 +13,7 @@ SMALL = {
     "title": "one task, one backbone",
     "caption": "phantoms",
     "data": "phantoms",
-    "tasks": ["fundus"],
+    "tasks": ["fundus_pm"],
     "seeds": [0],
     "prepare": {"phantom_scale": 0.1},
     "frozen": {"backbones": ["micro_resnet-random"], "image_size": 28, "heads": ["linear"]},
@@ -55,6 +55,6 @@ def test_a_grid_runs_to_its_figures_and_a_second_call_runs_nothing(study):
     assert table[["value", "ci_low", "ci_high"]].notna().all().all()
     again = run()
     assert again.returncode == 0 and "Nothing to be done" in again.stdout + again.stderr
-    executed = folder / "results" / "small" / "runs" / "fundus" / "micro_resnet-random"
+    executed = folder / "results" / "small" / "runs" / "fundus_pm" / "micro_resnet-random"
     assert (executed / "03_probe_features.ipynb").is_file()
     assert (executed / "finetuned" / "seed0" / "04_fine_tune.ipynb").is_file()

@@ -1,0 +1,156 @@
+"""Which images are the same picture: the same file, or a copy that was encoded, resized or toned.
+
+Medical photographs look alike (a dark blob on pale skin, a bright disc in a round field), so two
+correlations must be high: that of the pictures, and that of their detail. Candidates come from a
+perceptual hash, the lowest frequencies of a thumbnail's cosine transform (Zauner, Implementation
+and Benchmarking of Perceptual Image Hash Functions, 2010), here kept as numbers rather than bits:
+they bound the correlation from above, so that no copy is missed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from itertools import combinations_with_replacement
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy.fft import dctn
+from scipy.ndimage import gaussian_filter
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import minimum_spanning_tree
+
+THUMBNAIL = 96  # pixels a side
+SAME_PICTURE = 0.98  # least correlation of two copies
+SAME_DETAIL = 0.75  # least correlation of their detail; see _detail
+FLAT = 2.0  # grey levels of standard deviation; what varies less is blank, and like nothing
+
+_WAVES = 8  # cosine frequencies a side that are compared first
+_BLOCK = 1024  # images that are compared with as many others at a time
+
+
+def thumbnail(image: Image.Image) -> np.ndarray:
+    """An image, of any size and mode, as a small grey square: uint8 S×S, antialiased."""
+    return np.asarray(image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR))
+
+
+def find(thumbnails: np.ndarray, sha256: Sequence[str]) -> pd.DataFrame:
+    """Pairs of images that are the same picture, by their thumbnails (uint8 N×S×S) and hashes.
+
+    Returns a row a pair: positions ``first`` < ``second``, ``kind`` and ``correlation`` (of the
+    detail). ``exact`` is the same hash ("": unknown, like no other); such files are paired with
+    the first of them, and that one alone is compared further. ``near`` is a correlation of at
+    least SAME_PICTURE between the thumbnails and of at least SAME_DETAIL between their detail;
+    thumbnails that are FLAT are never near. Of a group of k images there are k-1 near pairs, those
+    of its maximum spanning tree: every image with its best match, and always a pair that crosses
+    a split if the group does. Raises ValueError for arrays that do not fit each other.
+    """
+    thumbnails = np.asarray(thumbnails)
+    if len(thumbnails) and (thumbnails.ndim != 3 or thumbnails.dtype != np.uint8):
+        shape = "×".join(map(str, thumbnails.shape))
+        raise ValueError(f"thumbnails must be uint8 N×S×S, not {thumbnails.dtype} {shape}")
+    if len(thumbnails) != len(sha256):
+        raise ValueError(f"{len(thumbnails)} thumbnails have {len(sha256)} hashes")
+    everything = np.arange(len(thumbnails))
+    first = _first_equal(digest or position for position, digest in enumerate(sha256))
+    again = first != everything
+    exact = _table(first[again], everything[again], 1.0, "exact")
+
+    # Equal thumbnails would make n²/2 candidates of n images: the first stands for all.
+    files = np.array([p for p in everything[~again] if thumbnails[p].std() >= FLAT], dtype=int)
+    first = files[_first_equal(hashlib.sha256(thumbnails[p].tobytes()).digest() for p in files)]
+    again = first != files
+    equal = _table(first[again], files[again], 1.0, "near")
+
+    files = files[~again]
+    i, j, correlation = _near(thumbnails[files])
+    near = _table(files[i], files[j], correlation, "near")
+    return pd.concat([exact, equal, near]).sort_values(["first", "second"], ignore_index=True)
+
+
+def _table(first: np.ndarray, second: np.ndarray, correlation, kind: str) -> pd.DataFrame:
+    table = pd.DataFrame({"first": first, "second": second, "kind": kind})
+    return table.assign(correlation=np.broadcast_to(correlation, len(table)).astype(float))
+
+
+def _first_equal(keys: Iterable[Hashable]) -> np.ndarray:
+    """For each key the position of the first that equals it."""
+    seen: dict[Hashable, int] = {}
+    return np.array([seen.setdefault(key, i) for i, key in enumerate(keys)], dtype=int)
+
+
+def _near(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Near pairs i < j and the correlations of their detail: a maximum spanning forest."""
+    n = len(thumbnails)
+    i, j, correlation = np.empty(0, int), np.empty(0, int), np.empty(0)
+    for one, other in _candidates(thumbnails):
+        for form, least in ((_unit, SAME_PICTURE), (_detail, SAME_DETAIL)):
+            found = _correlations(form, thumbnails, one, other)
+            one, other, found = (values[found >= least] for values in (one, other, found))
+        if len(found):
+            # Thinned as it grows: 10,000 frames of a film leave 10,000 pairs, not 50 million.
+            i, j = np.append(i, one), np.append(j, other)
+            distance = 2 - np.append(correlation, found)  # above 0, which would mean no pair
+            pairs = coo_array((distance, (i, j)), shape=(n, n)).tocsr()
+            tree = minimum_spanning_tree(pairs).tocoo()
+            i, j, correlation = tree.row, tree.col, 2 - tree.data
+    return i, j, correlation
+
+
+def _candidates(thumbnails: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs i < j block by block, among them all that correlate with at least SAME_PICTURE.
+
+    The low frequencies are a part of a unit vector; what is left of two vectors adds to their
+    correlation at most the product of its lengths (Parseval; Cauchy and Schwarz). With that length
+    as one more component, 64 numbers an image bound the correlation of S² pixels from above.
+    """
+    starts = range(0, len(thumbnails), _BLOCK)
+    low = [_low_frequencies(thumbnails[a : a + _BLOCK]) for a in starts]
+    for (x, a), (y, b) in combinations_with_replacement(zip(low, starts, strict=True), 2):
+        alike = x @ y.T >= SAME_PICTURE - 1e-5  # 1e-5: rounding of float32
+        one, other = np.nonzero(np.triu(alike, 1) if a == b else alike)
+        if len(one):
+            yield one + a, other + b
+
+
+def _low_frequencies(thumbnails: np.ndarray) -> np.ndarray:
+    size = thumbnails.shape[1]
+    waves = dctn(_unit(thumbnails).reshape(-1, size, size), axes=(1, 2), norm="ortho")
+    low = waves[:, :_WAVES, :_WAVES].reshape(len(waves), -1).copy()
+    # The first is the mean, 0 in all: its place is taken by the length of what is left.
+    low[:, 0] = 0
+    low[:, 0] = np.sqrt(np.maximum(0, 1 - (low**2).sum(1)))
+    return low
+
+
+def _correlations(
+    form: Callable[[np.ndarray], np.ndarray], thumbnails: np.ndarray, i: np.ndarray, j: np.ndarray
+) -> np.ndarray:
+    """The correlations of pairs within a block, of the thumbnails brought into a form."""
+    (one, i), (other, j) = (np.unique(side, return_inverse=True) for side in (i, j))
+    return (form(thumbnails[one]) @ form(thumbnails[other]).T)[i, j]
+
+
+def _unit(images: np.ndarray) -> np.ndarray:
+    """Images as float32 rows of mean 0 and length 1: their products are correlations."""
+    rows = images.reshape(len(images), images.shape[1] * images.shape[2]).astype(np.float32)
+    rows -= rows.mean(1, keepdims=True)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
+
+
+def _detail(thumbnails: np.ndarray) -> np.ndarray:
+    """What tells look-alikes apart, as unit rows: middle frequencies of even contrast.
+
+    A difference of Gaussians drops the slow shading, which different patients share, and the
+    finest grain, which compression changes. It is divided by its local strength (as in Jarrett et
+    al., ICCV 2009), lest the rim of the camera's field outweigh all that is inside; the added grey
+    level keeps rounding in even regions from being blown up.
+    """
+    images = thumbnails.astype(np.float32)
+    band = _blurred(images, 1) - _blurred(images, 2)
+    return _unit(band / np.sqrt(_blurred(band**2, 2) + 1))
+
+
+def _blurred(images: np.ndarray, pixels: float) -> np.ndarray:
+    return gaussian_filter(images, (0, pixels, pixels), mode="nearest")
