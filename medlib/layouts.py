@@ -242,7 +242,7 @@ def _cells(path: Path) -> pd.DataFrame:
             table = pd.read_csv(path, encoding="utf-8-sig", index_col=False, **text)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ManifestError(f"{path} cannot be read as a table: {error}") from error
-    table = table.rename(columns=lambda name: str(name).strip()).fillna("")
+    table = table.rename(columns=lambda name: str(name).strip())
     table = table.map(lambda cell: re.sub(r"^(-?\d+)\.0+$", r"\1", cell.strip()))
     return table[(table != "").any(axis=1)]  # spreadsheets leave empty rows behind
 
@@ -646,7 +646,7 @@ def _brats_number(name: str) -> str:
     match = re.fullmatch(r"(?:BraTS2021_|BraTS-\w+-)?(\d+)(?:-(\d+))?", name, re.IGNORECASE)
     if match is None:
         return name
-    return match[1].lstrip("0").zfill(5) + (f"-{match[2].lstrip('0').zfill(3)}" if match[2] else "")
+    return f"{int(match[1]):05d}" + (f"-{int(match[2]):03d}" if match[2] else "")
 
 
 FOLLOW_UPS = {"0315": "0433", "0278": "0431", "0175": "0396", "0138": "0429", "0181": "0409",

@@ -2,7 +2,10 @@
 
 import os
 import re
+import signal
 import struct
+import subprocess
+import sys
 import zlib
 
 import nibabel
@@ -387,6 +390,34 @@ def test_packing_twice_gives_the_same_bytes(tmp_path):
         pack(rows, tmp_path, tmp_path / name, workers=workers)
     for file in ("images.npy", "index.csv", "meta.json"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from medlib import images, manifest
+decode, seen = images.decode, []
+def decode_and_die(*args):
+    seen.append(args)
+    if len(seen) == 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return decode(*args)
+images.decode = decode_and_die
+data = Path(sys.argv[1])
+rows = manifest.read_rows(data / "rows.csv")
+images.pack(rows, data, {data / "pack": (8, "bilinear")}, workers=2)
+"""
+
+
+def test_packing_that_is_killed_leaves_nothing_that_looks_complete(tmp_path):
+    _, rows = write_pictures(tmp_path, 40)
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "pack").exists()
+    with pytest.raises(FileNotFoundError, match="01_prepare_data"):
+        images.load(tmp_path / "pack")
+    assert len(pack(rows, tmp_path, tmp_path / "pack").images) == 40
 
 
 def test_volumes_may_give_different_numbers_of_slices(tmp_path):

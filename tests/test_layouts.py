@@ -141,6 +141,16 @@ def test_different_files_of_one_id_are_a_problem_and_none_is_taken(tmp_path):
     }
 
 
+def test_copies_in_the_folders_of_two_classes_are_a_problem(tmp_path):
+    images = ["train/NORMAL/IM-1-1.jpeg", "train/PNEUMONIA/IM-1-1.jpeg", "test/NORMAL/IM-2-1.jpeg"]
+    touch(tmp_path / "set", *images)
+    (tmp_path / "set" / images[0]).write_bytes(b"content of " + images[1].encode())
+    found = layouts.read(card("kermany", "normal pneumonia"), tmp_path)
+    assert found.rows["sample_id"].tolist() == ["test-IM-2-1"]
+    files = f"set/{images[0]}, set/{images[1]}"
+    assert reasons(found.problems) == {"train-IM-1-1": f"2 files have this id: {files}"}
+
+
 def test_all_columns_are_text_and_what_the_data_lack_has_no_column(tmp_path):
     touch(tmp_path / "set", "a/1.jpg", "b/2.jpg")
     found = layouts.read(CLASSES, tmp_path)
@@ -369,6 +379,12 @@ def test_each_disagreement_of_labels_and_images_has_its_own_reason_and_the_rest_
         "V0009": "it has a label in labels.csv but no image",
         "row 11 of labels.csv": "it names no image",
     }
+
+
+def test_the_table_beside_the_validation_images_comes_before_others(tmp_path):
+    write_palm(tmp_path, ["H0001.jpg"], ["V0001.jpg"], "V0001.jpg,1")
+    write(tmp_path / "set" / "A-predictions.csv", "imgName,Label", "V0001.jpg,0")
+    assert column(layouts.read(PALM, tmp_path), "label")["V0001"] == "pathologic_myopia"
 
 
 def test_without_a_table_of_labels_the_ones_that_were_looked_at_are_listed(tmp_path):
@@ -629,6 +645,15 @@ def test_two_files_of_one_modality_are_a_problem(tmp_path):
     assert reasons(found.problems) == {"x": "several files for t1: x_t1.nii, x_t1.nii.gz"}
 
 
+def test_what_is_a_problem_is_not_left_out_as_well(tmp_path):
+    touch(tmp_path / "set" / "LGG" / "x", "x_t1.nii.gz", "x_t1.nii")
+    touch(tmp_path / "set" / "LGG" / "y", "y_t1.nii.gz", "y_t1ce.nii.gz", "y_flair.nii.gz")
+    options = {"layout_options": {"modality": "t1"}, "incomplete": "leave_out"}
+    found = layouts.read(card("brats", "HGG LGG", **options), tmp_path)
+    assert found.excluded.empty
+    assert found.problems["name"].tolist() == ["x"]
+
+
 def test_an_unknown_modality_is_refused_with_the_ones_there_are(tmp_path):
     touch(tmp_path / "set" / "LGG" / "x", "x_t1.nii.gz")
     for options in ({"modality": "t1cd"}, {"modality": "t1", "grid": "mask"}):
@@ -685,7 +710,7 @@ def write_brats2020(root, *rows):
 def test_brats_2020_as_kaggle_ships_it_is_graded_by_its_mapping(tmp_path):
     training = write_brats2020(
         tmp_path, "HGG,Brats17_CBICA_AAB_1,NA,BraTS19_CBICA_AAB_1,BraTS20_Training_001",
-        "LGG,NA,NA,BraTS19_2013_1_1,BraTS20_Training_355",
+        "LGG,NA,NA,BraTS19_2013_1_1,BraTS20_Training_355", "HGG,NA,NA,BraTS19_2013_2_1,NA",
     )  # fmt: skip
     write_cases(training, "BraTS20_Training_001", ending="_{}.nii")
     write_cases(training, "BraTS20_Training_355", ending="_{}.nii", modalities="t1 t1ce t2 flair")
@@ -759,7 +784,7 @@ def test_years_without_grades_need_a_table_and_the_message_says_how(tmp_path):
         layouts.read(brats(**table), tmp_path)
 
 
-@pytest.mark.parametrize("ids", [("00000", "00495"), ("0", "495"), ("BraTS2021_00000", "495")])
+@pytest.mark.parametrize("ids", [("00000", "00495"), ("0", "495"), ("BraTS2021_00000", "000495")])
 def test_brats_2021_is_labelled_by_a_table_whose_ids_may_lack_zeros(tmp_path, ids):
     write_cases(tmp_path / "set", "BraTS2021_00000", "BraTS2021_00495", "BraTS2021_01666")
     rows = [f"{ids[0]},1", f"{ids[1]},0"]
