@@ -28,6 +28,7 @@ THUMBNAIL = 96  # pixels a side
 # the size, 10 % brighter, 10 % less contrast) 2 in 66,620 are below either.
 SAME_PICTURE = 0.97
 SAME_DETAIL = 0.8  # see _detail
+TINY = 40  # pixels; of a picture with a shorter side only an equal one is known to be a copy
 FLAT = 2.0  # grey levels of standard deviation; what varies less is blank, and like nothing
 
 _WAVES = 8  # cosine frequencies a side that are compared first
@@ -35,24 +36,25 @@ _BLOCK = 256  # images that are compared with as many others at a time
 
 
 def thumbnail(image: Image.Image) -> np.ndarray:
-    """An image, of any size and mode, as a small grey square: uint8 S×S, antialiased.
-
-    Look-alikes of fewer than some 40 pixels a side can no longer be told from copies.
-    """
+    """An image, of any size and mode, as a small grey square: uint8 S×S, antialiased."""
     # Bilinear shrinking is the least upset by compression; enlarging, it would blur what is there.
     small = min(image.size) < THUMBNAIL
     kernel = Image.Resampling.LANCZOS if small else Image.Resampling.BILINEAR
     return np.asarray(image.convert("L").resize((THUMBNAIL, THUMBNAIL), kernel))
 
 
-def find(thumbnails: np.ndarray, sha256: Sequence[str]) -> pd.DataFrame:
+def find(
+    thumbnails: np.ndarray, sha256: Sequence[str], tiny: Sequence[bool] | None = None
+) -> pd.DataFrame:
     """Pairs of images that are the same picture, by their thumbnails (uint8 N×S×S) and hashes.
 
     Returns a row a pair: positions ``first`` < ``second``, ``kind`` and ``correlation`` (of the
     detail). ``exact`` is the same hash ("": unknown, like no other); such files are paired with
     the first of them, and that one alone is compared further. ``near`` is a correlation of at
     least SAME_PICTURE between the thumbnails and of at least SAME_DETAIL between their detail;
-    thumbnails that are FLAT are never near. Of a group of k images there are k-1 near pairs, those
+    thumbnails that are FLAT are never near, and those of ``tiny`` images only if they are equal
+    (of 28 pixels a side, fundus photographs of different eyes correlate as copies do; None: no
+    image is). Of a group of k images there are k-1 near pairs, those
     of its maximum spanning tree: every image with its best match, and always a pair that crosses
     a split if the group does. Raises ValueError for arrays that do not fit each other.
     """
@@ -73,7 +75,8 @@ def find(thumbnails: np.ndarray, sha256: Sequence[str]) -> pd.DataFrame:
     again = first != files
     equal = _table(first[again], files[again], 1.0, "near")
 
-    near = _table(*_near(thumbnails, files[~again]), "near")
+    told = ~np.asarray(tiny, bool)[files] if tiny is not None else True
+    near = _table(*_near(thumbnails, files[~again & told]), "near")
     return pd.concat([exact, equal, near]).sort_values(["first", "second"], ignore_index=True)
 
 

@@ -136,28 +136,38 @@ def _drawn(
                 yield position, *done
 
 
+class Thumbnails(NamedTuple):
+    """A small grey picture of every row (uint8 N×S×S), and which images are tiny (N bools)."""
+
+    pictures: np.ndarray
+    tiny: np.ndarray
+
+
 def thumbnails(
     rows: pd.DataFrame, data: Path | str, settings: Volumes | None = None, workers: int = 0
-) -> tuple[np.ndarray, pd.DataFrame]:
-    """A small grey picture of every row, by which copies are found; this reads every file once.
+) -> tuple[Thumbnails, pd.DataFrame]:
+    """What :mod:`medlib.duplicates` compares; to make it, every file is read once.
 
-    Of a volume it is the middle one of its slices. Returns uint8 N×S×S and the problems (name,
-    reason) of the rows that cannot be read; those rows' thumbnails are blank.
+    Of a volume it is the middle one of its slices. Returns also the problems (name, reason) of the
+    rows that cannot be read; those rows' pictures are blank.
     """
-    small = np.zeros((len(rows), duplicates.THUMBNAIL, duplicates.THUMBNAIL), np.uint8)
-    problems = []
+    side = duplicates.THUMBNAIL
+    pictures = np.zeros((len(rows), side, side), np.uint8)
+    tiny, problems = np.zeros(len(rows), bool), []
 
-    def finish(drawn: dict[int, Image.Image]) -> np.ndarray:
-        return duplicates.thumbnail(list(drawn.values())[len(drawn) // 2])
+    def finish(drawn: dict[int, Image.Image]) -> tuple[np.ndarray, bool]:
+        image = list(drawn.values())[len(drawn) // 2]
+        return duplicates.thumbnail(image), min(image.size) < duplicates.TINY
 
-    how = {"settings": settings, "at_least": 2 * duplicates.THUMBNAIL}
-    for position, thumbnail, problem in _drawn(rows, data, finish, workers, **how):
+    how = {"settings": settings, "at_least": 2 * side}
+    for position, result, problem in _drawn(rows, data, finish, workers, **how):
         if problem:
             sample, path = rows["sample_id"].iloc[position], rows["path"].iloc[position]
             problems.append((sample, f"{path} cannot be read: {problem}"))
         else:
-            small[position] = thumbnail
-    return small, pd.DataFrame(problems, columns=["name", "reason"], dtype=str)
+            pictures[position], tiny[position] = result
+    problems = pd.DataFrame(problems, columns=["name", "reason"], dtype=str)
+    return Thumbnails(pictures, tiny), problems
 
 
 # ----------------------------------------------------------------------------------- packing

@@ -6,6 +6,7 @@ be read, samples without patient or label, and images that are there twice.
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,7 +62,8 @@ def prepare(
         if not quarantine:
             raise ManifestError(_refusal(card, data, problems, len(found.rows)))
         readable = ~rows["sample_id"].isin(broken["name"])
-        rows, small = rows[readable].reset_index(drop=True), small[readable]
+        rows = rows[readable].reset_index(drop=True)
+        small = images.Thumbnails(small.pictures[readable], small.tiny[readable])
         excluded = _joined(excluded, problems.assign(reason="set aside: " + problems["reason"]))
     if rows.empty:
         raise ManifestError(f"{card.task}: of the samples in {data} none can be used.")
@@ -147,12 +149,12 @@ def _needed(rows: pd.DataFrame, card: Card) -> pd.DataFrame:
     return rows.drop(columns=[c for c in BESIDE if c in rows and not used[c]])
 
 
-def _pairs(rows: pd.DataFrame, small: np.ndarray, card: Card) -> pd.DataFrame:
+def _pairs(rows: pd.DataFrame, small: images.Thumbnails, card: Card) -> pd.DataFrame:
     """Pairs of samples that are one image, by their ids."""
-    found = duplicates.find(small, rows["sha256"].tolist())
+    found = duplicates.find(small.pictures, rows["sha256"].tolist(), small.tiny)
     ids = rows["sample_id"].to_numpy()
     found = found.assign(first=ids[found["first"]], second=ids[found["second"]])
-    denied = {frozenset(pair) for pair in card.not_duplicates}
+    denied = {frozenset(pair) for group in card.not_duplicates for pair in combinations(group, 2)}
     kept = [frozenset(pair) not in denied for pair in _ids(found)]
     return found[np.array(kept, dtype=bool)].reset_index(drop=True)
 

@@ -460,13 +460,14 @@ def test_thumbnails_follow_the_rows_and_name_what_cannot_be_read(tmp_path):
     (tmp_path / "s1.png").write_bytes((tmp_path / "s1.png").read_bytes()[:200])
     (tmp_path / "s3.png").write_text("no picture")
     small, problems = images.thumbnails(rows, tmp_path)
-    assert small.dtype == np.uint8 and len(small) == 5
+    assert small.pictures.dtype == np.uint8 and len(small.pictures) == len(small.tiny) == 5
     assert problems["name"].tolist() == ["s1", "s3"]
     assert problems["reason"][1].startswith("s3.png cannot be read: its content is no image")
-    assert (small[[1, 3]] == 0).all()
+    assert (small.pictures[[1, 3]] == 0).all()
+    assert small.tiny[[0, 2, 4]].all()  # 40 × 30 pixels
     for k in (0, 2, 4):
         with Image.open(tmp_path / f"s{k}.png") as picture:
-            assert (small[k] == duplicates.thumbnail(picture.convert("RGB"))).all()
+            assert (small.pictures[k] == duplicates.thumbnail(picture.convert("RGB"))).all()
 
 
 def test_a_volumes_thumbnail_is_the_middle_of_its_slices(tmp_path):
@@ -476,7 +477,7 @@ def test_a_volumes_thumbnail_is_the_middle_of_its_slices(tmp_path):
     small, problems = images.thumbnails(table(["v.nii"]), tmp_path, Volumes(slices=3))
     middle = list(volumes.slices(tmp_path / "v.nii", Volumes(slices=1)).values())[0]
     assert problems.empty
-    assert (small[0] == duplicates.thumbnail(middle)).all()
+    assert (small.pictures[0] == duplicates.thumbnail(middle)).all()
 
 
 def stamp(folder):

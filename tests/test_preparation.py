@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageFilter
 
-from medlib import layouts, manifest, phantoms, preparation
+from medlib import images, layouts, manifest, phantoms, preparation
 from medlib.manifest import ManifestError, Volumes
 
 TASKS = ("chest_xray", "fundus_pm", "dermoscopy", "glioma_t1", "glioma_t1ce", "glioma_flair")
@@ -214,6 +214,18 @@ def test_pictures_of_one_kind_are_no_copies(tmp_path):
     assert prepare(toy(), data).duplicates.empty
 
 
+def test_of_images_that_are_too_small_to_compare_only_equal_ones_are_copies(tmp_path):
+    for number in range(18):
+        folder = tmp_path / "own" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.asarray(picture(1, (28, 28))).copy()
+        pixels[:2, :2] = number * 10  # what tells them apart at 28 pixels a side
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    Image.open(tmp_path / "own" / "a" / "04.png").save(tmp_path / "own" / "a" / "again.bmp")
+    (pair,) = prepare(toy(), tmp_path).duplicates.to_dict("records")
+    assert (pair["first"], pair["second"], pair["kind"]) == ("a-04", "a-again", "near")
+
+
 # --------------------------------------------------------------------------- a given manifest
 
 
@@ -372,6 +384,59 @@ def test_masks_that_are_empty_or_of_another_shape_are_named_with_their_volumes(h
     assert "empty" in lines[1] and "20 × 24 × 8" in lines[2] and "m3.nii.gz" in lines[3]
     prepared = prepare(scans(), heads, quarantine=True)
     assert len(prepared.rows) == 9 and len(prepared.excluded) == 3
+
+
+def test_modalities_on_different_grids_are_refused_with_both_named_or_resampled(tmp_path):
+    """BraTS 2023: FLAIR has voxels twice as high as T1, whose grid is the patient's."""
+    lines, rng = ["case,grade"], np.random.default_rng(0)
+    for k in range(12):
+        case = f"BraTS-GLI-{k:05d}-000"
+        folder = tmp_path / "brats" / case
+        folder.mkdir(parents=True)
+        volume, mask = head(rng, k % 9)
+        for name in ("t1n", "t1c", "seg"):
+            content = mask if name == "seg" else volume
+            nibabel.save(nibabel.Nifti1Image(content, np.eye(4)), folder / f"{case}-{name}.nii.gz")
+        coarse = nibabel.Nifti1Image(volume[:, :, ::2], np.diag([1.0, 1, 2, 1]))
+        nibabel.save(coarse, folder / f"{case}-t2f.nii.gz")
+        lines.append(f"{case},{k % 2}")
+    (tmp_path / "brats" / "grades.csv").write_text("\n".join(lines) + "\n")
+    names = {"labels": "grades.csv", "id": "case", "label": "grade", "names": {"0": "a", "1": "b"}}
+    card = toy(
+        folder="brats", layout="brats", layout_options={"modality": "flair"} | names,
+        volumes=Volumes(slices=9),
+    )  # fmt: skip
+    message = refusal(card, tmp_path)
+    assert "12 problem(s)" in message
+    assert "20 × 24 × 5 voxels of 1 × 1 × 2 mm" in message
+    assert "20 × 24 × 9 voxels of 1 × 1 × 1 mm" in message and "resample: true" in message
+    card = card.with_settings(volumes={"resample": True})
+    rows = prepare(card, tmp_path).rows
+    assert rows["patient_id"].tolist()[0] == "BraTS-GLI-00000"
+    packs = images.pack(rows, tmp_path, {tmp_path / "p": (24, "bilinear")}, settings=card.volumes)
+    assert packs[tmp_path / "p"].index.groupby("sample_id")["slice"].agg(list).iloc[0] == [
+        *range(9)
+    ]
+
+
+def test_medmnist_is_prepared_with_its_own_splits_and_names(tmp_path):
+    (tmp_path / "medmnist").mkdir()
+    rng, arrays = np.random.default_rng(0), {}
+    for split, n in {"train": 6, "val": 4, "test": 4}.items():
+        arrays[f"{split}_images"] = rng.integers(0, 256, (n, 64, 64), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(n, dtype=np.uint8)[:, None] % 2
+    np.savez_compressed(tmp_path / "medmnist" / "pneumoniamnist_64.npz", **arrays)
+    card = toy(
+        folder="medmnist", layout="medmnist", classes=("normal", "pneumonia"), split="official",
+        layout_options={"flag": "pneumoniamnist", "size": 64},
+    )  # fmt: skip
+    rows = prepare(card, tmp_path).rows
+    assert rows["split"].value_counts().to_dict() == {"train": 6, "val": 4, "test": 4}
+    folders = {tmp_path / "pack": (64, "bilinear")}
+    packed = images.pack(rows, tmp_path, folders)[tmp_path / "pack"]
+    tested = packed.index.index[packed.index["split"] == "test"]
+    assert (packed.images[tested, :, :, 0] == arrays["test_images"]).all()
+    assert packed.index["label"][tested].tolist() == ["normal", "pneumonia"] * 2
 
 
 # ----------------------------------------------------------------------- phantoms, twice, whole
