@@ -9,7 +9,7 @@ that changing them runs nothing again.
 import json
 import os
 
-from medlib import artifacts, backbones, execute, manifest
+from medlib import artifacts, backbones, cards, execute
 from medlib import grid as grids
 
 GRID = config.get("grid", "demo")
@@ -78,7 +78,7 @@ rule prepare:
         code=code("01_prepare_data"),
         card=lambda wildcards: [
             os.path.relpath(path)
-            for path in manifest.card_files(wildcards.task)
+            for path in cards.files(wildcards.task)
             if path.suffix == ".yaml" or grid["data"] != "phantoms"
         ],
     output:

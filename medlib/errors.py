@@ -8,11 +8,11 @@ from collections.abc import Sequence
 MAX_LISTED = 20  # offenders named in one message before "… and n more"
 
 
-def listed(offenders: Sequence[object]) -> str:
+def listed(offenders: Sequence[object], most: int = MAX_LISTED) -> str:
     """The offenders one a line, the rest of a long list as a count."""
-    lines = [f"  - {offender}" for offender in offenders[:MAX_LISTED]]
-    if len(offenders) > MAX_LISTED:
-        lines.append(f"  … and {len(offenders) - MAX_LISTED} more")
+    lines = [f"  - {offender}" for offender in offenders[:most]]
+    if len(offenders) > most:
+        lines.append(f"  … and {len(offenders) - most} more")
     return "\n".join(lines)
 
 
@@ -21,3 +21,7 @@ def unknown(kind: str, value: object, choices: Sequence[str], way_out: str = "")
     close = difflib.get_close_matches(str(value), choices, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"Unknown {kind} {value!r}.{hint} Choose one of: {', '.join(choices)}. {way_out}".strip()
+
+
+class ManifestError(ValueError):
+    """Something in a card, a manifest or a data folder that would make a comparison unsound."""

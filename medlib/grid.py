@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from medlib import artifacts, backbones, manifest
+from medlib import artifacts, backbones, cards
 from medlib.errors import listed, unknown
 
 FIELDS = ("title", "caption", "data", "tasks", "seeds", "prepare", "frozen", "finetuned", "collect")
@@ -52,7 +52,7 @@ def read(path: Path | str) -> dict:
     for part, names in SETTINGS.items():
         grid.setdefault(part, {})
         problems += [unknown(f"setting of {part}", n, names) for n in grid[part] if n not in names]
-    choices = manifest.tasks()
+    choices = cards.tasks()
     problems += [unknown("task", t, choices) for t in grid.get("tasks") or () if t not in choices]
     for regime in artifacts.REGIMES:
         problems += _regime_problems(regime, grid)
@@ -157,9 +157,9 @@ def _data_problems(grid: dict) -> list[str]:
         data = artifacts.data_folder(grid["data"], "")
     except FileNotFoundError as error:
         return [str(error)]
-    cards = [manifest.read_card(task) for task in grid["tasks"]]
+    tasks = [cards.read(task) for task in grid["tasks"]]
     return [
         f"{card.task}: there is no folder {card.folder!r} in {data}; its source: {card.source}"
-        for card in cards
-        if card.layout and manifest.data_set_folder(card, data) is None
+        for card in tasks
+        if card.layout and cards.data_set_folder(card, data) is None
     ]

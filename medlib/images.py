@@ -27,8 +27,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from medlib import artifacts, duplicates, volumes
-from medlib.errors import listed
-from medlib.manifest import ManifestError, Volumes, sample_file, split_column
+from medlib.cards import Volumes
+from medlib.errors import ManifestError, listed
+from medlib.manifest import sample_file, split_column
 
 RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,

@@ -26,8 +26,9 @@ import numpy as np
 import pandas as pd
 
 from medlib import manifest
-from medlib.errors import listed, unknown
-from medlib.manifest import BESIDE, KNOWN, Card, ManifestError
+from medlib.cards import Card
+from medlib.errors import ManifestError, listed, unknown
+from medlib.manifest import BESIDE, KNOWN
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 VOLUMES = (".nii", ".nii.gz")

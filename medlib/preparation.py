@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from medlib import duplicates, images, layouts, manifest
-from medlib.errors import listed
-from medlib.manifest import BESIDE, KNOWN, REQUIRED, Card, ManifestError
+from medlib.cards import Card
+from medlib.errors import ManifestError, listed
+from medlib.manifest import BESIDE, KNOWN, REQUIRED
 
 
 class Prepared(NamedTuple):
@@ -100,7 +101,7 @@ def _refusal(card: Card, data: Path | str, problems: pd.DataFrame, total: int) -
     lines = (problems["name"] + ": " + problems["reason"]).tolist()
     return (
         f"{card.task}: {len(problems)} problem(s) in {data} (beside {total} samples that were "
-        f"found):\n{listed(lines)}\nCorrect them, or set them aside: quarantine=True in notebook "
+        f"found):\n{listed(lines, most=1000)}\nCorrect them, or set them aside: quarantine=True in notebook "
         "01_prepare_data goes on with the rest and lists them in the manifest's .excluded.csv."
     )
 
@@ -175,7 +176,7 @@ def _one_side_each(
         ]
         raise ManifestError(
             f"{card.task}: {len(across)} image(s) stand on several sides of the split:\n"
-            f"{listed(lines)}\nName each group in the card: under known_duplicates its training "
+            f"{listed(lines, most=1000)}\nName each group in the card: under known_duplicates its training "
             "side is dropped, under not_duplicates it counts as different images. Or drop them all "
             "with quarantine=True in notebook 01_prepare_data."
         )

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from medlib.manifest import Volumes
+from medlib.cards import Volumes
 
 MAX_VOXELS = 2**30  # 4 GiB as float32; a header of 352 bytes may claim anything
 

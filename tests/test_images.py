@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from medlib import artifacts, duplicates, images, volumes
-from medlib.manifest import ManifestError, Volumes
+from medlib.cards import Volumes
+from medlib.errors import ManifestError
 
 RED, BLUE, GREEN = (255, 0, 0), (0, 0, 255), (0, 255, 0)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medlib import layouts, manifest, phantoms
-from medlib.manifest import ManifestError
+from medlib import cards, layouts, manifest, phantoms
+from medlib.errors import ManifestError
 
 
 def touch(root, *paths):
@@ -28,7 +28,7 @@ def card(layout, classes, **changes):
         "licence": "CC0", "citation": "nobody", "source": "https://example.org", "folder": "set",
         "layout": layout,
     }  # fmt: skip
-    return manifest.Card(**fields | changes)
+    return cards.Card(**fields | changes)
 
 
 def reasons(frame):
@@ -1084,7 +1084,7 @@ def test_a_folder_that_is_no_class_is_one_problem_and_images_in_no_folder_are_ea
 
 def test_volumes_are_read_where_the_card_has_volumes_and_masks_are_none(tmp_path):
     touch(tmp_path / "set", "a/1.nii.gz", "b/2.NII", "b/2_seg.nii.gz", "b/3.png")
-    volumes = card("folder_per_class", "a b", volumes=manifest.Volumes())
+    volumes = card("folder_per_class", "a b", volumes=cards.Volumes())
     found = layouts.read(volumes, tmp_path)
     assert column(found, "path") == {"a-1": "set/a/1.nii.gz", "b-2": "set/b/2.NII"}
     assert reasons(found.excluded) == {"b/2_seg.nii.gz": "a mask, by its name"}
@@ -1296,11 +1296,11 @@ TASKS = ("chest_xray", "fundus_pm", "dermoscopy", "glioma_t1", "glioma_t1ce", "g
 @pytest.mark.real_data
 @pytest.mark.parametrize("task", TASKS)
 def test_real_folders_hold_the_samples_of_the_committed_manifest(real_data, task):
-    found = layouts.read(manifest.read_card(task), real_data)
+    found = layouts.read(cards.read(task), real_data)
     assert found.problems.empty
     columns = ["sample_id", "patient_id", "path", "label"]
-    committed = manifest.read_rows(manifest.CARDS / f"{task}.csv")[columns]
-    path = manifest.excluded_path(manifest.CARDS / f"{task}.csv")
+    committed = manifest.read_rows(cards.FOLDER / f"{task}.csv")[columns]
+    path = manifest.excluded_path(cards.FOLDER / f"{task}.csv")
     left_out = reasons(pd.read_csv(path)) if path.is_file() else {}
     twins = {name for name, why in left_out.items() if "the same image" in why}  # dropped later
     kept = found.rows[~found.rows["sample_id"].isin(twins)]
@@ -1311,7 +1311,7 @@ def test_real_folders_hold_the_samples_of_the_committed_manifest(real_data, task
 
 @pytest.mark.real_data
 def test_real_radiographs_are_5216_for_training_and_624_for_testing(real_data):
-    found = layouts.read(manifest.read_card("chest_xray"), real_data)
+    found = layouts.read(cards.read("chest_xray"), real_data)
     assert pd.crosstab(found.rows["split"], found.rows["label"]).to_numpy().tolist() == [
         [234, 390],
         [1341, 3875],
@@ -1320,7 +1320,7 @@ def test_real_radiographs_are_5216_for_training_and_624_for_testing(real_data):
 
 @pytest.mark.real_data
 def test_real_dermoscopy_is_10015_images_of_7470_lesions(real_data):
-    rows = layouts.read(manifest.read_card("dermoscopy"), real_data).rows
+    rows = layouts.read(cards.read("dermoscopy"), real_data).rows
     assert (len(rows), rows["patient_id"].nunique()) == (10015, 7470)
     assert rows.groupby("patient_id")["label"].nunique().eq(1).all()
     assert set(rows["sex"]) == {"male", "female", ""}
@@ -1328,7 +1328,7 @@ def test_real_dermoscopy_is_10015_images_of_7470_lesions(real_data):
 
 @pytest.mark.real_data
 def test_real_fundus_photographs_are_400_for_training_and_400_for_testing(real_data):
-    rows = layouts.read(manifest.read_card("fundus_pm"), real_data).rows
+    rows = layouts.read(cards.read("fundus_pm"), real_data).rows
     assert pd.crosstab(rows["split"], rows["label"]).to_numpy().sum(axis=1).tolist() == [400, 400]
     assert (rows[rows["split"] == "train"]["label"] == "pathologic_myopia").sum() == 213
 
@@ -1336,7 +1336,7 @@ def test_real_fundus_photographs_are_400_for_training_and_400_for_testing(real_d
 @pytest.mark.real_data
 @pytest.mark.parametrize("task", TASKS[3:])
 def test_real_gliomas_are_100_patients_and_10_are_left_out(real_data, task):
-    found = layouts.read(manifest.read_card(task), real_data)
+    found = layouts.read(cards.read(task), real_data)
     assert found.rows["label"].value_counts().to_dict() == {"grade_III": 55, "grade_II": 45}
     assert found.rows["patient_id"].is_unique
     assert found.excluded["reason"].value_counts().to_dict() == {"no t1, t1ce": 6, "no t1ce": 4}
@@ -1346,7 +1346,7 @@ def test_real_gliomas_are_100_patients_and_10_are_left_out(real_data, task):
 @pytest.mark.real_data
 def test_real_gliomas_of_grade_4_are_so_by_the_grading_of_2021_only(real_data):
     old, new = (
-        layouts.read(manifest.read_card(task), real_data).rows.set_index("sample_id")
+        layouts.read(cards.read(task), real_data).rows.set_index("sample_id")
         for task in ("glioma_t1", "glioma_who2021_t1")
     )
     assert new["label"].value_counts().to_dict() == {"grade_2": 38, "grade_3": 37, "grade_4": 19}

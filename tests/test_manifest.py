@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from medlib import layouts, manifest
-from medlib.manifest import ManifestError
+from medlib import cards, layouts, manifest
+from medlib.errors import ManifestError
 
 GLIOMA = ("glioma_t1", "glioma_t1ce", "glioma_flair")
-COMMITTED = [t for t in manifest.tasks() if (manifest.CARDS / f"{t}.csv").is_file()]
+COMMITTED = [t for t in cards.tasks() if (cards.FOLDER / f"{t}.csv").is_file()]
 
 
 def toy(**changes):
@@ -19,7 +19,7 @@ def toy(**changes):
         "task": "toy", "title": "Toy", "modality": "drawing", "classes": ("a", "b"),
         "licence": "CC0", "citation": "nobody, 2024", "source": "https://example.org",
     }  # fmt: skip
-    return manifest.Card(**fields | changes)
+    return cards.Card(**fields | changes)
 
 
 def write_card(folder, **changes):
@@ -57,19 +57,19 @@ def complaint(rows, card=None, data=None):
 
 
 def test_the_six_tasks_of_the_paper_have_a_card():
-    assert {"chest_xray", "dermoscopy", "fundus_pm", "fundus_amd", *GLIOMA} <= set(manifest.tasks())
+    assert {"chest_xray", "dermoscopy", "fundus_pm", "fundus_amd", *GLIOMA} <= set(cards.tasks())
 
 
-@pytest.mark.parametrize("task", manifest.tasks())
+@pytest.mark.parametrize("task", cards.tasks())
 def test_every_committed_card_names_a_layout_and_its_options(task):
-    card = manifest.read_card(task)
+    card = cards.read(task)
     assert card.layout in layouts.LAYOUTS and card.folder
     assert (card.volumes is not None) == task.startswith("glioma")
 
 
 def test_a_glioma_task_has_one_kind_of_label():
     """HGG/LGG, WHO grade II/III/IV and WHO 2021 grade 2/3/4 are different labels."""
-    kinds = {task: manifest.read_card(task).classes for task in manifest.tasks()}
+    kinds = {task: cards.read(task).classes for task in cards.tasks()}
     for family, names in {
         "glioma": ("grade_II", "grade_III"), "glioma_hgg_lgg": ("LGG", "HGG"),
         "glioma_who2021": ("grade_2", "grade_3", "grade_4"),
@@ -80,9 +80,9 @@ def test_a_glioma_task_has_one_kind_of_label():
 
 @pytest.mark.parametrize("task", COMMITTED)
 def test_every_committed_card_and_manifest_is_valid(task):
-    card = manifest.read_card(task)
-    rows = manifest.read(manifest.CARDS / f"{task}.csv", card)
-    plain = pd.read_csv(manifest.CARDS / f"{task}.csv", dtype=str)
+    card = cards.read(task)
+    rows = manifest.read(cards.FOLDER / f"{task}.csv", card)
+    plain = pd.read_csv(cards.FOLDER / f"{task}.csv", dtype=str)
     assert rows["sample_id"].tolist() == plain["sample_id"].tolist()
     assert plain["sample_id"].is_unique
     side = {"official": "split", "cross-validation": "fold"}[card.split]
@@ -104,7 +104,7 @@ def test_every_committed_card_and_manifest_is_valid(task):
     ],
 )  # fmt: skip
 def test_committed_manifests_hold_the_published_numbers(task, images, patients, labels):
-    rows = manifest.read_rows(manifest.CARDS / f"{task}.csv")
+    rows = manifest.read_rows(cards.FOLDER / f"{task}.csv")
     assert len(rows) == images
     assert patients is None or rows["patient_id"].nunique() == patients
     assert rows["label"].value_counts().to_dict() == labels
@@ -112,7 +112,7 @@ def test_committed_manifests_hold_the_published_numbers(task, images, patients, 
 
 @pytest.mark.parametrize("task, test", [("chest_xray", 624), ("fundus_pm", 400)])
 def test_committed_official_splits_keep_the_test_set_and_validate_on_a_fifth(task, test):
-    rows = manifest.read_rows(manifest.CARDS / f"{task}.csv")
+    rows = manifest.read_rows(cards.FOLDER / f"{task}.csv")
     patients = rows.groupby("split")["patient_id"].nunique()
     assert (rows["split"] == "test").sum() == test
     assert 0.17 < patients["val"] / (patients["val"] + patients["train"]) < 0.23
@@ -120,14 +120,14 @@ def test_committed_official_splits_keep_the_test_set_and_validate_on_a_fifth(tas
 
 @pytest.mark.parametrize("task", ["dermoscopy", *GLIOMA])
 def test_committed_folds_hold_a_fifth_of_each_class(task):
-    rows = manifest.read_rows(manifest.CARDS / f"{task}.csv")
+    rows = manifest.read_rows(cards.FOLDER / f"{task}.csv")
     counts = pd.crosstab(rows["label"], rows["fold"])
     fifths = counts.sum(axis=1).to_numpy()[:, None] / 5
     assert (np.abs(counts - fifths) < 1).all(axis=None)
 
 
 def test_the_three_glioma_tasks_put_every_patient_in_the_same_fold():
-    t1, t1ce, flair = (manifest.read_rows(manifest.CARDS / f"{task}.csv") for task in GLIOMA)
+    t1, t1ce, flair = (manifest.read_rows(cards.FOLDER / f"{task}.csv") for task in GLIOMA)
     columns = ["sample_id", "patient_id", "label", "fold"]
     for other in (t1ce, flair):
         pd.testing.assert_frame_equal(t1[columns], other[columns])
@@ -135,12 +135,12 @@ def test_the_three_glioma_tasks_put_every_patient_in_the_same_fold():
 
 def test_an_unknown_task_is_answered_with_the_nearest_one():
     with pytest.raises(ManifestError, match=r"'chest_xrays'.*Did you mean 'chest_xray'\?"):
-        manifest.read_card("chest_xrays")
+        cards.read("chest_xrays")
 
 
 def test_a_card_is_read_with_its_values_and_defaults(tmp_path):
     write_card(tmp_path, folds=4, optional_classes=["c"], known_duplicates=[["x", "y"]])
-    card = manifest.read_card("toy", tmp_path)
+    card = cards.read("toy", tmp_path)
     assert (card.task, card.classes, card.folds, card.split, card.volumes) == (
         "toy", ("a", "b"), 4, "cross-validation", None,
     )  # fmt: skip
@@ -153,7 +153,7 @@ def test_all_mistakes_of_a_card_are_listed_at_once(tmp_path):
         tmp_path, title=..., licence=..., classes=["a", 2], split="oficial", folds=2, volume={}
     )
     with pytest.raises(ManifestError) as caught:
-        manifest.read_card("toy", tmp_path)
+        cards.read("toy", tmp_path)
     message = str(caught.value)
     for part in ("toy.yaml", "title is missing", "licence is missing", "['a', 2]", "'oficial'",
                  "3 or more", "'volume'", "Did you mean 'volumes'?"):  # fmt: skip
@@ -165,39 +165,39 @@ def test_classes_that_yaml_reads_as_booleans_are_refused(tmp_path):
     text = (tmp_path / "toy.yaml").read_text().replace("- a\n- b", "- yes\n- no")
     (tmp_path / "toy.yaml").write_text(text)
     with pytest.raises(ManifestError, match=r"classes must be a list of texts, not \[True, False"):
-        manifest.read_card("toy", tmp_path)
+        cards.read("toy", tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words"])
 def test_a_card_that_is_no_mapping_is_refused(tmp_path, text):
     (tmp_path / "toy.yaml").write_text(text)
     with pytest.raises(ManifestError, match=r"toy\.yaml.*mapping"):
-        manifest.read_card("toy", tmp_path)
+        cards.read("toy", tmp_path)
 
 
 def test_a_card_that_is_no_yaml_is_refused_by_name(tmp_path):
     (tmp_path / "toy.yaml").write_text("title: a: b\n")
     with pytest.raises(ManifestError, match=r"toy\.yaml"):
-        manifest.read_card("toy", tmp_path)
+        cards.read("toy", tmp_path)
 
 
 @pytest.mark.parametrize("field, default", [("layout_options", {}), ("known_duplicates", ())])
 def test_a_field_left_empty_in_a_card_counts_as_not_given(tmp_path, field, default):
     write_card(tmp_path, **{field: None})
-    assert getattr(manifest.read_card("toy", tmp_path), field) == default
+    assert getattr(cards.read("toy", tmp_path), field) == default
 
 
 def test_a_card_like_another_says_only_what_differs(tmp_path):
     write_card(tmp_path, folds=7, volumes={"slices": 3}, layout_options={"modality": "t1"})
     (tmp_path / "twin.yaml").write_text("like: toy\ntitle: Twin\nlayout_options: {modality: t2}\n")
-    card = manifest.read_card("twin", tmp_path)
+    card = cards.read("twin", tmp_path)
     assert (card.task, card.title, card.folds, card.classes) == ("twin", "Twin", 7, ("a", "b"))
     assert card.layout_options == {"modality": "t2"}
-    assert card.volumes == manifest.Volumes(slices=3)
-    names = [path.name for path in manifest.card_files("twin", tmp_path)]
+    assert card.volumes == cards.Volumes(slices=3)
+    names = [path.name for path in cards.files("twin", tmp_path)]
     assert names == ["twin.yaml", "toy.yaml"]
     (tmp_path / "toy.csv").write_text("")
-    names = [path.name for path in manifest.card_files("toy", tmp_path)]
+    names = [path.name for path in cards.files("toy", tmp_path)]
     assert names == ["toy.yaml", "toy.csv"]
 
 
@@ -211,7 +211,7 @@ def test_a_card_like_no_other_is_refused(tmp_path, like, message):
     (tmp_path / "chain.yaml").write_text("like: toy\n")
     (tmp_path / "twin.yaml").write_text(f"like: {like}\n")
     with pytest.raises(ManifestError) as caught:
-        manifest.read_card("twin", tmp_path)
+        cards.read("twin", tmp_path)
     assert "twin.yaml" in str(caught.value) and message in str(caught.value)
 
 
@@ -220,7 +220,7 @@ def test_all_wrong_settings_of_volumes_are_listed(tmp_path):
              "neighbours": "yes", "slices": 0}  # fmt: skip
     write_card(tmp_path, volumes=wrong)
     with pytest.raises(ManifestError) as caught:
-        manifest.read_card("toy", tmp_path)
+        cards.read("toy", tmp_path)
     for part in ("'slice'. Did you mean 'slices'?", "'centre'. Did you mean 'central'?",
                  "percentiles is [99, 1]", "crop_margin is -1", "neighbours is 'yes'",
                  "slices is 0"):  # fmt: skip
@@ -228,11 +228,11 @@ def test_all_wrong_settings_of_volumes_are_listed(tmp_path):
 
 
 def test_a_cards_settings_can_be_others_for_one_run():
-    card = toy(volumes=manifest.Volumes(slices=3, choice="all_head"))
+    card = toy(volumes=cards.Volumes(slices=3, choice="all_head"))
     other = card.with_settings(folds=4, volumes={"choice": "largest_tumour"})
     assert (other.folds, other.volumes.slices, other.volumes.choice) == (4, 3, "largest_tumour")
     assert other.volumes.needs_mask and not card.volumes.needs_mask
-    assert manifest.Volumes(crop_margin=0).needs_mask
+    assert cards.Volumes(crop_margin=0).needs_mask
     assert card.with_settings() == card
     with pytest.raises(ManifestError, match="toy: volumes is .* but its samples are images"):
         toy().with_settings(volumes={"slices": 3})
@@ -240,14 +240,14 @@ def test_a_cards_settings_can_be_others_for_one_run():
 
 def test_the_card_that_was_used_is_read_back_as_it_was(tmp_path):
     card = toy(
-        volumes=manifest.Volumes(crop_margin=2.5, percentiles=(1.0, 99.0)), folds=3,
+        volumes=cards.Volumes(crop_margin=2.5, percentiles=(1.0, 99.0)), folds=3,
         known_duplicates=(("x", "y"),), other_folders=("A",), layout_options={"names": {"Ä": "a"}},
     )  # fmt: skip
     path = tmp_path / "manifests" / "toy.csv"
     manifest.write(folded(), pd.DataFrame(columns=["name", "reason"]), path, card)
-    assert manifest.used_card(tmp_path, "toy") == card
+    assert cards.used(tmp_path, "toy") == card
     with pytest.raises(ManifestError, match="run notebook 01_prepare_data with task='other' first"):
-        manifest.used_card(tmp_path, "other")
+        cards.used(tmp_path, "other")
 
 
 def test_a_manifest_that_is_not_sound_is_not_written(tmp_path):
@@ -703,6 +703,6 @@ def test_an_official_split_that_comes_without_validation_gets_a_fifth_of_its_tra
             "split": ["train"] * 30 + ["test"] * 10,
         }
     )
-    card = manifest.Card("t", "t", "m", ("a", "b"), "l", "c", "s")
+    card = cards.Card("t", "t", "m", ("a", "b"), "l", "c", "s")
     split = manifest.assign_splits(rows, card)["split"].value_counts()
     assert dict(split) == {"train": 24, "val": 6, "test": 10}

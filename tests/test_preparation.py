@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageFilter
 
-from medlib import images, layouts, manifest, phantoms, preparation
-from medlib.manifest import ManifestError, Volumes
+from medlib import cards, images, layouts, manifest, phantoms, preparation
+from medlib.cards import Volumes
+from medlib.errors import ManifestError
 
 TASKS = ("chest_xray", "fundus_pm", "dermoscopy", "glioma_t1", "glioma_t1ce", "glioma_flair")
 
@@ -21,7 +22,7 @@ def toy(**changes):
         "licence": "CC0", "citation": "nobody", "source": "https://example.org", "folder": "own",
         "layout": "folder_per_class",
     }  # fmt: skip
-    return manifest.Card(**fields | changes)
+    return cards.Card(**fields | changes)
 
 
 def picture(seed, size=(96, 80)):
@@ -88,6 +89,13 @@ def test_all_files_that_cannot_be_used_are_listed_at_once(spoiled):
     for path, (_, reason) in BAD.items():
         (line,) = [line for line in message.splitlines() if path in line]
         assert reason in line
+
+
+def test_no_file_is_left_out_of_a_long_list(tmp_path):
+    data = write_classes(tmp_path, **{f"a/bad{k:02d}.png": b"no picture" for k in range(60)})
+    message = refusal(toy(), data)
+    assert "60 problem(s)" in message
+    assert all(f"bad{k:02d}.png" in message for k in range(60))
 
 
 def test_what_cannot_be_used_is_set_aside_when_that_is_asked(spoiled):
@@ -306,7 +314,7 @@ def test_a_given_manifest_that_lacks_a_column_says_which(own):
 def test_a_given_manifest_holds_for_another_distribution_of_the_data_set(tmp_path):
     """The published chest manifest names Kaggle's paths; here lies Mendeley's tree."""
     drawn = phantoms.write("chest_xray", tmp_path / "kaggle", scale=0.01)
-    card = manifest.read_card("chest_xray")
+    card = cards.read("chest_xray")
     fixed = prepare(card, tmp_path / "kaggle", seed=3).rows
     csv = tmp_path / "chest_xray.csv"
     columns = [*manifest.REQUIRED, "split"]
@@ -452,7 +460,7 @@ def drawn(tmp_path_factory):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_phantoms_of_every_task_of_the_paper_are_prepared_whole(drawn, task):
-    card = manifest.read_card(task)
+    card = cards.read(task)
     rows, excluded, duplicates = prepare(card, drawn)
     side = "split" if card.split == "official" else "fold"
     assert set(rows["label"]) == set(card.classes)
@@ -464,13 +472,13 @@ def test_phantoms_of_every_task_of_the_paper_are_prepared_whole(drawn, task):
 def test_the_three_phantom_glioma_tasks_are_split_alike(drawn):
     folds = []
     for task in TASKS[3:]:
-        rows = prepare(manifest.read_card(task), drawn).rows
+        rows = prepare(cards.read(task), drawn).rows
         folds.append(dict(zip(rows["patient_id"], rows["fold"], strict=True)))
     assert folds[0] == folds[1] == folds[2]
 
 
 def test_preparing_twice_gives_the_same_bytes(drawn, tmp_path):
-    card = manifest.read_card("dermoscopy")
+    card = cards.read("dermoscopy")
     for name in ("one", "two"):
         prepared = prepare(card, drawn)
         path = tmp_path / name / "dermoscopy.csv"
@@ -485,24 +493,24 @@ def test_preparing_twice_gives_the_same_bytes(drawn, tmp_path):
 
 
 def committed(task):
-    return manifest.CARDS / f"{task}.csv"
+    return cards.FOLDER / f"{task}.csv"
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("task", [t for t in manifest.tasks() if committed(t).is_file()])
+@pytest.mark.parametrize("task", [t for t in cards.tasks() if committed(t).is_file()])
 def test_real_folders_give_the_committed_manifest(real_data, task, tmp_path):
     """What notebook 01 published is what it makes again, byte for byte."""
-    card = manifest.read_card(task)
+    card = cards.read(task)
     rows, excluded, _ = preparation.prepare(card, real_data)
     facts = [*manifest.REQUIRED, manifest.split_column(rows)]
     manifest.write(rows[facts], excluded, tmp_path / f"{task}.csv")
     for made in tmp_path.iterdir():
-        assert made.read_bytes() == (manifest.CARDS / made.name).read_bytes()
+        assert made.read_bytes() == (cards.FOLDER / made.name).read_bytes()
 
 
 @pytest.mark.real_data
 def test_real_radiographs_have_six_duplicate_pairs_in_the_test_set(real_data):
-    rows, excluded, pairs = preparation.prepare(manifest.read_card("chest_xray"), real_data)
+    rows, excluded, pairs = preparation.prepare(cards.read("chest_xray"), real_data)
     assert rows["split"].replace("val", "train").value_counts().to_dict() == {
         "train": 5216, "test": 624,
     }  # fmt: skip
@@ -513,9 +521,9 @@ def test_real_radiographs_have_six_duplicate_pairs_in_the_test_set(real_data):
 
 @pytest.mark.real_data
 def test_real_fundus_pairs_cross_the_official_line_and_their_training_side_goes(real_data):
-    found = layouts.read(manifest.read_card("fundus_pm"), real_data).rows
+    found = layouts.read(cards.read("fundus_pm"), real_data).rows
     assert found["split"].value_counts().to_dict() == {"train": 400, "test": 400}
-    rows, excluded, pairs = preparation.prepare(manifest.read_card("fundus_pm"), real_data)
+    rows, excluded, pairs = preparation.prepare(cards.read("fundus_pm"), real_data)
     assert len(rows) == 798
     assert reasons(excluded) == {
         "P0056": "the same image as V0163 of the test set",
@@ -524,15 +532,15 @@ def test_real_fundus_pairs_cross_the_official_line_and_their_training_side_goes(
     crossing = pairs[pairs["first_side"] != pairs["second_side"]]
     crossing = {frozenset(pair) for pair in zip(crossing["first"], crossing["second"], strict=True)}
     assert crossing == {frozenset(("V0252", "P0057")), frozenset(("V0163", "P0056"))}
-    unknown = manifest.read_card("fundus_pm").__dict__ | {"known_duplicates": ()}
-    message = refusal(manifest.Card(**unknown), real_data)
+    unknown = cards.read("fundus_pm").__dict__ | {"known_duplicates": ()}
+    message = refusal(cards.Card(**unknown), real_data)
     assert "V0252" in message and "P0057" in message and "2 image(s)" in message
 
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("task", TASKS[3:])
 def test_real_gliomas_are_100_patients_and_ten_are_left_out(real_data, task):
-    rows, excluded, _ = preparation.prepare(manifest.read_card(task), real_data)
+    rows, excluded, _ = preparation.prepare(cards.read(task), real_data)
     assert rows["label"].value_counts().to_dict() == {"grade_III": 55, "grade_II": 45}
     assert rows["patient_id"].is_unique and len(excluded) == 10
     assert excluded["reason"].str.fullmatch(r"no (t1|t1ce|t1, t1ce)").all()

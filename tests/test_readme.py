@@ -17,7 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from medlib import backbones, layouts, manifest
+from medlib import backbones, cards, layouts, manifest
 from medlib.backbones import Backbone
 
 
@@ -110,12 +110,12 @@ def test_every_layout_stands_in_the_table_of_layouts(repository):
     section = text.split("## Layouts")[1].split("\n## ")[0]
     named = set(re.findall(r"^\| `(\w+)` \|", section, re.M)) - {"layout"}
     assert named == set(layouts.LAYOUTS)
-    cards = text.split("## The card")[1].split("\n## ")[0]
-    named = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\|([^|]+)\|", cards, re.M))))
-    assert named == {f.name for f in dataclasses.fields(manifest.Card)} - {"task"} | {"like"}
+    section = text.split("## The card")[1].split("\n## ")[0]
+    named = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\|([^|]+)\|", section, re.M))))
+    assert named == {f.name for f in dataclasses.fields(cards.Card)} - {"task"} | {"like"}
     section = text.split("## Volumes")[1].split("\n## ")[0]
     named = set(re.findall(r"^\| `(\w+)` \|", section, re.M)) - {"volumes"}
-    assert named == {f.name for f in dataclasses.fields(manifest.Volumes)}
+    assert named == {f.name for f in dataclasses.fields(cards.Volumes)}
 
 
 def test_every_file_that_the_readme_links_to_is_there(repository):

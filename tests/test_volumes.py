@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from medlib import volumes
-from medlib.manifest import Volumes
+from medlib.cards import Volumes
 
 LARGEST = Volumes(slices=3, choice="largest_tumour")
 
