@@ -101,8 +101,9 @@ def _refusal(card: Card, data: Path | str, problems: pd.DataFrame, total: int) -
     lines = (problems["name"] + ": " + problems["reason"]).tolist()
     return (
         f"{card.task}: {len(problems)} problem(s) in {data} (beside {total} samples that were "
-        f"found):\n{listed(lines, most=1000)}\nCorrect them, or set them aside: quarantine=True in notebook "
-        "01_prepare_data goes on with the rest and lists them in the manifest's .excluded.csv."
+        f"found):\n{listed(lines, most=1000)}\nCorrect them, or set them aside: quarantine=True in "
+        "notebook 01_prepare_data goes on with the rest and lists them in the manifest's "
+        ".excluded.csv."
     )
 
 
@@ -176,9 +177,9 @@ def _one_side_each(
         ]
         raise ManifestError(
             f"{card.task}: {len(across)} image(s) stand on several sides of the split:\n"
-            f"{listed(lines, most=1000)}\nName each group in the card: under known_duplicates its training "
-            "side is dropped, under not_duplicates it counts as different images. Or drop them all "
-            "with quarantine=True in notebook 01_prepare_data."
+            f"{listed(lines, most=1000)}\nName each group in the card: under known_duplicates its "
+            "training side is dropped, under not_duplicates it counts as different images. Or drop "
+            "them all with quarantine=True in notebook 01_prepare_data."
         )
     rows, dropped = manifest.drop_duplicates(rows, across)
     return rows, _joined(excluded, dropped.assign(reason="set aside: " + dropped["reason"]))
