@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from medlib import artifacts, execute
+from medlib import artifacts, cards, execute, phantoms
 
 NAMES = ["01_prepare_data", "02_extract_features", "03_probe_features", "04_fine_tune",
          "05_collect_results", "06_compare_backbones"]  # fmt: skip
@@ -78,8 +78,10 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
     steps = {
         "01_prepare_data": (
             shared | {"task": "glioma_flair", "image_sizes": [32], "folds": 3,
-                      "phantom_scale": 0.2},
+                      "phantom_scale": 0.2, "figures": str(figures),
+                      "volumes": {"choice": "largest_tumour", "slices": 3}},
             [results / "manifests" / "glioma_flair.csv",
+             *(figures / f"passport_glioma_flair.{kind}" for kind in ("png", "pdf", "svg", "csv")),
              results / "images" / "glioma_flair" / "32-bilinear" / "images.npy"],
         ),
         "02_extract_features": (
@@ -111,6 +113,9 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
         assert pictures(output) >= 1, name
     record = artifacts.read_json(runs / "finetuned-fraction0.5" / "seed0" / "run.json")
     assert record["coordinates"]["pretraining"] == "random"
+    frozen = artifacts.read_json(runs / "frozen-linear" / "seed0" / "run.json")
+    assert record["inputs"]["mask_at_test_time"] is frozen["inputs"]["mask_at_test_time"] is True
+    assert cards.used(results, "glioma_flair").volumes.slices == 3
     assert record["inputs"]["weights_digest"].startswith("random-")
     assert {"versions", "git_commit", "hardware", "seconds", "peak_memory_bytes"} <= set(record)
     assert "random weights" in (figures / "main_table.md").read_text()
@@ -123,6 +128,24 @@ def test_a_notebook_opened_on_its_own_gets_its_inputs(repository, tmp_path):
     notebook = repository / "notebooks" / "03_probe_features.ipynb"
     execute.execute(notebook, tmp_path / "out.ipynb", parameters)
     assert (results / "runs/fundus_pm/micro_resnet-random/frozen-knn/seed0/run.json").is_file()
+
+
+@pytest.mark.xdist_group("alone")
+def test_bad_files_stop_the_notebook_with_a_list_or_are_set_aside(repository, tmp_path):
+    results = tmp_path / "results"
+    folder = phantoms.write("ichallenge_pm", tmp_path / "data", scale=0.05)
+    for name in ("N0001.jpg", "P0002.jpg"):
+        (folder / "PALM-Training400" / name).write_bytes(b"half a download")
+    parameters = {"task": "fundus_pm", "data": str(tmp_path / "data"), "results": str(results),
+                  "image_sizes": [28], "from_folder": True}  # fmt: skip
+    notebook = repository / "notebooks" / "01_prepare_data.ipynb"
+    with pytest.raises(execute.ExecutionError) as error:
+        execute.execute(notebook, tmp_path / "out.ipynb", parameters)
+    assert "N0001.jpg" in str(error.value) and "P0002.jpg" in str(error.value)
+    assert not (results / "manifests").exists() and not (results / "images").exists()
+    execute.execute(notebook, tmp_path / "out.ipynb", parameters | {"quarantine": True})
+    reasons = (results / "manifests" / "fundus_pm.excluded.csv").read_text()
+    assert "N0001,set aside:" in reasons and "P0002,set aside:" in reasons
 
 
 @pytest.mark.xdist_group("alone")
