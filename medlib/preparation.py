@@ -122,7 +122,7 @@ def _fixed(card: Card, data: Path | str, given: Path) -> layouts.Found:
     read = layouts.read(card, data)
     there = read.rows.set_index("sample_id")
     known = rows["sample_id"].isin(there.index)
-    told = dict(zip(read.problems["name"], read.problems["reason"], strict=True))
+    told = pd.concat([read.excluded, read.problems]).set_index("name")["reason"].to_dict()
     problems = [
         (sample, told.get(sample, f"it stands in {given.name}, but not in the folder"))
         for sample in rows["sample_id"][~known]
