@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from medlib import manifest
+from medlib import cards, manifest
 from medlib.cards import Card
 from medlib.errors import ManifestError, listed, unknown
 from medlib.manifest import BESIDE, KNOWN
@@ -83,7 +83,7 @@ def read(card: Card, data: Path | str) -> Found:
         raise ManifestError(unknown("layout", card.layout, list(LAYOUTS), way_out))
     options = _options(card)
     names = (card.folder, *card.other_folders)
-    folder = next((data / name for name in names if (data / name).is_dir()), None)
+    folder = cards.data_set_folder(card, data)
     if folder is None:
         raise ManifestError(
             f"{card.task}: there is no folder {' or '.join(map(repr, names))} in {data}. Get the "
