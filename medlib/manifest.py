@@ -137,17 +137,12 @@ def _facts(rows: pd.DataFrame, data: Path | None) -> pd.DataFrame:
     own = hashes.where(hashes != "", rows.index.astype(str))  # no hash: an image of its own
     twins = rows["sample_id"].groupby(own)
 
-    def sides(key: pd.Series) -> pd.Series:
-        by_key = rows[side].groupby(key).unique()
-        found = {k: ", ".join(sorted(map(str, v))) for k, v in by_key.items()}
-        return key.map(found)
-
     return rows.assign(
         sha256=hashes,
         row_number=rows.index + 2,  # as a spreadsheet counts, below the header
         times=rows.groupby("sample_id")["path"].transform("size"),
-        patient_sides=sides(rows["patient_id"]),
-        image_sides=sides(own),
+        patient_sides=_sides(rows[side], rows["patient_id"]),
+        image_sides=_sides(rows[side], own),
         image_samples=own.map({k: ", ".join(v) for k, v in twins.agg(list).items()}),
         file_problem="" if data is None else _file_problems(rows, data),
     )
@@ -239,9 +234,10 @@ def _side_problems(rows: pd.DataFrame, side: str, present: tuple[str, ...]) -> l
     return problems
 
 
-def _on_several_sides(rows: pd.DataFrame, key: str, column: str) -> list[tuple[str, str]]:
-    sides = rows.groupby(key, sort=True)[column].unique()
-    return [(k, ", ".join(map(str, sorted(v)))) for k, v in sides.items() if len(v) > 1]
+def _sides(side: pd.Series, key: pd.Series) -> pd.Series:
+    """For each row, in words, all sides of the split on which its key stands."""
+    found = {k: ", ".join(sorted(map(str, v))) for k, v in side.groupby(key).unique().items()}
+    return key.map(found)
 
 
 def _required(rows: pd.DataFrame, card: Card) -> tuple[str, ...]:
@@ -466,9 +462,12 @@ def rotations(rows: pd.DataFrame, label_fraction: float = 1.0, seed: int = 0) ->
     and in validation alike: whoever has few labels has few to choose with. Raises ManifestError
     when a patient stands on two sides, or a class is missing on one.
     """
+    stands = _sides(rows[split_column(rows)], rows["patient_id"])
+    several = dict(zip(rows["patient_id"], stands, strict=True))
     problems = [
         f"patient {patient!r} stands on several sides: {sides}"
-        for patient, sides in _on_several_sides(rows, "patient_id", split_column(rows))
+        for patient, sides in sorted(several.items())
+        if ", " in sides
     ]
     if "split" in rows:
         parts = [(0, *(np.asarray(rows["split"] == side) for side in SPLITS))]

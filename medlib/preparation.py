@@ -54,10 +54,9 @@ def prepare(
     with their reasons in ``excluded``.
     """
     found = _fixed(card, data, given) if given is not None else layouts.read(card, data)
-    rows, unusable = manifest.sound_rows(found.rows, card)
-    rows, unreadable = manifest.with_hashes(_needed(rows, card), data)
+    rows, unreadable = manifest.with_hashes(_needed(found.rows, card), data)
     small, broken = images.thumbnails(rows, data, card.volumes, workers)
-    problems = _joined(found.problems, unusable, unreadable, broken)
+    problems = _joined(found.problems, unreadable, broken)
     excluded = found.excluded
     if len(problems):
         if not quarantine:
@@ -115,10 +114,11 @@ def _fixed(card: Card, data: Path | str, given: Path) -> layouts.Found:
         raise ManifestError(
             f"{given}: columns missing: {', '.join(missing)}; found: {', '.join(rows.columns)}."
         )
+    named = set(rows["sample_id"])
+    rows, unusable = manifest.sound_rows(rows, card)
     excluded = manifest.read_excluded(given)
-    nothing = pd.DataFrame(columns=["name", "reason"], dtype=str)
     if not card.layout:
-        return layouts.Found(rows, excluded, nothing)
+        return layouts.Found(rows, excluded, unusable)
     read = layouts.read(card, data)
     there = read.rows.set_index("sample_id")
     known = rows["sample_id"].isin(there.index)
@@ -138,10 +138,10 @@ def _fixed(card: Card, data: Path | str, given: Path) -> layouts.Found:
     for column in ("path", *BESIDE, *KNOWN):
         if column in there and (column == "path" or column not in rows):
             rows[column] = there[column].reindex(rows["sample_id"]).to_numpy()
-    new = sorted(set(there.index) - set(manifest.read_rows(given)["sample_id"]))
+    new = sorted(set(there.index) - named)
     extra = pd.DataFrame({"name": new, "reason": f"not in {given.name}, which fixes the samples"})
     problems = pd.DataFrame(problems, columns=["name", "reason"], dtype=str)
-    return layouts.Found(rows, _joined(excluded, read.excluded, extra), problems)
+    return layouts.Found(rows, _joined(excluded, read.excluded, extra), _joined(unusable, problems))
 
 
 def _needed(rows: pd.DataFrame, card: Card) -> pd.DataFrame:
