@@ -291,14 +291,24 @@ def _file_sha256(path: Path, mtime_ns: int, size: int) -> str:
 
 
 def _file_problems(rows: pd.DataFrame, data: Path) -> list[str]:
-    expected = rows["sha256"] if "sha256" in rows else [""] * len(rows)
-    problems = []
-    for sample, path, digest in zip(rows["sample_id"], rows["path"], expected, strict=True):
-        problem = file_problem(data, path)
-        if not problem and digest and (found := sample_sha256(data, path)) != digest.lower():
-            problem = f"has changed: sha256 {found[:12]}…, manifest says {digest[:12]}…"
-        problems.append(problem and f"{path} ({sample}) {problem}")
+    """For each row, what keeps its files from being read, or says that they changed; or nothing."""
+    problems = [""] * len(rows)
+    for column in ("path", *(c for c in BESIDE if c in rows)):
+        digests = rows.get(_hash_column(column), pd.Series("", rows.index)).fillna("")
+        files = zip(rows["sample_id"], rows[column], digests, strict=True)
+        for number, (sample, path, digest) in enumerate(files):
+            if problems[number] or not path:
+                continue
+            problem = file_problem(data, path)
+            if not problem and digest and (found := sample_sha256(data, path)) != digest.lower():
+                problem = f"has changed: sha256 {found[:12]}…, manifest says {digest[:12]}…"
+            what = f"{path} ({sample})" if column == "path" else f"its {column} {path}"
+            problems[number] = problem and f"{what} {problem}"
     return problems
+
+
+def _hash_column(column: str) -> str:
+    return "sha256" if column == "path" else f"{column}_sha256"
 
 
 def file_problem(data: Path | str, path: str) -> str:
@@ -329,15 +339,10 @@ def with_hashes(rows: pd.DataFrame, data: Path | str) -> tuple[pd.DataFrame, pd.
     """
     data, rows = Path(data), rows.reset_index(drop=True)
     reasons = pd.Series(_file_problems(rows, data), rows.index, dtype=object)
-    beside = [column for column in BESIDE if column in rows]
-    for column in beside:
-        for index, path in rows[column][rows[column] != ""].items():
-            if not reasons[index] and (problem := file_problem(data, path)):
-                reasons[index] = f"its {column} {path} {problem}"
     good = rows[reasons == ""].reset_index(drop=True)
-    for column in ("path", *beside):
-        name = "sha256" if column == "path" else f"{column}_sha256"
-        good[name] = [sample_sha256(data, path) if path else "" for path in good[column]]
+    for column in ("path", *(c for c in BESIDE if c in rows)):
+        hashes = [sample_sha256(data, path) if path else "" for path in good[column]]
+        good[_hash_column(column)] = hashes
     bad = pd.DataFrame({"name": rows["sample_id"], "reason": reasons})[reasons != ""]
     return good, bad.reset_index(drop=True)
 

@@ -405,6 +405,16 @@ def test_files_beside_a_sample_are_hashed_and_checked(tmp_path):
     assert problems["reason"].tolist() == [f"its mask absent.png is not in {tmp_path}"]
 
 
+def test_a_mask_that_has_changed_is_named(tmp_path):
+    rows = folded().assign(mask="m.png")
+    for path in [*rows["path"], "m.png"]:
+        (tmp_path / path).write_bytes(path.encode())
+    rows, _ = manifest.with_hashes(rows, tmp_path)
+    manifest.validate(rows, toy(), tmp_path)
+    (tmp_path / "m.png").write_bytes(b"drawn anew")
+    assert "its mask m.png has changed: sha256" in complaint(rows, data=tmp_path)
+
+
 def test_an_image_within_a_file_has_a_hash_of_its_own_that_follows_the_file(tmp_path):
     (tmp_path / "x.npz").write_bytes(b"one")
     paths = ["x.npz#train/0", "x.npz#train/1"]

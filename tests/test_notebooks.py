@@ -146,6 +146,13 @@ def test_bad_files_stop_the_notebook_with_a_list_or_are_set_aside(repository, tm
     execute.execute(notebook, tmp_path / "out.ipynb", parameters | {"quarantine": True})
     reasons = (results / "manifests" / "fundus_pm.excluded.csv").read_text()
     assert "N0001,set aside:" in reasons and "P0002,set aside:" in reasons
+    kept = folder / "PALM-Training400" / "N0002.jpg"
+    kept.write_bytes(kept.read_bytes() + b"!")  # later notebooks notice
+    parameters = {"task": "fundus_pm", "backbone": "micro_resnet-random", "image_size": 28,
+                  "data": str(tmp_path / "data"), "results": str(results)}  # fmt: skip
+    notebook = repository / "notebooks" / "02_extract_features.ipynb"
+    with pytest.raises(execute.ExecutionError, match=r"N0002\.jpg \(N0002\) has changed"):
+        execute.execute(notebook, tmp_path / "out.ipynb", parameters)
 
 
 @pytest.mark.xdist_group("alone")
