@@ -68,7 +68,7 @@ def _summarise_cell(
         predictions, classes = read_predictions(run.folder)
         _same_samples(judged, run, predictions)
         points.append(metrics.point(predictions, classes))
-        draws.append(metrics.bootstrap(predictions, classes, resamples))
+        draws.append(metrics.bootstrap(predictions, classes, resamples, threads=1))
     size = {"n_patients": predictions["patient_id"].nunique(), "n_images": len(predictions)}
     by_seed, over_seeds = [], []
     for name in metrics.NAMES:

@@ -1,25 +1,35 @@
 """Point metrics of predictions, and their 95 % intervals from a bootstrap over patients.
 
 Everything is computed from class probabilities ``(n, K)``, labels ``(n,)`` in 0 … K-1 and sample
-weights. A resample of patients is a vector of weights: how often each patient was drawn. All
-resamples are computed at once, without drawing a single copy of the data.
+weights. A resample of patients is a vector of weights: how often each patient was drawn. Samples
+are sorted once; a resample then costs the drawing of its patients and, for each class, cumulated
+sums of whole numbers, made for many resamples at once without a single copy of the data.
 """
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+
 import numpy as np
 import pandas as pd
 
-NAMES = (
+from medlib.errors import unknown
+
+CONFUSION = (  # these follow from the confusion matrix
     "accuracy",
     "balanced_accuracy",
     "precision_weighted",
     "recall_weighted",
     "f1_weighted",
-    "auroc",
-    "auprc",
 )
-CHUNK = 10_000_000  # weights held at once, in elements (80 MB in float64)
+AREAS = ("auroc", "auprc")  # these from the order of the scores
+NAMES = CONFUSION + AREAS
+CHUNK = 1 << 17  # weights that a thread holds at once, in elements: its arrays fit the cache
+MAX_THREADS = 8  # more would wait for the draws, which are made one after another
 
 
 def probability_columns(classes: list[str]) -> list[str]:
@@ -41,86 +51,174 @@ def prediction_frame(index: pd.DataFrame, proba: np.ndarray, classes: list[str])
 
 
 def compute(
-    y: np.ndarray, proba: np.ndarray, weights: np.ndarray | None = None
+    y: np.ndarray,
+    proba: np.ndarray,
+    weights: np.ndarray | None = None,
+    names: Sequence[str] = NAMES,
 ) -> dict[str, np.ndarray]:
-    """Every metric of :data:`NAMES`, once per row of ``weights``.
+    """Every metric of ``names``, once per row of ``weights``.
 
     ``y`` (n,) labels in 0 … K-1; ``proba`` (n, K); ``weights`` (B, n), or None for one row of
     ones. Returns arrays of shape (B,). As scikit-learn defines them: precision is 0 for a class
     that is never predicted; balanced accuracy is the mean over the classes present; AUROC and
     AUPRC (average precision) are one-versus-rest means over classes, for two classes of the
-    second class. Where a class with no weight makes a metric undefined it is NaN.
+    second class. Where a class with no weight makes a metric undefined it is NaN. Raises
+    ValueError for a name that is not in :data:`NAMES`.
+    """
+    _check(names)
+    weights = np.ones((1, len(y)), dtype=np.int64) if weights is None else np.asarray(weights)
+    # Sums of whole numbers are exact, and ten times as fast to cumulate.
+    weights = weights.astype(np.int64 if weights.dtype.kind in "biu" else np.float64, copy=False)
+    return _evaluator(y, proba, np.arange(len(y)), names)(weights)
+
+
+def _check(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in NAMES:
+            raise ValueError(unknown("metric", name, NAMES))
+
+
+def _evaluator(
+    y: np.ndarray, proba: np.ndarray, owner: np.ndarray, names: Sequence[str]
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Sort the samples once; returns the function from weights (B, owners) to metrics (B,).
+
+    ``owner`` (n,) is the column of the weights that holds for each sample.
     """
     y, proba = np.asarray(y), np.asarray(proba, dtype=np.float64)
-    n, k = proba.shape
-    weights = np.ones((1, n)) if weights is None else np.asarray(weights, dtype=np.float64)
-    hot = np.eye(k)[y]
-    predicted = np.eye(k)[proba.argmax(1)]
-    support = weights @ hot  # (B, K)
-    hits = weights @ (hot * predicted)
-    called = weights @ predicted
-    total = support.sum(1)
-    present = support > 0
-    recall = _ratio(hits, support)
-    precision = _ratio(hits, called)
-    f1 = _ratio(2 * hits, support + called)
+    k = proba.shape[1]
+    areas = [name for name in names if name in AREAS]
+    rankings = [_ranking(y == c, proba[:, c], owner) for c in _ranked(k)] if areas else []
+    cells = y * k + proba.argmax(1)
+    by_cell = np.argsort(cells, kind="stable")
+    occupied, starts = np.unique(cells[by_cell], return_index=True)
+
+    def evaluate(weights: np.ndarray) -> dict[str, np.ndarray]:
+        found = {}
+        if len(areas) < len(names):
+            confusion = np.zeros((len(weights), k * k), dtype=weights.dtype)
+            ordered = weights.take(owner[by_cell], axis=1)
+            confusion[:, occupied] = np.add.reduceat(ordered, starts, axis=1)
+            found |= _confusion_metrics(confusion.reshape(-1, k, k))
+        if areas:
+            parts = [_areas(weights, ranking, areas) for ranking in rankings]
+            found |= {name: np.mean([part[name] for part in parts], axis=0) for name in areas}
+        return {name: found[name] for name in names}
+
+    return evaluate
+
+
+def _confusion_metrics(confusion: np.ndarray) -> dict[str, np.ndarray]:
+    """The metrics of :data:`CONFUSION` from matrices (B, K labels, K predictions)."""
+    hits = np.diagonal(confusion, axis1=1, axis2=2)
+    support, called = confusion.sum(2), confusion.sum(1)
+    total, present = support.sum(1), (support > 0).sum(1)
     share = support / total[:, None]
-    ranked = [1] if k == 2 else range(k)
-    areas = [_areas(hot[:, c], proba[:, c], weights) for c in ranked]
+    recall = _ratio(hits, support)
     return {
         "accuracy": hits.sum(1) / total,
-        "balanced_accuracy": (recall * present).sum(1) / present.sum(1),
-        "precision_weighted": (precision * share).sum(1),
+        "balanced_accuracy": recall.sum(1) / present,
+        "precision_weighted": (_ratio(hits, called) * share).sum(1),
         "recall_weighted": (recall * share).sum(1),
-        "f1_weighted": (f1 * share).sum(1),
-        "auroc": np.mean([area[0] for area in areas], axis=0),
-        "auprc": np.mean([area[1] for area in areas], axis=0),
+        "f1_weighted": (_ratio(2 * hits, support + called) * share).sum(1),
     }
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
+    """a / b, where b is 0 only if a is: 0 there."""
+    return a / (b + (b == 0))
+
+
+def _ranked(k: int) -> list[int]:
+    """The classes over which AUROC and AUPRC are means."""
+    return [1] if k == 2 else list(range(k))
+
+
+def _ranking(
+    positive: np.ndarray, score: np.ndarray, owner: np.ndarray
+) -> tuple[np.ndarray, ...] | None:
+    """What :func:`_areas` needs of the order of the scores; None when one is not finite.
+
+    The owners of the samples, highest score first (n,); then of every positive sample, in that
+    order, (P,) each: its place, the first and the last place with its score, and the last of the
+    positive samples with its score.
+    """
+    if not np.isfinite(score).all():  # sorted last, NaN would be ranked by the order of its rows
+        return None
+    order = np.argsort(-score, kind="stable")
+    falling, places = -score[order], np.flatnonzero(positive[order])
+    first = np.searchsorted(falling, falling[places], "left")
+    last = np.searchsorted(falling, falling[places], "right") - 1
+    return owner[order], places, first, last, np.searchsorted(places, last, "right") - 1
 
 
 def _areas(
-    positive: np.ndarray, score: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """AUROC and average precision for every row of weights, ties counted as scikit-learn does."""
-    if not np.isfinite(score).all():  # sorted last, NaN would be ranked by the order of its rows
-        return np.full(len(weights), np.nan), np.full(len(weights), np.nan)
-    order = np.argsort(-score, kind="stable")
-    ends = np.flatnonzero(np.diff(score[order], append=np.nan))  # last of each run of equal scores
-    ordered = weights[:, order]
-    true = np.cumsum(ordered * positive[order], axis=1)[:, ends]
-    false = np.cumsum(ordered * (1 - positive[order]), axis=1)[:, ends]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        tpr, fpr = true / true[:, -1:], false / false[:, -1:]
-        start = np.zeros((len(weights), 1))
-        auroc = np.trapezoid(np.hstack([start, tpr]), np.hstack([start, fpr]), axis=1)
-        precision = _ratio(true, true + false)
-        auprc = (np.diff(tpr, axis=1, prepend=0) * precision).sum(1)
-    return auroc, auprc
+    weights: np.ndarray, ranking: tuple[np.ndarray, ...] | None, names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """The metrics of :data:`AREAS` for every row of weights, ties counted as scikit-learn does.
+
+    A sum over the positive samples alone: AUROC is the share of pairs (positive, negative) that
+    are in order, average precision the mean precision at the positives' scores.
+    """
+    if ranking is None:
+        return dict.fromkeys(names, np.full(len(weights), np.nan))
+    owners, places, first, last, last_hit = ranking
+    ordered = weights.take(owners, axis=1)
+    above = np.zeros((len(weights), len(owners) + 1), dtype=weights.dtype)
+    np.cumsum(ordered, axis=1, out=above[:, 1:])  # above[:, i]: the weight of the first i places
+    hits, upto = ordered.take(places, axis=1), above.take(last + 1, axis=1)
+    positive, found = hits.sum(1), {}
+    if "auroc" in names:
+        pairs = 2 * positive * (above[:, -1] - positive)
+        # Twice the pairs (positive, any sample) with the other one higher, a tie being half of
+        # one. Those of two positive samples, itself included, are positive² of them.
+        wrong = np.einsum("bp,bp->b", hits, above.take(first, axis=1) + upto) - positive**2
+        found["auroc"] = _defined(pairs - wrong, pairs)
+    if "auprc" in names:
+        precision = _ratio(np.cumsum(hits, axis=1).take(last_hit, axis=1), upto)
+        found["auprc"] = _defined(np.einsum("bp,bp->b", hits, precision), positive)
+    return found
 
 
-def auroc(y: np.ndarray, proba: np.ndarray) -> float:
+def _defined(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.divide(a, b, out=np.full(np.shape(b), np.nan), where=b > 0)
+
+
+def auroc(y: np.ndarray, proba: np.ndarray) -> float | np.ndarray:
     """Macro one-versus-rest AUROC, the metric by which hyper-parameters are chosen.
 
-    NaN when a class is missing.
+    ``y`` (n,) labels in 0 … K-1; ``proba`` (n, K), or (…, n, K) for many predictions of the same
+    samples at once, which gives an array (…). NaN when a class is missing, or a probability is
+    not finite.
     """
-    ranked = [1] if proba.shape[1] == 2 else range(proba.shape[1])
-    one = np.ones((1, len(y)))
-    return float(np.mean([_areas((y == c).astype(float), proba[:, c], one)[0] for c in ranked]))
+    y, proba = np.asarray(y), np.asarray(proba, dtype=np.float64)
+    ranked = np.array(_ranked(proba.shape[-1]))[:, None]
+    score = np.moveaxis(proba, -1, -2)[..., ranked[:, 0], :]  # (…, classes, n)
+    order = np.argsort(score, axis=-1)
+    ordered = np.take_along_axis(score, order, axis=-1)
+    hits = y[order] == ranked
+    misses = np.cumsum(~hits, axis=-1)
+    starts = np.ones((*score.shape[:-1], len(y) + 1), dtype=bool)  # of runs of equal scores
+    starts[..., 1:-1] = ordered[..., 1:] != ordered[..., :-1]
+    # Negative samples below a positive one's run, and up to the run's end: a tie is half a pair.
+    below = np.maximum.accumulate(np.where(starts[..., :-1], misses - ~hits, 0), axis=-1)
+    upto = np.where(starts[..., 1:], misses, len(y))[..., ::-1]
+    upto = np.minimum.accumulate(upto, axis=-1)[..., ::-1]
+    pairs = 2 * hits.sum(-1) * misses[..., -1]
+    areas = _defined(((below + upto) * hits).sum(-1), pairs)
+    return np.where(np.isfinite(score).all(-1), areas, np.nan).mean(-1)[()]
 
 
 def codes(labels: pd.Series, classes: list[str]) -> np.ndarray:
     """Labels (n,) as their positions in ``classes``; ValueError for one that is no class."""
-    strangers = sorted(set(labels) - set(classes), key=str)
-    if strangers:
+    found = pd.Index(classes).get_indexer(labels).astype(np.int64)
+    if (found < 0).any():
+        strangers = sorted(set(labels[found < 0]), key=str)
         raise ValueError(
             f"The label {strangers[0]!r} is none of the classes ({', '.join(classes)}). Labels are "
             "text: read predictions with compare.read_predictions, manifests with manifest.read."
         )
-    return pd.Categorical(labels, categories=classes).codes.astype(np.int64)
+    return found
 
 
 def arrays(predictions: pd.DataFrame, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -136,23 +234,103 @@ def point(predictions: pd.DataFrame, classes: list[str]) -> dict[str, float]:
 
 
 def bootstrap(
-    predictions: pd.DataFrame, classes: list[str], resamples: int = 5000, seed: int = 0
+    predictions: pd.DataFrame,
+    classes: list[str],
+    resamples: int = 5000,
+    seed: int = 0,
+    *,
+    names: Sequence[str] = NAMES,
+    paired: bool = True,
+    threads: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Every metric on ``resamples`` draws of patients with replacement: arrays (resamples,).
+    """Metrics on ``resamples`` draws of patients with replacement: arrays (resamples,) by name.
 
     A patient's samples are drawn together. Two frames with the same patients and the same
-    ``seed`` get the same draws, whatever their order, so their differences are paired.
+    ``seed`` get the same draws, whatever their order, so their differences are paired; so are the
+    metrics of a frame. ``paired=False`` gives that up for speed: the metrics of :data:`CONFUSION`
+    then follow from one multinomial draw over the patients' distinct confusion matrices (few,
+    unless patients have many samples), which has the same distribution. Take it for the interval
+    of one metric of one frame, never for a difference or a mean of several.
+
+    The values are the same, to the bit, for any number of ``threads`` (by default one a core, at
+    most :data:`MAX_THREADS`). Each holds at most 100 bytes × the larger of :data:`CHUNK` and the
+    number of samples, beside the sorted samples and, unless paired, K × K counts a patient. Raises
+    ValueError for a name that is not in :data:`NAMES`.
     """
+    _check(names)
     y, proba = arrays(predictions, classes)
     owner, patients = pd.factorize(predictions["patient_id"], sort=True)
-    rng, parts = np.random.default_rng(seed), []
-    chunk = max(1, CHUNK // len(y))
-    for start in range(0, resamples, chunk):
-        size = (min(chunk, resamples - start), len(patients))
-        draws = rng.integers(len(patients), size=size)
-        counts = np.stack([np.bincount(row, minlength=len(patients)) for row in draws])
-        parts.append(compute(y, proba, counts[:, owner]))
-    return {name: np.concatenate([part[name] for part in parts]) for name in NAMES}
+    rng, found = np.random.default_rng(seed), {}
+    by_matrix = [] if paired else [name for name in names if name in CONFUSION]
+    by_patient = [name for name in names if name not in by_matrix]
+    threads = threads or min(MAX_THREADS, os.cpu_count() or 1)
+    if by_matrix:
+        found |= _confusion_metrics(_draw_confusion(y, proba, owner, resamples, rng, threads))
+    if by_patient:
+        evaluate = _evaluator(y, proba, owner, by_patient)
+        rows = max(1, CHUNK // len(y))
+        found |= _draw_patients(evaluate, len(patients), resamples, rows, rng, threads)
+    return {name: found[name] for name in names}
+
+
+def _draw_confusion(
+    y: np.ndarray,
+    proba: np.ndarray,
+    owner: np.ndarray,
+    resamples: int,
+    rng: np.random.Generator,
+    threads: int,
+) -> np.ndarray:
+    """Confusion matrices (resamples, K, K), each that of as many patients as there are.
+
+    Patients with the same confusion matrix are interchangeable, so how often each matrix is drawn
+    is multinomial.
+    """
+    k, n_patients = proba.shape[1], owner.max() + 1
+    cells = owner * k * k + y * k + proba.argmax(1)
+    own = np.bincount(cells, minlength=n_patients * k * k).reshape(n_patients, k * k)
+    kinds = sorted(Counter(row.tobytes() for row in own).items())
+    matrices = np.array([np.frombuffer(row, own.dtype) for row, _ in kinds], dtype=np.float64)
+    share = np.array([count for _, count in kinds]) / n_patients
+    # An eighth of a chunk: a multinomial count takes many times as long as a weight. The blocks
+    # are the same for any number of threads, and each has a stream of random numbers to itself.
+    rows = max(1, CHUNK // 8 // len(kinds))
+
+    def draw(stream: np.random.Generator) -> np.ndarray:
+        return stream.multinomial(n_patients, share, size=rows) @ matrices
+
+    with ThreadPoolExecutor(threads) as pool:
+        parts = list(pool.map(draw, rng.spawn(-(-resamples // rows))))
+    return np.concatenate(parts)[:resamples].reshape(-1, k, k)
+
+
+def _draw_patients(
+    evaluate: Callable[[np.ndarray], dict[str, np.ndarray]],
+    n_patients: int,
+    resamples: int,
+    rows: int,
+    rng: np.random.Generator,
+    threads: int,
+) -> dict[str, np.ndarray]:
+    """``evaluate`` on how often each patient is drawn, ``rows`` resamples at once."""
+    starts, lock, parts = iter(range(0, resamples, rows)), Lock(), {}
+
+    def work(_: int) -> None:
+        while True:
+            with lock:  # draws are made in order, whichever thread makes them
+                start = next(starts, None)
+                if start is None:
+                    return
+                size = (min(rows, resamples - start), n_patients)
+                draws = rng.integers(n_patients, size=size)
+            draws += n_patients * np.arange(len(draws))[:, None]
+            counts = np.bincount(draws.ravel(), minlength=draws.size).reshape(size)
+            parts[start] = evaluate(counts)
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(threads)))
+    ordered = [parts[start] for start in sorted(parts)]
+    return {name: np.concatenate([part[name] for part in ordered]) for name in ordered[0]}
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:

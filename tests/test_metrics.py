@@ -1,5 +1,8 @@
 """medlib.metrics: scikit-learn's numbers, and a bootstrap that draws patients."""
 
+import itertools
+import sys
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -67,6 +70,20 @@ def clustered(n_patients, per_patient, seed=0):
     owner = np.repeat(np.arange(n_patients), per_patient)
     proba = np.stack([1 - positive, positive], axis=1)[owner]
     return frame(label[owner], proba, [f"p{i:03d}" for i in owner])
+
+
+def mixed(n_patients, k, seed=0):
+    """Patients with one to four images, right in some of them and wrong in others; with ties."""
+    rng = np.random.default_rng(seed)
+    owner = np.repeat(np.arange(n_patients), rng.integers(1, 5, n_patients))
+    # A patient's images are alike, so that drawing images one by one would be another thing.
+    y = (rng.permutation(np.arange(n_patients) % k))[owner]
+    own = rng.dirichlet(np.ones(k), n_patients)[owner]
+    proba = 0.4 * own + 0.3 * rng.dirichlet(np.ones(k), len(owner)) + 0.3 * np.eye(k)[y]
+    proba = np.round(proba, 2)
+    order = rng.permutation(len(owner))
+    patients = np.array([f"p{i:03d}" for i in owner])
+    return y[order], (proba / proba.sum(1, keepdims=True))[order], patients[order]
 
 
 # ------------------------------------------------------------------------------------- points
@@ -151,6 +168,47 @@ def test_areas_are_undefined_when_a_class_is_absent_and_the_other_metrics_are_no
         expected = by_sklearn(y[y != 2], proba[y != 2])
     for name in metrics.NAMES[:5]:
         assert found[name][0] == pytest.approx(expected[name], rel=0, abs=1e-12), name
+
+
+def test_scores_that_are_all_equal_order_no_pair_and_have_the_precision_of_the_prevalence():
+    y, proba = np.array([0, 1, 0, 0, 1]), np.full((5, 2), 0.5)
+    found = metrics.compute(y, proba)
+    assert found["auroc"][0] == metrics.auroc(y, proba) == 0.5
+    assert found["auprc"][0] == 2 / 5
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_many_predictions_at_once_have_each_the_auroc_of_scikit_learn(k):
+    cases = [case(k, n=40, seed=seed) for seed in range(6)]
+    y = cases[0][0]
+    proba = np.stack([scores for _, scores in cases])
+    proba[1] = np.eye(k)[y]  # perfect
+    proba[2] = 1 / k  # nothing but ties
+    proba[3, 7, 1] = np.nan
+    found = metrics.auroc(y, proba.reshape(2, 3, 40, k))
+    assert found.shape == (2, 3)
+    assert found.ravel()[1] == 1 and found.ravel()[2] == 0.5 and np.isnan(found.ravel()[3])
+    for i in (0, 4, 5):
+        expected = by_sklearn(y, proba[i])["auroc"]
+        assert found.ravel()[i] == pytest.approx(expected, rel=0, abs=1e-12)
+    assert np.isnan(metrics.auroc(np.where(y == 1, 0, y), proba[[0, 4]])).all()
+
+
+def test_only_the_metrics_that_are_asked_for_are_computed_and_others_are_refused():
+    y, proba = case(3, n=50, seed=2)
+    every, rows = metrics.compute(y, proba), frame(y, proba)
+    for asked in (["auprc", "accuracy"], ["auroc"], ["f1_weighted"]):
+        found = metrics.compute(y, proba, names=asked)
+        assert list(found) == asked
+        assert all(found[name] == every[name] for name in asked)
+        assert list(metrics.bootstrap(rows, names(3), 5, names=asked)) == asked
+        assert list(metrics.bootstrap(rows, names(3), 5, names=asked, paired=False)) == asked
+    for refuse in (
+        lambda: metrics.compute(y, proba, names=["aurok"]),
+        lambda: metrics.bootstrap(rows, names(3), 5, names=["aurok"], paired=False),
+    ):
+        with pytest.raises(ValueError, match="'aurok'.*auroc"):
+            refuse()
 
 
 @pytest.mark.parametrize("only", [0, 1])
@@ -292,6 +350,85 @@ def test_the_patient_bootstrap_is_that_of_drawing_patients_and_joining_their_row
     assert set(found) == set(metrics.NAMES)
 
 
+@pytest.mark.parametrize("k", [2, 5])
+def test_areas_of_resamples_are_those_of_scikit_learn_with_the_drawn_counts_as_weights(k):
+    y, proba, patients = mixed(18, k, seed=1)
+    found = metrics.bootstrap(frame(y, proba, patients), names(k), resamples=60, seed=7)
+    unique, owner = np.unique(patients, return_inverse=True)
+    draws = np.random.default_rng(7).integers(len(unique), size=(60, len(unique)))
+    missing = 0
+    for b, draw in enumerate(draws):
+        weights = np.bincount(draw, minlength=len(unique))[owner]
+        if len(set(y[weights > 0])) < k:
+            missing += 1
+            assert np.isnan(found["auroc"][b])
+            continue
+        expected = by_sklearn(y, proba, weights)
+        for name in metrics.AREAS:
+            assert found[name][b] == pytest.approx(expected[name], rel=0, abs=1e-12), name
+    assert missing < 30 and (k == 2 or missing)
+
+
+def test_confusion_matrices_of_single_images_are_multinomial():
+    # Four images, one in each cell but the last: every matrix that can be drawn, and how often.
+    y, proba = np.array([0, 0, 1, 1]), np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.6, 0.4]])
+    rng = np.random.default_rng(0)
+    drawn = metrics._draw_confusion(y, proba, np.arange(4), 20_000, rng, 2)
+    outcomes = [c for c in itertools.product(range(5), repeat=3) if sum(c) == 4]
+    observed = [(drawn.reshape(-1, 4)[:, :3] == outcome).all(1).sum() for outcome in outcomes]
+    expected = scipy.stats.multinomial(4, [1 / 4, 1 / 4, 1 / 2]).pmf(outcomes) * 20_000
+    assert sum(observed) == 20_000
+    assert scipy.stats.chisquare(observed, expected).pvalue > 1e-3
+
+
+def test_accuracy_of_single_images_is_binomial_when_draws_need_not_be_paired():
+    y, proba = case(7, n=60, seed=5)
+    proba = 0.4 * proba + 0.6 * case(7, n=60, seed=9)[1]  # less than perfect
+    right = int((proba.argmax(1) == y).sum())
+    found = metrics.bootstrap(frame(y, proba), names(7), 20_000, seed=3, paired=False)["accuracy"]
+    hits = np.round(found * 60).astype(int)
+    np.testing.assert_allclose(found, hits / 60, rtol=0, atol=1e-12)
+    exact = scipy.stats.binom(60, right / 60)
+    low, high = exact.ppf([0.005, 0.995]).astype(int)
+    middle = np.arange(low, high + 1)  # each expected dozens of times, and so are both tails
+    observed = np.bincount(np.clip(hits, low - 1, high + 1), minlength=high + 2)[low - 1 :]
+    expected = 20_000 * np.array([exact.cdf(low - 1), *exact.pmf(middle), exact.sf(high)])
+    assert min(expected) > 10
+    assert scipy.stats.chisquare(observed, expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_draws_that_need_not_be_paired_have_the_distribution_of_those_that_are(k):
+    y, proba, patients = mixed(40, k, seed=2)
+    right = pd.Series(proba.argmax(1) == y).groupby(patients)
+    assert right.nunique().max() == 2, "no patient is right in one image and wrong in another"
+    rows, n = frame(y, proba, patients), 20_000
+    apart = metrics.bootstrap(rows, names(k), n, seed=1, paired=False)
+    together = metrics.bootstrap(rows, names(k), n, seed=2)
+    by_image = metrics.bootstrap(rows.assign(patient_id=rows["sample_id"]), names(k), n)
+    assert by_image["accuracy"].std() < 0.9 * together["accuracy"].std(), "the case shows nothing"
+    for name in metrics.NAMES:
+        a, b = apart[name][np.isfinite(apart[name])], together[name][np.isfinite(together[name])]
+        assert abs(a.mean() - b.mean()) < 4 * b.std() * np.sqrt(2 / n), name
+        assert a.std() == pytest.approx(b.std(), rel=4 / np.sqrt(n)), name
+        # The error of a quantile's rank is that of a share: sqrt(q (1 - q) / n), for both.
+        for q in (0.025, 0.5, 0.975):
+            error = 4 * np.sqrt(2 * q * (1 - q) / n)
+            assert np.quantile(b, max(0, q - error)) <= np.quantile(a, q), name
+            assert np.quantile(a, q) <= np.quantile(b, min(1, q + error)), name
+
+
+def test_draws_that_need_not_be_paired_are_the_same_for_the_same_seed_in_any_order():
+    y, proba, patients = mixed(30, 3)
+    rows = frame(y, proba, patients)
+    first = metrics.bootstrap(rows, names(3), 50, seed=4, paired=False)
+    again = metrics.bootstrap(rows.sample(frac=1, random_state=0), names(3), 50, 4, paired=False)
+    other = metrics.bootstrap(rows, names(3), 50, seed=5, paired=False)
+    for name in metrics.NAMES:
+        np.testing.assert_allclose(first[name], again[name], rtol=0, atol=1e-12)
+        assert not np.allclose(first[name], other[name], equal_nan=True), name
+
+
 def test_frames_with_the_same_patients_in_another_order_get_the_same_draws():
     rows = clustered(12, 3)
     mixed = rows.sample(frac=1, random_state=0)
@@ -324,10 +461,41 @@ def test_the_size_of_a_chunk_does_not_change_a_draw(monkeypatch):
         monkeypatch.setattr(metrics, "CHUNK", rows_at_once * len(rows))
         parts = metrics.bootstrap(rows, names(2), resamples=31, seed=2)
         for name in metrics.NAMES:
-            np.testing.assert_allclose(parts[name], whole[name], rtol=0, atol=1e-12)
+            np.testing.assert_array_equal(parts[name], whole[name])
     monkeypatch.setattr(metrics, "CHUNK", 1)  # less than one row: still one at a time
-    parts = metrics.bootstrap(rows, names(2), resamples=5, seed=2)
-    np.testing.assert_allclose(parts["accuracy"], whole["accuracy"][:5], rtol=0, atol=1e-12)
+    parts = metrics.bootstrap(rows, names(2), resamples=31, seed=2)
+    np.testing.assert_array_equal(parts["accuracy"], whole["accuracy"])
+
+
+@pytest.mark.parametrize(("paired", "chunk"), [(True, 8), (False, 4000)])
+def test_the_number_of_threads_does_not_change_a_bit(monkeypatch, paired, chunk):
+    monkeypatch.setattr(metrics, "CHUNK", chunk)  # few resamples at a time: threads overtake
+    rows = frame(*mixed(50, 4))
+    alone = metrics.bootstrap(rows, names(4), 600, seed=9, paired=paired, threads=1)
+    patience = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        several = metrics.bootstrap(rows, names(4), 600, seed=9, paired=paired, threads=5)
+    finally:
+        sys.setswitchinterval(patience)
+    for name in metrics.NAMES:
+        np.testing.assert_array_equal(several[name], alone[name])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_memory_stays_below_the_stated_bound(threads):
+    n, resamples = 20_000, 400
+    rng = np.random.default_rng(0)
+    y, score = (rng.random(n) < 0.99).astype(int), rng.random(n)  # most arrays are of positives
+    rows = frame(y, np.stack([1 - score, score], axis=1))
+    tracemalloc.start()
+    metrics.bootstrap(rows, names(2), resamples=resamples, threads=threads)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    sorted_samples = 20 * 8 * n  # scores, labels and orders: some twenty arrays (n,)
+    bound = 100 * metrics.CHUNK * threads + sorted_samples
+    assert peak < bound
+    assert bound < 8 * resamples * n / 2, "all weights at once would almost fit as well"
 
 
 def test_an_interval_holds_the_middle_of_the_values():

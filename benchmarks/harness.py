@@ -1,0 +1,192 @@
+"""What the benchmarks share: contestants timed in turn, the machine's own limit, the summary.
+
+A script times its contestants in one process, in turn, several times over; a ratio is the median
+over the repeats of the peer's time over ours in the same repeat. Every script takes ``--quick``:
+tiny sizes, to see that it runs; what it prints then means nothing and is not kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms
+
+from medlib import artifacts, backbones
+
+SUMMARY = Path("results/bench/summary.json")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """The options that every script has: ``--quick`` and ``--repeats``."""
+    parser = argparse.ArgumentParser(description=description.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="tiny sizes; nothing is kept")
+    parser.add_argument("--repeats", type=int, default=3, help="interleaved repeats (default 3)")
+    options = parser.parse_args()
+    options.repeats = 1 if options.quick else options.repeats
+    return options
+
+
+def synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """The seconds of one call, the device's work included."""
+    synchronise()
+    start = time.perf_counter()
+    function()
+    synchronise()
+    return time.perf_counter() - start
+
+
+def interleaved(
+    contestants: Mapping[str, Callable[[], object]], repeats: int
+) -> dict[str, np.ndarray]:
+    """Seconds of every contestant (repeats,), timed in turn so that all meet the same machine.
+
+    A contestant that returns a float has timed itself: a peer that would take hours is measured
+    on a part, and scaled.
+    """
+    times = {name: [] for name in contestants}
+    for _ in range(repeats):
+        for name, function in contestants.items():
+            own = None
+
+            def call(function=function):
+                nonlocal own
+                own = function()
+
+            taken = seconds(call)
+            times[name].append(own if isinstance(own, float) else taken)
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def flops(function: Callable[[], object]) -> int:
+    """The floating-point operations of one call: of its matrix products and convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def photographs(folder: Path, n: int, size: tuple[int, int], quality: int = 90) -> list[Path]:
+    """``n`` JPEG files of ``size`` (width, height): noise with a photograph's 1/f spectrum."""
+    rng = np.random.default_rng(0)
+    width, height = size
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    frequency[0, 0] = 1
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{number:05d}.jpg" for number in range(n)]
+    for path in paths:
+        noise = rng.normal(size=(3, *frequency.shape)) + 1j * rng.normal(size=(3, *frequency.shape))
+        pixels = np.fft.irfft2(noise / frequency**1.2, (height, width)).transpose(1, 2, 0)
+        pixels = 128 + 45 * pixels / pixels.std()
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=quality)
+    return paths
+
+
+class Files(torch.utils.data.Dataset):
+    """The peers' data set: an image is opened, decoded and transformed whenever it is asked for."""
+
+    def __init__(self, paths: list[Path], labels: list[int], transform: Callable):
+        self.paths, self.labels, self.transform = paths, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, int]:
+        image = Image.open(self.paths[number]).convert("RGB")
+        return self.transform(image), self.labels[number]
+
+
+def resized(row: backbones.Backbone, size: int) -> Callable:
+    """The peers' transform of an image: as the backbone wants it, by torchvision."""
+    return transforms.Compose([
+        transforms.Resize((size, size)),
+        transforms.ToTensor(),
+        transforms.Normalize(row.preprocessing["mean"], row.preprocessing["std"]),
+    ])  # fmt: skip
+
+
+def timm_model(row: backbones.Backbone, size: int) -> torch.nn.Module:
+    """The peers' network, as timm makes it, in evaluation mode."""
+    arguments = {"img_size": size} if row.patch > 1 else {}
+    return timm.create_model(row.architecture, num_classes=0, **arguments).eval().to(DEVICE)
+
+
+def matrix_rate(
+    device: str = "cpu", dtype: torch.dtype = torch.float32, budget: float = 1.0
+) -> float:
+    """The machine's rate of multiplying matrices, FLOP/s: the fastest way known, measured now.
+
+    On a CPU that is the better of ``torch.mm`` (MKL, which uses AVX2 alone on AMD's cores) and the
+    same product as a convolution of width one (oneDNN, which uses AVX-512 there too).
+    ``budget`` is the seconds spent on each shape.
+    """
+    cuda = torch.device(device).type == "cuda"
+    best = 0.0
+    for m, k, n in ((8192, 8192, 8192), (16384, 4096, 4096)) if cuda else ((4096, 1024, 1024),):
+        a = torch.randn(m, k, device=device, dtype=dtype)
+        b = torch.randn(n, k, device=device, dtype=dtype)
+        tokens, kernels = a.view(16, 1, -1, k).permute(0, 3, 1, 2), b[:, :, None, None]
+        ways = [lambda a=a, b=b: functional.linear(a, b)]
+        if not cuda:
+            ways.append(lambda x=tokens, w=kernels: functional.conv2d(x, w))
+        for multiply in ways:
+            rounds, start = 50 if cuda else 1, time.perf_counter()
+            multiply()
+            with torch.inference_mode():
+                while time.perf_counter() - start < budget:
+                    taken = seconds(lambda: [multiply() for _ in range(rounds)])  # noqa: B023
+                    best = max(best, 2 * m * k * n * rounds / taken)
+    return best
+
+
+def report(
+    name: str,
+    peer: str,
+    ratios: np.ndarray | float,
+    *,
+    target: float | None,
+    value: float,
+    unit: str,
+    quick: bool = False,
+) -> None:
+    """Print one line of the table and put it into the summary, in place of an older one.
+
+    ``ratios`` holds one ratio a repeat; their median counts, their range is the noise. ``value`` is
+    our own figure in ``unit`` (seconds, images/s, bytes).
+    """
+    ratios = np.atleast_1d(np.asarray(ratios, dtype=float))
+    ratio, low, high = float(np.median(ratios)), float(ratios.min()), float(ratios.max())
+    goal = "" if target is None else f"target {target:g}"
+    verdict = "" if target is None else ("reached" if ratio >= target else "MISSED")
+    print(
+        f"{name:<44} {value:>10.4g} {unit:<9} {ratio:>8.3g} × {peer:<28} "
+        f"[{low:.3g}, {high:.3g}]  {goal:<11} {verdict}",
+        flush=True,
+    )
+    if quick:
+        return
+    records = json.loads(SUMMARY.read_text("utf-8")) if SUMMARY.is_file() else []
+    records = [r for r in records if (r["name"], r["peer"]) != (name, peer)]
+    records.append({
+        "name": name, "peer": peer, "ratio": _digits(ratio), "target": target,
+        "value": _digits(value), "unit": unit, "low": _digits(low), "high": _digits(high),
+    })  # fmt: skip
+    artifacts.save_json(SUMMARY, records)
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.4g}")
