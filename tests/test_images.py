@@ -1,5 +1,6 @@
 """Images: whatever the file, an upright 8-bit RGB picture; packed once, and never stale."""
 
+import io
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from medlib import artifacts, duplicates, images, volumes
@@ -244,6 +246,199 @@ def test_an_image_within_an_npz_is_decoded_by_its_number(tmp_path, save):
         images.decode(f"{tmp_path}/x.npz#test/3")
 
 
+# ------------------------------------------------------------------------------- plain JPEGs
+
+# torchvision keeps its decoders for now, beside torchcodec's
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
+
+
+def photograph(h, w, mode="RGB"):
+    """Waves, grain, and edges between black and white, at which bicubic weights overshoot."""
+    y, x = np.mgrid[0:h, 0:w]
+    rng = np.random.default_rng(h + w)
+    waves = [128 + 70 * np.sin(x / (4 + k) + y / (9 - k)) for k in range(3)]
+    picture = np.stack(waves, -1) + rng.normal(0, 15, (h, w, 1))
+    picture[(x // 7 + y // 5) % 4 == 0] = 255
+    picture[(x // 7 + y // 5) % 4 == 1] = 0
+    return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).convert(mode)
+
+
+def jpeg(picture, **how):
+    file = io.BytesIO()
+    picture.save(file, "JPEG", **{"quality": 90} | how)
+    return file.getvalue()
+
+
+def with_sampling(content, luminance):
+    """A JPEG whose header gives its first component other sampling factors."""
+    start = content.index(b"\xff\xc0")
+    return content[: start + 11] + bytes([luminance]) + content[start + 12 :]
+
+
+def pillows(path, size, interpolation):
+    """Pillow's pixels, resized by Pillow, in numbers that may be subtracted."""
+    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB").resize((size, size), filters[interpolation]), int)
+
+
+def most_apart(path, size, interpolation):
+    found = images.resize(images.decode_to_resize(path, 14), size, interpolation)
+    assert found.dtype == np.uint8 and found.shape == (size, size, 3)
+    return np.abs(found - pillows(path, size, interpolation)).max()
+
+
+PLAIN = {
+    "grey": lambda: jpeg(photograph(300, 401, "L")),
+    "4:4:4": lambda: jpeg(photograph(300, 401), subsampling=0),
+    "4:2:2": lambda: jpeg(photograph(300, 401), subsampling=1),
+    "4:2:0": lambda: jpeg(photograph(299, 303), subsampling=2),
+    "tall": lambda: jpeg(photograph(299, 203)),
+    "4:1:1": lambda: with_sampling(jpeg(photograph(64, 64), subsampling=2), 0x41),
+    "4:4:0": lambda: with_sampling(jpeg(photograph(64, 64), subsampling=1), 0x12),
+    "progressive": lambda: jpeg(photograph(300, 401), progressive=True),
+    "progressive grey": lambda: jpeg(photograph(300, 401, "L"), progressive=True),
+    "coarse": lambda: jpeg(photograph(300, 401), quality=10),
+    "small": lambda: jpeg(photograph(21, 30)),
+    "one row": lambda: jpeg(photograph(1, 50)),
+    "one column": lambda: jpeg(photograph(90, 1)),
+    "one pixel": lambda: jpeg(photograph(1, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_plain_jpeg_is_decoded_as_by_pillow_and_resized_within_one_grey_level(tmp_path, kind):
+    path = tmp_path / "x.JPG"
+    path.write_bytes(PLAIN[kind]())
+    found = images.decode_to_resize(path, 14)
+    with Image.open(path) as image:
+        expected = np.asarray(image.convert("RGB"))
+    if expected.shape[1] >= expected.shape[0] >= 28:
+        found = found.permute(1, 2, 0).numpy()
+    assert (np.asarray(found) == expected).all()
+    for size in (14, 32, 100, 150, 224):
+        shrinks = expected.shape[1] >= expected.shape[0] >= 2 * size
+        for interpolation in images.RESAMPLING:
+            assert most_apart(path, size, interpolation) <= (1 if shrinks else 0)
+
+
+def test_the_header_that_a_test_patches_has_the_sampling_that_it_says():
+    with Image.open(io.BytesIO(PLAIN["4:1:1"]())) as image:
+        assert [layer[1:3] for layer in image.layer] == [(4, 1), (1, 1), (1, 1)]
+    with Image.open(io.BytesIO(PLAIN["4:4:0"]())) as image:
+        assert [layer[1:3] for layer in image.layer] == [(1, 2), (1, 1), (1, 1)]
+
+
+@pytest.mark.parametrize("shape", [(448, 300), (448, 448), (449, 600), (460, 224), (900, 1000)])
+def test_patterns_of_black_and_white_are_hardly_ever_two_grey_levels_from_pillow(shape):
+    """Two passes in the other order would be 15 levels off."""
+    rng = np.random.default_rng(0)
+    blocks = np.kron(rng.random((200, 250)) > 0.5, np.ones((6, 5)))[: shape[0], : shape[1]]
+    picture = np.repeat((255 * blocks).astype(np.uint8)[..., None], 3, axis=-1)
+    tensor = torch.from_numpy(picture).permute(2, 0, 1)
+    for interpolation, kernel in images.RESAMPLING.items():
+        expected = np.asarray(Image.fromarray(picture).resize((224, 224), kernel), int)
+        apart = np.abs(images.resize(tensor, 224, interpolation) - expected)
+        assert apart.max() <= 2 and (apart > 1).mean() < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["CMYK", "YCCK", "PNG"])
+def test_what_is_called_a_jpeg_but_is_not_plain_is_left_to_pillow(tmp_path, kind):
+    path = tmp_path / "x.jpg"
+    if kind == "PNG":
+        photograph(60, 80).save(path, "PNG")
+    else:
+        content = jpeg(photograph(60, 80, "CMYK"))
+        at = content.index(b"Adobe") + 11  # the transform: 0 CMYK, 2 YCCK
+        path.write_bytes(content[:at] + bytes([2 * (kind == "YCCK")]) + content[at + 1 :])
+    assert isinstance(images.decode_to_resize(path, 14), Image.Image)
+    for interpolation in images.RESAMPLING:
+        assert most_apart(path, 40, interpolation) == 0
+
+
+def turned(stored, orientation):
+    """A stored picture as its EXIF orientation wants it shown, after the standard's table."""
+    return {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.transpose(1, 0, 2),
+        6: np.rot90(stored, -1),
+        7: stored[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(stored),
+    }[orientation]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_packed_upright_whatever_way_it_is_stored(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (tmp_path / "x.jpg").write_bytes(jpeg(photograph(120, 180), exif=exif))
+    with Image.open(tmp_path / "x.jpg") as image:
+        upright = Image.fromarray(np.ascontiguousarray(turned(np.asarray(image), orientation)))
+    expected = np.asarray(upright.resize((48, 48), Image.Resampling.BICUBIC), int)
+    packed = pack(table(["x.jpg"]), tmp_path, tmp_path / "pack", 48, "bicubic")
+    assert np.abs(packed.images[0] - expected).max() <= (1 if orientation == 1 else 0)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.95])
+def test_a_jpeg_that_was_cut_off_is_refused_in_pillows_words(tmp_path, kept, progressive):
+    content = jpeg(photograph(200, 300), progressive=progressive)
+    (tmp_path / "x.jpg").write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(OSError, match="image file is truncated"):
+        images.decode_to_resize(tmp_path / "x.jpg", 14)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_jpeg_that_claims_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
+    content = jpeg(photograph(64, 64))
+    at = content.index(b"\xff\xc0") + 5
+    claim = struct.pack(">HH", 12_000, 12_000)
+    (tmp_path / "x.jpg").write_bytes(content[:at] + claim + content[at + 4 :])
+    with pytest.raises(ValueError, match=r"12000 × 12000 pixels.*decompression bomb"):
+        images.decode_to_resize(tmp_path / "x.jpg", 14)
+
+
+def test_jpegs_are_packed_with_one_thread_of_torch_each_and_torch_has_its_own_back(
+    tmp_path, monkeypatch
+):
+    photograph(40, 50).save(tmp_path / "x.jpg")
+    decode, seen = images.decode_to_resize, []
+    monkeypatch.setattr(
+        images,
+        "decode_to_resize",
+        lambda *a, **k: seen.append(torch.get_num_threads()) or decode(*a, **k),
+    )
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        pack(table(["x.jpg"]), tmp_path, tmp_path / "pack", workers=2)
+        assert (seen, torch.get_num_threads()) == ([1], 3)
+        (tmp_path / "x.jpg").write_bytes(b"")
+        with pytest.raises(ManifestError):
+            pack(table(["x.jpg"]), tmp_path, tmp_path / "other", workers=2)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+PACKED_WITHOUT_TORCH = """
+import sys
+import pandas as pd
+from medlib import images
+row = {"sample_id": "s", "patient_id": "s", "path": "s0.png", "label": "a", "fold": 0}
+images.pack(pd.DataFrame([row]), sys.argv[1], {sys.argv[1] + "/pack": (8, "bilinear")})
+sys.exit("torch" in sys.modules)
+"""
+
+
+def test_torch_is_not_imported_where_there_is_no_jpeg(tmp_path):
+    write_pictures(tmp_path, 1)
+    subprocess.run([sys.executable, "-c", PACKED_WITHOUT_TORCH, str(tmp_path)], check=True)
+
+
 # ----------------------------------------------------------------------------------- packing
 
 
@@ -260,12 +455,10 @@ def write_pictures(folder, n=3, shape=(40, 30)):
 def test_packed_pixels_are_pillows_own_resize(tmp_path, interpolation, size):
     arrays, rows = write_pictures(tmp_path)
     packed = pack(rows, tmp_path, tmp_path / "pack", size, interpolation=interpolation)
-    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
     assert packed.images.dtype == np.uint8
-    assert packed.images.shape == (3, size, size, 3)
-    for array, found in zip(arrays, packed.images, strict=True):
-        expected = Image.fromarray(array).resize((size, size), filters[interpolation])
-        assert (found == np.asarray(expected)).all()
+    assert packed.images.shape == (len(arrays), size, size, 3)
+    for path, found in zip(rows["path"], packed.images, strict=True):
+        assert (found == pillows(tmp_path / path, size, interpolation)).all()
     assert packed.meta == {
         "hash": packed.meta["hash"], "size": size, "interpolation": interpolation,
         "volumes": None, "mask_at_test_time": False,
@@ -562,13 +755,51 @@ def test_a_missing_pack_says_which_notebook_makes_it_and_how(tmp_path):
         assert part in message
 
 
+READ_THROUGH = """
+import os, sys
+import numpy as np
+from medlib import images
+packed = np.load(sys.argv[1], mmap_mode="r")
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+before, most = resident(), 0
+order = np.random.default_rng(0).permutation(len(packed))
+for start in range(0, len(packed), 64):
+    rows = order[start : start + 64]
+    found = images.take(packed, rows)
+    assert found.shape == (len(rows), 64, 64, 3) and (found[:, 0, 0, 0] == rows % 251).all()
+    most = max(most, resident() - before)
+print(most)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="no /proc")
+def test_resident_memory_does_not_grow_while_a_pack_is_read_through(tmp_path):
+    shape = (6000, 64, 64, 3)  # 74 MB
+    packed = np.lib.format.open_memmap(tmp_path / "images.npy", "w+", np.uint8, shape)
+    packed[:, 0, 0, 0] = np.arange(6000) % 251
+    packed.flush()
+    done = subprocess.run(
+        [sys.executable, "-c", READ_THROUGH, str(tmp_path / "images.npy")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert int(done.stdout) < 10e6
+
+
 # ------------------------------------------------------------------------------------- real data
 
 
 @pytest.mark.real_data
-def test_real_images_are_packed_as_pillow_reads_them(real_data, tmp_path):
-    paths = ["ichallenge_pm/PALM-Training400/H0001.jpg", "ichallenge_pm/PALM-Training400/P0001.jpg"]
-    packed = pack(table(paths), real_data, tmp_path / "pack", 64)
-    for path, found in zip(paths, packed.images, strict=True):
-        image = Image.open(real_data / path).convert("RGB")
-        assert (found == np.asarray(image.resize((64, 64), Image.Resampling.BILINEAR))).all()
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("folder", ["chest_xray", "ham10000", "ichallenge_pm"])
+def test_real_images_are_packed_within_one_grey_level_of_pillow(
+    real_data, tmp_path, folder, interpolation
+):
+    found = sorted(p for p in (real_data / folder).rglob("*") if p.suffix in (".jpg", ".jpeg"))
+    assert found
+    paths = [str(path.relative_to(real_data)) for path in found[:: max(1, len(found) // 40)]]
+    for size in (64, 224):
+        packed = pack(table(paths), real_data, tmp_path / f"{size}", size, interpolation)
+        for path, picture in zip(paths, packed.images, strict=True):
+            assert np.abs(picture - pillows(real_data / path, size, interpolation)).max() <= 1
