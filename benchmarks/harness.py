@@ -8,6 +8,7 @@ tiny sizes, to see that it runs; what it prints then means nothing and is not ke
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -125,31 +126,32 @@ def timm_model(row: backbones.Backbone, size: int) -> torch.nn.Module:
     return timm.create_model(row.architecture, num_classes=0, **arguments).eval().to(DEVICE)
 
 
-def matrix_rate(
-    device: str = "cpu", dtype: torch.dtype = torch.float32, budget: float = 1.0
-) -> float:
-    """The machine's rate of multiplying matrices, FLOP/s: the fastest way known, measured now.
+LIMITS = ("torch.mm",) if DEVICE == "cuda" else ("torch.mm", "oneDNN")
 
-    On a CPU that is the better of ``torch.mm`` (MKL, which uses AVX2 alone on AMD's cores) and the
-    same product as a convolution of width one (oneDNN, which uses AVX-512 there too).
-    ``budget`` is the seconds spent on each shape.
+
+def matrix_rate(way: str = "torch.mm", dtype: torch.dtype = torch.float32) -> float:
+    """The machine's rate of multiplying matrices, FLOP/s, measured now.
+
+    On a CPU torch gives matrix products to MKL, which on AMD's cores uses AVX2 alone. The same
+    product as a convolution of width one goes to oneDNN, which uses AVX-512 there too: where that
+    is faster it is the real limit. :data:`LIMITS` names the ways that there are on this machine.
     """
-    cuda = torch.device(device).type == "cuda"
-    best = 0.0
+    cuda = DEVICE == "cuda"
+    best, rounds, budget = 0.0, 50 if cuda else 1, 0.3  # seconds
     for m, k, n in ((8192, 8192, 8192), (16384, 4096, 4096)) if cuda else ((4096, 1024, 1024),):
-        a = torch.randn(m, k, device=device, dtype=dtype)
-        b = torch.randn(n, k, device=device, dtype=dtype)
+        a = torch.randn(m, k, device=DEVICE, dtype=dtype)
+        b = torch.randn(n, k, device=DEVICE, dtype=dtype)
         tokens, kernels = a.view(16, 1, -1, k).permute(0, 3, 1, 2), b[:, :, None, None]
-        ways = [lambda a=a, b=b: functional.linear(a, b)]
-        if not cuda:
-            ways.append(lambda x=tokens, w=kernels: functional.conv2d(x, w))
-        for multiply in ways:
-            rounds, start = 50 if cuda else 1, time.perf_counter()
+        if way == "torch.mm":
+            multiply = functools.partial(torch.mm, a, b.T)
+        else:
+            multiply = functools.partial(functional.conv2d, tokens, kernels)
+        with torch.inference_mode():
             multiply()
-            with torch.inference_mode():
-                while time.perf_counter() - start < budget:
-                    taken = seconds(lambda: [multiply() for _ in range(rounds)])  # noqa: B023
-                    best = max(best, 2 * m * k * n * rounds / taken)
+            start = time.perf_counter()
+            while time.perf_counter() - start < budget:
+                taken = seconds(lambda: [multiply() for _ in range(rounds)])  # noqa: B023
+                best = max(best, 2 * m * k * n * rounds / taken)
     return best
 
 

@@ -289,12 +289,61 @@ def state_digest(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def place(model: nn.Module, device: str) -> nn.Module:
+    """A model on its device, laid out as it runs fastest there; its numbers stay what they are.
+
+    Convolutions run channels-last. On a CPU the linear layers on tokens run as convolutions of
+    width one: oneDNN computes those with AVX-512 also on AMD's cores, where MKL, to which torch
+    gives matrix products, uses half the width (``benchmarks/README.md``).
+    """
+    import torch
+    from torch import nn
+
+    model = model.to(device, memory_format=torch.channels_last)
+    if torch.device(device).type == "cpu":
+        for module in model.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = _pointwise_linear()  # parameters and their names stay
+    return model
+
+
+@functools.cache
+def _pointwise_linear() -> type:
+    import torch
+    from torch.nn import functional
+
+    class PointwiseLinear(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if x.ndim != 3:
+                return super().forward(x)
+            tokens = x.transpose(1, 2).unsqueeze(2)  # (B, N, d) -> (B, d, 1, N), channels-last
+            weight = self.weight[:, :, None, None]
+            return functional.conv2d(tokens, weight, self.bias).squeeze(2).transpose(1, 2)
+
+    return PointwiseLinear
+
+
 def normalise(backbone: Backbone, images: torch.Tensor) -> torch.Tensor:
-    """uint8 images (B, H, W, 3) -> float32 (B, 3, H, W) on the backbone's own scale."""
-    scaled = images.permute(0, 3, 1, 2).float() / 255
+    """uint8 images (B, H, W, 3) -> float32 (B, 3, H, W), channels-last, on the backbone's scale."""
+    import torch
+
     scale = backbone.preprocessing
-    mean, std = (scaled.new_tensor(scale[name]).view(3, 1, 1) for name in ("mean", "std"))
-    return (scaled - mean) / std
+    factor, offset = _scale(tuple(scale["mean"]), tuple(scale["std"]), images.device)
+    return torch.addcmul(offset, images.permute(0, 3, 1, 2).float(), factor)
+
+
+_SCALES: dict = {}  # not functools.cache: torch.compile warns of that
+
+
+def _scale(mean: tuple, std: tuple, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """1 / (255 std) and -mean / std, moved to the device once: each copy would wait for it."""
+    import torch
+
+    if (mean, std, device) not in _SCALES:
+        m, s = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (mean, std))
+        pair = 1 / (255 * s), -m / s
+        _SCALES[mean, std, device] = tuple(tensor.float().to(device) for tensor in pair)
+    return _SCALES[mean, std, device]
 
 
 def embed(backbone: Backbone, model: nn.Module, normalised: torch.Tensor) -> torch.Tensor:

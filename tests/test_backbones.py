@@ -1,6 +1,7 @@
 """Backbones: the table tells the truth, and weights are the right ones or a clear refusal."""
 
 import contextlib
+import copy
 import hashlib
 import pickle
 import socket
@@ -260,6 +261,23 @@ def test_images_are_normalised_to_the_backbones_own_scale():
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
     half = backbones.normalise(backbones.get("vit_tiny-imagenet"), torch.from_numpy(grey))
     np.testing.assert_allclose(half.permute(0, 2, 3, 1).numpy(), grey / 127.5 - 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny-random", "dinov2_small-random", "micro_resnet-random"])
+def test_where_a_model_is_placed_changes_its_speed_and_no_number(name):
+    plain, _ = backbones.build(name, 56 if "dino" in name else 32)
+    placed = backbones.place(copy.deepcopy(plain), "cpu")
+    assert backbones.state_digest(placed) == backbones.state_digest(plain)
+    images = torch.randn(16, 3, *(2 * [56 if "dino" in name else 32]))
+    found, expected = (
+        backbones.embed(backbones.get(name), model, images) for model in (placed, plain)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    found.square().mean().backward()
+    expected.square().mean().backward()
+    for own, other in zip(placed.parameters(), plain.parameters(), strict=True):
+        if other.grad is not None:
+            torch.testing.assert_close(own.grad, other.grad, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(

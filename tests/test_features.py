@@ -1,5 +1,8 @@
 """medlib.features: the frozen network's own embeddings, made once and never stale."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +10,7 @@ import timm
 import torch
 from PIL import Image
 
-from medlib import artifacts, backbones, features, images, manifest, probe
+from medlib import artifacts, backbones, features, images, manifest, metrics, probe
 
 CNN = "micro_resnet-random"
 SIZE = 32
@@ -113,8 +116,8 @@ def test_extraction_and_probing_leave_parameters_and_batch_norm_statistics_alone
     fresh, _ = backbones.build(backbone, SIZE)
     assert any("running_mean" in name for name in model.state_dict())
     assert backbones.state_digest(model) == backbones.state_digest(fresh)
-    for head in probe.HEADS:
-        probe.run(head, made.embeddings, made.index, ["no", "yes"], manifest.rotations(made.index))
+    runs = artifacts.frozen_runs(probe.HEADS, [1.0], [0])
+    assert len(list(probe.sweep(made.embeddings, made.index, ["no", "yes"], runs))) == 3
     assert backbones.state_digest(model) == backbones.state_digest(fresh)
     assert all(p.grad is None for p in model.parameters())
     # The digest does see the statistics.
@@ -149,6 +152,116 @@ def test_a_cuda_device_gives_the_embeddings_of_the_cpu(tmp_path, cuda):
     there = features.extract(pack, CNN, tmp_path / "cuda", device=cuda)
     assert there.meta["device"] == "cuda"
     np.testing.assert_allclose(there.embeddings, here.embeddings, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backbone", ["dinov2_small-random", "resnet50-random"])
+def test_half_precision_keeps_every_embedding_and_what_can_be_read_from_it(
+    tmp_path, cuda, backbone
+):
+    row = backbones.get(backbone)
+    pack = make_pack(tmp_path / "data", 60, 56, row.preprocessing["interpolation"])
+    exact = features.extract(pack, backbone, tmp_path / "a", device=cuda, precision="float32")
+    half = features.extract(pack, backbone, tmp_path / "b", device=cuda)
+    assert half.meta["precision"] == "bfloat16"
+    a, b = np.array(exact.embeddings), np.array(half.embeddings)
+    cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert cosine.min() >= 0.999
+    run = [{"head": "linear", "label_fraction": 1.0, "seed": 0}]
+    areas = []
+    for made in (exact, half):
+        ((_, predictions, *_),) = probe.sweep(made.embeddings, made.index, ["no", "yes"], run)
+        areas.append(metrics.point(predictions, ["no", "yes"])["auroc"])
+    assert areas[0] == pytest.approx(areas[1], abs=0.002)
+
+
+# --------------------------------------------------------------------------------------- speed
+
+
+@pytest.mark.parametrize(
+    ("precision", "message"),
+    [("bfloat16", "for GPUs; on cpu use 'float32'"), ("bf16", "Unknown precision 'bf16'")],
+)
+def test_a_precision_that_the_device_does_not_have_is_refused(tmp_path, precision, message):
+    pack = make_pack(tmp_path / "data")
+    with pytest.raises(ValueError, match=message):
+        features.extract(pack, CNN, tmp_path / "f", device="cpu", precision=precision)
+    assert not (tmp_path / "f").exists()
+    assert features.precision_name("auto", "cuda") == "bfloat16"
+
+
+def test_a_lower_precision_that_changes_the_embeddings_is_refused():
+    batch = torch.eye(3)
+    same = features._least_cosine(lambda x: x, lambda x: 2 * x, batch, "same")
+    assert same == pytest.approx(1)
+    tilted = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0.1, 0, 1]])
+    with pytest.raises(FloatingPointError, match=r"tilted.*0\.9950.*precision='float32'"):
+        features._least_cosine(lambda x: x, lambda x: tilted, batch, "tilted")
+
+
+def test_compiling_changes_no_embedding_and_is_done_once_for_all_batches(tmp_path):
+    pack = make_pack(tmp_path / "data", 7)
+    plain = features.extract(pack, CNN, tmp_path / "plain", batch_size=3, compiled=False)
+    fast = features.extract(pack, CNN, tmp_path / "fast", batch_size=3, compiled=True)
+    assert (plain.meta["compiled"], fast.meta["compiled"]) == (False, True)
+    np.testing.assert_allclose(fast.embeddings, plain.embeddings, rtol=0, atol=1e-5)
+
+
+def test_where_nothing_can_be_compiled_it_is_said_and_recorded(tmp_path, monkeypatch):
+    def compiler(function, **options):
+        def fail(*args):
+            raise RuntimeError("No working C++ compiler found")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    pack = make_pack(tmp_path / "data")
+    with pytest.warns(UserWarning, match=r"without: No working C\+\+ compiler"):
+        made = features.extract(pack, CNN, tmp_path / "f", compiled=True)
+    assert made.meta["compiled"] is False and len(made.embeddings) == 7
+
+
+def test_whether_to_compile_follows_from_the_number_of_images(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        features, "_compiled", lambda *args: (args[-1], bool(asked.append(1)) or True)
+    )
+    monkeypatch.setitem(features.COMPILE_FROM, "cpu", 7)
+    for n, expected in ((6, 0), (7, 1)):
+        pack = make_pack(tmp_path / f"data{n}", n)
+        made = features.extract(pack, CNN, tmp_path / f"f{n}", device="cpu")
+        assert len(asked) == expected and made.meta["compiled"] == bool(expected)
+
+
+def test_batches_come_in_order_whoever_reads_them():
+    pictures = np.arange(40, dtype=np.uint8).reshape(10, 2, 2, 1)
+    parts = [np.array([7, 1]), np.array([0]), np.array([9, 9, 2])]
+    found = list(features.batches(pictures, parts, "cpu"))
+    assert [len(batch) for batch in found] == [2, 1, 3]
+    for batch, rows in zip(found, parts, strict=True):
+        np.testing.assert_array_equal(batch.numpy(), pictures[rows])
+
+
+def test_resident_memory_does_not_grow_with_the_data_set(tmp_path):
+    # 600 MB of images that take no room on the disk; the network is an average.
+    code = """
+import sys, numpy as np, pandas as pd, torch
+from medlib import artifacts, backbones, features, images
+folder, n = sys.argv[1], 4000
+np.lib.format.open_memmap(folder + "/images.npy", "w+", np.uint8, (n, 224, 224, 3))
+packed = np.load(folder + "/images.npy", mmap_mode="r")
+meta = {"hash": "sparse", "size": 224, "interpolation": "bilinear"}
+backbones.embed = lambda row, model, x: x.mean((2, 3))
+few = images.Pack(packed[:200], pd.DataFrame({"sample_id": range(200)}), meta)
+features.extract(few, sys.argv[2], folder + "/few")
+before = artifacts.peak_memory_bytes()["resident"]
+many = images.Pack(packed, pd.DataFrame({"sample_id": range(n)}), meta)
+features.extract(many, sys.argv[2], folder + "/many")
+print(artifacts.peak_memory_bytes()["resident"] - before)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path), CNN]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100e6
 
 
 # --------------------------------------------------------------------------------------- cache
@@ -247,10 +360,53 @@ def test_an_interrupted_extraction_is_not_taken_for_a_complete_one(
     assert not (tmp_path / "f" / "meta.json").exists()
     with pytest.raises(FileNotFoundError):
         features.load(tmp_path / "f")
-    hidden = [path.name for path in (tmp_path / "f").iterdir() if path.name.startswith(".")]
-    assert hidden == []
+    assert list((tmp_path / "f").glob(".*")) == []
     made = features.extract(pack, CNN, tmp_path / "f", batch_size=2)
     fresh = features.extract(pack, CNN, tmp_path / "fresh", batch_size=2)
+    np.testing.assert_array_equal(made.embeddings, fresh.embeddings)
+
+
+def test_an_extraction_that_was_killed_goes_on_after_the_last_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "PIECE", 2)
+    pack = make_pack(tmp_path / "data", 13)
+    whole = features.extract(pack, CNN, tmp_path / "whole", batch_size=2)
+    embed, embedded = backbones.embed, []
+
+    def counted(row, model, normalised):
+        embedded.append(len(normalised))
+        if sum(embedded) == 12:
+            raise KeyboardInterrupt
+        return embed(row, model, normalised)
+
+    monkeypatch.setattr(backbones, "embed", counted)
+    with pytest.raises(KeyboardInterrupt):
+        features.extract(pack, CNN, tmp_path / "f", batch_size=2)
+    embedded.clear()
+    made = features.extract(pack, CNN, tmp_path / "f", batch_size=2)
+    assert sum(embedded) == 13 - 8  # two pieces of two batches of two were kept
+    np.testing.assert_array_equal(made.embeddings, whole.embeddings)
+    left = {path.name for path in (tmp_path / "f").iterdir()}
+    assert left == {"embeddings.npy", "index.csv", "meta.json"}
+
+
+def test_what_was_left_of_other_weights_is_not_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "PIECE", 1)
+    pack = make_pack(tmp_path / "data", 8)
+    with monkeypatch.context() as patched:
+        embed, calls = backbones.embed, []
+
+        def break_off(*args):
+            calls.append(args)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return embed(*args)
+
+        patched.setattr(backbones, "embed", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            features.extract(pack, CNN, tmp_path / "f", batch_size=2, seed=0)
+    assert artifacts.read_json(tmp_path / "f" / "progress.json")["done"] == 4
+    made = features.extract(pack, CNN, tmp_path / "f", batch_size=2, seed=1)
+    fresh = features.extract(pack, CNN, tmp_path / "fresh", batch_size=2, seed=1)
     np.testing.assert_array_equal(made.embeddings, fresh.embeddings)
 
 

@@ -1,0 +1,162 @@
+"""Frozen embeddings at 224 px, images a second, against what a good engineer writes in an hour.
+
+The peer: timm in eager mode, a DataLoader with two workers, torchvision transforms, JPEG files of
+600 × 450 pixels, batches of 32. Ours: the batches, the layout and the engine that
+``medlib.features.extract`` uses, on packed images. Both write embeddings to memory; both use all
+cores. Random weights take the same time. Where onnxruntime and OpenVINO are installed
+(``benchmarks/requirements.txt``) the same network, exported, runs beside them on ready tensors.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import harness
+import numpy as np
+import torch
+from PIL import Image
+
+from medlib import backbones, features
+
+BACKBONES = {
+    "vgg16-random": ("VGG16", 0.85),
+    "resnet50-random": ("ResNet50", 0.80),
+    "densenet121-random": ("DenseNet121", 0.60),
+    "dinov2_small-random": ("DINOv2 ViT-S/14", 0.85),
+    "dinov2_base-random": ("DINOv2 ViT-B/14", 0.85),
+}
+# On a GPU: the share of the bf16 matrix rate for vision transformers, the ratio for the others.
+CUDA = {
+    "vgg16-random": ("VGG16", None),
+    "resnet50-random": ("ResNet50", None),
+    "densenet121-random": ("DenseNet121", None),
+    "dinov2_small-random": ("DINOv2 ViT-S/14", 0.40),
+    "dinov2_base-random": ("DINOv2 ViT-B/14", 0.50),
+    "dinov2_large-random": ("DINOv2 ViT-L/14", 0.60),
+}
+SIZE = 224  # pixels
+PEER = "eager timm + DataLoader"
+
+
+@torch.inference_mode()
+def eager(row: backbones.Backbone, model: torch.nn.Module, paths: list[Path]) -> torch.Tensor:
+    """The peer: an ordinary loop over a DataLoader."""
+    workers = 2 if harness.DEVICE == "cpu" else os.cpu_count()
+    files = harness.Files(paths, [0] * len(paths), harness.resized(row, SIZE))
+    loader = torch.utils.data.DataLoader(files, batch_size=32, num_workers=workers)
+    parts = [backbones.embed(row, model, batch.to(harness.DEVICE)).cpu() for batch, _ in loader]
+    return torch.cat(parts)
+
+
+@torch.inference_mode()
+def ours(embed, pack: np.ndarray, batch_size: int) -> torch.Tensor:
+    """The loop of ``features.extract`` without its files."""
+    rows = [np.arange(i, i + batch_size) for i in range(0, len(pack), batch_size)]
+    return torch.cat([embed(b) for b in features.batches(pack, rows, harness.DEVICE)]).cpu()
+
+
+def exported(row: backbones.Backbone, model: torch.nn.Module, batch_size: int) -> dict:
+    """The network in other engines: name -> function of a normalised float32 array."""
+    if harness.DEVICE != "cpu" or not importlib.util.find_spec("openvino"):
+        print("onnxruntime and OpenVINO: not installed, not timed")
+        return {}
+    import onnxruntime
+    import openvino
+
+    class Embedding(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return backbones.embed(row, self.model, x)
+
+    example = torch.zeros(batch_size, 3, SIZE, SIZE)
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "network.onnx")
+        torch.onnx.export(Embedding().eval(), (example,), path, dynamo=True, verbose=False)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        hints = {
+            "PERFORMANCE_HINT": "LATENCY",  # one batch at a time on all cores, as ours
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        network = openvino.Core().compile_model(path, "CPU", hints)
+    return {
+        "onnxruntime": lambda x: session.run(None, {name: x})[0],
+        "OpenVINO": lambda x: network(x)[0],
+    }
+
+
+def main() -> None:
+    options = harness.arguments(__doc__)
+    cuda = harness.DEVICE == "cuda"
+    n = 16 if options.quick else 4096 if cuda else 96
+    quick = options.quick
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        paths = harness.photographs(Path(folder), n, (600, 450))
+        pack = np.stack([np.asarray(Image.open(p).resize((SIZE, SIZE))) for p in paths])
+        table = CUDA if cuda else BACKBONES
+        for name in list(table)[1:2] if quick else table:
+            ratios.append(one(name, *table[name], paths, pack, options))
+    if not cuda:
+        geometric = np.exp(np.mean(np.log(ratios), axis=0))
+        name, mean = "extraction, geometric mean", float(np.median(geometric))
+        harness.report(name, PEER, geometric, target=1.5, value=mean, unit="ratio", quick=quick)
+
+
+def one(name, title, target, paths, pack, options) -> np.ndarray:
+    """Time one backbone; returns the ratios to the peer, one a repeat."""
+    cuda, n, quick = harness.DEVICE == "cuda", len(pack), options.quick
+    engines = ["eager"] if quick else ["eager", "compiled"]
+    row = backbones.get(name)
+    peer = harness.timm_model(row, SIZE)
+    model = backbones.place(backbones.build(name, SIZE)[0], harness.DEVICE)
+    precision = features.precision_name("auto", harness.DEVICE)
+    contestants = {"peer": lambda: eager(row, peer, paths)}
+    with torch.inference_mode():
+        work = harness.flops(lambda: backbones.embed(row, peer, torch.zeros(
+            1, 3, SIZE, SIZE, device=harness.DEVICE)))  # fmt: skip
+        size = features.find_batch_size(
+            features.embedder(row, model, precision, False), pack, harness.DEVICE
+        )
+        for engine in engines:
+            embed = features.embedder(row, model, precision, engine == "compiled")
+            start = time.perf_counter()
+            embed(torch.from_numpy(pack[:size]).to(harness.DEVICE))
+            if engine == "compiled":
+                print(f"{title}: compiling took {time.perf_counter() - start:.0f} s")
+            contestants[engine] = lambda embed=embed: ours(embed, pack, size)
+        others = {} if quick else exported(row, peer, size)
+        normalised = backbones.normalise(row, torch.from_numpy(pack[:size])).contiguous().numpy()
+        for engine, run in others.items():
+            contestants[engine] = lambda run=run: [run(normalised) for _ in range(n // size)]
+    kind, dtype = ("bf16", torch.bfloat16) if cuda else ("fp32", torch.float32)
+    for way in harness.LIMITS:  # how long the operations would take at this rate
+        contestants[way] = lambda way=way: work * n / harness.matrix_rate(way, dtype)
+    times = harness.interleaved(contestants, options.repeats)
+    for engine in engines:
+        label, speed = f"extraction {title}, {engine}", n / np.median(times[engine])
+        common = {"value": float(speed), "unit": "images/s", "quick": quick}
+        goal = 4.0 if cuda and row.patch == 1 and engine == "eager" else None
+        harness.report(label, PEER, times["peer"] / times[engine], target=goal, **common)
+        goal = target if engine == engines[-1] else None
+        for way in harness.LIMITS:
+            limit, share = f"{kind} rate of {way}", times[way] / times[engine]
+            harness.report(label, limit, share, target=goal, **common)
+        for other in others:
+            goal = 0.95 if engine == "compiled" else None
+            harness.report(label, other, times[other] / times[engine], target=goal, **common)
+    return times["peer"] / times["eager"]
+
+
+if __name__ == "__main__":
+    main()

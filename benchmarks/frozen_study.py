@@ -1,0 +1,126 @@
+"""The frozen study of one task and one backbone, from image files to intervals.
+
+The peer is the paper's way: in each of 100 epochs every training and validation image is opened,
+decoded, resized and passed through the frozen network (batches of 32, no loader workers) to train
+one linear layer with Adam; the test images are then predicted one by one, and 5000 resamples go
+through scikit-learn in a loop. One epoch and 100 resamples are measured, and scaled: the time of an
+epoch does not change over the epochs.
+
+Ours decodes once, embeds once, fits the linear head at every regularisation, chooses one on the
+validation images, predicts, and draws 5000 resamples. All of it is measured, file for file.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import harness
+import numpy as np
+import pandas as pd
+import torch
+from sklearn import metrics as sk
+from torch import nn
+
+from medlib import backbones, features, images, manifest, metrics, probe
+
+BACKBONES = {"dinov2_small-random": "DINOv2 ViT-S/14", "resnet50-random": "ResNet50"}
+SIZE, EPOCHS, RESAMPLES = 224, 100, 5000
+CLASSES = ["healthy", "ill"]
+
+
+def their_way(name: str, rows: pd.DataFrame, data: Path, epochs: int, resamples: int) -> float:
+    """Seconds of the paper's way, scaled from ``epochs`` epochs and ``resamples`` resamples."""
+    row = backbones.get(name)
+    model = harness.timm_model(row, SIZE).requires_grad_(False)
+    transform = harness.resized(row, SIZE)
+    sides = {side: rows[rows["split"] == side] for side in ("train", "val", "test")}
+    loaders = {}
+    for side, part in sides.items():
+        labels = [CLASSES.index(label) for label in part["label"]]
+        files = harness.Files([data / path for path in part["path"]], labels, transform)
+        loaders[side] = torch.utils.data.DataLoader(
+            files, batch_size=1 if side == "test" else 32, shuffle=side == "train"
+        )
+    head = nn.LazyLinear(len(CLASSES)).to(harness.DEVICE)
+    head(model(torch.zeros(1, 3, SIZE, SIZE, device=harness.DEVICE)))
+    optimiser = torch.optim.Adam(head.parameters(), lr=1e-4)
+
+    def epoch() -> None:
+        for batch, labels in loaders["train"]:
+            logits = head(model(batch.to(harness.DEVICE)))
+            loss = nn.functional.cross_entropy(logits, labels.to(harness.DEVICE))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        with torch.no_grad():
+            for batch, _ in loaders["val"]:
+                head(model(batch.to(harness.DEVICE))).argmax(1).cpu()
+
+    def test() -> np.ndarray:
+        with torch.no_grad():
+            logits = [head(model(batch.to(harness.DEVICE))) for batch, _ in loaders["test"]]
+        return torch.cat(logits).softmax(1).cpu().numpy()
+
+    trained = harness.seconds(lambda: [epoch() for _ in range(epochs)]) * EPOCHS / epochs
+    start = time.perf_counter()
+    proba = test()
+    tested = time.perf_counter() - start
+    truth = np.array(loaders["test"].dataset.labels)
+    intervals = harness.seconds(lambda: loop(truth, proba, resamples)) * RESAMPLES / resamples
+    return trained + tested + intervals
+
+
+def loop(truth: np.ndarray, proba: np.ndarray, resamples: int) -> None:
+    """Resamples of the test images, each through scikit-learn's metrics."""
+    rng = np.random.default_rng(0)
+    for _ in range(resamples):
+        drawn = rng.integers(len(truth), size=len(truth))
+        called = proba[drawn].argmax(1)
+        sk.accuracy_score(truth[drawn], called)
+        for score in (sk.precision_score, sk.recall_score, sk.f1_score):
+            score(truth[drawn], called, average="weighted", zero_division=0)
+        sk.roc_auc_score(truth[drawn], proba[drawn, 1])
+
+
+def our_way(name: str, rows: pd.DataFrame, data: Path) -> pd.DataFrame:
+    """Every metric with its interval, by the functions that notebooks 01, 02, 03 and 05 call."""
+    with tempfile.TemporaryDirectory() as folder:
+        interpolation = backbones.get(name).preprocessing["interpolation"]
+        packed = Path(folder) / "pack"
+        pack = images.pack(rows, data, {packed: (SIZE, interpolation)})[packed]
+        made = features.extract(pack, name, Path(folder) / "features")
+        runs = [{"head": "linear", "label_fraction": 1.0, "seed": 0}]
+        ((_, predictions, *_),) = probe.sweep(made.embeddings, made.index, CLASSES, runs)
+        draws = metrics.bootstrap(predictions, CLASSES, RESAMPLES)
+        return pd.DataFrame({name: metrics.interval(values) for name, values in draws.items()})
+
+
+def main() -> None:
+    options = harness.arguments(__doc__)
+    n, epochs, resamples = (20, 1, 5) if options.quick else (400, 1, 100)
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder)
+        paths = harness.photographs(data, n, (600, 450))
+        rows = pd.DataFrame({"path": [path.name for path in paths]})
+        rows["sample_id"] = rows["patient_id"] = rows["path"].str.removesuffix(".jpg")
+        rows["label"] = [CLASSES[number % 2] for number in range(n)]
+        # By halves of ten: 60 % train, 20 % val, 20 % test, both classes in each.
+        rows["split"] = [["train", "val", "test", "train", "train"][i // 2 % 5] for i in range(n)]
+        rows, _ = manifest.with_hashes(rows, data)
+        for name, title in list(BACKBONES.items())[1 if options.quick else 0 :]:
+            contestants = {
+                "ours": lambda name=name: our_way(name, rows, data),
+                "paper": lambda name=name: their_way(name, rows, data, epochs, resamples),
+            }
+            times = harness.interleaved(contestants, options.repeats)
+            harness.report(
+                f"frozen study, {title}, {n} images", "the paper's way, 100 epochs",
+                times["paper"] / times["ours"], target=110,
+                value=float(np.median(times["ours"])), unit="s", quick=options.quick,
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
