@@ -142,24 +142,27 @@ rule probe:
 
 rule finetune:
     input:
-        packs([grid["finetuned"].get("image_size")]),
+        lambda wildcards: expand(packs([grid[wildcards.regime]["image_size"]]), **wildcards),
         weights,
         notebook="notebooks/04_fine_tune.ipynb",
         code=code("04_fine_tune"),
         manifest=f"{RESULTS}/manifests/{{task}}.csv",
     output:
-        f"{RESULTS}/runs/{{task}}/{{backbone}}/{{run}}/seed{{seed}}/run.json",
+        f"{RESULTS}/runs/{{task}}/{{backbone}}/{{regime}}{{labels}}/seed{{seed}}/run.json",
     wildcard_constraints:
-        run="finetuned[^/]*",
+        regime="|".join(artifacts.TRAINED),
+        labels="(-fraction[^/]+)?",
     log:
-        notebook=f"{RESULTS}/runs/{{task}}/{{backbone}}/{{run}}/seed{{seed}}/04_fine_tune.ipynb",
+        notebook=f"{RESULTS}/runs/{{task}}/{{backbone}}/{{regime}}{{labels}}/seed{{seed}}/"
+        "04_fine_tune.ipynb",
     params:
         json=lambda wildcards: parameters(
             task=wildcards.task,
             backbone=wildcards.backbone,
             seed=int(wildcards.seed),
-            label_fraction=grids.label_fraction(grid, wildcards.task),
-            **settings("finetuned", "backbones", "label_fraction"),
+            regime=wildcards.regime,
+            label_fraction=grids.label_fraction(grid, wildcards.task, wildcards.regime),
+            **settings(wildcards.regime, "backbones", "label_fraction"),
         ),
     shell:
         RUN
@@ -173,10 +176,9 @@ rule collect:
             for backbone in grid["frozen"].get("backbones", ())
         ],
         [
-            str(grids.fine_tuned(grid, RESULTS, task, backbone, seed) / "run.json")
+            str(folder / "run.json")
             for task in TASKS
-            for backbone in grid["finetuned"].get("backbones", ())
-            for seed in SEEDS
+            for folder in grids.fine_tuned(grid, RESULTS, task)
         ],
         notebook="notebooks/05_collect_results.ipynb",
         code=code("05_collect_results"),

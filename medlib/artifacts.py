@@ -31,8 +31,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-PACKAGES = ("medlib", "torch", "torchvision", "timm", "numpy", "scikit-learn", "pandas")
-REGIMES = ("frozen", "finetuned")
+PACKAGES = ("medlib", "torch", "torchvision", "timm", "peft", "numpy", "scikit-learn", "pandas")
+REGIMES = ("frozen", "finetuned", "lora")
+TRAINED = REGIMES[1:]  # those in which the backbone itself learns
 
 
 # ---------------------------------------------------------------------------------- writing
@@ -162,7 +163,7 @@ def run_folder(
     """The folder of one run; its name holds grid coordinates only."""
     if regime not in REGIMES:
         raise ValueError(f"Unknown regime {regime!r}; choose one of {', '.join(REGIMES)}.")
-    name = f"frozen-{head}" if regime == "frozen" else "finetuned"
+    name = f"frozen-{head}" if regime == "frozen" else regime
     if label_fraction != 1:
         name += f"-fraction{label_fraction:g}"
     return Path(results) / "runs" / task / backbone / name / f"seed{seed}"
@@ -241,12 +242,13 @@ def save_run(
     history: pd.DataFrame,
     metrics: dict,
     seconds: float,
+    how: dict | None = None,
 ) -> None:
     """Write a run's files into ``folder``, ``run.json`` last.
 
     ``coordinates``: task, backbone, pretraining, regime, head, label_fraction, seed.
     ``parameters``: everything that the run was asked for. ``inputs``: hashes of what it read
-    and the digest of its weights.
+    and the digest of its weights. ``how``: what it decided by itself, such as its precision.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").unlink(missing_ok=True)  # until the new one is there, not complete
@@ -257,6 +259,7 @@ def save_run(
         "coordinates": coordinates,
         "parameters": parameters,
         "inputs": inputs,
+        "how": how or {},
         "seconds": round(seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),
         "predictions_sha256": file_sha256(folder / "predictions.csv"),

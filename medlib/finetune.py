@@ -1,8 +1,13 @@
-"""Fine-tuning: all weights of a backbone and a linear head on its embedding.
+"""Fine-tuning: a backbone and a linear head on its embedding, trained together.
 
-AdamW with linear warm-up and cosine decay, light augmentation; the learning rate and the epoch are
-chosen by the macro AUROC of the validation samples, from the same list for every backbone. Mixed
-precision (bfloat16) on CUDA only. On a CPU the same seed gives the same predictions, bit for bit.
+Two regimes: ``finetuned`` trains all weights; ``lora`` (Hu et al., arXiv 2106.09685) trains the
+head and low-rank additions to the weights, which themselves stay as they are. AdamW with linear
+warm-up and cosine decay, light augmentation; the learning rate and the epoch are chosen by the
+macro AUROC of the validation samples, from the same list for every backbone.
+
+On a CPU everything is float32, and the same seed gives the same predictions, bit for bit. On CUDA
+the networks compute in bfloat16, images stay on the device where they fit, a long training is
+compiled, and within an epoch the host never waits for the device.
 """
 
 from __future__ import annotations
@@ -18,37 +23,106 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from medlib import backbones, metrics
-from medlib.features import device_name
+from medlib.errors import unknown
+from medlib.features import batches, device_name, send
+from medlib.images import take
 from medlib.manifest import Rotation
 
 HISTORY = ["fold", "learning_rate", "epoch", "train_loss", "val_loss", "val_auroc", "chosen"]
+REGIMES = ("finetuned", "lora")
+CHECKPOINTING = ("auto", "always", "never")
+# Compiling a network and its gradient takes up to two minutes, and saves hundredths of a second a
+# step. An estimate: on a GPU benchmarks/finetuning.py prints from how many steps on it has paid.
+COMPILE_FROM = 5000
 
 
 class Classifier(nn.Module):
-    """A backbone and a linear head on its embedding: normalised (B, 3, H, W) -> logits (B, K)."""
+    """A backbone and a linear head on its embedding: normalised (B, 3, H, W) -> logits (B, K).
 
-    def __init__(self, backbone: str, image_size: int, n_classes: int, seed: int = 0):
+    With ``frozen_norm``, batch norm keeps the statistics of pretraining; where they are folded into
+    the convolutions (``fixed_norm``), and under LoRA, it always does. ``lora_rank`` 0 trains all
+    weights; a higher one the head and :func:`add_lora`'s additions of that rank.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        image_size: int,
+        n_classes: int,
+        seed: int = 0,
+        *,
+        frozen_norm: bool = False,
+        lora_rank: int = 0,
+        lora_alpha: float = 16.0,
+    ):
         super().__init__()
         self.row = backbones.get(backbone)
         self.backbone, self.weights_digest = backbones.build(backbone, image_size, seed)
+        self.frozen_norm = frozen_norm or self.row.fixed_norm or lora_rank > 0
         with torch.inference_mode():
             blank = torch.zeros(1, 3, image_size, image_size)
             width = backbones.embed(self.row, self.backbone, blank).shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.head = nn.Linear(width, n_classes)
+            if lora_rank:
+                add_lora(self.backbone, lora_rank, lora_alpha)
 
     def train(self, mode: bool = True) -> Classifier:
-        """Training mode, but for batch norm that must keep its statistics (``fixed_norm``)."""
+        """Training mode, but for batch norm that must keep its statistics."""
         super().train(mode)
-        if self.row.fixed_norm:
+        if self.frozen_norm:
             for module in self.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
         return self
 
     def forward(self, normalised: torch.Tensor) -> torch.Tensor:
-        return self.head(backbones.embed(self.row, self.backbone, normalised))
+        with torch.autocast("cuda", torch.bfloat16, enabled=normalised.is_cuda):
+            embedded = backbones.embed(self.row, self.backbone, normalised)
+        return self.head(embedded.float())  # bfloat16 would make many logits equal
+
+
+def add_lora(network: nn.Module, rank: int, alpha: float) -> None:
+    """Freeze a network in place, and add to its layers the low-rank matrices that will be trained.
+
+    The added product is scaled by ``alpha / rank`` and starts at zero: the network computes what it
+    did before. Vision transformers get it on every linear layer (qkv, proj, fc1, fc2), networks
+    without any on every convolution that is not grouped. (Of a ResNet's random control little can
+    learn: each block ends in a batch norm that starts at zero, and stays there.) Raises ImportError
+    where peft is missing.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ImportError(
+            f"The regime lora needs peft ({error}): pip install -r requirements.txt, or leave lora "
+            "out of the grid."
+        ) from error
+    layers = dict(network.named_modules())
+    linear = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
+    plain = [n for n, layer in layers.items() if isinstance(layer, nn.Conv2d) and layer.groups == 1]
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=linear or plain)
+    inject_adapter_in_model(config, network)
+
+
+# ------------------------------------------------------------------------------------- batches
+
+
+def resident(images: np.ndarray, device: torch.device) -> np.ndarray | torch.Tensor:
+    """The images on the device, where that is CUDA and a third of its free memory holds them.
+
+    Otherwise as they are: :func:`batches` then reads them as they are needed.
+    """
+    if device.type != "cuda" or images.nbytes > torch.cuda.mem_get_info(device)[0] / 3:
+        return images
+    whole = torch.empty(images.shape, dtype=torch.uint8, device=device)
+    for rows in np.array_split(np.arange(len(images)), math.ceil(images.nbytes / 2**28)):
+        whole[rows[0] : rows[-1] + 1] = torch.from_numpy(take(images, rows))
+    return whole
+
+
+# --------------------------------------------------------------------------------------- training
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -67,11 +141,11 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
     affine = torch.stack([mirror * cos, -sin, mirror * sin, cos], dim=1).view(n, 2, 2)
     # An affine grid is in half image widths: ±0.1 is a shift by ±5 % of the width.
-    matrix = torch.cat([affine, 0.1 * draw(n, 2, 1)], dim=2).to(images.device)
+    matrix = send(torch.cat([affine, 0.1 * draw(n, 2, 1)], dim=2), images.device)
     grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
     moved = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
-    contrast, brightness = (draw(n, 1, 1, 1).mul_(0.2).to(images.device) for _ in range(2))
-    return moved * (1 + contrast) + brightness
+    contrast, brightness = (send(0.2 * draw(n, 1, 1, 1), images.device) for _ in range(2))
+    return moved.mul_(1 + contrast).add_(brightness)
 
 
 def _schedule(steps: int, warmup: float) -> Callable[[int], float]:
@@ -86,22 +160,57 @@ def _schedule(steps: int, warmup: float) -> Callable[[int], float]:
 
 @torch.inference_mode()
 def predict(
-    model: Classifier, images: np.ndarray, rows: np.ndarray, batch_size: int = 32
+    model: Classifier,
+    images: np.ndarray | torch.Tensor,
+    rows: np.ndarray,
+    batch_size: int = 32,
 ) -> np.ndarray:
     """Class probabilities (len(rows), K), float64, of the images with these row numbers."""
     model.eval()
     device = next(model.parameters()).device
-    parts = []
-    for first in range(0, len(rows), batch_size):
-        batch = torch.from_numpy(images[rows[first : first + batch_size]]).to(device)
-        logits = model(backbones.normalise(model.row, batch))
-        parts.append(logits.double().softmax(1).cpu().numpy())
-    return np.concatenate(parts)
+    parts = np.split(rows, range(batch_size, len(rows), batch_size))
+    # Not compiled: it would be once more for evaluation, and again for a last, smaller batch.
+    logits = [
+        model.forward(backbones.normalise(model.row, batch))
+        for batch in batches(images, parts, device)
+    ]
+    return torch.cat(logits).double().softmax(1).cpu().numpy()
+
+
+def _parameter_groups(
+    model: Classifier, learning_rate: float, weight_decay: float, layer_decay: float
+) -> list[dict]:
+    """What AdamW is to train, with the learning rate and the weight decay of each group.
+
+    The head learns at ``learning_rate``; each layer below at ``layer_decay`` times the rate of the
+    one above it (Clark et al., arXiv 2003.10555). A layer is what timm's ``group_matcher`` says: a
+    block of a transformer, a stage of a CNN.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    above = dict.fromkeys(named, 0)  # the number of layers between a parameter and the loss
+    if layer_decay != 1:
+        from timm.models import group_parameters
+
+        matcher = model.backbone.group_matcher(coarse=True)
+        layer = group_parameters(model.backbone, matcher, reverse=True)
+        last = max(layer.values())
+        above |= {f"backbone.{name}": last + 1 - number for name, number in layer.items()}
+    groups = {}
+    for name, parameter in named.items():
+        # Norms and biases are not shrunk: weight decay is about the weights of a projection.
+        shrunk = parameter.ndim > 1
+        group = {
+            "params": [],
+            "lr": learning_rate * layer_decay ** above[name],
+            "weight_decay": weight_decay if shrunk else 0,
+        }
+        groups.setdefault((above[name], shrunk), group)["params"].append(parameter)
+    return list(groups.values())
 
 
 def train(
     model: Classifier,
-    images: np.ndarray,
+    images: np.ndarray | torch.Tensor,
     y: np.ndarray,
     rows: np.ndarray,
     *,
@@ -112,22 +221,18 @@ def train(
     warmup: float,
     balanced: bool,
     seed: int,
+    layer_decay: float = 1.0,
+    progress: Callable[[int], object] = lambda n: None,
 ) -> Iterator[tuple[int, float]]:
     """Train ``model`` on the images with these row numbers; yield (epoch, loss) after each epoch.
 
-    ``images`` N×H×W×3 uint8, ``y`` (N,) labels. Raises FloatingPointError when the loss is not
-    finite, naming the epoch and the learning rate.
+    ``images`` N×H×W×3 uint8, ``y`` (N,) labels; ``progress`` is told the number of images of each
+    step. Raises FloatingPointError when the loss is not finite, naming the epoch and the learning
+    rate; MemoryError when a step does not fit the GPU.
     """
     device = next(model.parameters()).device
-    cuda = device.type == "cuda"
-    # Norms and biases are not shrunk: weight decay is about the weights of a projection.
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0}],
-        lr=learning_rate,
-        fused=True,
-    )
+    groups = _parameter_groups(model, learning_rate, weight_decay, layer_decay)
+    optimiser = torch.optim.AdamW(groups, fused=True)
     # The last, smaller batch of an epoch is left out (batch norm needs several images); since
     # the order is drawn anew each time, no image is left out for good.
     batch_size = min(batch_size, len(rows))
@@ -139,26 +244,31 @@ def train(
         inverse = np.divide(len(rows), counts, out=np.zeros(len(counts)), where=counts > 0)
         weight = torch.tensor(inverse, dtype=torch.float32, device=device)
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.from_numpy(np.asarray(y, dtype=np.int64))
+    labels = torch.from_numpy(np.asarray(y, dtype=np.int64)).to(device)
     for epoch in range(1, epochs + 1):
         model.train()
         order = rows[torch.randperm(len(rows), generator=generator).numpy()]
+        # Row numbers in order: neighbours in the file are read together.
+        parts = [np.sort(part) for part in np.split(order[: steps * batch_size], steps)]
+        pairs = zip(batches(images, parts, device), batches(labels, parts, device), strict=True)
         total = torch.zeros((), device=device)
-        for step in range(steps):
-            # Row numbers in order: neighbours in the file are read together.
-            chosen = np.sort(order[step * batch_size : (step + 1) * batch_size])
-            batch = torch.from_numpy(images[chosen]).to(device)
-            target = labels[torch.from_numpy(chosen)].to(device)
-            inputs = augment(backbones.normalise(model.row, batch), generator)
-            with torch.autocast("cuda", torch.bfloat16, enabled=cuda):
+        try:
+            for batch, target in pairs:
+                inputs = augment(backbones.normalise(model.row, batch), generator)
                 loss = functional.cross_entropy(model(inputs), target, weight=weight)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
-            total += loss.detach()
-        mean = total.item() / steps
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimiser.step()
+                schedule.step()
+                total += loss.detach()
+                progress(batch_size)
+            mean = total.item() / steps  # only here does the host wait for the device
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(
+                f"The GPU's memory does not hold a step of {batch_size} images: take "
+                'checkpointing="always", or a smaller batch_size.'
+            ) from error
         if not math.isfinite(mean):
             raise FloatingPointError(
                 f"The training loss is {mean} in epoch {epoch} at learning rate {learning_rate:g}: "
@@ -167,12 +277,83 @@ def train(
         yield epoch, mean
 
 
+# --------------------------------------------------------------------------------------- memory
+
+
+def activation_bytes(model: Classifier, image_size: int) -> int:
+    """The bytes that one image's forward pass keeps for the gradient."""
+    device = next(model.parameters()).device
+
+    def kept(n_images: int) -> int:
+        storages = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            logits = model(torch.zeros(n_images, 3, image_size, image_size, device=device))
+        del logits  # it has kept alive, until now, all that was counted
+        return sum(storages.values())
+
+    model.eval()  # batch norm's statistics are not to change
+    return kept(2) - kept(1)  # weights are kept as well, but once
+
+
+def checkpoint(model: Classifier, checkpointing: str, image_size: int, batch_size: int) -> bool:
+    """Let a network recompute activations rather than keep them, where asked to; whether it does.
+
+    It costs a third more time. ``"auto"``: on CUDA, and where a step would take more than 80 % of
+    the free memory. Raises ValueError for another word, and where a network cannot do it.
+    """
+    if checkpointing not in CHECKPOINTING:
+        raise ValueError(unknown("checkpointing", checkpointing, CHECKPOINTING))
+    device = next(model.parameters()).device
+    wanted = checkpointing == "always"
+    if checkpointing == "auto" and device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        # A gradient and AdamW's two moments in float32, a copy in bfloat16.
+        step = 14 * trained + batch_size * activation_bytes(model, image_size)
+        wanted = step > 0.8 * free
+    if wanted:
+        try:
+            model.backbone.set_grad_checkpointing(True)
+        except AssertionError as error:  # timm's way of saying so
+            if checkpointing == "auto":
+                return False
+            raise ValueError(
+                f'{model.row.name} cannot checkpoint: take checkpointing="never" and a smaller '
+                "batch_size."
+            ) from error
+    return wanted
+
+
+def _learnt(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What training changes: parameters that are not frozen, and batch norm's statistics."""
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    return trained | dict(model.named_buffers())
+
+
 def _copy(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+    return {name: value.clone() for name, value in _learnt(model).items()}
+
+
+def _assign(target: dict[str, torch.Tensor], source: dict[str, torch.Tensor]) -> None:
+    for name, value in target.items():
+        value.copy_(source[name])
+
+
+# ------------------------------------------------------------------------------------ choosing
 
 
 def _judge(
-    model: Classifier, images: np.ndarray, rows: np.ndarray, index: pd.DataFrame, classes: list[str]
+    model: Classifier,
+    images: np.ndarray | torch.Tensor,
+    rows: np.ndarray,
+    index: pd.DataFrame,
+    classes: list[str],
 ) -> tuple[float, float]:
     """Mean cross-entropy and macro AUROC of the samples (mean over slices) of a validation part."""
     frame = metrics.prediction_frame(index.iloc[rows], predict(model, images, rows), classes)
@@ -194,55 +375,86 @@ def run(
     weight_decay: float = 0.05,
     warmup: float = 0.1,
     balanced: bool = False,
+    layer_decay: float = 1.0,
+    frozen_norm: bool = False,
+    checkpointing: str = "auto",
+    regime: str = "finetuned",
+    lora_rank: int = 8,
+    lora_alpha: float = 16.0,
     seed: int = 0,
     device: str = "auto",
-) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
     """Fine-tune a backbone on every rotation.
 
     ``images`` N×H×W×3 uint8 (square), ``index`` N rows (sample_id, patient_id, label, split or
     fold). For each learning rate the model starts from the same weights; learning rate and epoch
     with the best validation AUROC are kept, and the test part is predicted once, by them.
-    Returns predictions (one row a sample), a history with the columns :data:`HISTORY` and the
-    digest of the weights that training started from.
+    ``regime`` is one of :data:`REGIMES`; ``lora_rank`` and ``lora_alpha`` count in ``lora`` only.
+    On CUDA training is compiled from :data:`COMPILE_FROM` steps on.
+
+    Returns predictions (one row a sample), a history with the columns :data:`HISTORY`, and how it
+    was done: the digest of the weights that training started from, how many parameters were
+    trained, precision, compilation, checkpointing, and whether the images lay on the device.
     """
+    if regime not in REGIMES:
+        raise ValueError(unknown("regime", regime, REGIMES))
+    if regime == "lora" and lora_rank < 1:
+        raise ValueError(f"lora_rank is {lora_rank}, but must be 1 or more.")
     y = metrics.codes(index["label"], classes)
-    model = Classifier(backbone, images.shape[1], len(classes), seed)
-    start = _copy(model)
-    model = model.to(device_name(device))
+    size, device = images.shape[1], torch.device(device_name(device))
+    model = Classifier(
+        backbone, size, len(classes), seed, frozen_norm=frozen_norm,
+        lora_rank=lora_rank if regime == "lora" else 0, lora_alpha=lora_alpha,
+    )  # fmt: skip
+    # Both stay in the host's memory: of the device's there is less.
+    start, best_state = _copy(model), _copy(model)
+    model = backbones.place(model, device)
+    images = resident(images, device)
+    n_train = [int(rotation.train.sum()) for rotation in rotations]
+    # An epoch leaves out its last, smaller batch.
+    n_images = sum(n - n % min(batch_size, n) for n in n_train) * len(learning_rates) * epochs
+    how = {
+        "weights_digest": model.weights_digest,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "precision": "bfloat16" if device.type == "cuda" else "float32",
+        "compiled": device.type == "cuda" and n_images >= COMPILE_FROM * batch_size,
+        "checkpointing": checkpoint(model, checkpointing, size, batch_size),
+        "images_on_device": isinstance(images, torch.Tensor),
+    }
+    if how["compiled"]:
+        model.compile()
     settings = {"epochs": epochs, "batch_size": batch_size, "weight_decay": weight_decay,
-                "warmup": warmup, "balanced": balanced, "seed": seed}  # fmt: skip
+                "warmup": warmup, "balanced": balanced, "layer_decay": layer_decay,
+                "seed": seed}  # fmt: skip
     predictions, history = [], []
-    n_epochs = len(rotations) * len(learning_rates) * epochs
-    with tqdm(total=n_epochs, desc=f"fine-tuning {backbone}", unit="epoch") as bar:
+    with tqdm(total=n_images, desc=f"fine-tuning {backbone}", unit="image", mininterval=1) as bar:
         for rotation in rotations:
             rows = {s: np.flatnonzero(getattr(rotation, s)) for s in ("train", "val", "test")}
-            best, best_state, records = (-1.0, -math.inf), start, []
+            best, records = (-1.0, -math.inf), []
             for rate in learning_rates:
-                model.load_state_dict(start)
+                _assign(_learnt(model), start)
                 for epoch, train_loss in train(
-                    model, images, y, rows["train"], learning_rate=rate, **settings
-                ):
+                    model, images, y, rows["train"], learning_rate=rate, progress=bar.update,
+                    **settings,
+                ):  # fmt: skip
                     val_loss, val_auroc = _judge(model, images, rows["val"], index, classes)
                     # Small validation sets tie often in AUROC; the loss then decides.
                     if (val_auroc, -val_loss) > best:
-                        best, best_state = (val_auroc, -val_loss), _copy(model)
+                        best = (val_auroc, -val_loss)
+                        _assign(best_state, _learnt(model))
                     records.append((rotation.fold, rate, epoch, train_loss, val_loss, val_auroc))
-                    bar.update()
             if best[0] < 0:
                 raise ValueError(
                     f"Fold {rotation.fold}: no epoch has a validation AUROC. The val part needs "
                     "samples of every class, and training predictions that are finite: take the "
                     "highest out of learning_rates."
                 )
-            model.load_state_dict(best_state)
+            _assign(_learnt(model), best_state)
             proba = predict(model, images, rows["test"])
             test = index.iloc[rows["test"]]
             predictions.append(metrics.prediction_frame(test, proba, classes))
             frame = pd.DataFrame(records, columns=HISTORY[:-1])
             kept = (frame["val_auroc"] == best[0]) & (frame["val_loss"] == -best[1])
             history.append(frame.assign(chosen=kept & ~kept.duplicated()))
-    return (
-        pd.concat(predictions, ignore_index=True),
-        pd.concat(history, ignore_index=True),
-        model.weights_digest,
-    )
+    return pd.concat(predictions, ignore_index=True), pd.concat(history, ignore_index=True), how

@@ -2,8 +2,8 @@
 
 ``grids/<grid>.yaml`` holds ``title``, ``caption`` (printed beneath every figure), ``data``
 ("phantoms" or "real"), ``tasks``, ``seeds``, and the settings of notebook 01 (``prepare``), of the
-frozen regime (``frozen``), of the other (``finetuned``) and of notebook 05 (``collect``). Settings
-have the names of the notebooks' parameters. Either regime may be left out.
+regimes (``frozen``, ``finetuned``, ``lora``) and of notebook 05 (``collect``). Settings have the
+names of the notebooks' parameters. Any regime may be left out.
 """
 
 from __future__ import annotations
@@ -15,32 +15,37 @@ import yaml
 from medlib import artifacts, backbones, cards
 from medlib.errors import listed, unknown
 
-FIELDS = ("title", "caption", "data", "tasks", "seeds", "prepare", "frozen", "finetuned", "collect")
+TRAINING = (
+    "backbones",
+    "image_size",
+    "learning_rates",
+    "epochs",
+    "batch_size",
+    "weight_decay",
+    "warmup",
+    "balanced",
+    "layer_decay",
+    "frozen_norm",
+    "checkpointing",
+    "label_fraction",
+)
 SETTINGS = {
     "prepare": ("folds", "phantom_scale", "quarantine", "volumes"),
     "frozen": ("backbones", "image_size", "heads", "label_fractions"),
-    "finetuned": (
-        "backbones",
-        "image_size",
-        "learning_rates",
-        "epochs",
-        "batch_size",
-        "weight_decay",
-        "warmup",
-        "balanced",
-        "label_fraction",
-    ),
+    "finetuned": TRAINING,
+    "lora": (*TRAINING, "lora_rank", "lora_alpha"),
     "collect": ("resamples",),
 }
+FIELDS = ("title", "caption", "data", "tasks", "seeds", *SETTINGS)
 HEADS = ("linear", "knn", "mlp")
 
 
 def read(path: Path | str) -> dict:
     """Read and check a grid file.
 
-    ``label_fraction`` of the fine-tuned regime may be one number or a mapping of tasks to
-    numbers. Raises ValueError that lists every unknown field, task, backbone and head, and every
-    backbone that does not fit its image size.
+    ``label_fraction`` of a trained regime may be one number or a mapping of tasks to numbers.
+    Raises ValueError that lists every unknown field, task, backbone and head, and every backbone
+    that does not fit its image size.
     """
     path = Path(path)
     if not path.is_file():
@@ -59,7 +64,7 @@ def read(path: Path | str) -> dict:
     heads = grid["frozen"].get("heads", ())
     problems += [unknown("head", head, HEADS) for head in heads if head not in HEADS]
     if not any(grid[regime] for regime in artifacts.REGIMES):
-        problems.append("there is neither a frozen nor a finetuned regime")
+        problems.append(f"there is no regime: none of {', '.join(artifacts.REGIMES)}")
     if problems:
         raise ValueError(f"{path} cannot be run:\n{listed(problems)}")
     return grid
@@ -88,9 +93,9 @@ def image_sizes(grid: dict) -> list[int]:
     return sorted({grid[r]["image_size"] for r in artifacts.REGIMES if grid[r]})
 
 
-def label_fraction(grid: dict, task: str) -> float:
+def label_fraction(grid: dict, task: str, regime: str = "finetuned") -> float:
     """The share of labelled patients on which a task is fine-tuned."""
-    fraction = grid["finetuned"].get("label_fraction", 1.0)
+    fraction = grid[regime].get("label_fraction", 1.0)
     return fraction[task] if isinstance(fraction, dict) else fraction
 
 
@@ -99,7 +104,7 @@ def label_fractions(grid: dict, task: str) -> list[float]:
 
     A frozen backbone is thereby always shown at the same labels as a fine-tuned one.
     """
-    own = {label_fraction(grid, task)} if grid["finetuned"] else set()
+    own = {label_fraction(grid, task, regime) for regime in artifacts.TRAINED if grid[regime]}
     return sorted(own | set(grid["frozen"].get("label_fractions", [1.0])), reverse=True)
 
 
@@ -114,17 +119,25 @@ def runs(grid: dict, results: Path | str) -> list[Path]:
             folders += [
                 artifacts.run_folder(results, task, backbone, "frozen", **probe) for probe in probes
             ]
-        for backbone in grid["finetuned"].get("backbones", ()):
-            folders += [fine_tuned(grid, results, task, backbone, seed) for seed in grid["seeds"]]
+        folders += fine_tuned(grid, results, task)
     return folders
 
 
-def fine_tuned(grid: dict, results: Path | str, task: str, backbone: str, seed: int) -> Path:
-    """The folder of one fine-tuned run of the grid."""
-    fraction = label_fraction(grid, task)
-    return artifacts.run_folder(
-        results, task, backbone, "finetuned", label_fraction=fraction, seed=seed
-    )
+def fine_tuned(grid: dict, results: Path | str, task: str) -> list[Path]:
+    """The folders of all runs of a task in which the backbone itself is trained."""
+    return [
+        artifacts.run_folder(
+            results,
+            task,
+            backbone,
+            regime,
+            label_fraction=label_fraction(grid, task, regime),
+            seed=seed,
+        )
+        for regime in artifacts.TRAINED
+        for backbone in grid[regime].get("backbones", ())
+        for seed in grid["seeds"]
+    ]
 
 
 def check_inputs(grid: dict) -> None:

@@ -103,7 +103,7 @@ ARCHITECTURES = {  # key without its pretraining → name; the order is the orde
 }
 
 HEADS = {"linear": "linear head", "knn": "nearest neighbours", "mlp": "MLP head"}
-REGIMES = {"frozen": "frozen", "finetuned": "fine-tuned"}
+REGIMES = {"frozen": "frozen", "finetuned": "fine-tuned", "lora": "LoRA"}
 
 
 # ---------------------------------------------------------------- style, names and export
@@ -367,7 +367,7 @@ def main_comparison(
     table: pd.DataFrame, tasks: Mapping[str, Mapping], metric: str = "auroc",
     caption: str | None = None,
 ) -> Figure:  # fmt: skip
-    """The study in one figure: a panel per task, a row per backbone, frozen beside fine-tuned.
+    """The study in one figure: a panel per task, a row per backbone, the regimes side by side.
 
     `table` is long form: task, backbone, pretraining, regime, head, label_fraction (1.0: all
     training patients), metric, value, ci_low, ci_high, sd (over seeds), n_patients, n_images.
@@ -381,8 +381,10 @@ def main_comparison(
     rows = rows[(rows["regime"] != "frozen") | (rows["head"] == "linear")]
     rows = rows.assign(series=_series_names(rows))
     networks = _networks(rows)
-    # frozen before fine-tuned, and the larger share of labels first
-    series = rows.sort_values(["regime", "label_fraction"], ascending=False)["series"].unique()
+    # in the order of REGIMES, and the larger share of labels first
+    by = rows.assign(regime=rows["regime"].map(list(REGIMES).index))
+    series = by.sort_values(["regime", "label_fraction"], ascending=[True, False])["series"]
+    series = series.unique()
     looks = _looks(series)
     fig, axes = _panels(len(tasks), len(networks) * (0.07 + 0.08 * max(len(series), 2)))
     titles = {task: textwrap.fill(card["title"], 28) for task, card in tasks.items()}
@@ -422,7 +424,7 @@ def main_table(
     Columns: task (its title), backbone (its printed name), pretraining, regime, head,
     label_fraction, n_patients, then one per metric whose cells read `value [low, high]` with
     three decimals, empty where there is no result. Rows come in the order of `tasks`, then of
-    the figure's backbones, then frozen before fine-tuned, heads, and the larger fraction first.
+    the figure's backbones, then regimes, heads, and the larger fraction first.
     """
     rows = _shown(table, tasks, metrics)
     cells = [
@@ -594,7 +596,7 @@ def _series_names(rows: pd.DataFrame) -> pd.Series:
     regime, fraction = rows["regime"].map(REGIMES), rows["label_fraction"]
     if (fraction == 1).all():
         return regime
-    tuned = rows["regime"] == "finetuned"
+    tuned = rows["regime"] != "frozen"
     shares = fraction[tuned].groupby(rows["task"]).agg(["min", "max"])
     own = fraction == rows["task"].map(shares["min"][shares["min"] == shares["max"]])
     share = (100 * fraction).map(", {:g} % of labels".format)
@@ -659,7 +661,7 @@ def _note(rows: pd.DataFrame) -> str:
         return "no results"
     patients, images = rows["n_patients"].max(), rows["n_images"].max()
     words = f"{patients:,} patients" + (f", {images:,} images" if images != patients else "")
-    tuned = rows.loc[rows["series"] == "fine-tuned", "label_fraction"]
+    tuned = rows.loc[rows["series"].isin(["fine-tuned", "LoRA"]), "label_fraction"]
     # where the legend names no shares, all labels were used throughout
     share = f"\nfine-tuned on {100 * tuned.iloc[0]:g} % of labels" if len(tuned) else ""
     return words + (share if (rows["label_fraction"] < 1).any() else "")

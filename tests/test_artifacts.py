@@ -201,6 +201,8 @@ def test_a_data_folder_that_is_not_there_is_named(tmp_path, monkeypatch, by):
         ({"regime": "finetuned", "head": "mlp", "seed": 1}, "finetuned/seed1"),
         ({"regime": "finetuned", "label_fraction": 0.05}, "finetuned-fraction0.05/seed0"),
         ({"regime": "finetuned", "label_fraction": 1}, "finetuned/seed0"),
+        ({"regime": "lora", "label_fraction": 0.1, "seed": 2}, "lora-fraction0.1/seed2"),
+        ({"regime": "lora"}, "lora/seed0"),
     ],
 )
 def test_a_run_folder_is_named_by_its_coordinates(coordinates, name):
@@ -209,7 +211,7 @@ def test_a_run_folder_is_named_by_its_coordinates(coordinates, name):
 
 
 def test_an_unknown_regime_is_refused():
-    with pytest.raises(ValueError, match="'forzen'; choose one of frozen, finetuned"):
+    with pytest.raises(ValueError, match="'forzen'; choose one of frozen, finetuned, lora"):
         artifacts.run_folder("r", "fundus", "dinov2_small", "forzen")
 
 
@@ -247,7 +249,7 @@ def save_run(folder, **changes):
         "coordinates": COORDINATES, "parameters": {"k": 5}, "inputs": {"images": "abc"},
         "predictions": pd.DataFrame({"sample_id": ["x"], "a": [1 / 3]}),
         "history": pd.DataFrame({"epoch": [0], "loss": [0.5]}),
-        "metrics": {"auroc": 0.75}, "seconds": 1.23456,
+        "metrics": {"auroc": 0.75}, "seconds": 1.23456, "how": {"precision": "float32"},
     }  # fmt: skip
     artifacts.save_run(folder, **values | changes)
 
@@ -267,6 +269,7 @@ def test_a_run_is_recorded_with_all_that_made_it(tmp_path):
     assert record["coordinates"] == COORDINATES
     assert record["parameters"] == {"k": 5}
     assert record["inputs"] == {"images": "abc"}
+    assert record["how"] == {"precision": "float32"}
     assert record["seconds"] == 1.235
     written = (folder / "predictions.csv").read_bytes()
     assert record["predictions_sha256"] == hashlib.sha256(written).hexdigest()

@@ -3,13 +3,18 @@
 import copy
 import dataclasses
 import math
+import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.utils.class_weight import compute_class_weight
+from timm.optim import param_groups_layer_decay
 from torch import nn
 from torch.nn import functional
 
@@ -17,6 +22,7 @@ from medlib import backbones, features, finetune, images, manifest, metrics
 
 CNN = "micro_resnet-random"
 CLASSES = ["across", "down"]
+CPU = torch.device("cpu")
 SHORT = dict(learning_rates=[3e-3], epochs=2, batch_size=8, device="cpu")
 LEARNT = dict(learning_rates=[3e-3], epochs=6, batch_size=8, device="cpu")
 
@@ -104,12 +110,12 @@ def test_batch_norm_that_must_keep_its_statistics_keeps_them_while_all_else_lear
 
 
 def test_the_history_has_a_row_an_epoch_and_the_columns_that_a_run_saves(learnt):
-    _, (found, history, digest) = learnt
+    _, (found, history, how) = learnt
     assert list(history.columns) == finetune.HISTORY
     assert history["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
     assert set(history["learning_rate"]) == {3e-3} and set(history["fold"]) == {0}
     assert history["chosen"].sum() == 1
-    assert digest == backbones.build(CNN, 32, 0)[1]
+    assert how["weights_digest"] == backbones.build(CNN, 32, 0)[1]
     assert list(found.columns) == [
         "sample_id", "patient_id", "split", "y_true", "prob_across", "prob_down",
     ]  # fmt: skip
@@ -118,15 +124,15 @@ def test_the_history_has_a_row_an_epoch_and_the_columns_that_a_run_saves(learnt)
 def test_the_seed_decides_every_bit():
     data = problem()
     torch.manual_seed(1)
-    first, history, digest = run(data, seed=3)
+    first, history, how = run(data, seed=3)
     torch.manual_seed(2)  # the state of the global generator is not the seed
-    again, same_history, same_digest = run(data, seed=3)
+    again, same_history, same_how = run(data, seed=3)
     pd.testing.assert_frame_equal(again, first, check_exact=True)
     pd.testing.assert_frame_equal(same_history, history, check_exact=True)
-    assert same_digest == digest
-    other, _, other_digest = run(data, seed=4)
+    assert same_how == how
+    other, _, other_how = run(data, seed=4)
     assert np.abs(probabilities(other) - probabilities(first)).max() > 1e-3
-    assert other_digest != digest
+    assert other_how["weights_digest"] != how["weights_digest"]
 
 
 def test_test_labels_change_no_prediction_and_no_choice():
@@ -213,7 +219,7 @@ def test_the_kept_weights_are_those_of_the_chosen_epoch_and_not_of_the_last(lear
     best = history.sort_values(["val_auroc", "val_loss"], ascending=[False, True]).iloc[0]
     assert history.loc[history["chosen"], "epoch"].item() == best["epoch"]
     # Train once more with the same seed, and stop at that epoch.
-    model = finetune.Classifier(CNN, 32, 2, seed=0)
+    model = backbones.place(finetune.Classifier(CNN, 32, 2, seed=0), "cpu")
     y = np.array([CLASSES.index(label) for label in index["label"]])
     for epoch, loss in finetune.train(
         model, pixels, y, np.flatnonzero(rotations[0].train), learning_rate=3e-3,
@@ -415,6 +421,68 @@ def test_a_network_from_scratch_learns_stripes_on_a_cuda_device(cuda):
     assert history["train_loss"].iloc[-1] < 0.7 * history["train_loss"].iloc[0]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("backbone", [CNN, "vit_tiny-random"])
+@pytest.mark.parametrize("on_device", [False, True])
+def test_within_an_epoch_the_host_never_waits_for_a_cuda_device(cuda, backbone, on_device):
+    pixels, y = stripes(32)
+    model = finetune.Classifier(backbone, 32, 2).to(cuda)
+    where = torch.from_numpy(pixels).to(cuda) if on_device else pixels
+    steps = []
+
+    def watch(n):  # from the end of the first step to that of the last
+        steps.append(n)
+        torch.cuda.set_sync_debug_mode("error" if len(steps) % 4 else "default")
+
+    try:
+        losses = list(
+            finetune.train(
+                model, where, y, np.arange(32), learning_rate=1e-3, epochs=2, batch_size=8,
+                weight_decay=0.05, warmup=0.1, balanced=True, seed=0, progress=watch,
+            )
+        )  # fmt: skip
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(steps) == 8 and np.isfinite(losses).all()
+
+
+@pytest.mark.gpu
+def test_images_lie_on_a_cuda_device_where_they_fit_and_train_the_same(cuda, monkeypatch):
+    device = torch.device(cuda)
+    pixels, y = stripes(32)
+    there = finetune.resident(pixels, device)
+    assert there.is_cuda and torch.equal(there.cpu(), torch.from_numpy(pixels))
+    inputs = []
+    for values in (pixels, there):
+        parts = np.split(np.random.default_rng(0).permutation(32), 4)
+        inputs.append(torch.cat(list(finetune.batches(values, parts, device))))
+    assert torch.equal(*inputs)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (2 * pixels.nbytes, 2**40))
+    assert finetune.resident(pixels, device) is pixels
+
+
+@pytest.mark.gpu
+def test_checkpointing_follows_from_the_free_memory_of_a_cuda_device(cuda, monkeypatch):
+    for free, expected in ((2**40, False), (2**20, True)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_, free=free: (free, 2**40))
+        model = finetune.Classifier("vit_tiny-random", 32, 2).to(cuda)
+        assert finetune.checkpoint(model, "auto", 32, 8) is expected
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backbone", [CNN, "vit_tiny-random"])
+def test_bfloat16_and_compilation_stay_near_float32_on_a_cpu(cuda, monkeypatch, backbone):
+    data = problem(train=32)
+    settings = {"learning_rates": [1e-4], "backbone": backbone, "seed": 1}
+    expected = run(data, **settings)
+    for least, compiled in ((10**9, False), (0, True)):
+        monkeypatch.setattr(finetune, "COMPILE_FROM", least)
+        found = run(data, device=cuda, **settings)
+        assert found[2]["precision"] == "bfloat16" and found[2]["compiled"] is compiled
+        np.testing.assert_allclose(found[1]["train_loss"], expected[1]["train_loss"], rtol=0.02)
+        np.testing.assert_allclose(probabilities(found[0]), probabilities(expected[0]), atol=0.05)
+
+
 # ------------------------------------------------------------------------------- the optimiser
 
 
@@ -580,7 +648,299 @@ def test_a_network_with_batch_norm_never_sees_a_batch_of_one_image(monkeypatch, 
     assert sizes == [8] * (train // 8) * SHORT["epochs"]
 
 
+@pytest.mark.parametrize("decay", [0.75, 1.0])
+def test_layer_decay_is_that_of_timm(decay):
+    model = finetune.Classifier("vit_tiny-random", 32, 2)
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {}
+    for group in finetune._parameter_groups(model, 0.01, 0.3, decay):
+        for p in group["params"]:
+            found[names[id(p)].removeprefix("backbone.")] = (group["lr"], group["weight_decay"])
+    whole = timm.create_model("vit_tiny_patch16_224", num_classes=2, img_size=32)
+    names = {id(p): name for name, p in whole.named_parameters()}
+    expected = {}
+    for group in param_groups_layer_decay(whole, 0.3, layer_decay=decay):
+        for p in group["params"]:
+            expected[names[id(p)]] = (0.01 * group["lr_scale"], group["weight_decay"])
+    assert found.keys() == expected.keys() and len(found) == len(list(model.parameters()))
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values), name
+    assert found["head.weight"] == pytest.approx((0.01, 0.3))
+    assert found["blocks.11.norm1.weight"] == pytest.approx((0.01 * decay, 0))
+    assert found["pos_embed"] == pytest.approx((0.01 * decay**13, 0.3))
+
+
+def awaken(model):
+    """As after pretraining: timm starts at zero the last batch norm of each block of a ResNet."""
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.ones_(layer.weight)
+
+
+def test_layer_decay_shortens_the_steps_of_the_lower_stages_of_a_cnn():
+    pixels, y = stripes(8)
+    model = finetune.Classifier(CNN, 32, 2)
+    awaken(model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    list(
+        finetune.train(
+            model, pixels, y, np.arange(8), learning_rate=1e-3, epochs=1, batch_size=8,
+            weight_decay=0, warmup=0.1, balanced=False, seed=0, layer_decay=0.5,
+        )
+    )  # fmt: skip
+    # Adam's first step is as long as the learning rate, whatever the gradient.
+    after = dict(model.named_parameters())
+    moved = {name: (after[name] - before[name]).abs().max().item() for name in before}
+    assert moved["head.weight"] == pytest.approx(1e-3, rel=0.01)
+    assert moved["backbone.layer4.0.conv1.weight"] == pytest.approx(1e-3 / 2, rel=0.01)
+    assert moved["backbone.layer1.0.conv1.weight"] == pytest.approx(1e-3 / 2**4, rel=0.01)
+    assert moved["backbone.conv1.0.weight"] == pytest.approx(1e-3 / 2**5, rel=0.01)
+
+
+@pytest.mark.parametrize("backbone", ["vgg16-random", "densenet121-random", "mobilenetv2-random"])
+def test_layer_decay_is_defined_for_cnns_of_every_kind(backbone):
+    model = finetune.Classifier(backbone, 32, 2)
+    groups = finetune._parameter_groups(model, 1.0, 0.05, 0.5)
+    parameters = [id(p) for group in groups for p in group["params"]]
+    assert sorted(parameters) == sorted(id(p) for p in model.parameters())
+    rates = {group["lr"] for group in groups}
+    assert max(rates) == 1 and 0 < min(rates) < 0.1
+
+
+def test_batch_norm_keeps_its_statistics_where_that_is_asked_for():
+    data = problem()
+    model = finetune.Classifier(CNN, 32, 2, frozen_norm=True)
+    statistics = {name: value.clone() for name, value in model.named_buffers()}
+    weight = model.backbone.conv1[1].weight.detach().clone()
+    y = np.array([CLASSES.index(label) for label in data[1]["label"]])
+    rows = np.flatnonzero(data[2][0].train)
+    list(
+        finetune.train(
+            model, data[0], y, rows, learning_rate=3e-3, epochs=1, batch_size=8,
+            weight_decay=0, warmup=0.1, balanced=False, seed=0,
+        )
+    )  # fmt: skip
+    assert all(torch.equal(value, statistics[name]) for name, value in model.named_buffers())
+    assert not torch.equal(model.backbone.conv1[1].weight, weight)
+    kept, usual = (run(data, frozen_norm=frozen)[1] for frozen in (True, False))
+    assert (kept["train_loss"] != usual["train_loss"]).all()
+
+
+# ----------------------------------------------------------------------------------------- LoRA
+
+
+def lora(backbone, size=32, rank=4):
+    return finetune.Classifier(backbone, size, 2, lora_rank=rank)
+
+
+@pytest.mark.parametrize("backbone", ["vit_tiny-random", CNN, "micro_efficientnet-random"])
+def test_lora_starts_from_the_plain_network_and_trains_only_itself_and_the_head(backbone):
+    pixels, y = stripes(8)
+    plain, model = finetune.Classifier(backbone, 32, 2), lora(backbone)
+    awaken(plain)
+    awaken(model)
+    rows = np.arange(8)
+    np.testing.assert_array_equal(
+        finetune.predict(model, pixels, rows), finetune.predict(plain, pixels, rows)
+    )
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    list(
+        finetune.train(
+            model, pixels, y, rows, learning_rate=1e-2, epochs=3, batch_size=4, weight_decay=0,
+            warmup=0.1, balanced=False, seed=0,
+        )
+    )  # fmt: skip
+    changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
+    learns = {n for n in before if ".lora_" in n or n.startswith("head.")}
+    assert changed == learns == {n for n, p in model.named_parameters() if p.requires_grad}
+    unchanged = dict(plain.named_parameters())
+    for name, value in model.named_parameters():
+        if name not in learns:
+            assert torch.equal(value, unchanged[name.replace(".base_layer", "")])
+    moved = finetune.predict(model, pixels, rows) - finetune.predict(plain, pixels, rows)
+    assert np.abs(moved).max() > 1e-4
+
+
+def test_lora_has_the_parameters_that_its_rank_gives_on_every_linear_layer():
+    model = lora("vit_tiny-random", rank=4)
+    # A block has qkv 192 → 576, proj 192 → 192, fc1 192 → 768 and fc2 768 → 192.
+    block = 4 * ((192 + 576) + (192 + 192) + (192 + 768) + (768 + 192))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trained == 12 * block + 2 * 192 + 2
+    adapted = model.backbone.blocks[3].mlp.fc1
+    assert adapted.scaling["default"] == 16 / 4
+    assert not hasattr(model.backbone.patch_embed.proj, "lora_A")
+
+
+def test_lora_adapts_the_convolutions_of_a_cnn_but_for_grouped_ones():
+    layers = dict(lora("mobilenetv2-random").backbone.named_modules())
+    adapted = [layer.base_layer for layer in layers.values() if hasattr(layer, "lora_A")]
+    plain = finetune.Classifier("mobilenetv2-random", 32, 2).backbone.modules()
+    convolutions = [layer for layer in plain if isinstance(layer, nn.Conv2d)]
+    assert len(adapted) == sum(layer.groups == 1 for layer in convolutions) < len(convolutions)
+    assert all(layer.groups == 1 for layer in adapted)
+
+
+def test_lora_runs_through_the_same_interface_and_repeats_bit_by_bit():
+    data = problem()
+    found, history, how = run(data, regime="lora", lora_rank=2, learning_rates=[1e-2, 1e-3])
+    again, _, _ = run(data, regime="lora", lora_rank=2, learning_rates=[1e-2, 1e-3])
+    pd.testing.assert_frame_equal(again, found, check_exact=True)
+    assert list(history.columns) == finetune.HISTORY and history["chosen"].sum() == 1
+    assert how["weights_digest"] == backbones.build(CNN, 32, 0)[1]
+    model = lora(CNN, rank=2)
+    assert how["trained_parameters"] == sum(
+        p.numel() for p in model.parameters() if p.requires_grad
+    )
+    assert how["trained_parameters"] < 0.1 * how["parameters"]
+    # The second learning rate starts where the first did.
+    alone = run(data, regime="lora", lora_rank=2, learning_rates=[1e-3])[1]
+    assert history["train_loss"].tolist()[2:] == alone["train_loss"].tolist()
+
+
+def test_what_is_kept_of_an_epoch_is_what_training_changes():
+    model = lora("vit_tiny-random", rank=1)
+    kept = finetune._copy(model)
+    assert sum(v.numel() for v in kept.values()) < 0.02 * sum(p.numel() for p in model.parameters())
+    expected = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(1)
+    finetune._assign(finetune._learnt(model), kept)
+    assert all(torch.equal(p, expected[name]) for name, p in model.named_parameters())
+    whole = finetune.Classifier(CNN, 32, 2)
+    assert finetune._copy(whole).keys() == whole.state_dict().keys()
+
+
+def test_lora_without_peft_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match="lora needs peft .*pip install -r requirements.txt"):
+        run(problem(), regime="lora")
+
+
+# ------------------------------------------------------------------------- batches and memory
+
+
+def test_batches_are_the_same_whether_read_ahead_or_resident(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", pixels)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    parts = [np.array(part) for part in ([3, 1, 19], [0, 0, 7], [5], [18, 2])]
+    for values in (pixels, mapped, torch.from_numpy(pixels)):
+        found = list(finetune.batches(values, parts, CPU))
+        assert len(found) == 4
+        for batch, part in zip(found, parts, strict=True):
+            assert batch.dtype == torch.uint8
+            np.testing.assert_array_equal(batch.numpy(), pixels[part])
+    assert finetune.resident(pixels, CPU) is pixels
+
+
+def test_training_does_not_depend_on_where_the_images_are():
+    pixels, y = stripes(16)
+    start, losses = finetune.Classifier(CNN, 32, 2), []
+    for images_ in (pixels, torch.from_numpy(pixels)):
+        model = copy.deepcopy(start)
+        training = finetune.train(
+            model, images_, y, np.arange(2, 14), learning_rate=1e-3, epochs=2, batch_size=4,
+            weight_decay=0.05, warmup=0.1, balanced=False, seed=0,
+        )  # fmt: skip
+        losses.append([loss for _, loss in training])
+    assert losses[0] == losses[1]
+
+
+def test_a_batch_that_cannot_be_read_stops_the_training():
+    with pytest.raises(IndexError):
+        list(finetune.batches(np.zeros((3, 2)), [np.array([0]), np.array([7])], CPU))
+
+
+def resident_bytes():
+    status = Path("/proc/self/status").read_text()
+    return sum(int(kb) for kb in re.findall(r"^Rss\w+:\s+(\d+) kB", status, re.M)) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux tells it there")
+def test_images_that_have_been_read_do_not_stay_in_memory(tmp_path):
+    shape = (1600, 224, 224, 3)  # 240 MB
+    pixels = np.lib.format.open_memmap(tmp_path / "images.npy", "w+", np.uint8, shape)
+    del pixels
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    before, most = resident_bytes(), 0
+    for batch in finetune.batches(mapped, np.split(np.arange(1600), 50), CPU):
+        assert not batch.any()
+        most = max(most, resident_bytes() - before)
+    assert most < 60e6
+
+
+def test_the_bytes_that_a_forward_pass_keeps_are_counted_an_image():
+    # Of the 12 numbers of an image, layer norm keeps its input, a mean and a standard deviation;
+    # the projection keeps its own input.
+    assert finetune.activation_bytes(bare(), 2) == 4 * (12 + 1 + 1 + 12)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_checkpointing_keeps_less_and_gives_the_same_gradients(rank):
+    inputs = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    gradients, kept = [], []
+    for word in ("never", "always"):
+        model = lora("vit_tiny-random", rank=rank)
+        assert finetune.checkpoint(model, word, 32, 4) == (word == "always")
+        kept.append(finetune.activation_bytes(model, 32))
+        model.train()(inputs).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+    assert kept[1] < 0.2 * kept[0]
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(again, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_checkpointing_is_left_alone_on_a_cpu_unless_it_is_asked_for():
+    data = problem()
+    assert run(data, backbone="micro_efficientnet-random", epochs=1)[2]["checkpointing"] is False
+    how = run(data, backbone="micro_efficientnet-random", epochs=1, checkpointing="always")[2]
+    assert how["checkpointing"] is True
+
+
+def test_a_step_that_does_not_fit_the_gpu_names_the_ways_out():
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = bare()
+    model.register_forward_hook(full)
+    with pytest.raises(MemoryError, match="a step of 4 images.*always.*smaller batch_size"):
+        train_bare(model, [0, 1] * 4)
+
+
+def test_progress_counts_the_images_of_every_step():
+    done = []
+    train_bare(bare(), [0, 1] * 5, epochs=2, progress=done.append)
+    assert done == [4] * 4  # of ten images two are left out in each epoch
+
+
+def test_a_network_compiles_as_one_graph_that_computes_the_same():
+    inputs = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model = finetune.Classifier(CNN, 32, 2).train()
+    expected = copy.deepcopy(model)(inputs)
+    names = list(model.state_dict())
+    model.compile(backend="eager", fullgraph=True)
+    assert torch.equal(model(inputs), expected)
+    assert list(model.state_dict()) == names
+
+
 # ------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"regime": "Lora"}, "Unknown regime 'Lora'. .*finetuned, lora"),
+        ({"regime": "lora", "lora_rank": 0}, "lora_rank is 0, but must be 1 or more"),
+        ({"checkpointing": "on"}, "Unknown checkpointing 'on'. .*auto, always, never"),
+        ({"checkpointing": "always", "backbone": "vgg16-random"}, "vgg16-random cannot checkpoint"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        run(problem(), **settings)
 
 
 def test_a_loss_that_is_not_finite_names_its_epoch_and_learning_rate():
@@ -631,11 +991,11 @@ def test_the_largest_networks_of_the_paper_run_frozen_and_fine_tuned(
     assert np.ptp(made.embeddings, axis=0).max() > 0
     first = next(built[0].parameters())
     before = first.detach().clone()
-    found, history, digest = finetune.run(
+    found, history, how = finetune.run(
         backbone, pixels, index, CLASSES, rotations, learning_rates=[1e-5], epochs=1,
         batch_size=8, device="cpu",
     )  # fmt: skip
     assert len(found) == 4 and np.isfinite(probabilities(found)).all()
     assert np.isfinite(history[["train_loss", "val_loss", "val_auroc"]]).all(axis=None)
-    assert digest == built[1]
+    assert how["weights_digest"] == built[1]
     assert not torch.equal(first, before)

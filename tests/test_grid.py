@@ -1,5 +1,6 @@
 """A grid is checked as a whole before anything runs."""
 
+import json
 import re
 import subprocess
 import sys
@@ -63,6 +64,26 @@ def test_an_unknown_grid_names_those_that_there_are(repository):
         grid.read(repository / "grids" / "pokcet.yaml")
 
 
+def test_a_grid_without_any_regime_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no regime: none of frozen, finetuned, lora"):
+        grid.read(write(tmp_path, frozen={}, finetuned={}))
+
+
+def test_settings_of_lora_belong_to_lora_alone(tmp_path):
+    tuned = {"backbones": ["vit_tiny-random"], "image_size": 32, "lora_rank": 4}
+    assert grid.read(write(tmp_path, lora=tuned))["lora"]["lora_rank"] == 4
+    with pytest.raises(ValueError, match="setting of finetuned 'lora_rank'"):
+        grid.read(write(tmp_path, finetuned=tuned))
+
+
+@pytest.mark.parametrize("regime", ["finetuned", "lora"])
+def test_every_setting_of_a_trained_regime_is_a_parameter_of_its_notebook(repository, regime):
+    notebook = json.loads((repository / "notebooks" / "04_fine_tune.ipynb").read_text())
+    (cell,) = [c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    parameters = {line.partition(":")[0] for line in cell["source"]}
+    assert set(grid.SETTINGS[regime]) - {"backbones"} <= parameters
+
+
 def test_frozen_features_are_probed_at_the_labels_of_fine_tuning_too(tmp_path):
     tuned = {"backbones": ["vit_tiny-random"], "image_size": 32}
     tuned |= {"label_fraction": {"fundus_pm": 0.1}}
@@ -70,6 +91,11 @@ def test_frozen_features_are_probed_at_the_labels_of_fine_tuning_too(tmp_path):
     assert grid.label_fraction(asked, "fundus_pm") == 0.1
     assert grid.label_fractions(asked, "fundus_pm") == [1.0, 0.1]
     assert grid.image_sizes(asked) == [32, 64]
+    lora = {"backbones": ["vit_tiny-random"], "image_size": 48, "label_fraction": 0.2}
+    asked = grid.read(write(tmp_path, finetuned=tuned, lora=lora))
+    assert grid.label_fraction(asked, "fundus_pm", "lora") == 0.2
+    assert grid.label_fractions(asked, "fundus_pm") == [1.0, 0.2, 0.1]
+    assert grid.image_sizes(asked) == [32, 48, 64]
 
 
 def test_a_label_fraction_for_each_task_must_cover_all_tasks(tmp_path):
@@ -124,7 +150,8 @@ def test_planning_counts_the_jobs_of_each_rule_without_running_any(repository):
 
 def test_the_runs_of_a_grid_are_those_of_its_heads_labels_and_seeds(tmp_path):
     tuned = {"backbones": ["vit_tiny-random"], "image_size": 32, "label_fraction": 0.5}
-    asked = grid.read(write(tmp_path, finetuned=tuned))
+    lora = {"backbones": ["vit_tiny-random"], "image_size": 32}
+    asked = grid.read(write(tmp_path, finetuned=tuned, lora=lora))
     found = [str(path.relative_to("r/runs/fundus_pm/vit_tiny-random")) for path in
              grid.runs(asked, "r")]  # fmt: skip
     assert found == [
@@ -133,4 +160,6 @@ def test_the_runs_of_a_grid_are_those_of_its_heads_labels_and_seeds(tmp_path):
         "frozen-linear-fraction0.5/seed1",
         "finetuned-fraction0.5/seed0",
         "finetuned-fraction0.5/seed1",
+        "lora/seed0",
+        "lora/seed1",
     ]

@@ -358,6 +358,20 @@ def test_label_fractions_that_differ_are_told_in_the_panels():
     assert "fine-tuned on 25 % of labels" in notes[1]
 
 
+def test_lora_is_a_third_series_after_the_other_two():
+    lora = ("lora", "linear", 0.1)
+    table = long_table({"mri": [lora, FROZEN_ALL, FROZEN_10, TUNED_10]})
+    fig = plots.main_comparison(table, {"mri": TASKS["mri"]})
+    assert legend_words(fig)[:4] == [
+        "frozen, all labels", "frozen, same labels as fine-tuned", "fine-tuned", "LoRA",
+    ]  # fmt: skip
+    assert "fine-tuned on 10 % of labels" in all_words(fig)
+    wide = plots.main_table(table, {"mri": TASKS["mri"]})
+    assert wide["regime"].iloc[:4].tolist() == ["frozen", "frozen", "finetuned", "lora"]
+    alone = plots.main_comparison(long_table({"mri": [lora]}), {"mri": TASKS["mri"]})
+    assert legend_words(alone)[0].startswith("LoRA")
+
+
 def test_patients_with_one_image_each_are_counted_once():
     table = long_table(ARMS)
     table.loc[table["task"] == "mri", "n_images"] = 40

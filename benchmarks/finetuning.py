@@ -1,0 +1,204 @@
+"""A step of fine-tuning, augmentation included: ours, against an ordinary eager loop.
+
+On CPU cores, ResNet50 and DINOv2's ViT-S/14 at 224 px, random weights (they take the same time),
+batches of 16. Ours is `finetune.train` on packed images. The peer is what tutorials show: a Dataset
+over JPEG files (600 × 450 pixels, as dermoscopy has), torchvision's transforms, a DataLoader with
+two workers, timm's network as it is, Adam. Both draw a mirror image, a rotation, a shift, a scale,
+brightness and contrast; the peer's workers are running before it is timed, but its first batch has
+to be waited for, as in every epoch. Beside it stands the share of the rate at which the machine
+multiplies matrices, measured in the same minute, by the operations of forward and backward pass
+as torch counts them.
+
+On a CUDA device: compiled bfloat16 training of transformers as a share of the bfloat16 matrix rate;
+CNNs against eager float32 on one batch that stays on the device, so that the peer waits for no
+input; the share of the time in which the device is at work; and after how many steps the time spent
+on compiling has come back.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import harness
+import numpy as np
+import torch
+from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+from medlib import backbones, finetune
+
+SIZE, CLASSES = 224, 2
+TRAINING = {
+    "learning_rate": 1e-4, "epochs": 10**6, "weight_decay": 0.05, "warmup": 0.1,
+    "balanced": False, "seed": 0,
+}  # fmt: skip
+
+
+def augmented(size: int) -> Callable:
+    """The peer's transform: the same draws as ours, image by image, by torchvision."""
+    return transforms.Compose([
+        transforms.Resize((size, size)),
+        transforms.RandomHorizontalFlip(),
+        transforms.RandomAffine(10, translate=(0.05, 0.05), scale=(0.9, 1.1)),
+        transforms.ColorJitter(brightness=0.2, contrast=0.2),
+        transforms.ToTensor(),
+        transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ])  # fmt: skip
+
+
+def plain_network(backbone: str, size: int) -> torch.nn.Module:
+    """timm's network with its own classifier, as `create_model` gives it."""
+    import timm
+
+    row = backbones.get(backbone)
+    arguments = {"img_size": size} if row.patch > 1 else {}
+    return timm.create_model(row.architecture, num_classes=CLASSES, **arguments).train()
+
+
+def plain_step(network, optimiser, inputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    optimiser.zero_grad()
+    loss = functional.cross_entropy(network(inputs), target)
+    loss.backward()
+    optimiser.step()
+    return loss
+
+
+def image_flops(backbone: str, size: int) -> float:
+    """Floating-point operations of one image's forward and backward pass."""
+    network = plain_network(backbone, size)
+    return harness.flops(lambda: network(torch.zeros(2, 3, size, size)).sum().backward()) / 2
+
+
+def our_epoch(
+    backbone: str, size: int, batch: int, steps: int, device: str = "cpu", compiled: bool = False
+) -> Callable[[], object]:
+    """Each call trains for one epoch: ``steps`` batches."""
+    rng, n = np.random.default_rng(0), batch * steps
+    images = rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+    model = backbones.place(finetune.Classifier(backbone, size, CLASSES), device)
+    if compiled:
+        model.compile()
+    training = finetune.train(
+        model, finetune.resident(images, torch.device(device)), np.arange(n) % CLASSES,
+        np.arange(n), batch_size=batch, **TRAINING,
+    )  # fmt: skip
+    return lambda: next(training)
+
+
+def eager_epoch(
+    backbone: str, paths: list[Path], size: int, batch: int, steps: int
+) -> Callable[[], None]:
+    network = plain_network(backbone, size)
+    optimiser = torch.optim.Adam(network.parameters(), lr=TRAINING["learning_rate"])
+    n = batch * steps  # the files again and again
+    many = [paths[i % len(paths)] for i in range(n)]
+    files = harness.Files(many, [i % CLASSES for i in range(n)], augmented(size))
+    loader = DataLoader(files, batch, shuffle=True, num_workers=2, persistent_workers=True)
+
+    def epoch() -> None:
+        total = 0.0
+        for inputs, target in loader:
+            total += plain_step(network, optimiser, inputs, target).item()
+
+    return epoch
+
+
+def eager_batch(backbone: str, size: int, batch: int, steps: int) -> Callable[[], None]:
+    """On CUDA: float32, the same batch again and again."""
+    network = plain_network(backbone, size).cuda()
+    optimiser = torch.optim.Adam(network.parameters(), lr=TRAINING["learning_rate"])
+    inputs = torch.randn(batch, 3, size, size, device="cuda")
+    target = torch.arange(batch, device="cuda") % CLASSES
+
+    def epoch() -> None:
+        for _ in range(steps):
+            plain_step(network, optimiser, inputs, target)
+
+    return epoch
+
+
+def on_cpu(quick: bool, repeats: int) -> None:
+    size, batch, steps = (32, 4, 2) if quick else (SIZE, 16, 3)
+    targets = {"resnet50-random": (1.3, None), "dinov2_small-random": (None, 0.75)}
+    if quick:
+        targets = {"micro_resnet-random": (None, None), "vit_tiny-random": (None, None)}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = harness.photographs(Path(folder), 16, (600, 450))
+        for backbone, (ratio, share) in targets.items():
+            flops = image_flops(backbone, size) * batch * steps
+            contestants = {
+                "ours": our_epoch(backbone, size, batch, steps),
+                "eager": eager_epoch(backbone, paths, size, batch, steps),
+            }
+            for warm_up in contestants.values():
+                warm_up()
+            for way in harness.LIMITS:  # how long the operations would take at this rate
+                contestants[way] = lambda n=flops, way=way: n / harness.matrix_rate(way)
+            times = harness.interleaved(contestants, repeats)
+            speed = float(batch * steps / np.median(times["ours"]))
+            name = f"fine-tuning step, {backbone}"
+            for peer, key, target in (
+                ("eager, Adam, DataLoader", "eager", ratio),
+                ("fp32 rate of torch.mm", "torch.mm", share),
+                ("fp32 rate of oneDNN", "oneDNN", None),
+            ):
+                harness.report(
+                    name, peer, times[key] / times["ours"], target=target, value=speed,
+                    unit="images/s", quick=quick,
+                )  # fmt: skip
+
+
+def on_cuda(quick: bool, repeats: int) -> None:
+    size, batch, steps = (32, 8, 4) if quick else (SIZE, 64, 20)
+    transformers = {"dinov2_small-random": None, "vit_base-random": 0.4, "dinov2_base-random": 0.4,
+                    "dinov2_large-random": 0.4}  # fmt: skip
+    cnns = {"resnet50-random": 4, "vgg16-random": 4, "densenet121-random": 4}
+    if quick:
+        transformers, cnns = {"vit_tiny-random": None}, {"micro_resnet-random": None}
+    for backbone in transformers | cnns:
+        flops = image_flops(backbone, size) * batch * steps
+        plain = our_epoch(backbone, size, batch, steps, "cuda")
+        ours = our_epoch(backbone, size, batch, steps, "cuda", compiled=True)
+        first = harness.seconds(ours)  # compiles
+        plain()
+        contestants = {
+            "ours": ours,
+            "not compiled": plain,
+            "limit": lambda n=flops: n / harness.matrix_rate("torch.mm", torch.bfloat16),
+        }
+        if backbone in cnns:
+            contestants["eager"] = eager_batch(backbone, size, batch, steps)
+            contestants["eager"]()
+        times = harness.interleaved(contestants, repeats)
+        name, own = f"fine-tuning step on CUDA, {backbone}", float(np.median(times["ours"]))
+        shown = {"value": batch * steps / own, "unit": "images/s", "quick": quick}
+        share = times["limit"] / times["ours"]
+        target = transformers.get(backbone)
+        harness.report(name, "bf16 rate of torch.mm", share, target=target, **shown)
+        if backbone in cnns:
+            ratio = times["eager"] / times["ours"]
+            harness.report(name, "eager fp32, input at hand", ratio, target=cnns[backbone], **shown)
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            taken = harness.seconds(ours)
+        busy = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
+        harness.report(name, "device at work", busy / taken, target=0.95, **shown)
+        saved = (float(np.median(times["not compiled"])) - own) / steps
+        pays = f"{(first - own) / saved:.0f} steps on" if saved > 0 else "no number of steps on"
+        print(f"    compiling took {first - own:.0f} s, and pays from {pays}")
+
+
+def main() -> None:
+    options = harness.arguments(__doc__)
+    on_cpu(options.quick, options.repeats)
+    if torch.cuda.is_available():
+        on_cuda(options.quick, options.repeats)
+    else:
+        print("fine-tuning on CUDA: skipped, there is no CUDA device here")
+
+
+if __name__ == "__main__":
+    main()
