@@ -23,8 +23,10 @@ endif
 # Jobs are processes; one thread each is faster than threads that wait for each other.
 export OMP_NUM_THREADS ?= 1
 # glibc keeps freed memory: else each batch's activations are given back and faulted in again.
-export MALLOC_MMAP_THRESHOLD_ ?= 33554432
+export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
+
+BENCHMARKS = bootstrap decode extraction finetuning frozen_study memory probes
 
 SNAKEMAKE = snakemake --cores $(CORES) --config grid=$(GRID) \
 	$(if $(PROFILE),--profile profiles/$(PROFILE)) --rerun-incomplete --keep-going
@@ -70,4 +72,8 @@ lab: $(READY)
 	jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/01_prepare_data.ipynb
 
 bench: $(READY)
-	for script in benchmarks/*.py; do python $$script || exit 1; done
+	$(BIN)/pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	for name in $(BENCHMARKS); do \
+		echo "$$name"; env -u OMP_NUM_THREADS python benchmarks/$$name.py || exit 1; \
+	done
+	python benchmarks/figure.py

@@ -7,6 +7,7 @@ initialisation: ``vit_tiny-random``, ``dinov2_small-random``.
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import os
@@ -321,6 +322,46 @@ def _pointwise_linear() -> type:
             return functional.conv2d(tokens, weight, self.bias).squeeze(2).transpose(1, 2)
 
     return PointwiseLinear
+
+
+def fold_norm(model: nn.Module, images: torch.Tensor) -> nn.Module:
+    """A copy in which every batch norm that directly follows a convolution is folded into it.
+
+    In evaluation mode both are linear, so one does the work of two; for training it is of no use.
+    Which follow is seen from a forward pass of ``images`` (B, 3, H, W), normalised. A model
+    without batch norm is returned as it is.
+    """
+    import torch
+    from torch import nn
+
+    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        return model
+    model = copy.deepcopy(model)
+    names = {module: name for name, module in model.named_modules()}
+    outputs, pairs, hooks = {}, {}, []
+
+    def after_convolution(module, inputs, output):
+        outputs[id(output)] = module, output  # held, so that no other tensor gets its id
+
+    def before_norm(module, inputs):
+        if id(inputs[0]) in outputs:
+            pairs[module] = outputs[id(inputs[0])][0]
+
+    for module in names:
+        if isinstance(module, nn.Conv2d):
+            hooks.append(module.register_forward_hook(after_convolution))
+        elif isinstance(module, nn.BatchNorm2d):
+            hooks.append(module.register_forward_pre_hook(before_norm))
+    with torch.inference_mode():
+        model.forward_features(images)
+    for hook in hooks:
+        hook.remove()
+    for norm, convolution in pairs.items():
+        fused = nn.utils.fuse_conv_bn_eval(convolution, norm)
+        model.set_submodule(names[convolution], fused)
+        # timm's BatchNormAct2d ends in an activation; what is left of a plain one is nothing.
+        model.set_submodule(names[norm], getattr(norm, "act", nn.Identity()))
+    return model
 
 
 def normalise(backbone: Backbone, images: torch.Tensor) -> torch.Tensor:

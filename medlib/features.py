@@ -9,6 +9,7 @@ goes on.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import warnings
@@ -31,10 +32,10 @@ from medlib.images import Pack, take
 VERSION = 3  # raise when the same images and weights would give other embeddings or meta
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SIMILAR = 0.999  # the least cosine similarity to float32 that a lower precision must keep
-# Compiling takes 8 to 50 s and saves 5 to 10 % on a CPU: it pays from this many images on. A GPU
-# has embedded them all by then.
-COMPILE_FROM = {"cpu": 10_000, "cuda": 200_000}
-CPU_BATCH = 16  # faster than smaller ones, and larger ones do not fit into the caches
+# Compiling takes 8 to 50 s. On a CPU it saves a tenth with ResNets and nothing, or less, with all
+# else (benchmarks/README.md); a GPU has embedded most data sets before it is done.
+COMPILE_FROM = {"cpu": math.inf, "cuda": 200_000}  # images
+CPU_BATCH = 16  # from here on oneDNN is used in one thread, too; larger ones gain nothing
 PIECE = 64  # batches that are written together: a kill loses no more than these
 
 
@@ -120,6 +121,7 @@ def embedder(
 
     if not compiled:
         return embed
+    torch.compiler.reset()  # what was compiled for other networks counts towards a limit
     # Weights are constants here: they are laid out, and batch norm is folded in, beforehand.
     return torch.compile(embed, dynamic=False, options={"freezing": True})
 
@@ -232,9 +234,11 @@ def extract(
 def _write(images, row, model, folder, wanted, precision, compiled, batch_size) -> dict:
     """Write ``embeddings.npy`` in pieces, from where ``progress.json`` says; returns how."""
     device = str(next(model.parameters()).device)
+    single = next(batches(images, [np.arange(1)], device))
+    model = backbones.fold_norm(model, backbones.normalise(row, single))
     embed = embedder(row, model, precision, compiled=False)
     n, batch_size = len(images), batch_size or find_batch_size(embed, images, device)
-    first = torch.from_numpy(take(images, np.arange(min(batch_size, n)))).to(device)
+    first = next(batches(images, [np.arange(min(batch_size, n))], device))
     how = {"batch_size": batch_size, "cosine_to_float32": None}
     if precision != "float32":
         exact = embedder(row, model, "float32", compiled=False)

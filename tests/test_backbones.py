@@ -263,6 +263,31 @@ def test_images_are_normalised_to_the_backbones_own_scale():
     np.testing.assert_allclose(half.permute(0, 2, 3, 1).numpy(), grey / 127.5 - 1, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [("resnet50-random", 0), ("mobilenetv2-random", 0), ("densenet121-random", 62),
+     ("micro_efficientnet-random", 0)],
+)  # fmt: skip
+def test_a_batch_norm_after_a_convolution_is_folded_into_it_and_no_number_changes(name, left):
+    model, _ = backbones.build(name, 64)
+    generator = torch.Generator().manual_seed(0)
+    for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        for values, low, high in (
+            (norm.weight, 0.5, 1.5), (norm.bias, -0.2, 0.2),
+            (norm.running_mean, -0.2, 0.2), (norm.running_var, 0.5, 2),
+        ):  # fmt: skip
+            values.data.uniform_(low, high, generator=generator)
+    digest = backbones.state_digest(model)
+    images = torch.randn(3, 3, 64, 64, generator=generator)
+    folded = backbones.fold_norm(model, images[:1])
+    with torch.inference_mode():
+        found, expected = (backbones.embed(backbones.get(name), m, images) for m in (folded, model))
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * scale)
+    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules()) == left
+    assert backbones.state_digest(model) == digest, "the model itself was changed"
+
+
 @pytest.mark.parametrize("name", ["vit_tiny-random", "dinov2_small-random", "micro_resnet-random"])
 def test_where_a_model_is_placed_changes_its_speed_and_no_number(name):
     plain, _ = backbones.build(name, 56 if "dino" in name else 32)

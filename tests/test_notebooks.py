@@ -4,6 +4,7 @@ import ast
 import json
 import re
 
+import pandas as pd
 import pytest
 
 from medlib import artifacts, cards, execute, phantoms
@@ -106,13 +107,20 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
         ),
     }  # fmt: skip
     assert list(steps) == NAMES
-    for name, (parameters, expected) in steps.items():
+    # The third regime, through the same notebook, collected and compared with the others.
+    tuned, _ = steps["04_fine_tune"]
+    again = "04_fine_tune", (tuned | {"regime": "lora"}, [runs / "lora-fraction0.5" / "seed0"])
+    order = [*list(steps.items())[:4], again, *list(steps.items())[4:]]
+    for name, (parameters, expected) in order:
         notebook = repository / "notebooks" / f"{name}.ipynb"
         output = notebooks / f"{name}.ipynb"
         execute.execute(notebook, output, parameters, [str(path) for path in expected])
         assert pictures(output) >= 1, name
     record = artifacts.read_json(runs / "finetuned-fraction0.5" / "seed0" / "run.json")
     assert record["coordinates"]["pretraining"] == "random"
+    adapted = artifacts.read_json(runs / "lora-fraction0.5" / "seed0" / "run.json")
+    assert adapted["how"]["trained_parameters"] < record["how"]["trained_parameters"]
+    assert set(pd.read_csv(results / "summary.csv")["regime"]) == {"frozen", "finetuned", "lora"}
     frozen = artifacts.read_json(runs / "frozen-linear" / "seed0" / "run.json")
     assert record["inputs"]["mask_at_test_time"] is frozen["inputs"]["mask_at_test_time"] is True
     assert cards.used(results, "glioma_flair").volumes.slices == 3
