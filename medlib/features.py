@@ -250,6 +250,8 @@ def _write(images, row, model, folder, wanted, precision, compiled, batch_size) 
 
     partial, progress = folder / "embeddings.partial.npy", folder / "progress.json"
     done = _rows_done(partial, progress, wanted)
+    if not done:
+        progress.unlink(missing_ok=True)  # it may speak of other embeddings
     parts = [np.arange(i, min(i + batch_size, n)) for i in range(done, n, batch_size)]
     held, start, left = [], time.perf_counter(), n - done
     with tqdm(total=n, initial=done, desc=f"embedding with {row.name}", unit="image") as bar:

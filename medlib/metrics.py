@@ -297,11 +297,12 @@ def _draw_confusion(
     rows = max(1, CHUNK // 8 // len(kinds))
 
     def draw(stream: np.random.Generator) -> np.ndarray:
-        return stream.multinomial(n_patients, share, size=rows) @ matrices
+        return stream.multinomial(n_patients, share, size=rows)
 
     with ThreadPoolExecutor(threads) as pool:
-        parts = list(pool.map(draw, rng.spawn(-(-resamples // rows))))
-    return np.concatenate(parts)[:resamples].reshape(-1, k, k)
+        counts = np.concatenate(list(pool.map(draw, rng.spawn(-(-resamples // rows)))))
+    # One product for all: in each thread it would have threads of its own.
+    return (counts[:resamples] @ matrices).reshape(-1, k, k)
 
 
 def _draw_patients(

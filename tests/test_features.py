@@ -410,6 +410,31 @@ def test_what_was_left_of_other_weights_is_not_gone_on_with(tmp_path, monkeypatc
     np.testing.assert_array_equal(made.embeddings, fresh.embeddings)
 
 
+def test_a_kill_between_a_piece_and_its_record_mixes_no_embeddings(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "PIECE", 1)
+    pack = make_pack(tmp_path / "data", 8)
+
+    def stopped(seed, after):
+        """An extraction that is killed just before it records its piece number ``after``."""
+        save, records = artifacts.save_json, []
+
+        def save_json(*args):
+            records.append(args)
+            if len(records) == after:
+                raise KeyboardInterrupt
+            save(*args)
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(artifacts, "save_json", save_json)
+            features.extract(pack, CNN, tmp_path / "f", batch_size=2, seed=seed)
+
+    stopped(seed=0, after=4)
+    stopped(seed=1, after=1)  # now the pieces are of seed 1
+    made = features.extract(pack, CNN, tmp_path / "f", batch_size=2, seed=0)
+    fresh = features.extract(pack, CNN, tmp_path / "fresh", batch_size=2, seed=0)
+    np.testing.assert_array_equal(made.embeddings, fresh.embeddings)
+
+
 def test_embeddings_that_are_not_finite_are_refused_and_not_kept(tmp_path, monkeypatch):
     pack = make_pack(tmp_path / "data")
     embed = backbones.embed
