@@ -33,7 +33,7 @@ def draw(summary: pd.DataFrame) -> plt.Figure:
     )  # fmt: skip
     for ax, (title, rows) in zip(axes.flat, groups.items(), strict=True):
         places = range(len(rows))
-        reached = rows["target"].isna() | (rows["ratio"] >= rows["target"])
+        reached = rows["ratio"] >= rows["target"]
         colours = reached.map({True: plots.BLUE, False: plots.VERMILION})
         ax.hlines(places, rows["low"], rows["high"], color=colours, linewidth=1)
         ax.scatter(rows["ratio"], places, c=colours, s=14, zorder=3)
@@ -61,7 +61,9 @@ def main() -> None:
         raise SystemExit(f"There is no {harness.SUMMARY}: run the other benchmarks first.")
     summary = pd.DataFrame(json.loads(harness.SUMMARY.read_text("utf-8")))
     summary["target"] = summary["target"].astype(float)
-    print(*plots.save(draw(summary), STEM, summary), sep="\n")
+    # What has no target stands in the table alone.
+    figure = draw(summary.dropna(subset="target"))
+    print(*plots.save(figure, STEM, summary), sep="\n")
 
 
 if __name__ == "__main__":
