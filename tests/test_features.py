@@ -48,6 +48,19 @@ def holding(monkeypatch):
     return models
 
 
+def break_off(monkeypatch, call):
+    """The network is interrupted in this call."""
+    embed, calls = backbones.embed, []
+
+    def counted(*args):
+        calls.append(args)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return embed(*args)
+
+    monkeypatch.setattr(backbones, "embed", counted)
+
+
 def forbid_the_network(monkeypatch):
     def refuse(*args):
         raise AssertionError("the network was run")
@@ -346,15 +359,7 @@ def test_an_interrupted_extraction_is_not_taken_for_a_complete_one(
     if there_was_one:
         features.extract(pack, CNN, tmp_path / "f", seed=5)
     with monkeypatch.context() as patched:
-        embed, calls = backbones.embed, []
-
-        def break_off(*args):
-            calls.append(args)
-            if len(calls) == 2:
-                raise KeyboardInterrupt
-            return embed(*args)
-
-        patched.setattr(backbones, "embed", break_off)
+        break_off(patched, call=2)
         with pytest.raises(KeyboardInterrupt):
             features.extract(pack, CNN, tmp_path / "f", batch_size=2)
     assert not (tmp_path / "f" / "meta.json").exists()
@@ -393,15 +398,7 @@ def test_what_was_left_of_other_weights_is_not_gone_on_with(tmp_path, monkeypatc
     monkeypatch.setattr(features, "PIECE", 1)
     pack = make_pack(tmp_path / "data", 8)
     with monkeypatch.context() as patched:
-        embed, calls = backbones.embed, []
-
-        def break_off(*args):
-            calls.append(args)
-            if len(calls) == 3:
-                raise KeyboardInterrupt
-            return embed(*args)
-
-        patched.setattr(backbones, "embed", break_off)
+        break_off(patched, call=3)
         with pytest.raises(KeyboardInterrupt):
             features.extract(pack, CNN, tmp_path / "f", batch_size=2, seed=0)
     assert artifacts.read_json(tmp_path / "f" / "progress.json")["done"] == 4
