@@ -49,16 +49,17 @@ def holding(monkeypatch):
 
 
 def break_off(monkeypatch, call):
-    """The network is interrupted in this call."""
-    embed, calls = backbones.embed, []
+    """The network is interrupted in this call; returns the sizes of the batches it was given."""
+    embed, sizes = backbones.embed, []
 
-    def counted(*args):
-        calls.append(args)
-        if len(calls) == call:
+    def counted(row, model, normalised):
+        sizes.append(len(normalised))
+        if len(sizes) == call:
             raise KeyboardInterrupt
-        return embed(*args)
+        return embed(row, model, normalised)
 
     monkeypatch.setattr(backbones, "embed", counted)
+    return sizes
 
 
 def forbid_the_network(monkeypatch):
@@ -375,15 +376,7 @@ def test_an_extraction_that_was_killed_goes_on_after_the_last_piece(tmp_path, mo
     monkeypatch.setattr(features, "PIECE", 2)
     pack = make_pack(tmp_path / "data", 13)
     whole = features.extract(pack, CNN, tmp_path / "whole", batch_size=2)
-    embed, embedded = backbones.embed, []
-
-    def counted(row, model, normalised):
-        embedded.append(len(normalised))
-        if sum(embedded) == 12:
-            raise KeyboardInterrupt
-        return embed(row, model, normalised)
-
-    monkeypatch.setattr(backbones, "embed", counted)
+    embedded = break_off(monkeypatch, call=6)
     with pytest.raises(KeyboardInterrupt):
         features.extract(pack, CNN, tmp_path / "f", batch_size=2)
     embedded.clear()
