@@ -17,6 +17,7 @@ on compiling has come back.
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -121,14 +122,15 @@ def eager_batch(backbone: str, size: int, batch: int, steps: int) -> Callable[[]
     return epoch
 
 
-def on_cpu(quick: bool, repeats: int) -> None:
+def on_cpu(options: argparse.Namespace) -> None:
+    quick, repeats = options.quick, options.repeats
     size, batch, steps = (32, 4, 2) if quick else (SIZE, 16, 3)
     targets = {"resnet50-random": (1.3, None), "dinov2_small-random": (None, 0.75)}
     if quick:
         targets = {"micro_resnet-random": (None, None), "vit_tiny-random": (None, None)}
     with tempfile.TemporaryDirectory() as folder:
         paths = harness.photographs(Path(folder), 16, (600, 450))
-        for backbone, (ratio, share) in targets.items():
+        for backbone, (ratio, share) in harness.chosen(targets, options).items():
             flops = image_flops(backbone, size) * batch * steps
             contestants = {
                 "ours": our_epoch(backbone, size, batch, steps),
@@ -152,14 +154,15 @@ def on_cpu(quick: bool, repeats: int) -> None:
                 )  # fmt: skip
 
 
-def on_cuda(quick: bool, repeats: int) -> None:
+def on_cuda(options: argparse.Namespace) -> None:
+    quick, repeats = options.quick, options.repeats
     size, batch, steps = (32, 8, 4) if quick else (SIZE, 64, 20)
     transformers = {"dinov2_small-random": None, "vit_base-random": 0.4, "dinov2_base-random": 0.4,
                     "dinov2_large-random": 0.4}  # fmt: skip
     cnns = {"resnet50-random": 4, "vgg16-random": 4, "densenet121-random": 4}
     if quick:
         transformers, cnns = {"vit_tiny-random": None}, {"micro_resnet-random": None}
-    for backbone in transformers | cnns:
+    for backbone in harness.chosen(transformers | cnns, options):
         flops = image_flops(backbone, size) * batch * steps
         plain = our_epoch(backbone, size, batch, steps, "cuda")
         ours = our_epoch(backbone, size, batch, steps, "cuda", compiled=True)
@@ -192,12 +195,8 @@ def on_cuda(quick: bool, repeats: int) -> None:
 
 
 def main() -> None:
-    options = harness.arguments(__doc__)
-    on_cpu(options.quick, options.repeats)
-    if torch.cuda.is_available():
-        on_cuda(options.quick, options.repeats)
-    else:
-        print("fine-tuning on CUDA: skipped, there is no CUDA device here")
+    options = harness.arguments(__doc__, backbones=True)
+    (on_cuda if harness.DEVICE == "cuda" else on_cpu)(options)
 
 
 if __name__ == "__main__":

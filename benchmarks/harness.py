@@ -24,18 +24,25 @@ from torchvision import transforms
 
 from medlib import artifacts, backbones
 
-SUMMARY = Path("results/bench/summary.json")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SUMMARY = Path(f"results/bench/summary{'_cuda' if DEVICE == 'cuda' else ''}.json")
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """The options that every script has: ``--quick`` and ``--repeats``."""
+def arguments(description: str, backbones: bool = False) -> argparse.Namespace:
+    """What every script takes, ``--quick`` and ``--repeats``; with ``backbones``, ``--only``."""
     parser = argparse.ArgumentParser(description=description.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes; nothing is kept")
     parser.add_argument("--repeats", type=int, default=3, help="interleaved repeats (default 3)")
+    if backbones:
+        parser.add_argument("--only", nargs="*", metavar="BACKBONE", help="not all of them")
     options = parser.parse_args()
     options.repeats = 1 if options.quick else options.repeats
     return options
+
+
+def chosen(table: dict, options: argparse.Namespace) -> dict:
+    """The backbones of a table that are to be timed."""
+    return {name: row for name, row in table.items() if not options.only or name in options.only}
 
 
 def synchronise() -> None:

@@ -324,44 +324,55 @@ def _pointwise_linear() -> type:
     return PointwiseLinear
 
 
-def fold_norm(model: nn.Module, images: torch.Tensor) -> nn.Module:
-    """A copy in which every batch norm that directly follows a convolution is folded into it.
+def fold_scales(model: nn.Module, images: torch.Tensor) -> nn.Module:
+    """A copy without the layers that only rescale another's output: that one does both at once.
 
-    In evaluation mode both are linear, so one does the work of two; for training it is of no use.
-    Which follow is seen from a forward pass of ``images`` (B, 3, H, W), normalised. A model
-    without batch norm is returned as it is.
+    Folded are batch norm that directly follows a convolution, as it is in evaluation mode, and
+    timm's LayerScale that follows a linear layer; for training the copy is of no use. Which follow
+    is seen from a forward pass of ``images`` (B, 3, H, W), normalised. A model with nothing to
+    fold, and one that would then compute something else (where the output is used unscaled as
+    well), is returned as it is.
     """
     import torch
+    from timm.layers import LayerScale
     from torch import nn
 
-    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
-        return model
-    model = copy.deepcopy(model)
+    kinds = {nn.BatchNorm2d: nn.Conv2d, LayerScale: nn.Linear}
+    original, model = model, copy.deepcopy(model)
     names = {module: name for name, module in model.named_modules()}
     outputs, pairs, hooks = {}, {}, []
 
-    def after_convolution(module, inputs, output):
+    def after(module, inputs, output):
         outputs[id(output)] = module, output  # held, so that no other tensor gets its id
 
-    def before_norm(module, inputs):
-        if id(inputs[0]) in outputs:
-            pairs[module] = outputs[id(inputs[0])][0]
+    def before(module, inputs, kind):
+        source = outputs.get(id(inputs[0]), (None,))[0]
+        if isinstance(source, kind):
+            pairs[module] = source
 
     for module in names:
-        if isinstance(module, nn.Conv2d):
-            hooks.append(module.register_forward_hook(after_convolution))
-        elif isinstance(module, nn.BatchNorm2d):
-            hooks.append(module.register_forward_pre_hook(before_norm))
+        if isinstance(module, tuple(kinds.values())):
+            hooks.append(module.register_forward_hook(after))
+        for scaling, kind in kinds.items():
+            if isinstance(module, scaling):
+                hook = functools.partial(before, kind=kind)
+                hooks.append(module.register_forward_pre_hook(hook))
     with torch.inference_mode():
-        model.forward_features(images)
-    for hook in hooks:
-        hook.remove()
-    for norm, convolution in pairs.items():
-        fused = nn.utils.fuse_conv_bn_eval(convolution, norm)
-        model.set_submodule(names[convolution], fused)
-        # timm's BatchNormAct2d ends in an activation; what is left of a plain one is nothing.
-        model.set_submodule(names[norm], getattr(norm, "act", nn.Identity()))
-    return model
+        expected = model.forward_features(images)
+        for hook in hooks:
+            hook.remove()
+        for scaling, layer in pairs.items():
+            if isinstance(scaling, LayerScale):
+                layer.weight.mul_(scaling.gamma[:, None])
+                if layer.bias is not None:
+                    layer.bias.mul_(scaling.gamma)
+            else:
+                fused = nn.utils.fuse_conv_bn_eval(layer, scaling)
+                model.set_submodule(names[layer], fused)
+            # timm's BatchNormAct2d ends in an activation; what is left of the others is nothing.
+            model.set_submodule(names[scaling], getattr(scaling, "act", nn.Identity()))
+        apart = (model.forward_features(images) - expected).abs().max()
+        return model if apart <= 1e-3 * expected.abs().max() else original
 
 
 def normalise(backbone: Backbone, images: torch.Tensor) -> torch.Tensor:
@@ -388,12 +399,14 @@ def _scale(mean: tuple, std: tuple, device: torch.device) -> tuple[torch.Tensor,
 
 
 def embed(backbone: Backbone, model: nn.Module, normalised: torch.Tensor) -> torch.Tensor:
-    """Embeddings (B, d) of normalised images (B, 3, H, W)."""
-    features = model.forward_features(normalised)
-    if backbone.embedding == "gap":
-        return features.mean((2, 3))
-    if backbone.embedding == "cls":
-        return features[:, 0]
+    """Embeddings (B, d) in float32 of normalised images (B, 3, H, W)."""
     import torch
 
-    return torch.cat([features[:, 0], features[:, model.num_prefix_tokens :].mean(1)], dim=1)
+    features = model.forward_features(normalised)
+    if backbone.embedding == "gap":
+        return features.mean((2, 3), dtype=torch.float32)
+    first = features[:, 0].float()
+    if backbone.embedding == "cls":
+        return first
+    patches = features[:, model.num_prefix_tokens :].mean(1, dtype=torch.float32)
+    return torch.cat([first, patches], dim=1)

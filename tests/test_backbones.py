@@ -279,13 +279,45 @@ def test_a_batch_norm_after_a_convolution_is_folded_into_it_and_no_number_change
             values.data.uniform_(low, high, generator=generator)
     digest = backbones.state_digest(model)
     images = torch.randn(3, 3, 64, 64, generator=generator)
-    folded = backbones.fold_norm(model, images[:1])
+    folded = backbones.fold_scales(model, images[:1])
     with torch.inference_mode():
         found, expected = (backbones.embed(backbones.get(name), m, images) for m in (folded, model))
     scale = expected.abs().max().item()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * scale)
     assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules()) == left
     assert backbones.state_digest(model) == digest, "the model itself was changed"
+
+
+def test_the_scale_of_a_transformers_layers_is_folded_into_them_and_no_number_changes():
+    model = backbones.place(backbones.build("dinov2_small-random", 28)[0], "cpu")
+    generator = torch.Generator().manual_seed(0)
+    scales = [m for m in model.modules() if isinstance(m, timm.layers.LayerScale)]
+    assert len(scales) == 24
+    for scale in scales:
+        scale.gamma.data.uniform_(-1, 1, generator=generator)
+    digest = backbones.state_digest(model)
+    images = torch.randn(3, 3, 28, 28, generator=generator)
+    folded = backbones.fold_scales(model, images[:1])
+    with torch.inference_mode():
+        found, expected = (m.forward_features(images) for m in (folded, model))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert not any(isinstance(m, timm.layers.LayerScale) for m in folded.modules())
+    assert backbones.state_digest(model) == digest, "the model itself was changed"
+
+
+def test_a_layer_whose_output_is_used_unscaled_as_well_is_left_alone():
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution, self.norm = torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)
+
+        def forward_features(self, x):
+            x = self.convolution(x)
+            return x + self.norm(x)
+
+    model = Twice().eval()
+    model.norm.running_var.fill_(4)
+    assert backbones.fold_scales(model, torch.randn(1, 3, 5, 5)) is model
 
 
 @pytest.mark.parametrize("name", ["vit_tiny-random", "dinov2_small-random", "micro_resnet-random"])

@@ -166,6 +166,8 @@ def test_a_cuda_device_gives_the_embeddings_of_the_cpu(tmp_path, cuda):
     there = features.extract(pack, CNN, tmp_path / "cuda", device=cuda)
     assert there.meta["device"] == "cuda"
     np.testing.assert_allclose(there.embeddings, here.embeddings, rtol=1e-2, atol=1e-2)
+    exact = features.extract(pack, CNN, tmp_path / "exact", device=cuda, precision="float32")
+    np.testing.assert_allclose(exact.embeddings, here.embeddings, rtol=0, atol=1e-5)
 
 
 @pytest.mark.gpu
@@ -177,16 +179,46 @@ def test_half_precision_keeps_every_embedding_and_what_can_be_read_from_it(
     pack = make_pack(tmp_path / "data", 60, 56, row.preprocessing["interpolation"])
     exact = features.extract(pack, backbone, tmp_path / "a", device=cuda, precision="float32")
     half = features.extract(pack, backbone, tmp_path / "b", device=cuda)
-    assert half.meta["precision"] == "bfloat16"
-    a, b = np.array(exact.embeddings), np.array(half.embeddings)
-    cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-    assert cosine.min() >= 0.999
-    run = [{"head": "linear", "label_fraction": 1.0, "seed": 0}]
-    areas = []
-    for made in (exact, half):
-        ((_, predictions, *_),) = probe.sweep(made.embeddings, made.index, ["no", "yes"], run)
-        areas.append(metrics.point(predictions, ["no", "yes"])["auroc"])
+    assert half.meta["precision"] == "float16"
+    assert cosines(half, exact).min() >= 0.999
+    areas = [linear_auroc(made, ["no", "yes"]) for made in (exact, half)]
     assert areas[0] == pytest.approx(areas[1], abs=0.002)
+
+
+@pytest.mark.gpu
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("backbone", "precision"),
+    [("vit_tiny-imagenet", "float16"), ("mobilenetv2-imagenet", "float32")],
+)
+def test_real_weights_give_on_a_cuda_device_what_they_give_in_float32_on_a_cpu(
+    tmp_path, cuda, real_data, repository, backbone, precision
+):
+    row = backbones.get(backbone)
+    if backbones.weights_file(row) is None:
+        pytest.skip(f"MEDLIB_WEIGHTS has no {row.timm_name}.safetensors")
+    rows = pd.read_csv(repository / "data_manifests" / "fundus_pm.csv", dtype=str)
+    interpolation = row.preprocessing["interpolation"]
+    pack = images.pack(rows, real_data, {tmp_path / "p": (224, interpolation)})[tmp_path / "p"]
+    here = features.extract(pack, backbone, tmp_path / "cpu", device="cpu")
+    there = features.extract(pack, backbone, tmp_path / "cuda", device=cuda)
+    assert there.meta["precision"] == precision, there.meta["cosine_to_float32"]
+    assert cosines(there, here).min() >= 0.999
+    classes = sorted(rows["label"].unique())
+    areas = [linear_auroc(made, classes) for made in (here, there)]
+    assert areas[0] == pytest.approx(areas[1], abs=0.002) and areas[0] > 0.98
+
+
+def cosines(one, other):
+    """The cosine similarity of two extractions' embeddings, image by image."""
+    a, b = np.array(one.embeddings, np.float64), np.array(other.embeddings, np.float64)
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+def linear_auroc(made, classes):
+    run = [{"head": "linear", "label_fraction": 1.0, "seed": 0}]
+    ((_, predictions, *_),) = probe.sweep(made.embeddings, made.index, classes, run)
+    return metrics.point(predictions, classes)["auroc"]
 
 
 # --------------------------------------------------------------------------------------- speed
@@ -201,16 +233,42 @@ def test_a_precision_that_the_device_does_not_have_is_refused(tmp_path, precisio
     with pytest.raises(ValueError, match=message):
         features.extract(pack, CNN, tmp_path / "f", device="cpu", precision=precision)
     assert not (tmp_path / "f").exists()
-    assert features.precision_name("auto", "cuda") == "bfloat16"
+    assert features.precision_name("auto", "cuda") == "float16"
 
 
-def test_a_lower_precision_that_changes_the_embeddings_is_refused():
-    batch = torch.eye(3)
-    same = features._least_cosine(lambda x: x, lambda x: 2 * x, batch, "same")
-    assert same == pytest.approx(1)
-    tilted = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0.1, 0, 1]])
-    with pytest.raises(FloatingPointError, match=r"tilted.*0\.9950.*precision='float32'"):
-        features._least_cosine(lambda x: x, lambda x: tilted, batch, "tilted")
+class Rounded(torch.nn.Module):
+    """Three features of an image's colours; in less than float32 the third is off by a tenth."""
+
+    def __init__(self, off):
+        super().__init__()
+        self.off = torch.nn.Parameter(torch.tensor(off), requires_grad=False)
+
+    def forward_features(self, x):
+        wrong = 0 if x.dtype == torch.float32 else self.off
+        return torch.stack([x[:, 0], x[:, 1], x[:, 2] + wrong * x[:, 0]], 1)
+
+
+@pytest.mark.parametrize(
+    ("off", "cosine", "auto", "allowed"),
+    [(0.0, 1.0, "float16", True), (0.03, 0.99955, "float32", True), (0.1, 0.995, "float32", False)],
+)
+def test_a_lower_precision_is_used_where_the_network_bears_it(
+    monkeypatch, off, cosine, auto, allowed
+):
+    # What the device is asked for is CUDA's; computed is on the CPU.
+    name = features.precision_name
+    monkeypatch.setattr(features, "precision_name", lambda asked, _: name(asked, "cuda"))
+    monkeypatch.setattr(backbones, "normalise", lambda row, pixels: pixels)
+    row, model = backbones.get(CNN), Rounded(off)
+    red = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(2, 3, 4, 4)
+    chosen, least = features._suitable(row, model, "auto", red)
+    assert chosen == auto and least == pytest.approx(cosine, abs=1e-4)
+    assert features._suitable(row, model, "float32", red) == ("float32", None)
+    if allowed:
+        assert features._suitable(row, model, "float16", red) == ("float16", least)
+    else:
+        with pytest.raises(FloatingPointError, match=r"float16.*0\.995\d, .*precision='float32'"):
+            features._suitable(row, model, "float16", red)
 
 
 def test_compiling_changes_no_embedding_and_is_done_once_for_all_batches(tmp_path):

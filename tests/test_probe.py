@@ -172,6 +172,31 @@ def test_every_regularisation_reaches_the_optimum_of_scikit_learn(draw, n, d, k)
     assert differ <= 0.001 * 11 * len(fresh)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("n", "d", "k"), [(300, 40, 2), (300, 40, 5), (50, 80, 3)])
+def test_a_cuda_device_finds_the_optimum_of_the_cpu(cuda, n, d, k):
+    x, y = embedded(n, d, k)
+    here = solved(x, y, EVERY_C)
+    there = probe.logistic_regression(
+        torch.tensor(x, device=cuda), torch.tensor(y, device=cuda), EVERY_C
+    )
+    assert there[0].device.type == "cuda"
+    for i, c in enumerate(EVERY_C):
+        values = [objective(x, y, w[i].cpu(), b[i].cpu(), c) for w, b in (here, there)]
+        assert values[1] == pytest.approx(values[0], rel=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("head", probe.HEADS)
+def test_every_head_predicts_on_a_cuda_device_as_on_a_cpu(cuda, head):
+    x, index, _ = problem(spread=2.0)
+    run = {"head": head, "label_fraction": 1.0, "seed": 0}
+    here, there = (
+        next(probe.sweep(x, index, CLASSES, [run], device=device))[1] for device in ("cpu", cuda)
+    )
+    np.testing.assert_allclose(probabilities(there), probabilities(here), atol=1e-3)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("c", [0.01, 1.0, 100.0])
 @pytest.mark.parametrize("k", [2, 3, 7])
