@@ -45,12 +45,18 @@ SIZE = 224  # pixels
 PEER = "eager timm + DataLoader"
 
 
-@torch.inference_mode()
-def eager(row: backbones.Backbone, model: torch.nn.Module, paths: list[Path]) -> torch.Tensor:
-    """The peer: an ordinary loop over a DataLoader."""
+def peers_loader(row: backbones.Backbone, paths: list[Path]) -> torch.utils.data.DataLoader:
+    """The peer's input; its workers go on from one time to the next."""
     workers = 2 if harness.DEVICE == "cpu" else os.cpu_count()
     files = harness.Files(paths, [0] * len(paths), harness.resized(row, SIZE))
-    loader = torch.utils.data.DataLoader(files, batch_size=32, num_workers=workers)
+    return torch.utils.data.DataLoader(
+        files, batch_size=32, num_workers=workers, persistent_workers=True
+    )
+
+
+@torch.inference_mode()
+def eager(row: backbones.Backbone, model: torch.nn.Module, loader) -> torch.Tensor:
+    """The peer: an ordinary loop over a DataLoader."""
     parts = [backbones.embed(row, model, batch.to(harness.DEVICE)).cpu() for batch, _ in loader]
     return torch.cat(parts)
 
@@ -102,7 +108,7 @@ def exported(row: backbones.Backbone, model: torch.nn.Module, batch_size: int) -
 def main() -> None:
     options = harness.arguments(__doc__, backbones=True)
     cuda, quick = harness.DEVICE == "cuda", options.quick
-    n = 16 if quick else 2048 if cuda else 96
+    n = 16 if quick else 1024 if cuda else 96
     table = CUDA if cuda else BACKBONES
     table = dict(list(table.items())[1:2]) if quick else harness.chosen(table, options)
     with tempfile.TemporaryDirectory() as folder:
@@ -120,22 +126,23 @@ def main() -> None:
 def one(name, title, target, paths, pack, options) -> np.ndarray:
     """Time one backbone; returns the ratios to the peer, one a repeat."""
     cuda, n, quick = harness.DEVICE == "cuda", len(pack), options.quick
-    engines = ["eager"] if quick else ["eager", "compiled"]
     row = backbones.get(name)
+    engines = ["eager"] if quick or (cuda and row.patch == 1) else ["eager", "compiled"]
     peer = harness.timm_model(row, SIZE)
     model = backbones.place(backbones.build(name, SIZE)[0], harness.DEVICE)
     blank = torch.zeros(1, 3, SIZE, SIZE, device=harness.DEVICE)
     model = backbones.fold_scales(model, blank)
-    precision = features.precision_name("auto", harness.DEVICE)
-    contestants = {"peer": lambda: eager(row, peer, paths)}
+    first = torch.from_numpy(pack[:16]).to(harness.DEVICE)
+    loader = peers_loader(row, paths)
+    eager(row, peer, loader)  # its workers start
+    contestants = {"peer": lambda: eager(row, peer, loader)}
     with torch.inference_mode():
         work = harness.flops(lambda: backbones.embed(row, peer, blank))
-        size = features.find_batch_size(
-            features.embedder(row, model, precision, False), pack, harness.DEVICE
-        )
-        rounds = 4 if cuda else 1  # what is over in a tenth of a second cannot be timed
+        model, _ = features.suitable(row, model, "auto", first)
+        size = features.find_batch_size(features.embedder(row, model), pack, harness.DEVICE)
+        rounds = 8 if cuda else 1  # what is over in a tenth of a second cannot be timed
         for engine in engines:
-            embed = features.embedder(row, model, precision, engine == "compiled")
+            embed = features.embedder(row, model, engine == "compiled")
             start = time.perf_counter()
             ours(embed, pack[:size], size)
             if engine == "compiled":

@@ -11,6 +11,7 @@ import copy
 import functools
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -337,42 +338,105 @@ def fold_scales(model: nn.Module, images: torch.Tensor) -> nn.Module:
     from timm.layers import LayerScale
     from torch import nn
 
+    folded = copy.deepcopy(model)
+    names = {module: name for name, module in folded.named_modules()}
     kinds = {nn.BatchNorm2d: nn.Conv2d, LayerScale: nn.Linear}
-    original, model = model, copy.deepcopy(model)
-    names = {module: name for name, module in model.named_modules()}
-    outputs, pairs, hooks = {}, {}, []
-
-    def after(module, inputs, output):
-        outputs[id(output)] = module, output  # held, so that no other tensor gets its id
-
-    def before(module, inputs, kind):
-        source = outputs.get(id(inputs[0]), (None,))[0]
-        if isinstance(source, kind):
-            pairs[module] = source
-
-    for module in names:
-        if isinstance(module, tuple(kinds.values())):
-            hooks.append(module.register_forward_hook(after))
-        for scaling, kind in kinds.items():
-            if isinstance(module, scaling):
-                hook = functools.partial(before, kind=kind)
-                hooks.append(module.register_forward_pre_hook(hook))
     with torch.inference_mode():
-        expected = model.forward_features(images)
-        for hook in hooks:
-            hook.remove()
-        for scaling, layer in pairs.items():
+        expected = folded.forward_features(images)
+        for scaling, layer in _followers(folded, images, kinds).items():
             if isinstance(scaling, LayerScale):
                 layer.weight.mul_(scaling.gamma[:, None])
                 if layer.bias is not None:
                     layer.bias.mul_(scaling.gamma)
             else:
                 fused = nn.utils.fuse_conv_bn_eval(layer, scaling)
-                model.set_submodule(names[layer], fused)
+                folded.set_submodule(names[layer], fused)
             # timm's BatchNormAct2d ends in an activation; what is left of the others is nothing.
-            model.set_submodule(names[scaling], getattr(scaling, "act", nn.Identity()))
-        apart = (model.forward_features(images) - expected).abs().max()
-        return model if apart <= 1e-3 * expected.abs().max() else original
+            folded.set_submodule(names[scaling], getattr(scaling, "act", nn.Identity()))
+        return folded if _close(folded.forward_features(images), expected, 1e-3) else model
+
+
+def lowered(model: nn.Module, dtype: torch.dtype, images: torch.Tensor) -> nn.Module:
+    """A copy that computes in a lower precision, activations between its layers included.
+
+    On CUDA, ReLU and GELU that directly follow a layer are computed by that layer's kernel, so that
+    its output does not go through the device's memory once more. That GELU is the one with tanh, at
+    most 5e-4 off: what float16 rounds 1 by. ``images`` (B, 3, H, W), normalised, are for a forward
+    pass, as in :func:`fold_scales`.
+    """
+    import torch
+    from torch import nn
+
+    model, images = copy.deepcopy(model).to(dtype), images.to(dtype)
+    if not images.is_cuda:
+        return model
+    fused, kinds = copy.deepcopy(model), {nn.ReLU: nn.Conv2d, nn.GELU: nn.Linear}
+    names = {module: name for name, module in fused.named_modules()}
+    with torch.inference_mode():
+        for activation, layer in _followers(fused, images, kinds).items():
+            if type(layer) in _with_activation():
+                layer.__class__ = _with_activation()[type(layer)]
+                fused.set_submodule(names[activation], nn.Identity())
+        try:
+            same = _close(fused.forward_features(images), model.forward_features(images), 0.05)
+        except (RuntimeError, TypeError):  # no such kernel: of a shape, or of padding by name
+            same = False
+    return fused if same else model
+
+
+@functools.cache
+def _with_activation() -> dict[type, type]:
+    """Layers that end in their activation, computed by one kernel on CUDA."""
+    import torch
+    from torch import nn
+
+    class ConvReLU(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cudnn_convolution_relu(
+                x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+            )
+
+    class LinearGELU(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            flat = x.flatten(0, -2)
+            made = torch._addmm_activation(self.bias, flat, self.weight.T, use_gelu=True)
+            return made.unflatten(0, x.shape[:-1])
+
+    return {nn.Conv2d: ConvReLU, nn.Linear: LinearGELU}
+
+
+def _followers(model: nn.Module, images: torch.Tensor, kinds: Mapping[type, type]) -> dict:
+    """Which modules of the kinds that are keys take in the output of a layer of the other kind.
+
+    Seen from a forward pass. Modules that are used more than once are left out.
+    """
+    outputs, sources, calls, hooks = {}, {}, Counter(), []
+
+    def after(module, inputs, output):
+        calls[module] += 1
+        outputs[id(output)] = module, output  # held, so that no other tensor gets its id
+
+    def before(module, inputs, kind):
+        calls[module] += 1
+        source = outputs.pop(id(inputs[0]), (None,))[0]
+        if isinstance(source, kind):
+            sources[module] = source
+
+    for module in model.modules():
+        if isinstance(module, tuple(kinds.values())):
+            hooks.append(module.register_forward_hook(after))
+        for follower, kind in kinds.items():
+            if isinstance(module, follower):
+                hook = functools.partial(before, kind=kind)
+                hooks.append(module.register_forward_pre_hook(hook))
+    model.forward_features(images)
+    for hook in hooks:
+        hook.remove()
+    return {m: source for m, source in sources.items() if calls[m] == calls[source] == 1}
+
+
+def _close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 def normalise(backbone: Backbone, images: torch.Tensor) -> torch.Tensor:

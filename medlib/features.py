@@ -9,7 +9,6 @@ goes on.
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import time
@@ -100,8 +99,14 @@ def batches(
     cuda = torch.device(device).type == "cuda"
 
     def read(part: np.ndarray) -> torch.Tensor:
-        batch = torch.from_numpy(take(values, part))
-        return batch.pin_memory() if cuda else batch
+        if not cuda:
+            return torch.from_numpy(take(values, part))
+        # Straight into pinned memory, which torch keeps for the next batch: fresh memory would be
+        # faulted in page by page, and copied once more.
+        dtype = torch.from_numpy(values[:0]).dtype
+        batch = torch.empty(len(part), *values.shape[1:], dtype=dtype, pin_memory=True)
+        take(values, part, batch.numpy())
+        return batch
 
     readers = 4 if cuda else 1
     ahead: deque = deque()
@@ -115,16 +120,10 @@ def batches(
 
 
 def embedder(
-    row: backbones.Backbone, model: torch.nn.Module, precision: str, compiled: bool
+    row: backbones.Backbone, model: torch.nn.Module, compiled: bool = False
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The function from uint8 images (B, H, W, 3) on the model's device to float32 embeddings.
-
-    In a lower precision the whole network is in it, activations between its layers as well: they
-    are what moves through the device's memory.
-    """
-    dtype = PRECISIONS[precision]
-    if dtype != torch.float32:
-        model = copy.deepcopy(model).to(dtype)
+    """The function from uint8 images (B, H, W, 3) on the model's device to float32 embeddings."""
+    dtype = next(model.parameters()).dtype
 
     def embed(images: torch.Tensor) -> torch.Tensor:
         return backbones.embed(row, model, backbones.normalise(row, images).to(dtype))
@@ -136,9 +135,9 @@ def embedder(
     return torch.compile(embed, dynamic=False, options={"freezing": True})
 
 
-def _compiled(row, model, precision, batch, plain: Callable) -> tuple[Callable, bool]:
+def _compiled(row, model, batch, plain: Callable) -> tuple[Callable, bool]:
     """The compiled function and True; ``plain`` and False where nothing can be compiled."""
-    embed = embedder(row, model, precision, compiled=True)
+    embed = embedder(row, model, compiled=True)
     try:
         embed(batch)
     except torch.OutOfMemoryError:
@@ -164,27 +163,29 @@ def find_batch_size(embed: Callable, images: np.ndarray, device: str) -> int:
     return int(2 ** np.clip(np.floor(np.log2(fitting)), 0, 9))
 
 
-def _suitable(
+def suitable(
     row: backbones.Backbone, model: torch.nn.Module, asked: str, batch: torch.Tensor
-) -> tuple[str, float | None]:
-    """The precision to compute in, and the least cosine similarity to float32 in a batch.
+) -> tuple[torch.nn.Module, dict]:
+    """The model in the precision to compute in; that precision and the cosine similarity it keeps.
 
-    ``asked`` "auto" is float32 for a network that does not bear less. Raises FloatingPointError
-    where a precision that was asked for is not good enough.
+    The similarity is the least to float32 in a batch of uint8 images (B, H, W, 3). ``asked`` "auto"
+    is float32 for a network that does not bear less. Raises FloatingPointError where a precision
+    that was asked for is not good enough.
     """
     precision = precision_name(asked, batch.device)
     if precision == "float32":
-        return precision, None
-    found = [embedder(row, model, p, compiled=False)(batch) for p in (precision, "float32")]
+        return model, {"precision": precision, "cosine_to_float32": None}
+    lower = backbones.lowered(model, PRECISIONS[precision], backbones.normalise(row, batch[:1]))
+    found = [embedder(row, either)(batch) for either in (lower, model)]
     least = functional.cosine_similarity(*found).min().item()
     if asked == "auto" and not least >= SURELY_SIMILAR:
-        return "float32", least
-    if not least >= SIMILAR:
+        precision, lower = "float32", model
+    elif not least >= SIMILAR:
         raise FloatingPointError(
             f"{row.name} in {precision}: embeddings differ from those in float32 (cosine "
             f"similarity {least:.4f}, at least {SIMILAR} is asked for). Set precision='float32'."
         )
-    return precision, least
+    return lower, {"precision": precision, "cosine_to_float32": least}
 
 
 # ------------------------------------------------------------------------------------ caching
@@ -260,15 +261,14 @@ def _write(images, row, model, folder, wanted, precision, compiled, batch_size) 
     spread = np.linspace(0, n - 1, min(SAMPLE, n)).astype(np.int64)
     sample = next(batches(images, [spread], device))
     model = backbones.fold_scales(model, backbones.normalise(row, sample[:1]))
-    precision, cosine = _suitable(row, model, precision, sample)
-    embed = embedder(row, model, precision, compiled=False)
+    model, how = suitable(row, model, precision, sample)
+    embed = embedder(row, model)
     batch_size = batch_size or find_batch_size(embed, images, device)
     first = next(batches(images, [np.arange(min(batch_size, n))], device))
-    how = {"batch_size": batch_size, "precision": precision, "cosine_to_float32": cosine}
     if compiled is None:
         compiled = n >= COMPILE_FROM[torch.device(device).type]
     if compiled:
-        embed, compiled = _compiled(row, model, precision, first, embed)
+        embed, compiled = _compiled(row, model, first, embed)
 
     partial, progress = folder / "embeddings.partial.npy", folder / "progress.json"
     done = _rows_done(partial, progress, wanted)
@@ -297,7 +297,7 @@ def _write(images, row, model, folder, wanted, precision, compiled, batch_size) 
                 artifacts.save_json(progress, {"hash": wanted, "done": done})
     os.replace(partial, folder / "embeddings.npy")
     rate = round(left / (time.perf_counter() - start), 1)
-    return how | {"compiled": compiled, "images_per_second": rate}
+    return how | {"batch_size": batch_size, "compiled": compiled, "images_per_second": rate}
 
 
 def _save_piece(path: Path, values: np.ndarray, first: int, n: int) -> None:

@@ -7,12 +7,14 @@ macro AUROC of the validation samples, from the same list for every backbone.
 
 On a CPU everything is float32, and the same seed gives the same predictions, bit for bit. On CUDA
 the networks compute in bfloat16, images stay on the device where they fit, a long training is
-compiled, and within an epoch the host never waits for the device.
+compiled, and a step is one CUDA graph: within an epoch neither the host nor the device waits.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -34,6 +36,7 @@ CHECKPOINTING = ("auto", "always", "never")
 # Compiling a network and its gradient takes up to two minutes, and saves hundredths of a second a
 # step. An estimate: on a GPU benchmarks/finetuning.py prints from how many steps on it has paid.
 COMPILE_FROM = 5000
+RECORD_AFTER = 3  # steps, before a CUDA graph is made of one
 
 
 class Classifier(nn.Module):
@@ -131,20 +134,31 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     A mirror image half of the time; rotation within ±10°, scale within ±10 %, shift within ±5 %;
     contrast within ±20 % and brightness within ±0.2 standard deviations.
     """
+    return _augmented(images, send(_drawn(len(images), generator), images.device))
+
+
+def _drawn(n: int, generator: torch.Generator) -> torch.Tensor:
+    """What is done to each of ``n`` images (n, 8): an affine matrix, contrast and brightness."""
 
     def draw(*shape: int) -> torch.Tensor:  # uniform in -1 … 1; on the CPU, the same everywhere
         return torch.rand(*shape, generator=generator).mul_(2).sub_(1)
 
-    n = len(images)
     angle, zoom = draw(n) * math.radians(10), 1 + 0.1 * draw(n)
     mirror = torch.where(draw(n) < 0, -1.0, 1.0)
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
-    affine = torch.stack([mirror * cos, -sin, mirror * sin, cos], dim=1).view(n, 2, 2)
     # An affine grid is in half image widths: ±0.1 is a shift by ±5 % of the width.
-    matrix = send(torch.cat([affine, 0.1 * draw(n, 2, 1)], dim=2), images.device)
+    right, down = (0.1 * draw(n, 2)).unbind(1)
+    contrast, brightness = 0.2 * draw(n), 0.2 * draw(n)
+    return torch.stack(
+        [mirror * cos, -sin, right, mirror * sin, cos, down, contrast, brightness], dim=1
+    )
+
+
+def _augmented(images: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    matrix = drawn[:, :6].reshape(-1, 2, 3)
     grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
     moved = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
-    contrast, brightness = (send(0.2 * draw(n, 1, 1, 1), images.device) for _ in range(2))
+    contrast, brightness = drawn[:, 6:, None, None].split(1, dim=1)
     return moved.mul_(1 + contrast).add_(brightness)
 
 
@@ -231,13 +245,18 @@ def train(
     rate; MemoryError when a step does not fit the GPU.
     """
     device = next(model.parameters()).device
-    groups = _parameter_groups(model, learning_rate, weight_decay, layer_decay)
-    optimiser = torch.optim.AdamW(groups, fused=True)
+    optimiser = torch.optim.AdamW(
+        _parameter_groups(model, learning_rate, weight_decay, layer_decay),
+        fused=True, capturable=device.type == "cuda",
+    )  # fmt: skip
+    peaks = [group["lr"] for group in optimiser.param_groups]
+    for group in optimiser.param_groups:  # a tensor, which a CUDA graph reads at every replay
+        group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
     # The last, smaller batch of an epoch is left out (batch norm needs several images); since
     # the order is drawn anew each time, no image is left out for good.
     batch_size = min(batch_size, len(rows))
     steps = len(rows) // batch_size
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _schedule(steps * epochs, warmup))
+    schedule, number = _schedule(steps * epochs, warmup), itertools.count()
     weight = None
     if balanced:
         counts = np.bincount(y[rows], minlength=model.head.out_features)
@@ -245,23 +264,33 @@ def train(
         weight = torch.tensor(inverse, dtype=torch.float32, device=device)
     generator = torch.Generator().manual_seed(seed)
     labels = torch.from_numpy(np.asarray(y, dtype=np.int64)).to(device)
+    total = torch.zeros((), device=device)
+
+    def step(batch: torch.Tensor, target: torch.Tensor, drawn: torch.Tensor) -> None:
+        inputs = _augmented(backbones.normalise(model.row, batch), drawn)
+        loss = functional.cross_entropy(model(inputs), target, weight=weight)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        total.add_(loss.detach())
+
+    # Checkpointing asks for the state of the random numbers, which a graph cannot hold.
+    if device.type == "cuda" and not getattr(model.backbone, "grad_checkpointing", False):
+        step = _replayed(step, device)
     for epoch in range(1, epochs + 1):
         model.train()
         order = rows[torch.randperm(len(rows), generator=generator).numpy()]
         # Row numbers in order: neighbours in the file are read together.
         parts = [np.sort(part) for part in np.split(order[: steps * batch_size], steps)]
         pairs = zip(batches(images, parts, device), batches(labels, parts, device), strict=True)
-        total = torch.zeros((), device=device)
+        total.zero_()
         try:
             for batch, target in pairs:
-                inputs = augment(backbones.normalise(model.row, batch), generator)
-                loss = functional.cross_entropy(model(inputs), target, weight=weight)
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimiser.step()
-                schedule.step()
-                total += loss.detach()
+                factor = schedule(next(number))
+                for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+                    group["lr"].fill_(peak * factor)
+                step(batch, target, send(_drawn(batch_size, generator), device))
                 progress(batch_size)
             mean = total.item() / steps  # only here does the host wait for the device
         except torch.OutOfMemoryError as error:
@@ -275,6 +304,45 @@ def train(
                 "take it out of learning_rates, or lengthen the warm-up."
             )
         yield epoch, mean
+
+
+def _replayed(step: Callable[..., None], device: torch.device) -> Callable[..., None]:
+    """A training step as a CUDA graph: launched as a whole, where launching it kernel by kernel
+    takes the host longer than the device takes to run them.
+
+    The first calls run as they are, to allocate and to choose kernels; the next one is recorded.
+    Inputs keep their shapes. A step that cannot be recorded runs on as it is, after a warning.
+    """
+    stream, calls, graph, held = torch.cuda.Stream(device), itertools.count(), None, ()
+
+    def plainly(*inputs: torch.Tensor) -> None:
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            step(*inputs)
+        torch.cuda.current_stream(device).wait_stream(stream)
+
+    def run(*inputs: torch.Tensor) -> None:
+        nonlocal graph, held
+        if next(calls) < RECORD_AFTER or graph is False:
+            return plainly(*inputs)
+        if graph is None:
+            held, graph = [part.clone() for part in inputs], torch.cuda.CUDAGraph()
+            try:  # other threads, which read images, may go on meanwhile
+                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                    step(*held)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                reason = str(error).strip().partition("\n")[0]
+                warnings.warn(f"No CUDA graph of this network, going on without: {reason}",
+                              stacklevel=3)  # fmt: skip
+                graph = False
+                return plainly(*inputs)
+        for own, given in zip(held, inputs, strict=True):
+            own.copy_(given, non_blocking=True)
+        return graph.replay()
+
+    return run
 
 
 # --------------------------------------------------------------------------------------- memory

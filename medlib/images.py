@@ -380,13 +380,15 @@ class _ArrayWriter:
         self.file.close()
 
 
-def take(packed: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def take(packed: np.ndarray, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """Copy the images with these row numbers out of a pack: (len(rows), H, W, 3) uint8.
 
-    The pages of a mapped file that this touches are let go of again: they count as resident
-    memory, which would grow with the data set. The operating system keeps them cached.
+    ``out`` is where to, if that is there already. The pages of a mapped file that this touches are
+    let go of again: they count as resident memory, which would grow with the data set. The
+    operating system keeps them cached.
     """
-    chosen = np.take(packed, rows, axis=0)
+    # Clipping is for NumPy's sake, which would write to a copy of ``out`` first.
+    chosen = np.take(packed, rows, axis=0, out=out, mode="raise" if out is None else "clip")
     mapped = getattr(packed, "_mmap", None)
     if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)

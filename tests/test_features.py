@@ -177,12 +177,15 @@ def test_half_precision_keeps_every_embedding_and_what_can_be_read_from_it(
 ):
     row = backbones.get(backbone)
     pack = make_pack(tmp_path / "data", 60, 56, row.preprocessing["interpolation"])
+    pixels = np.array(pack.images)
+    pixels[1::2, ::2] //= 2  # stripes in the images of "yes"
+    pack = pack._replace(images=pixels)
     exact = features.extract(pack, backbone, tmp_path / "a", device=cuda, precision="float32")
     half = features.extract(pack, backbone, tmp_path / "b", device=cuda)
     assert half.meta["precision"] == "float16"
     assert cosines(half, exact).min() >= 0.999
     areas = [linear_auroc(made, ["no", "yes"]) for made in (exact, half)]
-    assert areas[0] == pytest.approx(areas[1], abs=0.002)
+    assert areas[0] > 0.9 and areas[0] == pytest.approx(areas[1], abs=0.002)
 
 
 @pytest.mark.gpu
@@ -261,14 +264,18 @@ def test_a_lower_precision_is_used_where_the_network_bears_it(
     monkeypatch.setattr(backbones, "normalise", lambda row, pixels: pixels)
     row, model = backbones.get(CNN), Rounded(off)
     red = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(2, 3, 4, 4)
-    chosen, least = features._suitable(row, model, "auto", red)
-    assert chosen == auto and least == pytest.approx(cosine, abs=1e-4)
-    assert features._suitable(row, model, "float32", red) == ("float32", None)
+    found, how = features.suitable(row, model, "auto", red)
+    assert how["precision"] == auto
+    assert how["cosine_to_float32"] == pytest.approx(cosine, abs=1e-4)
+    assert found.off.dtype == getattr(torch, auto) and model.off.dtype == torch.float32
+    same, how = features.suitable(row, model, "float32", red)
+    assert same is model and how == {"precision": "float32", "cosine_to_float32": None}
     if allowed:
-        assert features._suitable(row, model, "float16", red) == ("float16", least)
+        found, how = features.suitable(row, model, "float16", red)
+        assert how["precision"] == "float16" and found.off.dtype == torch.float16
     else:
         with pytest.raises(FloatingPointError, match=r"float16.*0\.995\d, .*precision='float32'"):
-            features._suitable(row, model, "float16", red)
+            features.suitable(row, model, "float16", red)
 
 
 def test_compiling_changes_no_embedding_and_is_done_once_for_all_batches(tmp_path):

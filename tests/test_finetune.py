@@ -447,6 +447,34 @@ def test_within_an_epoch_the_host_never_waits_for_a_cuda_device(cuda, backbone, 
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("backbone", [CNN, "vit_tiny-random"])
+def test_a_step_that_is_replayed_trains_as_one_that_is_launched(cuda, monkeypatch, backbone):
+    data = problem(train=64)
+    settings = {"learning_rates": [1e-3], "backbone": backbone, "epochs": 4, "device": cuda}
+    replayed = run(data, **settings)
+    monkeypatch.setattr(finetune, "RECORD_AFTER", 10**9)
+    launched = run(data, **settings)
+    losses = [found[1]["train_loss"] for found in (replayed, launched)]
+    assert losses[1].iloc[-1] < losses[1].iloc[0] - 0.01
+    np.testing.assert_allclose(*losses, rtol=0.02)
+    np.testing.assert_allclose(*(probabilities(f[0]) for f in (replayed, launched)), atol=0.05)
+
+
+@pytest.mark.gpu
+def test_a_network_that_cannot_be_recorded_is_trained_all_the_same(cuda):
+    pixels, y = stripes(32)
+    model = finetune.Classifier(CNN, 32, 2).to(cuda)
+    model.register_forward_hook(lambda module, inputs, output: output * output.sum().item() ** 0)
+    training = finetune.train(
+        model, pixels, y, np.arange(32), learning_rate=1e-3, epochs=3, batch_size=4,
+        weight_decay=0.05, warmup=0.1, balanced=False, seed=0,
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="No CUDA graph of this network, going on without"):
+        losses = [loss for _, loss in training]
+    assert len(losses) == 3 and losses[-1] < losses[0]
+
+
+@pytest.mark.gpu
 def test_images_lie_on_a_cuda_device_where_they_fit_and_train_the_same(cuda, monkeypatch):
     device = torch.device(cuda)
     pixels, y = stripes(32)
