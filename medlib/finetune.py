@@ -327,8 +327,12 @@ def _replayed(step: Callable[..., None], device: torch.device) -> Callable[..., 
             return plainly(*inputs)
         if graph is None:
             held, graph = [part.clone() for part in inputs], torch.cuda.CUDAGraph()
-            try:  # other threads, which read images, may go on meanwhile
-                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            try:
+                with (
+                    torch.cuda.stream(torch.cuda.current_stream(device)),  # also after an error
+                    # Other threads, which read images, may go on meanwhile.
+                    torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+                ):
                     step(*held)
             except torch.OutOfMemoryError:
                 raise
