@@ -103,7 +103,7 @@ def batches(
             return torch.from_numpy(take(values, part))
         # Straight into pinned memory, which torch keeps for the next batch: fresh memory would be
         # faulted in page by page, and copied once more.
-        dtype = torch.from_numpy(values[:0]).dtype
+        dtype = torch.from_numpy(np.empty(0, values.dtype)).dtype
         batch = torch.empty(len(part), *values.shape[1:], dtype=dtype, pin_memory=True)
         take(values, part, batch.numpy())
         return batch

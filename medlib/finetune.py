@@ -327,6 +327,8 @@ def _replayed(step: Callable[..., None], device: torch.device) -> Callable[..., 
             return plainly(*inputs)
         if graph is None:
             held, graph = [part.clone() for part in inputs], torch.cuda.CUDAGraph()
+            random = torch.cuda.default_generators[device.index or 0]
+            usual = random.clone_state()
             try:
                 with (
                     torch.cuda.stream(torch.cuda.current_stream(device)),  # also after an error
@@ -341,6 +343,7 @@ def _replayed(step: Callable[..., None], device: torch.device) -> Callable[..., 
                 warnings.warn(f"No CUDA graph of this network, going on without: {reason}",
                               stacklevel=3)  # fmt: skip
                 graph = False
+                random.graphsafe_set_state(usual)  # what failed has left it recording
                 return plainly(*inputs)
         for own, given in zip(held, inputs, strict=True):
             own.copy_(given, non_blocking=True)
@@ -362,7 +365,7 @@ def activation_bytes(model: Classifier, image_size: int) -> int:
         def pack(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
-            return tensor
+            return tensor.detach()  # itself it would keep the graph alive, which keeps it alive
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             logits = model(torch.zeros(n_images, 3, image_size, image_size, device=device))

@@ -5,6 +5,8 @@ import dataclasses
 import math
 import re
 import sys
+import warnings
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -451,7 +453,9 @@ def test_within_an_epoch_the_host_never_waits_for_a_cuda_device(cuda, backbone, 
 def test_a_step_that_is_replayed_trains_as_one_that_is_launched(cuda, monkeypatch, backbone):
     data = problem(train=64)
     settings = {"learning_rates": [1e-3], "backbone": backbone, "epochs": 4, "device": cuda}
-    replayed = run(data, **settings)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "No CUDA graph")
+        replayed = run(data, **settings)
     monkeypatch.setattr(finetune, "RECORD_AFTER", 10**9)
     launched = run(data, **settings)
     losses = [found[1]["train_loss"] for found in (replayed, launched)]
@@ -472,6 +476,7 @@ def test_a_network_that_cannot_be_recorded_is_trained_all_the_same(cuda):
     with pytest.warns(UserWarning, match="No CUDA graph of this network, going on without"):
         losses = [loss for _, loss in training]
     assert len(losses) == 3 and losses[-1] < losses[0]
+    assert torch.randn(9, device=cuda).std() > 0  # the generator does not go on recording
 
 
 @pytest.mark.gpu
@@ -919,6 +924,15 @@ def test_checkpointing_keeps_less_and_gives_the_same_gradients(rank):
     assert kept[1] < 0.2 * kept[0]
     for plain, again in zip(*gradients, strict=True):
         torch.testing.assert_close(again, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_counting_activations_keeps_none_of_them():
+    kept = []
+    model = finetune.Classifier(CNN, 32, 2)
+    for module in model.modules():
+        module.register_forward_hook(lambda m, i, output: kept.append(weakref.ref(output)))
+    assert finetune.activation_bytes(model, 32) > 0
+    assert len(kept) > 10 and not any(reference() is not None for reference in kept)
 
 
 def test_checkpointing_is_left_alone_on_a_cpu_unless_it_is_asked_for():
