@@ -1,4 +1,8 @@
-"""Draw figures/bench from results/bench/summary.json: the ratios, and the share of the limit."""
+"""Draw figures/bench from results/bench: the ratios, and the share of the limit.
+
+``summary.json`` is of a CPU, ``summary_cuda.json`` of a CUDA device: each gets a figure, where it
+is there.
+"""
 
 import json
 from pathlib import Path
@@ -10,10 +14,11 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from medlib import plots
 
-STEM = Path("figures/bench/ratios")
+FIGURES = Path("figures/bench")
 PANELS = {  # title -> whether a peer belongs to it, and whether its axis is logarithmic
     "Times as fast as the plain way": (lambda peer: True, True),
     "Share of the matrix rate": (lambda peer: " rate of " in peer, False),
+    "Share of the time in which the device works": (lambda peer: peer == "device at work", False),
     "Times as fast as other engines": (lambda peer: peer in ("onnxruntime", "OpenVINO"), False),
 }
 
@@ -46,7 +51,7 @@ def draw(summary: pd.DataFrame) -> plt.Figure:
             ax.xaxis.set_major_formatter(FuncFormatter("{0:g}×".format))
             ax.xaxis.set_minor_formatter(NullFormatter())
         else:
-            ax.set_xlim(left=0)
+            ax.set_xlim(0, 1.05 * max(1, rows["high"].max()))
         ax.axvline(1, color="0.6", linewidth=0.6, zorder=1)
         ax.grid(axis="x")
     fig.supxlabel(
@@ -57,13 +62,16 @@ def draw(summary: pd.DataFrame) -> plt.Figure:
 
 
 def main() -> None:
-    if not harness.SUMMARY.is_file():
+    found = sorted(harness.SUMMARY.parent.glob("summary*.json"))
+    if not found:
         raise SystemExit(f"There is no {harness.SUMMARY}: run the other benchmarks first.")
-    summary = pd.DataFrame(json.loads(harness.SUMMARY.read_text("utf-8")))
-    summary["target"] = summary["target"].astype(float)
-    # What has no target stands in the table alone.
-    figure = draw(summary.dropna(subset="target"))
-    print(*plots.save(figure, STEM, summary), sep="\n")
+    for path in found:
+        summary = pd.DataFrame(json.loads(path.read_text("utf-8")))
+        summary["target"] = summary["target"].astype(float)
+        # What has no target stands in the table alone.
+        figure = draw(summary.dropna(subset="target"))
+        stem = FIGURES / path.stem.replace("summary", "ratios")
+        print(*plots.save(figure, stem, summary), sep="\n")
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ PRECISIONS = {name: getattr(torch, name) for name in ("float32", "bfloat16", "fl
 # seen on a sample; what is chosen by itself must keep five times the distance there.
 SIMILAR, SURELY_SIMILAR, SAMPLE = 0.999, 0.9998, 64
 # Compiling takes 8 to 50 s. On a CPU it saves a tenth with ResNets and nothing, or less, with all
-# else (benchmarks/README.md); a GPU has embedded most data sets before it is done.
-COMPILE_FROM = {"cpu": math.inf, "cuda": 200_000}  # images
+# else; on an H200 it saves a vision transformer 10 s in a million images (benchmarks/README.md).
+COMPILE_FROM = {"cpu": math.inf, "cuda": 1_000_000}  # images
 CPU_BATCH = 16  # from here on oneDNN is used in one thread, too; larger ones gain nothing
 PIECE = 64  # batches that are written together: a kill loses no more than these
 

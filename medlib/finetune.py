@@ -33,8 +33,8 @@ from medlib.manifest import Rotation
 HISTORY = ["fold", "learning_rate", "epoch", "train_loss", "val_loss", "val_auroc", "chosen"]
 REGIMES = ("finetuned", "lora")
 CHECKPOINTING = ("auto", "always", "never")
-# Compiling a network and its gradient takes up to two minutes, and saves hundredths of a second a
-# step. An estimate: on a GPU benchmarks/finetuning.py prints from how many steps on it has paid.
+# Compiling a network and its gradient takes half a minute or more, and saves hundredths of a second
+# a step: for ViT-B on an H200 it has paid after 4818 steps (benchmarks/finetuning.py prints it).
 COMPILE_FROM = 5000
 RECORD_AFTER = 3  # steps, before a CUDA graph is made of one
 
