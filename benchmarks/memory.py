@@ -58,7 +58,7 @@ def peak(code: str, *arguments: Path) -> int:
 
 def main() -> None:
     options = harness.arguments(__doc__)
-    n = 200 if options.quick else 100_000
+    n = 50 if options.quick else 100_000
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         small = sparse_pack(folder / "small", n // 50, 112)

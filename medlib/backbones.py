@@ -342,8 +342,10 @@ def fold_scales(model: nn.Module, images: torch.Tensor) -> nn.Module:
     names = {module: name for name, module in folded.named_modules()}
     kinds = {nn.BatchNorm2d: nn.Conv2d, LayerScale: nn.Linear}
     with torch.inference_mode():
-        expected = folded.forward_features(images)
-        for scaling, layer in _followers(folded, images, kinds).items():
+        pairs, expected = _followers(folded, images, kinds)
+        if not pairs:
+            return model
+        for scaling, layer in pairs.items():
             if isinstance(scaling, LayerScale):
                 layer.weight.mul_(scaling.gamma[:, None])
                 if layer.bias is not None:
@@ -373,12 +375,13 @@ def lowered(model: nn.Module, dtype: torch.dtype, images: torch.Tensor) -> nn.Mo
     fused, kinds = copy.deepcopy(model), {nn.ReLU: nn.Conv2d, nn.GELU: nn.Linear}
     names = {module: name for name, module in fused.named_modules()}
     with torch.inference_mode():
-        for activation, layer in _followers(fused, images, kinds).items():
+        pairs, expected = _followers(fused, images, kinds)
+        for activation, layer in pairs.items():
             if type(layer) in _with_activation():
                 layer.__class__ = _with_activation()[type(layer)]
                 fused.set_submodule(names[activation], nn.Identity())
         try:
-            same = _close(fused.forward_features(images), model.forward_features(images), 0.05)
+            same = _close(fused.forward_features(images), expected, 0.05)
         except (RuntimeError, TypeError):  # no such kernel: of a shape, or of padding by name
             same = False
     return fused if same else model
@@ -405,10 +408,13 @@ def _with_activation() -> dict[type, type]:
     return {nn.Conv2d: ConvReLU, nn.Linear: LinearGELU}
 
 
-def _followers(model: nn.Module, images: torch.Tensor, kinds: Mapping[type, type]) -> dict:
+def _followers(
+    model: nn.Module, images: torch.Tensor, kinds: Mapping[type, type]
+) -> tuple[dict[nn.Module, nn.Module], torch.Tensor]:
     """Which modules of the kinds that are keys take in the output of a layer of the other kind.
 
-    Seen from a forward pass. Modules that are used more than once are left out.
+    Seen from a forward pass, whose feature maps are returned, too. Modules that are used more than
+    once are left out.
     """
     outputs, sources, calls, hooks = {}, {}, Counter(), []
 
@@ -429,10 +435,11 @@ def _followers(model: nn.Module, images: torch.Tensor, kinds: Mapping[type, type
             if isinstance(module, follower):
                 hook = functools.partial(before, kind=kind)
                 hooks.append(module.register_forward_pre_hook(hook))
-    model.forward_features(images)
+    features = model.forward_features(images)
     for hook in hooks:
         hook.remove()
-    return {m: source for m, source in sources.items() if calls[m] == calls[source] == 1}
+    once = {m: source for m, source in sources.items() if calls[m] == calls[source] == 1}
+    return once, features
 
 
 def _close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:

@@ -305,7 +305,7 @@ def test_the_scale_of_a_transformers_layers_is_folded_into_them_and_no_number_ch
     assert backbones.state_digest(model) == digest, "the model itself was changed"
 
 
-def test_a_layer_whose_output_is_used_unscaled_as_well_is_left_alone():
+def test_a_model_with_nothing_to_fold_and_one_that_would_change_are_left_alone():
     class Twice(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -315,6 +315,8 @@ def test_a_layer_whose_output_is_used_unscaled_as_well_is_left_alone():
             x = self.convolution(x)
             return x + self.norm(x)
 
+    plain, _ = backbones.build("vit_tiny-random", 32)
+    assert backbones.fold_scales(plain, torch.randn(1, 3, 32, 32)) is plain
     model = Twice().eval()
     model.norm.running_var.fill_(4)
     assert backbones.fold_scales(model, torch.randn(1, 3, 5, 5)) is model

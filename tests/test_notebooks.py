@@ -176,7 +176,7 @@ def test_bad_parameters_stop_a_notebook_with_one_message(repository, tmp_path):
     assert not (repository / "notebooks" / "r").exists()
 
 
-@pytest.mark.xdist_group("large")
+@pytest.mark.xdist_group("large")  # ViT-L takes 8 GB: one at a time
 @pytest.mark.parametrize(("backbone", "size"), [("vgg16-random", 32), ("dinov2_large-random", 28)])
 def test_the_papers_largest_networks_run_through_their_notebooks(
     repository, tmp_path, backbone, size
