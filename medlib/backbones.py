@@ -294,15 +294,17 @@ def state_digest(model: nn.Module) -> str:
 def place(model: nn.Module, device: str) -> nn.Module:
     """A model on its device, laid out as it runs fastest there; its numbers stay what they are.
 
-    Convolutions run channels-last. On a CPU the linear layers on tokens run as convolutions of
-    width one: oneDNN computes those with AVX-512 also on AMD's cores, where MKL, to which torch
-    gives matrix products, uses half the width (``benchmarks/README.md``).
+    Convolutions run channels-last. On a CPU with AVX-512 the linear layers on tokens run as
+    convolutions of width one: oneDNN computes those at full width also on AMD's cores, where MKL,
+    to which torch gives matrix products, uses half of it. With AVX2 both are as fast, and training
+    is faster by matrix products (``benchmarks/README.md``).
     """
     import torch
     from torch import nn
 
     model = model.to(device, memory_format=torch.channels_last)
-    if torch.device(device).type == "cpu":
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    if torch.device(device).type == "cpu" and wide:
         for module in model.modules():
             if type(module) is nn.Linear:
                 module.__class__ = _pointwise_linear()  # parameters and their names stay

@@ -322,11 +322,15 @@ def test_a_model_with_nothing_to_fold_and_one_that_would_change_are_left_alone()
     assert backbones.fold_scales(model, torch.randn(1, 3, 5, 5)) is model
 
 
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
 @pytest.mark.parametrize("name", ["vit_tiny-random", "dinov2_small-random", "micro_resnet-random"])
-def test_where_a_model_is_placed_changes_its_speed_and_no_number(name):
+def test_where_a_model_is_placed_changes_its_speed_and_no_number(monkeypatch, name, capability):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     plain, _ = backbones.build(name, 56 if "dino" in name else 32)
     placed = backbones.place(copy.deepcopy(plain), "cpu")
     assert backbones.state_digest(placed) == backbones.state_digest(plain)
+    changed = {type(layer) for layer in placed.modules()} - {type(own) for own in plain.modules()}
+    assert bool(changed) == (capability == "AVX512" and "resnet" not in name)
     images = torch.randn(16, 3, *(2 * [56 if "dino" in name else 32]))
     found, expected = (
         backbones.embed(backbones.get(name), model, images) for model in (placed, plain)
