@@ -65,7 +65,7 @@ figures: $(READY)
 	ls figures/$(GRID)/*
 
 test: $(READY)
-	start=$$(date +%s); echo "Lint, then tests: about 3 minutes on two cores."; \
+	start=$$(date +%s); echo "Lint, then tests: 3 to 10 minutes on two cores."; \
 	ruff check . && ruff format --check . && pytest -q -n auto --dist loadgroup && echo "Tests passed in $(SINCE)."
 
 lab: $(READY)
