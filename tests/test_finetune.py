@@ -1,5 +1,6 @@
 """medlib.finetune: it learns, chooses on validation data alone, and repeats bit by bit."""
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -462,6 +463,63 @@ def test_a_step_that_is_replayed_trains_as_one_that_is_launched(cuda, monkeypatc
     assert losses[1].iloc[-1] < losses[1].iloc[0] - 0.01
     np.testing.assert_allclose(*losses, rtol=0.02)
     np.testing.assert_allclose(*(probabilities(f[0]) for f in (replayed, launched)), atol=0.05)
+
+
+@pytest.mark.parametrize("recordable", [True, False])
+def test_every_batch_is_trained_on_once_whether_its_step_is_launched_or_replayed(
+    monkeypatch, recordable
+):
+    """Stand-ins for CUDA: what is recorded reads its inputs when it is replayed, not before."""
+    seen, tape, recording, restored = [], [], [False], []
+
+    class Stream:
+        def __init__(self, device=None):
+            pass
+
+        def wait_stream(self, other):
+            pass
+
+    class Graph:
+        def replay(self):
+            seen.extend(held.item() for held in tape)
+
+    class Generator:
+        def clone_state(self):
+            return "usual"
+
+        def graphsafe_set_state(self, state):
+            restored.append(state)
+
+    @contextlib.contextmanager
+    def graph(*_, **__):
+        recording[0] = True
+        try:
+            yield
+        finally:
+            recording[0] = False
+
+    def step(value):
+        if not recording[0]:
+            seen.append(value.item())
+        elif recordable:
+            tape.append(value)
+        else:
+            raise RuntimeError("not while recording\nand more")
+
+    for name, fake in {
+        "Stream": Stream, "current_stream": Stream, "CUDAGraph": Graph, "graph": graph,
+        "stream": lambda _: contextlib.nullcontext(), "default_generators": [Generator()],
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, fake)
+    run_step = finetune._replayed(step, torch.device("cuda"))
+    expected = contextlib.nullcontext()
+    if not recordable:
+        expected = pytest.warns(UserWarning, match="going on without: not while recording$")
+    with expected:
+        for number in range(7):
+            run_step(torch.tensor(number))
+    assert seen == list(range(7))
+    assert len(tape) == recordable and restored == ([] if recordable else ["usual"])
 
 
 @pytest.mark.gpu
