@@ -47,7 +47,7 @@ $(READY): requirements.txt pyproject.toml
 		&& touch $@ && echo "Installed in $(SINCE)."
 
 study: $(READY)
-	echo "Running grid '$(GRID)': what is already there is kept. demo takes under 6 minutes on two cores."
+	echo "Running grid '$(GRID)': what is already there is kept. demo takes 6 to 12 minutes on two cores."
 	start=$$(date +%s); \
 	if $(SNAKEMAKE) --quiet rules host reason; then \
 		echo "Grid '$(GRID)' is complete, after $(SINCE). Its figures and tables:"; \
