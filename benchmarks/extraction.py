@@ -114,8 +114,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = harness.photographs(Path(folder), min(n, 256), (600, 450))
         pack = np.stack([np.asarray(Image.open(p).resize((SIZE, SIZE))) for p in paths])
-        repeated = [np.arange(n) % len(paths)]
-        paths, pack = [paths[i] for i in repeated[0]], pack[repeated[0]]
+        rows = np.arange(n) % len(paths)
+        paths, pack = [paths[i] for i in rows], pack[rows]
         ratios = [one(name, *row, paths, pack, options) for name, row in table.items()]
     if not cuda:
         geometric = np.exp(np.mean(np.log(ratios), axis=0))

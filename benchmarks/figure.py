@@ -1,7 +1,7 @@
 """Draw figures/bench from results/bench: the ratios, and the share of the limit.
 
-``summary.json`` is of a CPU, ``summary_cuda.json`` of a CUDA device: each gets a figure, where it
-is there.
+Each ``summary*.json`` there gets a figure ``ratios*``: ``summary.json`` is of a CPU,
+``summary_cuda.json`` of a CUDA device.
 """
 
 import json

@@ -179,11 +179,10 @@ def on_cuda(options: argparse.Namespace) -> None:
         for way, epoch in ways.items():
             own = float(np.median(times[way]))
             label, shown = f"{name}, {way}", {"value": batch * steps / own, "unit": "images/s"}
-            share, last = times["limit"] / times[way], way == list(ways)[-1]
-            harness.report(
-                label, "bf16 rate of torch.mm", share, quick=quick, **shown,
-                target=transformers.get(backbone) if last else None,
-            )  # fmt: skip
+            target = transformers.get(backbone) if way == "compiled" else None
+            share = times["limit"] / times[way]
+            harness.report(label, "bf16 rate of torch.mm", share, quick=quick, **shown,
+                           target=target)  # fmt: skip
             if backbone in cnns:
                 ratio = times["eager"] / times[way]
                 harness.report(label, "eager fp32, input at hand", ratio, quick=quick, **shown,

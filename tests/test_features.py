@@ -240,7 +240,7 @@ def test_a_precision_that_the_device_does_not_have_is_refused(tmp_path, precisio
 
 
 class Rounded(torch.nn.Module):
-    """Three features of an image's colours; in less than float32 the third is off by a tenth."""
+    """An image's colours as features; in less than float32 the third is off by ``off`` × red."""
 
     def __init__(self, off):
         super().__init__()
