@@ -9,10 +9,10 @@ to be waited for, as in every epoch. Beside it stands the share of the rate at w
 multiplies matrices, measured in the same minute, by the operations of forward and backward pass
 as torch counts them.
 
-On a CUDA device: bfloat16 training of transformers, compiled, as a share of the bfloat16 matrix
-rate; CNNs, not compiled, against eager float32 on one batch that stays on the device, so that the
-peer waits for no input; the share of the time in which the device is at work; and after how many
-steps the time spent on compiling has come back.
+On a CUDA device: bfloat16 training, compiled and not, as a share of the bfloat16 matrix rate; CNNs
+also against eager float32 on one batch that stays on the device, so that the peer waits for no
+input; the share of the time in which the device is at work; and after how many steps the time spent
+on compiling has come back.
 """
 
 from __future__ import annotations
@@ -165,9 +165,10 @@ def on_cuda(options: argparse.Namespace) -> None:
     for backbone in harness.chosen(transformers | cnns, options):
         name = f"fine-tuning step on CUDA, {backbone}"
         flops = image_flops(backbone, size) * batch * steps
-        ways = {"not compiled": our_epoch(backbone, size, batch, steps, "cuda")}
-        if backbone in transformers:
-            ways["compiled"] = our_epoch(backbone, size, batch, steps, "cuda", compiled=True)
+        ways = {
+            way: our_epoch(backbone, size, batch, steps, "cuda", compiled=way == "compiled")
+            for way in ("not compiled", "compiled")
+        }
         first = {way: harness.seconds(epoch) for way, epoch in ways.items()}
         contestants = ways | {
             "limit": lambda n=flops: n / harness.matrix_rate("torch.mm", torch.bfloat16),
@@ -179,23 +180,22 @@ def on_cuda(options: argparse.Namespace) -> None:
         for way, epoch in ways.items():
             own = float(np.median(times[way]))
             label, shown = f"{name}, {way}", {"value": batch * steps / own, "unit": "images/s"}
-            target = transformers.get(backbone) if way == "compiled" else None
+            compiled = way == "compiled"
+            goal = transformers.get(backbone) if compiled else None
             share = times["limit"] / times[way]
-            harness.report(label, "bf16 rate of torch.mm", share, quick=quick, **shown,
-                           target=target)  # fmt: skip
+            harness.report(label, "bf16 rate of torch.mm", share, target=goal, quick=quick, **shown)
             if backbone in cnns:
-                ratio = times["eager"] / times[way]
-                harness.report(label, "eager fp32, input at hand", ratio, quick=quick, **shown,
-                               target=cnns[backbone])  # fmt: skip
+                ratio, goal = times["eager"] / times[way], cnns[backbone] if compiled else None
+                peer = "eager fp32, input at hand"
+                harness.report(label, peer, ratio, target=goal, quick=quick, **shown)
             with profile(activities=[ProfilerActivity.CUDA]) as profiler:
                 taken = harness.seconds(epoch)
             busy = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
             harness.report(label, "device at work", busy / taken, target=0.95, quick=quick, **shown)
-        if backbone in transformers:
-            plain, compiled = (float(np.median(times[way])) for way in ways)
-            spent, saved = first["compiled"] - compiled, (plain - compiled) / steps
-            pays = f"{spent / saved:.0f} steps on" if saved > 0 else "no number of steps on"
-            print(f"    compiling took {spent:.0f} s, and pays from {pays}", flush=True)
+        plain, compiled = (float(np.median(times[way])) for way in ways)
+        spent, saved = first["compiled"] - compiled, (plain - compiled) / steps
+        pays = f"{spent / saved:.0f} steps on" if saved > 0 else "no number of steps on"
+        print(f"    compiling took {spent:.0f} s, and pays from {pays}", flush=True)
 
 
 def main() -> None:

@@ -34,8 +34,9 @@ HISTORY = ["fold", "learning_rate", "epoch", "train_loss", "val_loss", "val_auro
 REGIMES = ("finetuned", "lora")
 CHECKPOINTING = ("auto", "always", "never")
 # Compiling a network and its gradient takes half a minute or more, and saves hundredths of a second
-# a step: for ViT-B on an H200 it has paid after 4818 steps (benchmarks/finetuning.py prints it).
-COMPILE_FROM = 5000
+# a step: on an H200 it has paid after 3235 steps of ViT-B, after 1218 of ViT-L
+# (benchmarks/finetuning.py prints it).
+COMPILE_FROM = 3000
 RECORD_AFTER = 3  # steps, before a CUDA graph is made of one
 
 
