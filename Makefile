@@ -28,6 +28,8 @@ export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
 BENCHMARKS = bootstrap decode extraction finetuning frozen_study memory probes
 
+DRAWING = collect compare costs claims look write_report
+
 SNAKEMAKE = snakemake --cores $(CORES) --config grid=$(GRID) \
 	$(if $(PROFILE),--profile profiles/$(PROFILE)) --rerun-incomplete --keep-going
 SINCE = $$(( ($$(date +%s) - start) / 60 )) min $$(( ($$(date +%s) - start) % 60 )) s
@@ -61,7 +63,7 @@ plan: $(READY)
 
 figures: $(READY)
 	echo "Drawing figures/$(GRID) again from results/$(GRID)."
-	$(SNAKEMAKE) --quiet all --allowed-rules all collect compare --forcerun collect compare
+	$(SNAKEMAKE) --quiet all --allowed-rules all $(DRAWING) --forcerun $(DRAWING)
 	ls figures/$(GRID)/*
 
 test: $(READY)

@@ -16,9 +16,11 @@ GRID = config.get("grid", "demo")
 RESULTS = f"results/{GRID}"
 FIGURES = f"figures/{GRID}"
 grid = grids.read(f"grids/{GRID}.yaml")
-TASKS, SEEDS = grid["tasks"], grid["seeds"]
+TASKS = grid["tasks"]
 # A notebook names folders relative to its own.
 SHARED = {"data": grid["data"], "results": f"../{RESULTS}"}
+COMPARED = {"grid_file": f"../grids/{GRID}.yaml"}
+DRAWING = {"figures": f"../{FIGURES}", "caption": grid.get("caption", "")}
 RUN = (
     "python -m medlib.execute {input.notebook:q} {log.notebook:q} "
     "--parameters {params.json:q} --expect {output:q}"
@@ -28,7 +30,8 @@ RUN = (
 def code(notebook):
     """The modules that a notebook uses. How things are drawn is no reason to train again."""
     modules = execute.sources(f"notebooks/{notebook}.ipynb")[1:]
-    drawing = () if notebook == "06_compare_backbones" else ("plots", "passport")
+    shows = int(notebook[:2]) > 5
+    drawing = () if shows else ("plots", "passport", "figures", "tables", "diagnostics")
     return [os.path.relpath(path) for path in modules if path.stem not in drawing]
 
 
@@ -66,10 +69,40 @@ wildcard_constraints:
     seed=r"\d+",
 
 
+# What each notebook of the comparison draws, and the tables it writes.
+DRAWN = {
+    "compare": ["main_comparison", "freezing"],
+    "costs": ["size", "label_efficiency", "cost"],
+    "claims": ["critical_difference", "differences_regimes"],
+    "look": ["curves_{task}", "confusion_{task}", "reliability_{task}"]
+    + ["embeddings_{task}", "seen_{task}"] * bool(grid["frozen"]),
+}
+WRITTEN = {"compare": ["main_table", "full_table"], "claims": ["claims", "confounds"]}
+
+
+def shown(rule):
+    """The figures and tables of a rule."""
+    figures = [f"{FIGURES}/{name}.{kind}" for name in DRAWN[rule] for kind in ("png", "pdf", "svg", "csv")]
+    return figures + [
+        f"{FIGURES}/{name}.{kind}" for name in WRITTEN.get(rule, ()) for kind in ("csv", "md", "tex")
+    ]
+
+
+def finished(task=None):
+    """The files that say that runs are complete: of one task, or of all."""
+    tasks = [task] if task else TASKS
+    return [
+        f"{RESULTS}/runs/{task}/{backbone}/frozen.csv"
+        for task in tasks
+        for backbone in grid["frozen"].get("backbones", ())
+    ] + [
+        str(folder / "run.json") for task in tasks for folder in grids.fine_tuned(grid, RESULTS, task)
+    ]
+
+
 rule all:
     input:
-        f"{FIGURES}/main_comparison.png",
-        f"{FIGURES}/main_table.csv",
+        f"{FIGURES}/report.html",
 
 
 rule prepare:
@@ -132,9 +165,9 @@ rule probe:
         json=lambda wildcards: parameters(
             task=wildcards.task,
             backbone=wildcards.backbone,
-            seeds=SEEDS,
+            seeds=grids.seeds(grid, "frozen"),
             label_fractions=grids.label_fractions(grid, wildcards.task),
-            **settings("frozen", "backbones", "label_fractions"),
+            **settings("frozen", "backbones", "label_fractions", "seeds"),
         ),
     shell:
         RUN
@@ -162,7 +195,7 @@ rule finetune:
             seed=int(wildcards.seed),
             regime=wildcards.regime,
             label_fraction=grids.label_fraction(grid, wildcards.task, wildcards.regime),
-            **settings(wildcards.regime, "backbones", "label_fraction"),
+            **settings(wildcards.regime, "backbones", "label_fraction", "seeds"),
         ),
     shell:
         RUN
@@ -170,27 +203,15 @@ rule finetune:
 
 rule collect:
     input:
-        [
-            f"{RESULTS}/runs/{task}/{backbone}/frozen.csv"
-            for task in TASKS
-            for backbone in grid["frozen"].get("backbones", ())
-        ],
-        [
-            str(folder / "run.json")
-            for task in TASKS
-            for folder in grids.fine_tuned(grid, RESULTS, task)
-        ],
+        finished(),
         notebook="notebooks/05_collect_results.ipynb",
         code=code("05_collect_results"),
     output:
-        f"{RESULTS}/summary.csv",
-        f"{RESULTS}/summary_over_seeds.csv",
+        multiext(f"{RESULTS}/", "summary.csv", "summary_over_seeds.csv", "costs.csv"),
     log:
         notebook=f"{RESULTS}/05_collect_results.ipynb",
     params:
-        json=parameters(
-            {"results": SHARED["results"]}, grid_file=f"../grids/{GRID}.yaml", **grid["collect"]
-        ),
+        json=parameters({"results": SHARED["results"]}, **COMPARED, **grid["collect"]),
     shell:
         RUN
 
@@ -201,16 +222,76 @@ rule compare:
         notebook="notebooks/06_compare_backbones.ipynb",
         code=code("06_compare_backbones"),
     output:
-        multiext(f"{FIGURES}/main_comparison", ".png", ".pdf", ".svg", ".csv"),
-        multiext(f"{FIGURES}/main_table", ".csv", ".md", ".tex"),
-        multiext(f"{FIGURES}/full_table", ".csv", ".md", ".tex"),
+        shown("compare"),
     log:
         notebook=f"{RESULTS}/06_compare_backbones.ipynb",
     params:
-        json=parameters(
+        json=parameters({"results": SHARED["results"]}, **COMPARED, **DRAWING, **grid["collect"]),
+    shell:
+        RUN
+
+
+rule costs:
+    input:
+        f"{RESULTS}/summary.csv",
+        f"{RESULTS}/costs.csv",
+        notebook="notebooks/07_weigh_costs.ipynb",
+        code=code("07_weigh_costs"),
+    output:
+        shown("costs"),
+    log:
+        notebook=f"{RESULTS}/07_weigh_costs.ipynb",
+    params:
+        json=parameters({"results": SHARED["results"]}, figures=DRAWING["figures"]),
+    shell:
+        RUN
+
+
+rule claims:
+    input:
+        f"{RESULTS}/summary.csv",
+        notebook="notebooks/08_test_claims.ipynb",
+        code=code("08_test_claims"),
+    output:
+        shown("claims"),
+        f"{RESULTS}/differences.csv",
+    log:
+        notebook=f"{RESULTS}/08_test_claims.ipynb",
+    params:
+        json=parameters({"results": SHARED["results"]}, **COMPARED, **DRAWING, **grid["collect"]),
+    shell:
+        RUN
+
+
+rule look:
+    input:
+        lambda wildcards: finished(wildcards.task),
+        notebook="notebooks/09_look_closer.ipynb",
+        code=code("09_look_closer"),
+    output:
+        shown("look"),
+    log:
+        notebook=f"{RESULTS}/09_look_closer_{{task}}.ipynb",
+    params:
+        json=lambda wildcards: parameters(
             {"results": SHARED["results"]},
-            figures=f"../{FIGURES}",
-            caption=grid.get("caption", ""),
+            task=wildcards.task,
+            regime="frozen" if grid["frozen"] else "finetuned",
+            figures=DRAWING["figures"],
+            **COMPARED,
         ),
     shell:
         RUN
+
+
+rule write_report:
+    input:
+        [name for rule in ("compare", "costs", "claims") for name in shown(rule)],
+        [name.format(task=task) for name in shown("look") for task in TASKS],
+        code=[os.path.relpath(execute.MEDLIB / "report.py")],
+    output:
+        f"{FIGURES}/report.html",
+    params:
+        grid=f"grids/{GRID}.yaml",
+    shell:
+        "python -m medlib.report {params.grid:q} {RESULTS:q} {FIGURES:q}"

@@ -483,3 +483,12 @@ def embed(backbone: Backbone, model: nn.Module, normalised: torch.Tensor) -> tor
         return first
     patches = features[:, model.num_prefix_tokens :].mean(1, dtype=torch.float32)
     return torch.cat([first, patches], dim=1)
+
+
+def local_features(model: nn.Module, normalised: torch.Tensor) -> torch.Tensor:
+    """What a network sees where: its patch tokens, or its last feature map, as (B, h, w, d)."""
+    features = model.forward_features(normalised).float()
+    if features.ndim == 4:
+        return features.permute(0, 2, 3, 1)
+    patches = features[:, model.num_prefix_tokens :]
+    return patches.unflatten(1, (round(patches.shape[1] ** 0.5),) * 2)

@@ -46,7 +46,8 @@ class Card:
     """What a task is. Fields without a default must stand in the card's YAML file.
 
     ``split`` is ``official`` (the data set has a test set; validation patients are drawn from its
-    training set) or ``cross-validation`` (``folds`` folds by patient). ``optional_classes`` are
+    training set) or ``cross-validation`` (``folds`` folds by patient). ``ordered``: the classes are
+    grades, lowest first, so that some mistakes are larger than others. ``optional_classes`` are
     classes that some distributions of the data lack. ``layout`` and ``layout_options`` say how
     :mod:`medlib.layouts` reads the data set's ``folder`` (or the first of ``other_folders`` that
     is there); a task with its own CSV needs neither. ``volumes`` says how volumes become images
@@ -65,6 +66,7 @@ class Card:
     source: str
     split: str = "cross-validation"
     folds: int = 5
+    ordered: bool = False
     folder: str = ""
     other_folders: tuple[str, ...] = ()
     layout: str = ""
@@ -185,6 +187,8 @@ def _problems(content: dict) -> list[str]:
     folds = content.get("folds", 5)
     if not isinstance(folds, int) or folds < 3:
         problems.append("folds must be a whole number of 3 or more (train, val and test)")
+    if not isinstance(content.get("ordered", False), bool):
+        problems.append(f"ordered is {content['ordered']!r}, not true or false")
     if not isinstance(content.get("layout_options", {}), dict):
         problems.append(f"layout_options must be a mapping, not {content['layout_options']!r}")
     try:

@@ -1,23 +1,37 @@
-"""Complete runs -> the summary tables that every figure and table is drawn from.
+"""Complete runs -> the tables that every figure is drawn from, and what differs between runs.
 
 ``summary.csv`` has a row per run and metric, ``summary_over_seeds.csv`` a row per cell of the grid
 and metric: the mean over seeds, its interval, and the seeds' standard deviation.
+
+Differences are taken between cells judged on the same patients, in the same resamples. The patients
+of a task are drawn by a random stream of their own (:func:`stream`): tasks about the same people,
+as three modalities of one scan, are drawn together, and other tasks independently of each other.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from tqdm.auto import tqdm
 
 from medlib import artifacts, metrics
 from medlib.errors import listed
 
 CELL = ["task", "backbone", "pretraining", "regime", "head", "label_fraction"]
+MARGIN = 0.02  # AUROC: a smaller difference is taken as none
+POWER = 0.8  # of the minimum detectable difference
+OF_A_SIDE = ("backbone", "pretraining", "regime")
+SIDES = [f"{side}_{name}" for side in ("one", "other") for name in OF_A_SIDE]
+EVIDENCE = ["difference", "ci_low", "ci_high", "p_value", "p_equivalence", "detectable"]
+DIFFERENCES = ["task", "head", "label_fraction", "contrast", "family", *SIDES, *EVIDENCE]
 
 
 def read_predictions(folder: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -40,55 +54,160 @@ def read_records(folders: list[Path]) -> list[dict]:
     return [artifacts.read_json(folder / "run.json") for folder in folders]
 
 
-def summarise(folders: list[Path], resamples: int = 5000) -> tuple[pd.DataFrame, pd.DataFrame]:
+def stream(predictions: pd.DataFrame) -> int:
+    """The seed of the draws of these patients: the same people, the same draws."""
+    return int(artifacts.content_hash(sorted(set(predictions["patient_id"]))), 16)
+
+
+def summarise(
+    folders: list[Path], resamples: int = 5000, ordered: Collection[str] = ()
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The metrics of complete runs with 95 % intervals, by seed and over seeds.
 
-    Intervals come from ``resamples`` draws of patients. The runs of a cell get the same draws, so
-    that the interval of their mean over seeds is about patients alone; the spread over seeds
-    stands beside it as ``sd``. Raises ValueError when a run is not complete, or when the runs of
-    a task were not all judged on the same samples, naming them.
+    Intervals come from ``resamples`` draws of patients: ``ci_low`` and ``ci_high`` are percentiles,
+    ``bca_low`` and ``bca_high`` bias-corrected and accelerated (of main cells alone:
+    :func:`is_main`), and for the AUROC of two classes ``delong_low`` and ``delong_high`` are
+    DeLong's, for clustered data. ``undefined`` is the share of resamples that lacked a class and
+    were left out. The runs of a cell get the same draws, so that the interval of their mean over
+    seeds is about patients alone; the spread over seeds stands beside it as ``sd``. ``ordered``
+    names the tasks whose classes are ordered grades.
+
+    Raises ValueError when a run is not complete, or when the runs of a task were not all judged on
+    the same samples, naming them.
     """
-    records = [record["coordinates"] for record in read_records(folders)]
-    frame = pd.DataFrame(records).assign(folder=folders)
-    cells = list(frame.sort_values([*CELL, "seed"]).groupby(CELL, sort=True))
-    judged: dict = {}
-    # Threads, not processes: NumPy lets go of the interpreter while it sums.
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        parts = pool.map(lambda part: _summarise_cell(*part, resamples, judged), cells)
-        by_seed, over_seeds = zip(*tqdm(parts, "intervals", len(cells), unit="cell"), strict=True)
+
+    def rows(cell: dict, members: pd.DataFrame, frames: list, classes: list[str]) -> tuple:
+        names = metrics.applicable(len(classes), cell["task"] in ordered)
+        main = members["main"].all()
+        return _summarise_cell(cell, members["seed"], frames, classes, names, resamples, main)
+
+    by_seed, over_seeds = zip(*_by_cell(folders, rows, "intervals"), strict=True)
     return pd.DataFrame(sum(by_seed, [])), pd.DataFrame(sum(over_seeds, []))
 
 
+def _by_cell(folders: list[Path], work: Callable, words: str) -> Iterator:
+    """``work(cell, members, predictions, classes)`` for every cell of the grid, in parallel.
+
+    ``members`` are the cell's runs (a row a seed), ``predictions`` their frames, in the order of
+    sample ids.
+    """
+    records = [record["coordinates"] for record in read_records(folders)]
+    frame = pd.DataFrame(records).assign(folder=folders)
+    frame["main"] = is_main(frame)
+    cells = list(frame.sort_values([*CELL, "seed"]).groupby(CELL, sort=True))
+    judged: dict = {}
+
+    def one(part: tuple) -> object:
+        cell, members = part
+        frames = []
+        for run in members.itertuples():
+            predictions, classes = read_predictions(run.folder)
+            _same_samples(judged, run, predictions)
+            frames.append(predictions.sort_values("sample_id", ignore_index=True))
+        return work(dict(zip(CELL, cell, strict=True)), members, frames, classes)
+
+    # Threads, not processes: NumPy lets go of the interpreter while it sums.
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        yield from tqdm(pool.map(one, cells), words, len(cells), unit="cell")
+
+
 def _summarise_cell(
-    cell: tuple, members: pd.DataFrame, resamples: int, judged: dict
+    cell: dict,
+    seeds: pd.Series,
+    frames: list[pd.DataFrame],
+    classes: list[str],
+    names: tuple[str, ...],
+    resamples: int,
+    main: bool,
 ) -> tuple[list[dict], list[dict]]:
     """The rows of one cell of the grid: a row per seed and metric, and a row per metric."""
-    cell, points, draws = dict(zip(CELL, cell, strict=True)), [], []
-    for run in members.itertuples():
-        predictions, classes = read_predictions(run.folder)
-        _same_samples(judged, run, predictions)
-        points.append(metrics.point(predictions, classes))
-        draws.append(metrics.bootstrap(predictions, classes, resamples, threads=1))
-    size = {"n_patients": predictions["patient_id"].nunique(), "n_images": len(predictions)}
-    by_seed, over_seeds = [], []
-    for name in metrics.NAMES:
-        values = [point[name] for point in points]
-        for seed, value, draw in zip(members["seed"], values, draws, strict=True):
-            row = {"seed": seed, "metric": name, "value": value}
-            by_seed.append(cell | row | _interval(draw[name]) | size)
-        row = {
-            "n_seeds": len(values),
-            "metric": name,
-            "value": float(np.mean(values)),
-            "sd": float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"),
-        }
-        mean = np.mean([draw[name] for draw in draws], axis=0)
-        over_seeds.append(cell | row | _interval(mean) | size)
+    points = [metrics.point(frame, classes, names) for frame in frames]
+    draws = [
+        metrics.bootstrap(frame, classes, resamples, stream(frame), names=names, threads=1)
+        for frame in frames
+    ]
+    none = dict.fromkeys(names, np.array([]))
+    left_out = [metrics.jackknife(frame, classes, names) if main else none for frame in frames]
+    areas = delong(frames, classes)
+    size = {"n_patients": frames[0]["patient_id"].nunique(), "n_images": len(frames[0])}
+
+    def row(name: str, chosen: list[int], words: dict, spread: dict) -> dict:
+        value = float(np.mean([points[i][name] for i in chosen]))
+        drawn = np.mean([draws[i][name] for i in chosen], axis=0)
+        apart = np.mean([left_out[i][name] for i in chosen], axis=0)
+        found = cell | words | {"metric": name, "value": value} | spread
+        found |= _ends("ci", metrics.interval(drawn)) | size
+        found |= _ends("bca", metrics.bca_interval(drawn, value, apart))
+        variance = areas[1][np.ix_(chosen, chosen)].mean() if name == "auroc" else np.nan
+        half = stats.norm.ppf(0.975) * np.sqrt(variance)
+        found |= _ends("delong", (np.clip(value - half, 0, 1), np.clip(value + half, 0, 1)))
+        return found | {"undefined": float(np.mean(~np.isfinite(drawn)))}
+
+    every, by_seed, over_seeds = list(range(len(frames))), [], []
+    for name in names:
+        by_seed += [row(name, [i], {"seed": seed}, {}) for i, seed in enumerate(seeds)]
+        values = [points[i][name] for i in every]
+        sd = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+        over_seeds.append(row(name, every, {"n_seeds": len(every)}, {"sd": sd}))
     return by_seed, over_seeds
 
 
-def _interval(draws: np.ndarray) -> dict[str, float]:
-    return dict(zip(("ci_low", "ci_high"), metrics.interval(draws), strict=True))
+def _ends(name: str, ends: tuple[float, float]) -> dict[str, float]:
+    return dict(zip((f"{name}_low", f"{name}_high"), ends, strict=True))
+
+
+def delong(frames: list[pd.DataFrame], classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """AUROCs (m,) and their covariance (m, m) of predictions of the same samples in one order.
+
+    See :func:`medlib.metrics.delong`; NaN for more than two classes.
+    """
+    m = len(frames)
+    if len(classes) != 2:
+        return np.full(m, np.nan), np.full((m, m), np.nan)
+    y = frames[0]["y_true"] == classes[1]
+    column = metrics.probability_columns(classes)[1]
+    scores = np.stack([frame[column] for frame in frames])
+    return metrics.delong(y, scores, frames[0]["patient_id"])
+
+
+def is_main(cells: pd.DataFrame) -> pd.Series:
+    """Which rows are of the main comparison: on all labels, or on those of a trained regime.
+
+    ``cells`` has the columns task, regime and label_fraction. Other shares of the labels are there
+    to show how a backbone's number grows with them.
+    """
+    keys = ["task", "label_fraction"]
+    trained = cells.loc[cells["regime"] != "frozen", keys].drop_duplicates()
+    at_trained = pd.MultiIndex.from_frame(cells[keys]).isin(pd.MultiIndex.from_frame(trained))
+    return (cells["label_fraction"] == 1) | at_trained
+
+
+def costs(folders: list[Path], results: Path | str) -> pd.DataFrame:
+    """What each cell of the grid took, as the mean over its seeds.
+
+    Beside the columns of :data:`CELL`: ``seconds`` (a frozen arm's are those of embedding all
+    images, once, and of its head), ``parameters`` of the backbone, ``memory``, the peak in bytes
+    (of the GPU where there was one, else resident), and ``device``. Raises ValueError when a run is
+    not complete.
+    """
+    rows, made = [], {}
+    for record in read_records(folders):
+        cell = record["coordinates"]
+        seconds, peaks, how = record["seconds"], [record["peak_memory_bytes"]], record["how"]
+        gpu = record["hardware"]["gpu"]
+        if cell["regime"] == "frozen":
+            place = artifacts.features_folder(results, cell["task"], cell["backbone"])
+            how = made.setdefault(place, artifacts.read_json(place / "meta.json"))
+            seconds, gpu = seconds + how["seconds"], how["hardware"]["gpu"]
+            peaks.append(how["peak_memory_bytes"])
+        memory = max(peak["gpu"] or peak["resident"] for peak in peaks)
+        rows.append({name: cell[name] for name in CELL} | {
+            "seconds": seconds, "parameters": how["parameters"], "memory": memory,
+            "device": gpu or "CPU",
+        })  # fmt: skip
+    grouped = pd.DataFrame(rows).groupby(CELL, as_index=False)
+    return grouped.agg({"seconds": "mean", "parameters": "first", "memory": "max",
+                        "device": "first"})  # fmt: skip
 
 
 def _same_samples(judged: dict, run: tuple, predictions: pd.DataFrame) -> None:
@@ -104,3 +223,188 @@ def _same_samples(judged: dict, run: tuple, predictions: pd.DataFrame) -> None:
             f"{run.folder} and {first} were judged on different samples ({len(differing)}, such "
             f"as {differing[0]!r}): run the older of the two again."
         )
+
+
+# ------------------------------------------------------------------------------- differences
+
+
+class Arm(NamedTuple):
+    """One cell of the grid, resampled: the mean over its seeds of one metric."""
+
+    cell: dict  # the columns of CELL
+    metric: str
+    value: float
+    draws: np.ndarray  # (resamples,)
+    frames: list[pd.DataFrame]  # predictions of each seed, in the order of sample ids
+    classes: list[str]
+
+
+def arms(
+    folders: list[Path], metric: str = "auroc", resamples: int = 5000, head: str = "linear"
+) -> list[Arm]:
+    """The main cells of the grid (:func:`is_main`) with this head, resampled together.
+
+    Raises what :func:`summarise` does.
+    """
+    cells = pd.DataFrame([record["coordinates"] for record in read_records(folders)])
+    chosen = is_main(cells) & (cells["head"] == head)
+    folders = [folder for folder, kept in zip(folders, chosen, strict=True) if kept]
+
+    def arm(cell: dict, members: pd.DataFrame, frames: list, classes: list[str]) -> Arm:
+        only = [metric]
+        value = np.mean([metrics.point(frame, classes, only)[metric] for frame in frames])
+        draws = [
+            metrics.bootstrap(frame, classes, resamples, stream(frame), names=only, threads=1)
+            for frame in frames
+        ]
+        mean = np.mean([draw[metric] for draw in draws], axis=0)
+        return Arm(cell, metric, float(value), mean, frames, classes)
+
+    return list(_by_cell(folders, arm, "resamples"))
+
+
+def share(values: np.ndarray) -> float:
+    """A one-sided p-value: the share of resamples in which something holds; never 0."""
+    return (1 + np.count_nonzero(values)) / (1 + len(values))
+
+
+def evidence(value: float, draws: np.ndarray, margin: float = MARGIN) -> dict[str, float]:
+    """What the resampled differences ``draws`` of a difference ``value`` show.
+
+    The 95 % interval (percentiles) and the two-sided ``p_value`` that goes with it;
+    ``p_equivalence``, of two one-sided tests against -margin and margin (below 0.05 where the 90 %
+    interval lies within them); and ``detectable``, the smallest true difference that would be
+    found at the 5 % level with a power of 80 % on so many patients (2.8 standard errors). Undefined
+    resamples are left out.
+    """
+    draws = draws[np.isfinite(draws)]
+    if not len(draws) or not np.isfinite(value):
+        return dict.fromkeys(EVIDENCE, float("nan")) | {"difference": value}
+    return {
+        "difference": value,
+        **_ends("ci", metrics.interval(draws)),
+        "p_value": min(1.0, 2 * min(share(draws <= 0), share(draws >= 0))),
+        "p_equivalence": max(share(draws <= -margin), share(draws >= margin)),
+        "detectable": float(stats.norm.ppf([0.975, POWER]).sum() * draws.std(ddof=1)),
+    }
+
+
+def difference(one: Arm, other: Arm, margin: float = MARGIN) -> dict[str, float]:
+    """``one`` minus ``other``, paired by patient: :func:`evidence`, and ``p_delong`` beside it.
+
+    ``p_delong`` is that of the paired DeLong test for clustered data, of the means over seeds; for
+    the AUROC of two classes only. Raises ValueError for arms that cannot be paired.
+    """
+    for what, a, b in (("tasks", one.cell["task"], other.cell["task"]),
+                       ("metrics", one.metric, other.metric)):  # fmt: skip
+        if a != b:
+            raise ValueError(f"Arms of different {what} cannot be paired: {a} and {b}.")
+    found = evidence(one.value - other.value, one.draws - other.draws, margin)
+    if one.metric != "auroc":
+        return found | {"p_delong": float("nan")}
+    areas, covariance = delong(one.frames + other.frames, one.classes)
+    m, n = len(one.frames), len(other.frames)
+    signs = np.repeat([1 / m, -1 / n], [m, n])
+    variance = signs @ covariance @ signs
+    # What is left of it by rounding, where two arms rank all samples alike, is none.
+    z = signs @ areas / np.sqrt(variance) if variance > 1e-15 else 0 * variance
+    return found | {"p_delong": float(2 * stats.norm.sf(abs(z)))}
+
+
+def differences(arms: Iterable[Arm], margin: float = MARGIN) -> pd.DataFrame:
+    """All paired differences, ``one`` minus ``other``: between backbones and between regimes.
+
+    ``contrast`` is "backbones" (any two in one regime, head and label fraction) or "regimes" (one
+    backbone trained, minus frozen, on the same labels and with the same head). P-values are
+    corrected by Holm's method within a ``family``: the backbones of a task and regime, and the
+    regimes of a task. ``different`` and ``equivalent`` are what is left at the 5 % level.
+    """
+    arms, rows = list(arms), []
+    for one, other in itertools.permutations(arms, 2):
+        a, b = one.cell, other.cell
+        if any(a[name] != b[name] for name in ("task", "head", "label_fraction")):
+            continue
+        words = {name: a[name] for name in ("task", "head", "label_fraction")}
+        if a["regime"] == b["regime"] and a["backbone"] < b["backbone"]:
+            words |= {"contrast": "backbones", "family": f"backbones, {a['regime']}"}
+        elif a["backbone"] == b["backbone"] and a["regime"] != "frozen" == b["regime"]:
+            words |= {"contrast": "regimes", "family": "regimes"}
+        else:
+            continue
+        words["family"] += f", {a['task']}, {a['head']}, {a['label_fraction']:g} of labels"
+        for side, cell in (("one", a), ("other", b)):
+            words |= {f"{side}_{name}": cell[name] for name in OF_A_SIDE}
+        rows.append(words | difference(one, other, margin))
+    table = pd.DataFrame(rows, columns=[*DIFFERENCES, "p_delong"])
+    for name in ("p_value", "p_equivalence"):
+        table[f"{name}_holm"] = table.groupby("family")[name].transform(holm) if rows else []
+    table["different"] = table["p_value_holm"] < 0.05
+    table["equivalent"] = table["p_equivalence_holm"] < 0.05
+    return table.sort_values(["contrast", "family", "one_backbone", "other_backbone"],
+                             ignore_index=True)  # fmt: skip
+
+
+def holm(p: pd.Series | np.ndarray) -> np.ndarray:
+    """P-values corrected for their number (Holm, Scand. J. Statist. 6, 1979); NaN is no test."""
+    p = np.asarray(p, dtype=float)
+    corrected = np.full(p.shape, np.nan)
+    tested = np.flatnonzero(np.isfinite(p))
+    order = tested[np.argsort(p[tested])]
+    steps = p[order] * np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(steps))
+    return corrected
+
+
+def mean_ranks(values: pd.DataFrame, higher_is_better: bool = True) -> tuple[pd.Series, dict]:
+    """Backbones (columns) ranked in every task (rows), and the mean over tasks; 1 is best.
+
+    Ties share their rank. Beside the ranks: ``p_friedman``, whether they differ at all, and
+    ``critical_difference``, the distance from which two differ at the 5 % level by Nemenyi's test
+    (Demšar, JMLR 7, 2006). Raises ValueError when a value is missing: a rank would mean another
+    thing in that task.
+    """
+    if values.isna().any(axis=None):
+        holes = [f"{row} × {column}" for (row, column), hole in values.isna().stack().items()
+                 if hole]  # fmt: skip
+        raise ValueError(f"{len(holes)} values are missing:\n{listed(holes)}")
+    n, k = values.shape
+    ranks = values.rank(axis=1, ascending=not higher_is_better)
+    p = stats.friedmanchisquare(*values.to_numpy().T).pvalue if k > 2 and n > 1 else np.nan
+    reach = stats.studentized_range.ppf(0.95, k, np.inf) / np.sqrt(2) if k > 1 else np.nan
+    critical = reach * np.sqrt(k * (k + 1) / (6 * n))
+    found = {"n_tasks": n, "p_friedman": float(p), "critical_difference": float(critical)}
+    return ranks.mean().sort_values(), found
+
+
+def ranks_by_regime(arms: Iterable[Arm]) -> dict[str, tuple[pd.Series, dict]]:
+    """Regime -> :func:`mean_ranks` of its backbones, at the most labels that each task has there.
+
+    Backbones that lack a task are left out, and so are regimes with fewer than two backbones left.
+    """
+    rows = pd.DataFrame([arm.cell | {"value": arm.value} for arm in arms])
+    most = rows.groupby(["task", "regime"])["label_fraction"].transform("max")
+    found = {}
+    for regime, part in rows[rows["label_fraction"] == most].groupby("regime"):
+        values = part.pivot(index="task", columns="backbone", values="value").dropna(axis=1)
+        if values.shape[1] > 1:
+            found[regime] = mean_ranks(values)
+    return dict(sorted(found.items(), key=lambda item: artifacts.REGIMES.index(item[0])))
+
+
+def tied_with_best(arms: Iterable[Arm], margin: float = MARGIN) -> pd.DataFrame:
+    """Of each task the best arm, and those shown to be equivalent to it: CELL, metric and ``tied``.
+
+    Two one-sided tests of the difference to the best, corrected by Holm's method within the task.
+    """
+    arms, rows = list(arms), []
+    for task in dict.fromkeys(arm.cell["task"] for arm in arms):
+        here = [arm for arm in arms if arm.cell["task"] == task]
+        sign = -1 if here[0].metric in metrics.LOSSES else 1
+        best = max(here, key=lambda arm: sign * arm.value)
+        others = [arm for arm in here if arm is not best]
+        apart = [evidence(a.value - best.value, a.draws - best.draws, margin) for a in others]
+        p = holm([found["p_equivalence"] for found in apart])
+        tied = [True, *(p < 0.05)]
+        for arm, is_tied in zip([best, *others], tied, strict=True):
+            rows.append(arm.cell | {"metric": arm.metric, "tied": bool(is_tied)})
+    return pd.DataFrame(rows)

@@ -29,7 +29,7 @@ from medlib import artifacts, backbones
 from medlib.errors import unknown
 from medlib.images import Pack, take
 
-VERSION = 4  # raise when the same images and weights would give other embeddings or meta
+VERSION = 5  # raise when the same images and weights would give other embeddings or meta
 PRECISIONS = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 # The least cosine similarity to float32 that a lower precision must keep for every image. It is
 # seen on a sample; what is chosen by itself must keep five times the distance there.
@@ -38,6 +38,7 @@ SIMILAR, SURELY_SIMILAR, SAMPLE = 0.999, 0.9998, 64
 # else; on an H200 it saves a vision transformer 10 s in a million images (benchmarks/README.md).
 COMPILE_FROM = {"cpu": math.inf, "cuda": 1_000_000}  # images
 CPU_BATCH = 16  # from here on oneDNN is used in one thread, too; larger ones gain nothing
+LOOKED_AT = 8  # images of which it is kept what the network sees where
 PIECE = 64  # batches that are written together: a kill loses no more than these
 
 
@@ -236,6 +237,7 @@ def extract(
 
     meta_file.unlink(missing_ok=True)  # until the new one is there, not complete
     model = backbones.place(model, device)
+    _write_maps(pack, row, model, folder)
     made = _write(pack.images, row, model, folder, wanted, precision, compiled, batch_size)
     artifacts.save_csv(folder / "index.csv", pack.index)
     meta = depends_on | {
@@ -247,6 +249,7 @@ def extract(
         "device": device,
         **made,
         "seconds": round(time.perf_counter() - start, 3),
+        "peak_memory_bytes": artifacts.peak_memory_bytes(),
     }
     artifacts.save_json(meta_file, meta | artifacts.environment())
     (folder / "progress.json").unlink()
@@ -298,6 +301,28 @@ def _write(images, row, model, folder, wanted, precision, compiled, batch_size) 
     os.replace(partial, folder / "embeddings.npy")
     rate = round(left / (time.perf_counter() - start), 1)
     return how | {"batch_size": batch_size, "compiled": compiled, "images_per_second": rate}
+
+
+def looked_at(index: pd.DataFrame, n: int = LOOKED_AT) -> np.ndarray:
+    """The rows of about ``n`` images, spread over each class: the same for every backbone."""
+    classes = sorted(set(index["label"]))
+    each, rows = max(1, n // len(classes)), []
+    for name in classes:
+        members = np.flatnonzero(index["label"] == name)
+        places = np.linspace(0, len(members) - 1, each + 2)[1:-1].astype(int)
+        rows += list(members[np.unique(places)])
+    return np.array(rows)
+
+
+@torch.inference_mode()
+def _write_maps(pack, row: backbones.Backbone, model: torch.nn.Module, folder: Path) -> None:
+    """``maps.npz``: ``rows`` of the index, and their local features (n, h, w, d) as ``maps``."""
+    rows = looked_at(pack.index)
+    device = next(model.parameters()).device
+    normalised = backbones.normalise(row, torch.from_numpy(pack.images[rows]).to(device))
+    maps = backbones.local_features(model, normalised).cpu().numpy()
+    with artifacts.replacing(folder / "maps.npz") as temporary:
+        np.savez(temporary, rows=rows, maps=maps.astype(np.float16))
 
 
 def _save_piece(path: Path, values: np.ndarray, first: int, n: int) -> None:

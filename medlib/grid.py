@@ -3,7 +3,7 @@
 ``grids/<grid>.yaml`` holds ``title``, ``caption`` (printed beneath every figure), ``data``
 ("phantoms" or "real"), ``tasks``, ``seeds``, and the settings of notebook 01 (``prepare``), of the
 regimes (``frozen``, ``finetuned``, ``lora``) and of notebook 05 (``collect``). Settings have the
-names of the notebooks' parameters. Any regime may be left out.
+names of the notebooks' parameters. Any regime may be left out, or have ``seeds`` of its own.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ TRAINING = (
     "frozen_norm",
     "checkpointing",
     "label_fraction",
+    "seeds",
 )
 SETTINGS = {
     "prepare": ("folds", "phantom_scale", "quarantine", "volumes"),
-    "frozen": ("backbones", "image_size", "heads", "label_fractions"),
+    "frozen": ("backbones", "image_size", "heads", "label_fractions", "seeds"),
     "finetuned": TRAINING,
     "lora": (*TRAINING, "lora_rank", "lora_alpha"),
     "collect": ("resamples",),
@@ -93,6 +94,11 @@ def image_sizes(grid: dict) -> list[int]:
     return sorted({grid[r]["image_size"] for r in artifacts.REGIMES if grid[r]})
 
 
+def seeds(grid: dict, regime: str) -> list[int]:
+    """The seeds of a regime: its own, or those of the grid."""
+    return grid[regime].get("seeds") or grid["seeds"]
+
+
 def label_fraction(grid: dict, task: str, regime: str = "finetuned") -> float:
     """The share of labelled patients on which a task is fine-tuned."""
     fraction = grid[regime].get("label_fraction", 1.0)
@@ -113,7 +119,7 @@ def runs(grid: dict, results: Path | str) -> list[Path]:
     folders = []
     for task in grid["tasks"]:
         probes = artifacts.frozen_runs(
-            grid["frozen"].get("heads", ()), label_fractions(grid, task), grid["seeds"]
+            grid["frozen"].get("heads", ()), label_fractions(grid, task), seeds(grid, "frozen")
         )
         for backbone in grid["frozen"].get("backbones", ()):
             folders += [
@@ -136,7 +142,7 @@ def fine_tuned(grid: dict, results: Path | str, task: str) -> list[Path]:
         )
         for regime in artifacts.TRAINED
         for backbone in grid[regime].get("backbones", ())
-        for seed in grid["seeds"]
+        for seed in seeds(grid, regime)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Data frame in, figure out: the house style, every figure of the study, and their export.
+"""Data frame in, figure out: the house style, its export, and the figures of a single run.
 
 A figure is drawn from a tidy frame and nothing else: no training, no metric is computed here
 beyond what drawing needs (an ROC curve, a projection to two dimensions). Each function returns a
@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -76,7 +75,7 @@ STYLE = {
     "svg.hashsalt": "medlib",  # else the ids in an SVG are random
 }
 
-METRICS = {  # metrics where more is better, as printed: save_table marks the best in bold
+METRICS = {  # as printed
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "precision_weighted": "precision (weighted)",
@@ -84,8 +83,19 @@ METRICS = {  # metrics where more is better, as printed: save_table marks the be
     "f1_weighted": "F1 (weighted)",
     "auroc": "AUROC",
     "auprc": "AUPRC",
+    "precision_macro": "precision (macro)",
+    "recall_macro": "recall (macro)",
+    "f1_macro": "F1 (macro)",
+    "kappa": "kappa",
+    "kappa_quadratic": "kappa (quadratic)",
+    "sensitivity_at_95_specificity": "sensitivity at 95 % specificity",
+    "log_loss": "log-loss",
+    "brier": "Brier score",
+    "ece": "calibration error",
 }
-PAPER_METRICS = [metric for metric in METRICS if metric != "auprc"]  # in the paper's order
+LESS_IS_BETTER = ("log_loss", "brier", "ece")
+PAPER_METRICS = list(METRICS)[:6]  # in the paper's order, and beside them what cannot be flattered
+TASKS = ("glioma_t1", "glioma_t1ce", "glioma_flair", "chest_xray", "fundus_pm", "dermoscopy")
 
 ARCHITECTURES = {  # key without its pretraining → name; the order is the order of rows in figures
     "vgg16": "VGG16",
@@ -112,6 +122,11 @@ REGIMES = {"frozen": "frozen", "finetuned": "fine-tuned", "lora": "LoRA"}
 def use_style() -> None:
     """Set matplotlib's rcParams to the house style; call once at the top of a notebook."""
     mpl.rcParams.update(STYLE)
+
+
+def tasks_in_order(tasks: Iterable[str]) -> list[str]:
+    """Each task once: those of the paper in its order, then others by name."""
+    return sorted(set(tasks), key=lambda t: (TASKS.index(t) if t in TASKS else len(TASKS), t))
 
 
 def display_names(backbone: str) -> str:
@@ -162,7 +177,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return styled
 
 
-def _legend_above(fig: Figure, handles: list, names: list[str]) -> None:
+def legend_above(fig: Figure, handles: list, names: list[str]) -> None:
     """A legend over the panels, in as many columns as fit, for which the figure grows taller."""
     for columns in range(len(names), 0, -1):
         legend = fig.legend(
@@ -173,6 +188,13 @@ def _legend_above(fig: Figure, handles: list, names: list[str]) -> None:
             break
         legend.remove()
     fig.set_figheight(fig.get_figheight() + legend.get_window_extent().height / fig.dpi)
+
+
+def caption_below(fig: Figure, caption: str) -> None:
+    """Words under the panels, in lines as long as the figure is wide; it grows taller by them."""
+    text = textwrap.fill(caption, int(20 * fig.get_figwidth()))  # 20 letters an inch
+    fig.set_figheight(fig.get_figheight() + 0.14 * (text.count("\n") + 1))
+    fig.supxlabel(text, x=0.01, ha="left", fontsize=6.5, color="0.25")
 
 
 # ---------------------------------------------------------------- looking at the data
@@ -234,13 +256,8 @@ def projection(
     `embeddings` is float of shape (n, d), each column standardised first; the axes state the
     share of the variance that they show. A small share means that the picture shows little.
     """
-    from sklearn.decomposition import PCA
-    from sklearn.preprocessing import StandardScaler
-
     labels = np.asarray(labels)
-    pca = PCA(2, random_state=0)
-    points = pca.fit_transform(StandardScaler().fit_transform(embeddings))
-    points = points.round(3)  # below what can be seen; hides the last bits of parallel sums
+    points, shares = components(embeddings)
     fig, ax = plt.subplots(figsize=(COLUMN, 2.9))
     size = np.clip(2500 / len(points), 3, 18)
     handles, words = [], []
@@ -252,13 +269,27 @@ def projection(
         )  # fmt: skip
         handles.append(Line2D([], [], linestyle="none", color=colour, marker=marker))
         words.append(f"{name} ({len(members):,})")
-    first, second = 100 * pca.explained_variance_ratio_
+    first, second = 100 * shares
     ax.set(
         xlabel=f"component 1 ({first:.1f} % of variance)", xticks=[],
         ylabel=f"component 2 ({second:.1f} % of variance)", yticks=[], title=title or "",
     )  # fmt: skip
-    _legend_above(fig, handles, words)
+    legend_above(fig, handles, words)
     return fig
+
+
+def components(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Standardised embeddings (n, d) on their first two principal components (n, 2).
+
+    Beside them the share of the variance that each component has (2,).
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
+    pca = PCA(2, random_state=0)
+    points = pca.fit_transform(StandardScaler().fit_transform(embeddings))
+    # Three decimals are below what can be seen, and hide the last bits of parallel sums.
+    return points.round(3), pca.explained_variance_ratio_
 
 
 # ---------------------------------------------------------------- choosing and training
@@ -291,7 +322,7 @@ def validation_curve(history: pd.DataFrame) -> Figure:
         ax.grid(axis="y")
     axes[0, 0].set_ylabel("validation AUROC")
     handles = [Line2D([], [], **look) for look in (thin, thick, CHOSEN)]
-    _legend_above(fig, handles, ["one fold", "mean over folds", "chosen"])
+    legend_above(fig, handles, ["one fold", "mean over folds", "chosen"])
     return fig
 
 
@@ -326,7 +357,7 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     handles, words = loss.get_legend_handles_labels()
     loss.get_legend().remove()
     headings = {"rate": "learning rate:", "part": "loss in:"}
-    _legend_above(fig, handles, [headings.get(word, word) for word in words])
+    legend_above(fig, handles, [headings.get(word, word) for word in words])
     return fig
 
 
@@ -377,10 +408,10 @@ def main_comparison(
     hollow. The share of labels used in fine-tuning stands in the panel's title. Combinations
     that are missing stay empty.
     """
-    rows = _shown(table, tasks, [metric])
+    rows = shown_rows(table, tasks, [metric])
     rows = rows[(rows["regime"] != "frozen") | (rows["head"] == "linear")]
     rows = rows.assign(series=_series_names(rows))
-    networks = _networks(rows)
+    networks = in_order(rows)
     # in the order of REGIMES, and the larger share of labels first
     by = rows.assign(regime=rows["regime"].map(list(REGIMES).index))
     series = by.sort_values(["regime", "label_fraction"], ascending=[True, False])["series"]
@@ -408,64 +439,10 @@ def main_comparison(
     for ax in axes.flat[max(0, len(tasks) - axes.shape[1]) : len(tasks)]:
         ax.set_xlabel(f"{METRICS[metric]} (95 % interval)")
     chance = any(card["chance"] is not None for card in tasks.values())
-    _legend_above(fig, *_comparison_legend(rows, looks, chance))
+    legend_above(fig, *_comparison_legend(rows, looks, chance))
     if caption:
-        text = textwrap.fill(caption, int(20 * fig.get_figwidth()))  # 20 letters an inch
-        fig.set_figheight(fig.get_figheight() + 0.14 * (text.count("\n") + 1))
-        fig.supxlabel(text, x=0.01, ha="left", fontsize=6.5, color="0.25")
+        caption_below(fig, caption)
     return fig
-
-
-def main_table(
-    table: pd.DataFrame, tasks: Mapping[str, Mapping], metrics: Sequence[str] = PAPER_METRICS
-) -> pd.DataFrame:
-    """The long table made wide: one row per task, backbone, regime, head and label fraction.
-
-    Columns: task (its title), backbone (its printed name), pretraining, regime, head,
-    label_fraction, n_patients, then one per metric whose cells read `value [low, high]` with
-    three decimals, empty where there is no result. Rows come in the order of `tasks`, then of
-    the figure's backbones, then regimes, heads, and the larger fraction first.
-    """
-    rows = _shown(table, tasks, metrics)
-    cells = [
-        f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if pd.notna(low) else "")
-        for value, low, high in rows[["value", "ci_low", "ci_high"]].itertuples(index=False)
-    ]
-    names = list(_networks(rows)["name"])
-    order = {"task": list(tasks), "name": names, "regime": list(REGIMES), "head": list(HEADS)}
-    for column, categories in order.items():
-        rows[column] = pd.Categorical(rows[column], categories)
-    keys = ["task", "name", "pretraining", "regime", "head", "label_fraction", "n_patients"]
-    wide = rows.assign(cell=cells).pivot(index=keys, columns="metric", values="cell")
-    wide = wide.reindex(columns=list(metrics), fill_value="").fillna("")
-    wide = wide.rename_axis(columns=None).reset_index()
-    by = [*order, "label_fraction"]
-    wide = wide.sort_values(by, ascending=[column != "label_fraction" for column in by])
-    wide = wide.astype(dict.fromkeys(order, str)).rename(columns={"name": "backbone"})
-    wide["task"] = wide["task"].map(lambda task: tasks[task]["title"])
-    return wide.reset_index(drop=True)
-
-
-def save_table(df: pd.DataFrame, path_stem: Path, caption: str = "", note: str = "") -> list[Path]:
-    """Write a table as `<stem>.csv`, `.md` (pipes) and `.tex` (booktabs), each whole or not at all.
-
-    The CSV holds the frame as it is, the other two readable headings. The .tex needs nothing but
-    `\\usepackage{booktabs}`. Where the frame has a `task` column, a rule parts the tasks and the
-    best cell per task of every column named in `METRICS` is bold (in .md and .tex), compared by
-    the number that the cell starts with; equals are all bold.
-    """
-    readable = _readable(df)
-    best = _best_cells(readable)
-    texts = {
-        "md": _markdown(readable, best, caption, note),
-        "tex": _latex(readable, best, caption, note, label=Path(path_stem).name),
-    }
-    paths = [Path(f"{path_stem}.{kind}") for kind in ("csv", "md", "tex")]
-    save_csv(paths[0], df)
-    for path, text in zip(paths[1:], texts.values(), strict=True):
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
-    return paths
 
 
 # ---------------------------------------------------------------- text
@@ -543,7 +520,7 @@ def _on_picture(ax: Axes, x: float, y: float, words: str, **look) -> None:
 # ---------------------------------------------------------------- parts of the comparison
 
 
-def _name(backbone: str, pretraining: str) -> str:
+def full_name(backbone: str, pretraining: str) -> str:
     """The printed name where the table's own word on the weights is known as well."""
     name = display_names(backbone)
     if pretraining == "random" and "random" not in name:
@@ -553,7 +530,7 @@ def _name(backbone: str, pretraining: str) -> str:
     return name
 
 
-def _shown(
+def shown_rows(
     table: pd.DataFrame, tasks: Mapping[str, Mapping], metrics: Sequence[str]
 ) -> pd.DataFrame:
     """The rows of the tasks and metrics, with the columns `name`, `architecture` and `random`.
@@ -570,13 +547,13 @@ def _shown(
         first = dict(rows.loc[rows.duplicated(cell), cell].iloc[0])
         raise ValueError(f"several rows for {first}: average over seeds (notebook 05) first")
     weights = zip(rows["backbone"], rows["pretraining"], strict=True)
-    rows["name"] = [_name(backbone, pretraining) for backbone, pretraining in weights]
+    rows["name"] = [full_name(backbone, pretraining) for backbone, pretraining in weights]
     rows["architecture"] = rows["backbone"].str.partition("-")[0]
     rows["random"] = rows["pretraining"] == "random"
     return rows
 
 
-def _networks(rows: pd.DataFrame) -> pd.DataFrame:
+def in_order(rows: pd.DataFrame) -> pd.DataFrame:
     """Each backbone's name, architecture and whether it is random, in the order of the figure.
 
     By architecture, known ones first; each random control directly after its pretrained twin.
@@ -679,74 +656,3 @@ def _comparison_legend(rows: pd.DataFrame, looks: dict, chance: bool) -> tuple[l
     if chance:
         entries["chance"] = Line2D([], [], color="0.3", linewidth=0.8, linestyle=":")
     return list(entries.values()), list(entries)
-
-
-# ---------------------------------------------------------------- parts of the tables
-
-
-def _best_cells(df: pd.DataFrame) -> pd.DataFrame:
-    """Where the readable `df` holds the best of at least two cells of its task, by metric."""
-    best = pd.DataFrame(False, df.index, df.columns)
-    if "task" in df:
-        for column in df.columns.intersection(list(METRICS.values())):
-            values = pd.to_numeric(df[column].astype(str).str.split().str[0], errors="coerce")
-            of_task = values.groupby(df["task"])
-            best[column] = (values == of_task.transform("max")) & (of_task.transform("count") > 1)
-    return best
-
-
-def _readable(df: pd.DataFrame) -> pd.DataFrame:
-    """The frame with the words of a printed table: headings, shares of labels, regimes."""
-    df = df.reset_index(drop=True)  # a copy, with the unique index that a Styler needs
-    if {"backbone", "pretraining"} <= set(df):
-        pairs = zip(df["backbone"], df["pretraining"], strict=True)
-        if all(weights.lower() in name.lower() for name, weights in pairs):
-            del df["pretraining"]  # every name says it already
-    if "label_fraction" in df:
-        df["label_fraction"] = [f"{100 * fraction:g} %" for fraction in df["label_fraction"]]
-    if "regime" in df:
-        df["regime"] = df["regime"].replace(REGIMES)
-    headings = {"label_fraction": "labels", "n_patients": "patients", **METRICS}
-    return df.rename(columns=lambda name: headings.get(name, name.replace("_", " ")))
-
-
-def _text(cell: object) -> str:
-    """A cell as printed: a dash for no value, four digits of a number."""
-    if pd.isna(cell) or cell == "":
-        return "–"
-    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
-
-
-def _markdown(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str) -> str:
-    texts = df.map(_text)
-    texts = texts.where(~best, "**" + texts + "**")
-    table = texts.to_markdown(index=False, disable_numparse=True)
-    return "\n\n".join(part for part in (caption, table, note) if part) + "\n"
-
-
-def _latex(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str, label: str) -> str:
-    bold = best.map({True: "textbf:--rwrap;", False: ""}.get)
-    style = df.style.hide(axis="index").apply(lambda _: bold, axis=None)
-    style = style.format(_text, escape="latex").format_index(escape="latex", axis="columns")
-    lines = style.to_latex(
-        hrules=True, position_float="centering", caption=_tex(caption) or None, label=f"tab:{label}"
-    ).splitlines()  # fmt: skip
-    if "task" in df:
-        body = lines.index(r"\midrule") + 1
-        for row in reversed(np.flatnonzero(df["task"] != df["task"].shift())[1:]):
-            lines.insert(body + row, r"\midrule")
-    # an article's line holds about 90 characters; a table that stays wider is centred on the page
-    widest = df.map(_text).apply(lambda column: column.str.len().max()).sum()
-    size = r"\footnotesize" if widest < 90 else r"\tiny"
-    start = next(i for i, line in enumerate(lines) if line.startswith(r"\begin{tabular}"))
-    lines.insert(start, rf"{size}\setlength{{\tabcolsep}}{{3pt}}\makebox[\textwidth][c]{{%")
-    end = lines.index(r"\end{tabular}")
-    lines[end] += "}" + (rf"\par\smallskip {_tex(note)}" if note else "")
-    # in an article's default fonts < and > print as inverted ! and ?
-    text = "\n".join(lines).replace("<", r"\textless{}").replace(">", r"\textgreater{}")
-    return "% needs \\usepackage{booktabs}\n" + text + "\n"
-
-
-def _tex(sentence: str) -> str:
-    """Escape a caption or note: Styler escapes cells and headings, but not these."""
-    return re.sub(r"([&%$#_{}])", r"\\\1", sentence)

@@ -1,8 +1,10 @@
-"""medlib.compare: summary tables that scikit-learn confirms, of runs judged on the same samples."""
+"""medlib.compare: summary tables that scikit-learn confirms, of runs judged on the same samples;
+and differences between them, paired, corrected, and tested for equivalence."""
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from sklearn import metrics as sk
 
 from medlib import artifacts, compare, metrics
@@ -10,7 +12,8 @@ from medlib import artifacts, compare, metrics
 CLASSES = {"mri": ["low", "high"], "skin": ["nv", "mel", "bcc"]}
 BACKBONES = {"dinov2_small": "dinov2", "resnet50-imagenet": "imagenet"}
 SUMMARY = ["task", "backbone", "pretraining", "regime", "head", "label_fraction", "seed", "metric",
-           "value", "ci_low", "ci_high", "n_patients", "n_images"]  # fmt: skip
+           "value", "ci_low", "ci_high", "n_patients", "n_images", "bca_low", "bca_high",
+           "delong_low", "delong_high", "undefined"]  # fmt: skip
 
 
 def predictions(task, seed, n_patients=15):
@@ -73,15 +76,15 @@ def test_every_value_of_the_summary_is_that_of_scikit_learn(grid):
     results, runs = grid
     by_seed, _ = compare.summarise(artifacts.find_runs(results), resamples=50)
     assert list(by_seed.columns) == SUMMARY
-    assert len(by_seed) == 2 * 2 * 2 * len(metrics.NAMES)
+    assert len(by_seed) == 2 * 2 * sum(len(metrics.applicable(len(c))) for c in CLASSES.values())
     assert not by_seed.duplicated(["task", "backbone", "seed", "metric"]).any()
     of_run = by_seed.set_index(["task", "backbone", "seed"]).sort_index()
     for (task, backbone, seed), frame in runs.items():
         expected = by_sklearn(frame, CLASSES[task])
         mine = of_run.loc[task, backbone, seed]
-        assert dict(zip(mine["metric"], mine["value"], strict=True)) == pytest.approx(
-            expected, rel=0, abs=1e-12
-        )
+        found = dict(zip(mine["metric"], mine["value"], strict=True))
+        assert set(found) == set(metrics.applicable(len(CLASSES[task])))
+        assert {n: found[n] for n in expected} == pytest.approx(expected, rel=0, abs=1e-12)
         assert set(mine["pretraining"]) == {BACKBONES[backbone]}
         assert set(mine["regime"]) == {"frozen"}
 
@@ -95,9 +98,10 @@ def test_the_summary_counts_patients_and_samples(grid):
 def test_over_seeds_the_value_is_the_mean_and_the_spread_the_sample_standard_deviation(grid):
     results, runs = grid
     _, over_seeds = compare.summarise(artifacts.find_runs(results), resamples=50)
-    assert len(over_seeds) == 2 * 2 * len(metrics.NAMES)
     assert set(over_seeds["n_seeds"]) == {2}
-    for row in over_seeds.itertuples():
+    rows = over_seeds[over_seeds["metric"].isin(["accuracy", "f1_weighted", "auroc", "auprc"])]
+    assert len(rows) == 2 * 2 * 4
+    for row in rows.itertuples():
         a, b = (
             by_sklearn(runs[row.task, row.backbone, seed], CLASSES[row.task])[row.metric]
             for seed in (0, 1)
@@ -109,7 +113,8 @@ def test_over_seeds_the_value_is_the_mean_and_the_spread_the_sample_standard_dev
 def test_intervals_are_those_of_drawing_patients_the_same_for_every_seed(grid):
     results, runs = grid
     by_seed, over_seeds = compare.summarise(artifacts.find_runs(results), resamples=60)
-    draws = np.random.default_rng(0).integers(15, size=(60, 15))
+    seed = compare.stream(runs["mri", "dinov2_small", 0])
+    draws = np.random.default_rng(seed).integers(15, size=(60, 15))
     values = {0: [], 1: []}
     for seed, frame in ((s, runs["mri", "dinov2_small", s]) for s in (0, 1)):
         hit = (frame["prob_high"] > 0.5) == (frame["y_true"] == "high")
@@ -131,8 +136,9 @@ def test_a_single_seed_has_the_same_interval_in_both_tables_and_no_spread(tmp_pa
     assert over_seeds["sd"].isna().all()
     for column in ("metric", "value", "ci_low", "ci_high"):
         assert by_seed[column].tolist() == over_seeds[column].tolist()
-    assert (by_seed["ci_low"] < by_seed["value"]).all()
-    assert (by_seed["value"] < by_seed["ci_high"]).all()
+    middle = by_seed[by_seed["metric"] != "ece"]  # resampling adds noise, which adds to an error
+    assert (middle["ci_low"] < middle["value"]).all()
+    assert (middle["value"] < middle["ci_high"]).all()
 
 
 def test_the_order_in_which_predictions_were_written_does_not_matter(tmp_path):
@@ -170,7 +176,326 @@ def test_ids_and_labels_that_look_like_numbers_or_missing_values_stay_text(tmp_p
     pd.testing.assert_frame_equal(read, frame, check_exact=True)  # floats too, to the last bit
     by_seed, _ = compare.summarise(artifacts.find_runs(tmp_path), resamples=20)
     found = by_seed.set_index("metric")["value"].to_dict()
-    assert found == pytest.approx(by_sklearn(frame, ["NA", "1"]), rel=0, abs=1e-12)
+    expected = by_sklearn(frame, ["NA", "1"])
+    assert {n: found[n] for n in expected} == pytest.approx(expected, rel=0, abs=1e-12)
+
+
+def test_beside_percentiles_stand_the_corrected_interval_and_delongs(grid):
+    results, runs = grid
+    by_seed, over_seeds = compare.summarise(artifacts.find_runs(results), resamples=300)
+    mine = over_seeds.query("task == 'mri' and backbone == 'dinov2_small'").set_index("metric")
+    frames = [runs["mri", "dinov2_small", seed] for seed in (0, 1)]
+    classes, patients = CLASSES["mri"], sorted(set(frames[0]["patient_id"]))
+    for name in ("auroc", "accuracy"):
+        draws = [metrics.bootstrap(f, classes, 300, compare.stream(f))[name] for f in frames]
+        left_out = [
+            np.mean([metrics.point(f[f["patient_id"] != p], classes)[name] for f in frames])
+            for p in patients
+        ]
+        expected = metrics.bca_interval(
+            np.mean(draws, axis=0), mine.loc[name, "value"], np.array(left_out)
+        )
+        found = mine.loc[name, ["bca_low", "bca_high"]].tolist()
+        assert found == pytest.approx(expected, abs=1e-12)
+    y = (frames[0]["y_true"] == "high").astype(int)
+    scores = np.stack([frame["prob_high"] for frame in frames])
+    _, covariance = metrics.delong(y, scores, frames[0]["patient_id"])
+    half = 1.959963984540054 * np.sqrt(covariance.mean())
+    row = mine.loc["auroc"]
+    assert row["delong_low"] == pytest.approx(row["value"] - half, abs=1e-12)
+    assert row["delong_high"] == pytest.approx(min(1, row["value"] + half), abs=1e-12)
+    assert over_seeds.query("task == 'skin' or metric != 'auroc'")["delong_low"].isna().all()
+    one = by_seed.query("task == 'mri' and backbone == 'dinov2_small' and metric == 'auroc'")
+    half = (one["delong_high"] - one["delong_low"]).to_numpy() / 2
+    uncut = (one["delong_high"] < 1).to_numpy()
+    expected = 1.959963984540054 * np.sqrt(np.diag(covariance))
+    np.testing.assert_allclose(half[uncut], expected[uncut], rtol=0, atol=1e-12)
+
+
+def test_the_share_of_resamples_that_lack_a_class_is_stated(tmp_path):
+    frame = predictions("skin", 0, n_patients=5)  # two patients of nv and of mel, one of bcc
+    save(tmp_path, frame, "skin")
+    by_seed, _ = compare.summarise(artifacts.find_runs(tmp_path), resamples=500)
+    found = by_seed.set_index("metric")["undefined"]
+    # No patient of a class: (4/5)^5, (3/5)^5 twice; of two classes at once: less those.
+    p = (4**5 + 2 * 3**5 - (2 * 2**5 + 1)) / 5**5
+    assert found["auroc"] == pytest.approx(p, abs=0.09) and found["accuracy"] == 0
+
+
+def test_grades_in_order_have_a_quadratic_kappa(tmp_path):
+    frame = predictions("skin", 0)
+    save(tmp_path, frame, "skin")
+    plain, _ = compare.summarise(artifacts.find_runs(tmp_path), 20)
+    ordered, _ = compare.summarise(artifacts.find_runs(tmp_path), 20, ordered=["skin"])
+    assert set(ordered["metric"]) - set(plain["metric"]) == {"kappa_quadratic"}
+
+
+# ---------------------------------------------------------------------------------- differences
+
+
+def binormal(shift, n_patients=200, seed=0, noise=1.0, own=None):
+    """One image a patient; scores of the second class lie ``shift`` above those of the first."""
+    rng = np.random.default_rng(seed)
+    label = np.arange(n_patients) % 2
+    score = shift * label + (rng.normal(size=n_patients) if own is None else own)
+    score = 1 / (1 + np.exp(-(score + noise * rng.normal(size=n_patients))))
+    frame = pd.DataFrame({"sample_id": [f"{i:04d}" for i in range(n_patients)]})
+    frame["patient_id"], frame["split"] = frame["sample_id"], "test"
+    frame["y_true"] = np.array(["low", "high"])[label]
+    return frame.assign(prob_low=1 - score, prob_high=score)
+
+
+def arm(backbone, frames, task="mri", regime="frozen", fraction=1.0, resamples=2000):
+    """An arm as `compare.arms` makes it, without files."""
+    values = [metrics.point(frame, CLASSES["mri"])["auroc"] for frame in frames]
+    draws = [
+        metrics.bootstrap(f, CLASSES["mri"], resamples, compare.stream(f), names=["auroc"])["auroc"]
+        for f in frames
+    ]
+    cell = {"task": task, "backbone": backbone, "pretraining": "imagenet", "regime": regime,
+            "head": "linear", "label_fraction": fraction}  # fmt: skip
+    return compare.Arm(
+        cell, "auroc", float(np.mean(values)), np.mean(draws, axis=0), frames, CLASSES["mri"]
+    )
+
+
+def test_arms_are_the_cells_of_the_grid_with_draws_that_go_together(grid):
+    results, runs = grid
+    found = compare.arms(artifacts.find_runs(results), "auroc", resamples=40)
+    assert [(a.cell["task"], a.cell["backbone"]) for a in found] == [
+        (task, backbone) for task in CLASSES for backbone in BACKBONES
+    ]
+    first = found[0]
+    frames = [runs["mri", "dinov2_small", seed] for seed in (0, 1)]
+    expected = np.mean([by_sklearn(f, CLASSES["mri"])["auroc"] for f in frames])
+    assert first.value == pytest.approx(expected, abs=1e-12)
+    draws = [metrics.bootstrap(f, CLASSES["mri"], 40, compare.stream(f))["auroc"] for f in frames]
+    np.testing.assert_allclose(first.draws, np.mean(draws, axis=0), rtol=0, atol=1e-12)
+
+
+def test_the_same_people_are_drawn_together_and_others_independently():
+    a, b = predictions("mri", 0), predictions("mri", 1).sample(frac=1, random_state=0)
+    assert compare.stream(a) == compare.stream(b)  # two modalities
+    other = predictions("mri", 0).assign(patient_id=lambda f: "x" + f["patient_id"])
+    assert compare.stream(a) != compare.stream(other)
+    draws = [
+        metrics.bootstrap(f, CLASSES["mri"], 3000, compare.stream(f))["accuracy"]
+        for f in (a, other)
+    ]
+    # Drawn by one stream they would be the same numbers.
+    assert abs(np.corrcoef(draws)[0, 1]) < 0.1
+
+
+def test_a_paired_difference_is_that_of_scipy_on_the_same_patients():
+    own = np.random.default_rng(9).normal(size=200)
+    one, other = (binormal(1.5, seed=1, noise=0.6, own=own), binormal(1.5, seed=2, own=own))
+    found = compare.difference(arm("a", [one]), arm("b", [other]))
+    y = (one["y_true"] == "high").to_numpy()
+
+    def statistic(rows):
+        rows = rows.astype(int)
+        scores = (f["prob_high"].to_numpy()[rows] for f in (one, other))
+        areas = [sk.roc_auc_score(y[rows], score) for score in scores]
+        return areas[0] - areas[1]
+
+    expected = scipy.stats.bootstrap(
+        (np.arange(200),), statistic, n_resamples=1000, method="percentile", vectorized=False,
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    assert found["difference"] == pytest.approx(statistic(np.arange(200)), abs=1e-12)
+    error = 0.3 * expected.standard_error  # Monte-Carlo: 4 x sqrt(0.06^2 + 0.04^2) or so
+    assert found["ci_low"] == pytest.approx(expected.confidence_interval.low, abs=error)
+    assert found["ci_high"] == pytest.approx(expected.confidence_interval.high, abs=error)
+    se = expected.standard_error
+    assert found["detectable"] == pytest.approx((1.959964 + 0.841621) * se, rel=0.08)
+    # Unpaired, the interval would be wider.
+    apart = np.hypot(*(arm(n, [f]).draws.std() for n, f in (("a", one), ("b", other))))
+    assert found["ci_high"] - found["ci_low"] < 0.8 * 2 * 1.96 * apart
+
+
+def test_the_paired_delong_test_agrees_with_the_bootstrap_and_knows_the_mean_over_seeds():
+    own = np.random.default_rng(3).normal(size=300)
+    ours = [binormal(1.6, 300, seed=s, noise=0.5, own=own) for s in (1, 2)]
+    theirs = [binormal(1.2, 300, seed=s, noise=0.9, own=own) for s in (3, 4, 5)]
+    one, other = arm("a", ours), arm("b", theirs)
+    found = compare.difference(one, other)
+    z = scipy.stats.norm.isf(found["p_delong"] / 2)
+    se = (one.draws - other.draws).std()
+    assert z == pytest.approx(abs(found["difference"]) / se, rel=0.1)
+    same = compare.difference(one, one)
+    assert same["difference"] == 0 and same["p_delong"] == 1 and same["p_value"] == 1
+    assert same["p_equivalence"] == pytest.approx(1 / 2001)
+
+
+def test_p_values_and_equivalence_go_with_their_intervals():
+    rng = np.random.default_rng(0)
+    for centre in (0.0, 0.004, 0.012, 0.019, 0.03, -0.012):
+        draws = rng.normal(centre, 0.006, 4999)
+        found = compare.evidence(centre, draws, margin=0.02)
+        low, high = np.quantile(draws, [0.05, 0.95])
+        assert (found["p_equivalence"] < 0.05) == (low > -0.02 and high < 0.02), centre
+        assert (found["p_value"] < 0.05) == (found["ci_low"] > 0 or found["ci_high"] < 0), centre
+    # z = 2: a two-sided p of 0.0455
+    assert compare.evidence(0.012, draws * 0 + rng.normal(0.012, 0.006, 4999))[
+        "p_value"
+    ] == pytest.approx(0.0455, abs=0.02)
+    nothing = compare.evidence(float("nan"), np.array([]))
+    assert np.isnan(list(nothing.values())).all()
+
+
+def test_holm_is_worked_out_by_hand():
+    # Sorted .01 .02 .03 .04 times 4 3 2 1, never falling.
+    np.testing.assert_allclose(compare.holm([0.03, 0.01, 0.04, 0.02]), [0.06, 0.04, 0.06, 0.06])
+    found = compare.holm([0.5, np.nan, 0.004])
+    np.testing.assert_allclose(found, [0.5, np.nan, 0.008])
+    assert compare.holm([0.9, 0.8]).tolist() == [1, 1] and len(compare.holm([])) == 0
+
+
+def test_differences_are_between_backbones_of_a_regime_and_regimes_of_a_backbone():
+    own = np.random.default_rng(1).normal(size=200)
+    shifts = {"good": 3.0, "better": 3.1, "bad": 0.4}
+    arms = [
+        arm(name, [binormal(shift, seed=i, noise=0.05, own=0.8 * own)], regime=regime, fraction=f)
+        for i, (name, shift) in enumerate(shifts.items())
+        for regime, f in (("frozen", 1.0), ("frozen", 0.1), ("finetuned", 0.1))
+    ]
+    arms.append(arm("good", [binormal(3.0)], task="another"))  # has nothing to be compared with
+    table = compare.differences(arms)
+    between = table[table["contrast"] == "backbones"]
+    assert len(between) == 3 * 3 and between.groupby("family").size().tolist() == [3, 3, 3]
+    assert (between["one_regime"] == between["other_regime"]).all()
+    regimes = table[table["contrast"] == "regimes"]
+    assert set(zip(regimes["one_regime"], regimes["other_regime"], strict=True)) == {
+        ("finetuned", "frozen")
+    }
+    assert set(regimes["label_fraction"]) == {0.1} and len(regimes) == 3
+    pairs = between[between["label_fraction"] == 1].set_index(["one_backbone", "other_backbone"])
+    assert pairs.loc[("bad", "better"), "different"] and pairs.loc[("bad", "good"), "different"]
+    assert pairs.loc[("better", "good"), "equivalent"]
+    assert not pairs.loc[("bad", "good"), "equivalent"]
+    for _, family in table.groupby("family"):
+        np.testing.assert_array_equal(family["p_value_holm"], compare.holm(family["p_value"]))
+    nothing = compare.differences([arms[-1]])
+    assert nothing.empty and list(nothing) == list(table)
+
+
+def test_arms_that_cannot_be_paired_are_refused():
+    one = arm("a", [binormal(1.0)])
+    with pytest.raises(ValueError, match="different tasks.*mri and skin"):
+        compare.difference(one, one._replace(cell=one.cell | {"task": "skin"}))
+    with pytest.raises(ValueError, match="different metrics.*auroc and brier"):
+        compare.difference(one, one._replace(metric="brier"))
+
+
+def test_main_cells_are_on_all_labels_or_on_those_of_a_trained_regime(tmp_path):
+    cells = pd.DataFrame(
+        [("a", "frozen", 1.0), ("a", "frozen", 0.1), ("a", "frozen", 0.5), ("a", "lora", 0.1),
+         ("b", "frozen", 0.1), ("b", "finetuned", 0.5)],
+        columns=["task", "regime", "label_fraction"],
+    )  # fmt: skip
+    assert compare.is_main(cells).tolist() == [True, True, False, True, False, True]
+    for fraction, head in ((1.0, "linear"), (0.1, "linear"), (1.0, "knn")):
+        save(tmp_path, predictions("mri", 0), fraction=fraction, head=head)
+    (one,) = compare.arms(artifacts.find_runs(tmp_path), resamples=5)
+    assert one.cell["head"] == "linear" and one.cell["label_fraction"] == 1
+    (knn,) = compare.arms(artifacts.find_runs(tmp_path), resamples=5, head="knn")
+    assert knn.cell["head"] == "knn"
+    table, _ = compare.summarise(artifacts.find_runs(tmp_path), resamples=20)
+    few = table.query("label_fraction == 0.1 and metric == 'auroc'")
+    assert few[["bca_low", "bca_high"]].isna().all(axis=None) and few["ci_low"].notna().all()
+
+
+def test_tied_with_the_best_is_what_is_equivalent_to_it():
+    own = np.random.default_rng(1).normal(size=200)
+    arms = [
+        arm(name, [binormal(shift, seed=i, noise=0.05, own=0.8 * own)], task=task)
+        for task in ("mri", "other")
+        for i, (name, shift) in enumerate({"good": 3.0, "best": 3.1, "bad": 0.4}.items())
+    ]
+    table = compare.tied_with_best(arms, margin=0.02)
+    assert table.groupby("backbone")["tied"].agg(list).to_dict() == {
+        "good": [True, True], "best": [True, True], "bad": [False, False],
+    }  # fmt: skip
+    assert set(table["metric"]) == {"auroc"} and len(table) == 6
+    brier = [a._replace(metric="brier", value=1 - a.value, draws=1 - a.draws) for a in arms[:3]]
+    assert compare.tied_with_best(brier)["tied"].tolist() == [True, True, False]
+    strict = compare.tied_with_best(arms[:3], margin=1e-6)
+    assert strict["tied"].sum() == 1
+
+
+def test_costs_of_a_frozen_arm_hold_those_of_its_embedding(tmp_path):
+    for seed, seconds in ((0, 1.0), (1, 3.0)):
+        folder = save(tmp_path, predictions("mri", 0), seed=seed)
+        record = artifacts.read_json(folder / "run.json")
+        record |= {"seconds": seconds, "peak_memory_bytes": {"resident": 50, "gpu": None}}
+        artifacts.save_json(folder / "run.json", record)
+    place = artifacts.features_folder(tmp_path, "mri", "dinov2_small")
+    artifacts.save_json(place / "meta.json", {
+        "seconds": 10.0, "parameters": 22, "hardware": {"gpu": "a GPU"},
+        "peak_memory_bytes": {"resident": 90, "gpu": 70},
+    })  # fmt: skip
+    (row,) = compare.costs(artifacts.find_runs(tmp_path), tmp_path).to_dict("records")
+    assert row["seconds"] == 12 and row["parameters"] == 22
+    assert row["memory"] == 70 and row["device"] == "a GPU"
+    trained = save(tmp_path, predictions("mri", 0), seed=2)
+    record = artifacts.read_json(trained / "run.json")
+    record["coordinates"] |= {"regime": "finetuned"}
+    record |= {"how": {"parameters": 23}, "seconds": 7.0}
+    record["peak_memory_bytes"] = {"resident": 40, "gpu": None}
+    artifacts.save_json(trained / "run.json", record)
+    found = compare.costs(artifacts.find_runs(tmp_path), tmp_path).set_index("regime")
+    assert found.loc["finetuned", ["seconds", "parameters", "memory"]].tolist() == [7, 23, 40]
+
+
+# ---------------------------------------------------------------------------------------- ranks
+
+
+def test_ranks_are_of_each_regime_at_its_most_labels_and_of_whoever_has_every_task():
+    values = {("a", "mri"): 0.9, ("a", "skin"): 0.7, ("b", "mri"): 0.8, ("b", "skin"): 0.8,
+              ("c", "mri"): 0.99}  # fmt: skip
+    arms = []
+    for (backbone, task), value in values.items():
+        for regime, fraction, shift in (
+            ("frozen", 1.0, 0),
+            ("frozen", 0.1, -0.5),
+            ("lora", 0.1, 0),
+        ):
+            if regime == "lora" and backbone == "b":
+                continue
+            cell = {"task": task, "backbone": backbone, "regime": regime, "head": "linear",
+                    "label_fraction": fraction}  # fmt: skip
+            arms.append(compare.Arm(cell, "auroc", value + shift, np.zeros(3), [], []))
+    found = compare.ranks_by_regime(arms)
+    assert list(found) == ["frozen"]  # one backbone alone has no rank
+    ranks, tests = found["frozen"]
+    assert ranks.to_dict() == {"a": 1.5, "b": 1.5} and tests["n_tasks"] == 2
+
+
+def test_ranks_are_worked_out_by_hand_and_friedman_is_scipys():
+    values = pd.DataFrame(
+        {"a": [0.9, 0.8, 0.7, 0.6], "b": [0.8, 0.8, 0.6, 0.7], "c": [0.1, 0.2, 0.3, 0.4]},
+        index=list("wxyz"),
+    )
+    ranks, found = compare.mean_ranks(values)
+    assert ranks.to_dict() == {"a": (1 + 1.5 + 1 + 2) / 4, "b": (2 + 1.5 + 2 + 1) / 4, "c": 3}
+    assert list(ranks.index) == ["a", "b", "c"]
+    expected = scipy.stats.friedmanchisquare(values["a"], values["b"], values["c"]).pvalue
+    assert found["p_friedman"] == pytest.approx(expected) and found["n_tasks"] == 4
+    worst_first, _ = compare.mean_ranks(values, higher_is_better=False)
+    assert worst_first["c"] == 1
+
+
+@pytest.mark.parametrize(("k", "q"), [(2, 1.960), (3, 2.343), (6, 2.850), (10, 3.164)])
+def test_the_critical_difference_has_the_constants_of_demsars_table(k, q):
+    values = pd.DataFrame(np.random.default_rng(0).random((14, k)))
+    _, found = compare.mean_ranks(values)
+    assert found["critical_difference"] == pytest.approx(q * np.sqrt(k * (k + 1) / 84), abs=5e-4)
+
+
+def test_a_missing_value_is_named_rather_than_ranked():
+    values = pd.DataFrame({"a": [1.0, np.nan], "b": [1.0, 2.0]}, index=["mri", "skin"])
+    with pytest.raises(ValueError, match="1 values are missing:\n.*skin × a"):
+        compare.mean_ranks(values)
 
 
 # ------------------------------------------------------------------------------------ refusals

@@ -159,6 +159,31 @@ def test_auto_is_cuda_where_there_is_some_and_any_other_device_is_itself(monkeyp
         assert features.device_name("cuda:1") == "cuda:1"
 
 
+@pytest.mark.parametrize("backbone", [CNN, "vit_tiny-random", "dinov2_small-random"])
+def test_what_is_seen_where_is_kept_for_a_few_images_of_each_class(tmp_path, backbone):
+    row = backbones.get(backbone)
+    size = 56 if row.patch == 14 else SIZE
+    pack = make_pack(tmp_path / "data", 12, size, row.preprocessing["interpolation"])
+    made = features.extract(pack, backbone, tmp_path / "f", device="cpu", seed=3)
+    found = np.load(tmp_path / "f" / "maps.npz")
+    labels = pack.index["label"].to_numpy()[found["rows"]]
+    assert labels.tolist() == ["no"] * 4 + ["yes"] * 4 and len(set(found["rows"])) == 8
+    maps, whole = found["maps"].astype(float), made.embeddings[found["rows"]]
+    d = maps.shape[-1]
+    own = whole[:, -d:] if row.embedding != "cls" else None  # of DINOv2 the second half
+    if own is not None:
+        np.testing.assert_allclose(maps.mean((1, 2)), own, rtol=0, atol=5e-3 * np.abs(maps).max())
+    model, _ = backbones.build(backbone, size, seed=3)
+    inputs = backbones.normalise(row, torch.from_numpy(pack.images[found["rows"]]))
+    with torch.inference_mode():
+        there = model.eval().forward_features(inputs)
+    if there.ndim == 3:  # row by row, behind the class token
+        there = there[:, 1:].reshape(8, size // row.patch, size // row.patch, d)
+    else:
+        there = there.permute(0, 2, 3, 1)
+    np.testing.assert_allclose(maps, there, rtol=0, atol=5e-3 * float(there.abs().max()))
+
+
 @pytest.mark.gpu
 def test_a_cuda_device_gives_the_embeddings_of_the_cpu(tmp_path, cuda):
     pack = make_pack(tmp_path / "data")
@@ -331,10 +356,10 @@ np.lib.format.open_memmap(folder + "/images.npy", "w+", np.uint8, (n, 224, 224, 
 packed = np.load(folder + "/images.npy", mmap_mode="r")
 meta = {"hash": "sparse", "size": 224, "interpolation": "bilinear"}
 backbones.embed = lambda row, model, x: x.mean((2, 3))
-few = images.Pack(packed[:200], pd.DataFrame({"sample_id": range(200)}), meta)
+few = images.Pack(packed[:200], pd.DataFrame({"sample_id": range(200), "label": "a"}), meta)
 features.extract(few, sys.argv[2], folder + "/few")
 before = artifacts.peak_memory_bytes()["resident"]
-many = images.Pack(packed, pd.DataFrame({"sample_id": range(n)}), meta)
+many = images.Pack(packed, pd.DataFrame({"sample_id": range(n), "label": "a"}), meta)
 features.extract(many, sys.argv[2], folder + "/many")
 print(artifacts.peak_memory_bytes()["resident"] - before)
 """
@@ -449,7 +474,7 @@ def test_an_extraction_that_was_killed_goes_on_after_the_last_piece(tmp_path, mo
     assert sum(embedded) == 13 - 8  # two pieces of two batches of two were kept
     np.testing.assert_array_equal(made.embeddings, whole.embeddings)
     left = {path.name for path in (tmp_path / "f").iterdir()}
-    assert left == {"embeddings.npy", "index.csv", "meta.json"}
+    assert left == {"embeddings.npy", "index.csv", "maps.npz", "meta.json"}
 
 
 def test_what_was_left_of_other_weights_is_not_gone_on_with(tmp_path, monkeypatch):

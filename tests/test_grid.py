@@ -81,7 +81,7 @@ def test_every_setting_of_a_trained_regime_is_a_parameter_of_its_notebook(reposi
     notebook = json.loads((repository / "notebooks" / "04_fine_tune.ipynb").read_text())
     (cell,) = [c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", [])]
     parameters = {line.partition(":")[0] for line in cell["source"]}
-    assert set(grid.SETTINGS[regime]) - {"backbones"} <= parameters
+    assert set(grid.SETTINGS[regime]) - {"backbones", "seeds"} <= parameters
 
 
 def test_frozen_features_are_probed_at_the_labels_of_fine_tuning_too(tmp_path):
@@ -145,7 +145,8 @@ def test_planning_counts_the_jobs_of_each_rule_without_running_any(repository):
     # 6 tasks × 13 backbones, fine-tuned for 5 seeds; nothing needs data or weights to be planned.
     jobs = plan(repository, "paper")
     assert jobs == {"prepare": 6, "extract": 78, "probe": 78, "finetune": 390, "collect": 1,
-                    "compare": 1, "all": 1, "total": 555}  # fmt: skip
+                    "compare": 1, "costs": 1, "claims": 1, "look": 6, "write_report": 1, "all": 1,
+                    "total": 564}  # fmt: skip
 
 
 def test_the_runs_of_a_grid_are_those_of_its_heads_labels_and_seeds(tmp_path):
@@ -163,3 +164,15 @@ def test_the_runs_of_a_grid_are_those_of_its_heads_labels_and_seeds(tmp_path):
         "lora/seed0",
         "lora/seed1",
     ]
+
+
+def test_a_regime_may_have_seeds_of_its_own(tmp_path):
+    frozen = {"backbones": ["micro_resnet-random"], "image_size": 64, "heads": ["linear"],
+              "label_fractions": [0.5], "seeds": [0, 1, 2]}  # fmt: skip
+    tuned = {"backbones": ["micro_resnet-random"], "image_size": 64, "seeds": [7]}
+    asked = grid.read(write(tmp_path, frozen=frozen, finetuned=tuned))
+    assert grid.seeds(asked, "frozen") == [0, 1, 2] and grid.seeds(asked, "finetuned") == [7]
+    found = [f"{path.parent.name}/{path.name}" for path in grid.runs(asked, "r")]
+    assert found == ["frozen-linear/seed0", "frozen-linear-fraction0.5/seed0",
+                     "frozen-linear-fraction0.5/seed1", "frozen-linear-fraction0.5/seed2",
+                     "finetuned/seed7"]  # fmt: skip

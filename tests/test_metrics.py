@@ -32,24 +32,51 @@ def case(k, n, seed, never_predicted=None):
 
 
 def by_sklearn(y, proba, weights=None):
-    """The seven metrics, each by scikit-learn's own function; areas class by class."""
+    """Every metric by scikit-learn's own function, areas class by class; one it does not have."""
     k = proba.shape[1]
     predicted = proba.argmax(1)
-    average = dict(labels=range(k), average="weighted", sample_weight=weights, zero_division=0)
+    weighted = dict(sample_weight=weights)
+    average = dict(average="weighted", zero_division=0) | weighted
+    macro = average | {"average": "macro"}
     ranked = [1] if k == 2 else range(k)
-    return {
-        "accuracy": sk.accuracy_score(y, predicted, sample_weight=weights),
-        "balanced_accuracy": sk.balanced_accuracy_score(y, predicted, sample_weight=weights),
+    found = {
+        "accuracy": sk.accuracy_score(y, predicted, **weighted),
+        "balanced_accuracy": sk.balanced_accuracy_score(y, predicted, **weighted),
         "precision_weighted": sk.precision_score(y, predicted, **average),
         "recall_weighted": sk.recall_score(y, predicted, **average),
         "f1_weighted": sk.f1_score(y, predicted, **average),
-        "auroc": np.mean(
-            [sk.roc_auc_score(y == c, proba[:, c], sample_weight=weights) for c in ranked]
-        ),
+        "precision_macro": sk.precision_score(y, predicted, **macro),
+        "recall_macro": sk.recall_score(y, predicted, **macro),
+        "f1_macro": sk.f1_score(y, predicted, **macro),
+        "kappa": sk.cohen_kappa_score(y, predicted, labels=range(k), **weighted),
+        "auroc": np.mean([sk.roc_auc_score(y == c, proba[:, c], **weighted) for c in ranked]),
         "auprc": np.mean(
-            [sk.average_precision_score(y == c, proba[:, c], sample_weight=weights) for c in ranked]
+            [sk.average_precision_score(y == c, proba[:, c], **weighted) for c in ranked]
         ),
+        "log_loss": sk.log_loss(y, proba, labels=range(k), **weighted),
+        "ece": calibration_error(y, proba, np.ones(len(y)) if weights is None else weights),
     }
+    if k == 2:
+        curve = sk.roc_curve(y, proba[:, 1], drop_intermediate=False, **weighted)
+        found["sensitivity_at_95_specificity"] = curve[1][curve[0] <= 0.05].max()
+        found["brier"] = sk.brier_score_loss(y, proba[:, 1], pos_label=1, **weighted)
+    else:
+        found["brier"] = sk.brier_score_loss(y, proba, labels=range(k), **weighted)
+    return found
+
+
+def calibration_error(y, proba, weights):
+    """Bin by bin, as Guo et al. write it: bin m holds the confidences in ((m - 1)/15, m/15]."""
+    total, confidence, right = 0.0, proba.max(1), proba.argmax(1) == y
+    for m in range(1, 16):
+        low = -1 if m == 1 else (m - 1) / 15
+        members = (confidence > low) & (confidence <= m / 15)
+        if weights[members].sum():
+            gap = np.average(right[members], weights=weights[members]) - np.average(
+                confidence[members], weights=weights[members]
+            )
+            total += abs(gap) * weights[members].sum() / weights.sum()
+    return total
 
 
 def frame(y, proba, patients=None):
@@ -100,7 +127,8 @@ def test_every_metric_is_that_of_scikit_learn(k, weighted, never_predicted):
         assert predicted == set(range(k)) - {never_predicted}
         weights = np.random.default_rng(seed + 100).integers(1, 5, len(y)) if weighted else None
         found = metrics.compute(y, proba, None if weights is None else weights[None])
-        assert list(found) == list(metrics.NAMES)
+        assert list(found) == list(metrics.applicable(k))
+        assert set(found) == set(by_sklearn(y, proba))
         for name, expected in by_sklearn(y, proba, weights).items():
             assert found[name].shape == (1,)
             assert found[name][0] == pytest.approx(expected, rel=0, abs=1e-12), name
@@ -120,6 +148,51 @@ def test_metrics_are_those_worked_out_by_hand():
     assert found["auroc"][0] == pytest.approx(5 / 6)
     # Half of the positives at precision 1, the other half at precision 2/4.
     assert found["auprc"][0] == pytest.approx(1 / 2 * 1 + 1 / 2 * 2 / 4)
+
+
+def test_kappa_of_ordered_grades_counts_how_far_apart_they_are():
+    for seed in range(3):
+        y, proba = case(4, n=60, seed=seed)
+        weights = np.random.default_rng(seed).integers(0, 4, (5, 60))
+        found = metrics.compute(y, proba, weights, names=["kappa_quadratic", "kappa"])
+        for row, weight in enumerate(weights):
+            for name, kind in (("kappa_quadratic", "quadratic"), ("kappa", None)):
+                expected = sk.cohen_kappa_score(
+                    y, proba.argmax(1), labels=range(4), weights=kind, sample_weight=weight
+                )
+                assert found[name][row] == pytest.approx(expected, rel=0, abs=1e-12)
+    # Both raters say 0 throughout: agreement by chance is complete, and kappa undefined.
+    alone = metrics.compute(np.zeros(3, int), np.tile([0.9, 0.1], (3, 1)), names=["kappa"])
+    assert np.isnan(alone["kappa"][0])
+
+
+def test_sensitivity_and_losses_are_those_worked_out_by_hand():
+    # 20 negatives with one above .5: 95 % specificity is reached at thresholds above .4.
+    score = np.array([0.1] * 19 + [0.6] + [0.9, 0.7, 0.5, 0.05])
+    y = np.array([0] * 20 + [1] * 4)
+    proba = np.stack([1 - score, score], axis=1)
+    asked = ["sensitivity_at_95_specificity", "log_loss", "brier", "ece"]
+    found = {name: values[0] for name, values in metrics.compute(y, proba, names=asked).items()}
+    assert found["sensitivity_at_95_specificity"] == 3 / 4
+    lost = 19 * np.log(0.9) + np.log(0.4) + np.log([0.9, 0.7, 0.5, 0.05]).sum()
+    assert found["log_loss"] == pytest.approx(-lost / 24)
+    squares = 19 * 0.1**2 + 0.6**2 + 0.1**2 + 0.3**2 + 0.5**2 + 0.95**2
+    assert found["brier"] == pytest.approx(squares / 24)
+    # Bins by confidence: .5 (wrong: of two equals the first class); .6 (wrong) and .7 (right) are
+    # apart at 10/15; .9 twenty times, right; .95 wrong.
+    gaps = [0.5, 0.6, 0.3, 20 * 0.1, 0.95]
+    assert found["ece"] == pytest.approx(sum(gaps) / 24)
+
+
+def test_a_task_has_the_metrics_that_its_classes_allow():
+    assert "sensitivity_at_95_specificity" in metrics.applicable(2)
+    assert "sensitivity_at_95_specificity" not in metrics.applicable(3, ordered=True)
+    assert "kappa_quadratic" in metrics.applicable(3, ordered=True)
+    for plain in ((2, True), (2, False), (3, False)):
+        assert "kappa_quadratic" not in metrics.applicable(*plain)
+    y, proba = case(3, n=30, seed=0)
+    with pytest.raises(ValueError, match="two classes, not for 3"):
+        metrics.compute(y, proba, names=["sensitivity_at_95_specificity"])
 
 
 @pytest.mark.parametrize("k", [2, 7])
@@ -166,7 +239,7 @@ def test_areas_are_undefined_when_a_class_is_absent_and_the_other_metrics_are_no
         warnings.simplefilter("ignore", UndefinedMetricWarning)
         warnings.simplefilter("ignore", UserWarning)
         expected = by_sklearn(y[y != 2], proba[y != 2])
-    for name in metrics.NAMES[:5]:
+    for name in set(metrics.CONFUSION) - {"kappa_quadratic"}:
         assert found[name][0] == pytest.approx(expected[name], rel=0, abs=1e-12), name
 
 
@@ -347,7 +420,7 @@ def test_the_patient_bootstrap_is_that_of_drawing_patients_and_joining_their_row
         for name, expected in by_sklearn(y[rows], proba[rows]).items():
             assert found[name][b] == pytest.approx(expected, rel=0, abs=1e-12), name
     assert compared > 30
-    assert set(found) == set(metrics.NAMES)
+    assert set(found) == set(metrics.applicable(3))
 
 
 @pytest.mark.parametrize("k", [2, 5])
@@ -364,7 +437,7 @@ def test_areas_of_resamples_are_those_of_scikit_learn_with_the_drawn_counts_as_w
             assert np.isnan(found["auroc"][b])
             continue
         expected = by_sklearn(y, proba, weights)
-        for name in metrics.AREAS:
+        for name in set(metrics.RANKS) & set(expected):
             assert found[name][b] == pytest.approx(expected[name], rel=0, abs=1e-12), name
     assert missing < 30 and (k == 2 or missing)
 
@@ -407,7 +480,7 @@ def test_draws_that_need_not_be_paired_have_the_distribution_of_those_that_are(k
     together = metrics.bootstrap(rows, names(k), n, seed=2)
     by_image = metrics.bootstrap(rows.assign(patient_id=rows["sample_id"]), names(k), n)
     assert by_image["accuracy"].std() < 0.9 * together["accuracy"].std(), "the case shows nothing"
-    for name in metrics.NAMES:
+    for name in metrics.applicable(k):
         a, b = apart[name][np.isfinite(apart[name])], together[name][np.isfinite(together[name])]
         assert abs(a.mean() - b.mean()) < 4 * b.std() * np.sqrt(2 / n), name
         assert a.std() == pytest.approx(b.std(), rel=4 / np.sqrt(n)), name
@@ -424,7 +497,7 @@ def test_draws_that_need_not_be_paired_are_the_same_for_the_same_seed_in_any_ord
     first = metrics.bootstrap(rows, names(3), 50, seed=4, paired=False)
     again = metrics.bootstrap(rows.sample(frac=1, random_state=0), names(3), 50, 4, paired=False)
     other = metrics.bootstrap(rows, names(3), 50, seed=5, paired=False)
-    for name in metrics.NAMES:
+    for name in first:
         np.testing.assert_allclose(first[name], again[name], rtol=0, atol=1e-12)
         assert not np.allclose(first[name], other[name], equal_nan=True), name
 
@@ -436,7 +509,7 @@ def test_frames_with_the_same_patients_in_another_order_get_the_same_draws():
     first = metrics.bootstrap(rows, names(2), resamples=50, seed=3)
     second = metrics.bootstrap(mixed, names(2), resamples=50, seed=3)
     other = metrics.bootstrap(rows, names(2), resamples=50, seed=4)
-    for name in metrics.NAMES:
+    for name in first:
         np.testing.assert_allclose(first[name], second[name], rtol=0, atol=1e-12)
     assert not np.allclose(first["accuracy"], other["accuracy"])
 
@@ -460,8 +533,9 @@ def test_the_size_of_a_chunk_does_not_change_a_draw(monkeypatch):
     for rows_at_once in (1, 4, 30):
         monkeypatch.setattr(metrics, "CHUNK", rows_at_once * len(rows))
         parts = metrics.bootstrap(rows, names(2), resamples=31, seed=2)
-        for name in metrics.NAMES:
-            np.testing.assert_array_equal(parts[name], whole[name])
+        for name in whole:  # matrix products of other shapes round otherwise
+            tolerance = 1e-14 if name in metrics.LOSSES else 0
+            np.testing.assert_allclose(parts[name], whole[name], rtol=0, atol=tolerance)
     monkeypatch.setattr(metrics, "CHUNK", 1)  # less than one row: still one at a time
     parts = metrics.bootstrap(rows, names(2), resamples=31, seed=2)
     np.testing.assert_array_equal(parts["accuracy"], whole["accuracy"])
@@ -478,7 +552,7 @@ def test_the_number_of_threads_does_not_change_a_bit(monkeypatch, paired, chunk)
         several = metrics.bootstrap(rows, names(4), 600, seed=9, paired=paired, threads=5)
     finally:
         sys.setswitchinterval(patience)
-    for name in metrics.NAMES:
+    for name in alone:
         np.testing.assert_array_equal(several[name], alone[name])
 
 
@@ -510,3 +584,116 @@ def test_an_interval_leaves_undefined_values_out_and_is_undefined_without_any_ot
     assert metrics.interval(holes) == pytest.approx((0.025, 0.975), abs=1e-12)
     assert np.isnan(metrics.interval(np.full(9, np.nan))).all()
     assert np.isnan(metrics.interval(np.array([]))).all()
+
+
+# --------------------------------------------------------------------- other kinds of interval
+
+
+def test_leaving_a_patient_out_is_leaving_out_their_rows(monkeypatch):
+    monkeypatch.setattr(metrics, "CHUNK", 200)  # several parts
+    y, proba, patients = mixed(14, 3, seed=3)
+    rows = frame(y, proba, patients)
+    found = metrics.jackknife(rows, names(3))
+    for number, patient in enumerate(sorted(set(patients))):
+        kept = patients != patient
+        for name, expected in by_sklearn(y[kept], proba[kept]).items():
+            assert found[name][number] == pytest.approx(expected, rel=0, abs=1e-12), name
+    assert found["auroc"].shape == (14,)
+
+
+def test_the_bca_interval_is_that_of_scipy_from_the_same_resamples():
+    sample = np.random.default_rng(0).exponential(size=40) ** 2  # skewed
+    expected = scipy.stats.bootstrap(
+        (sample,), np.mean, n_resamples=3000, method="BCa", rng=np.random.default_rng(1)
+    )
+    values = expected.bootstrap_distribution
+    left_out = (sample.sum() - sample) / (len(sample) - 1)
+    low, high = metrics.bca_interval(values, sample.mean(), left_out)
+    assert (low, high) == pytest.approx(tuple(expected.confidence_interval), rel=0, abs=1e-12)
+    plain = metrics.interval(values)
+    assert low > plain[0] + 0.05 and high > plain[1] + 0.05, "the case shows no correction"
+    holes = np.append(values, [np.nan] * 5), sample.mean(), np.append(left_out, np.nan)
+    assert metrics.bca_interval(*holes) == (low, high)
+
+
+def test_there_is_no_bca_interval_where_all_values_lie_on_one_side():
+    assert np.isnan(metrics.bca_interval(np.array([0.8, 0.9]), 1.0, np.array([1.0, 1.0]))).all()
+    assert np.isnan(metrics.bca_interval(np.array([]), 1.0, np.array([1.0]))).all()
+    assert metrics.bca_interval(np.ones(9), 1.0, np.ones(4)) == (1.0, 1.0)  # a perfect score
+
+
+def kernel(score, y):
+    """ψ of DeLong et al. for every pair (positive, negative): 1, 1/2 or 0."""
+    apart = score[y == 1][:, None] - score[y == 0]
+    return (apart > 0) + 0.5 * (apart == 0)
+
+
+def test_delong_is_the_covariance_of_structural_components():
+    y, first = case(2, n=50, seed=1)
+    second = 0.5 * first + 0.5 * case(2, n=50, seed=2)[1]
+    scores = np.stack([first[:, 1], second[:, 1]])
+    areas, covariance = metrics.delong(y, scores, np.arange(50))
+    pairs = np.stack([kernel(score, y) for score in scores])
+    ups, downs = pairs.mean(2), pairs.mean(1)
+    expected = np.cov(ups) / y.sum() + np.cov(downs) / (1 - y).sum()
+    assert areas == pytest.approx([sk.roc_auc_score(y, score) for score in scores], abs=1e-12)
+    np.testing.assert_allclose(covariance, expected, rtol=0, atol=1e-15)
+    assert covariance[0, 1] > 0
+
+
+def test_delong_of_patients_with_several_images_is_obuchowskis():
+    y, proba, patients = mixed(25, 2, seed=4)
+    y[::5] = 1 - y[::5]  # patients with images of both classes
+    score = proba[:, 1]
+    (area,), ((variance,),) = metrics.delong(y, score[None], patients)
+    pairs = kernel(score, y)
+    up, down = pairs.mean(1), pairs.mean(0)
+    m, n, ids = y.sum(), (1 - y).sum(), sorted(set(patients))
+    ups = np.array([(up[patients[y == 1] == p] - area).sum() for p in ids])
+    downs = np.array([(down[patients[y == 0] == p] - area).sum() for p in ids])
+    i10, i01, i = len(set(patients[y == 1])), len(set(patients[y == 0])), len(ids)
+    assert i10 + i01 > i
+    s10 = i10 / ((i10 - 1) * m) * (ups**2).sum()
+    s01 = i01 / ((i01 - 1) * n) * (downs**2).sum()
+    s11 = i / (i - 1) * (ups * downs).sum()
+    assert variance == pytest.approx(s10 / m + s01 / n + 2 * s11 / (m * n), rel=1e-12)
+
+
+def test_delong_agrees_with_the_bootstrap_over_patients():
+    rng = np.random.default_rng(0)
+    label, patients = np.arange(300) % 2, np.repeat(np.arange(300), rng.integers(1, 5, 300))
+    y = label[patients]
+    score = (0.8 * label + rng.normal(size=300))[patients] + 0.3 * rng.normal(size=len(y))
+    score = scipy.special.expit(score)
+    proba = np.stack([1 - score, score], axis=1)
+    areas, covariance = metrics.delong(y, proba[None, :, 1], patients)
+    draws = metrics.bootstrap(frame(y, proba, patients), names(2), 4000, names=["auroc"])
+    assert np.sqrt(covariance[0, 0]) == pytest.approx(draws["auroc"].std(), rel=0.05)
+    by_image = metrics.delong(y, proba[None, :, 1], np.arange(len(y)))[1]
+    assert by_image[0, 0] < 0.6 * covariance[0, 0], "the case shows no clustering"
+
+
+@pytest.mark.parametrize("y", [[1, 1, 1, 1], [0, 1, 1, 1]])
+def test_delong_is_undefined_without_two_patients_of_each_class(y):
+    found = metrics.delong(np.array(y), np.random.default_rng(0).random((2, 4)), np.arange(4))
+    assert np.isnan(found[0]).all() and np.isnan(found[1]).all()
+
+
+def test_intervals_over_patients_cover_the_truth_and_those_over_images_do_not():
+    """Patients with one to six images, alike by their own effect; the true AUROC is known."""
+    n, effect, noise, shift, repeats = 160, 1.0, 0.5, 1.2, 600
+    truth = scipy.stats.norm.cdf(shift / np.sqrt(2 * (effect**2 + noise**2)))
+    rng, covered = np.random.default_rng(5), {"patient": 0, "image": 0}
+    for _ in range(repeats):
+        label = np.arange(n) % 2
+        owner = np.repeat(np.arange(n), rng.integers(1, 7, n))
+        own = shift * label + effect * rng.normal(size=n)
+        score = scipy.special.expit(own[owner] + noise * rng.normal(size=len(owner)))
+        proba = np.stack([1 - score, score], axis=1)
+        for kind, patients in (("patient", owner), ("image", np.arange(len(owner)))):
+            rows = frame(label[owner], proba, patients)
+            draws = metrics.bootstrap(rows, names(2), 400, names=["auroc"], threads=1)
+            low, high = metrics.interval(draws["auroc"])
+            covered[kind] += low <= truth <= high
+    assert 0.93 <= covered["patient"] / repeats <= 0.97, covered
+    assert covered["image"] / repeats < 0.85, covered

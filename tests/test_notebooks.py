@@ -10,7 +10,8 @@ import pytest
 from medlib import artifacts, cards, execute, phantoms
 
 NAMES = ["01_prepare_data", "02_extract_features", "03_probe_features", "04_fine_tune",
-         "05_collect_results", "06_compare_backbones"]  # fmt: skip
+         "05_collect_results", "06_compare_backbones", "07_weigh_costs", "08_test_claims",
+         "09_look_closer"]  # fmt: skip
 
 
 @pytest.fixture(params=NAMES)
@@ -76,6 +77,15 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
     shared = {"results": str(results)}
     task = shared | {"task": "glioma_flair", "backbone": "micro_resnet-random"}
     runs = results / "runs" / "glioma_flair" / "micro_resnet-random"
+    shown = shared | {"figures": str(figures)}
+    second = task | {"backbone": "vit_tiny-random", "image_size": 32}
+
+    def drawn(*names):
+        return [figures / f"{n}.{kind}" for n in names for kind in ("png", "pdf", "svg", "csv")]
+
+    def written(*names):
+        return [figures / f"{n}.{kind}" for n in names for kind in ("csv", "md", "tex")]
+
     steps = {
         "01_prepare_data": (
             shared | {"task": "glioma_flair", "image_sizes": [32], "folds": 3,
@@ -99,18 +109,34 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
             task | {"image_size": 32, "epochs": 2, "label_fraction": 0.5},
             [runs / "finetuned-fraction0.5" / "seed0" / "run.json"],
         ),
-        "05_collect_results": (shared | {"resamples": 200}, [results / "summary.csv"]),
+        "05_collect_results": (
+            shared | {"resamples": 200},
+            [results / f"{name}.csv" for name in ("summary", "summary_over_seeds", "costs")],
+        ),
         "06_compare_backbones": (
-            shared | {"figures": str(figures), "caption": "phantoms"},
-            [figures / f"main_comparison.{kind}" for kind in ("png", "pdf", "svg", "csv")]
-            + [figures / f"main_table.{kind}" for kind in ("csv", "md", "tex")],
+            shown | {"caption": "phantoms", "resamples": 200},
+            drawn("main_comparison", "freezing") + written("main_table", "full_table"),
+        ),
+        "07_weigh_costs": (shown, drawn("size", "label_efficiency", "cost")),
+        "08_test_claims": (
+            shown | {"resamples": 200},
+            drawn("critical_difference", "differences_frozen", "differences_regimes")
+            + written("claims", "confounds") + [results / "differences.csv"],
+        ),
+        "09_look_closer": (
+            shown | {"task": "glioma_flair", "resamples": 50},
+            drawn(*(f"{name}_glioma_flair" for name in
+                    ("curves", "confusion", "reliability", "embeddings", "seen"))),
         ),
     }  # fmt: skip
     assert list(steps) == NAMES
     # The third regime, through the same notebook, collected and compared with the others.
     tuned, _ = steps["04_fine_tune"]
     again = "04_fine_tune", (tuned | {"regime": "lora"}, [runs / "lora-fraction0.5" / "seed0"])
-    order = [*list(steps.items())[:4], again, *list(steps.items())[4:]]
+    # A second backbone, so that there is something to compare.
+    other = results / "runs" / "glioma_flair" / "vit_tiny-random" / "frozen-linear" / "seed0"
+    more = ("02_extract_features", (second, [])), ("03_probe_features", (second, [other]))
+    order = [*list(steps.items())[:4], again, *more, *list(steps.items())[4:]]
     for name, (parameters, expected) in order:
         notebook = repository / "notebooks" / f"{name}.ipynb"
         output = notebooks / f"{name}.ipynb"
@@ -127,6 +153,9 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
     assert record["inputs"]["weights_digest"].startswith("random-")
     assert {"versions", "git_commit", "hardware", "seconds", "peak_memory_bytes"} <= set(record)
     assert "random weights" in (figures / "main_table.md").read_text()
+    claimed = pd.read_csv(figures / "claims.csv")
+    assert set(claimed["verdict"]) == {"not tested"} and claimed["missing"].notna().all()
+    assert set(pd.read_csv(results / "differences.csv")["contrast"]) == {"backbones", "regimes"}
 
 
 @pytest.mark.xdist_group("alone")

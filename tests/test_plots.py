@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from medlib import backbones, plots
+from medlib import backbones, metrics, plots, tables
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["low grade", "high grade"]
@@ -111,6 +111,17 @@ def test_every_backbone_of_the_table_has_a_printed_name():
         assert ("random weights" in name) == random, key
 
 
+def test_every_metric_has_a_printed_name_and_a_direction():
+    assert set(plots.METRICS) == set(metrics.NAMES)
+    assert plots.LESS_IS_BETTER == metrics.LOSSES
+    assert plots.PAPER_METRICS[0] == "accuracy" and plots.PAPER_METRICS[-1] == "auroc"
+
+
+def test_tasks_come_in_the_papers_order_then_by_name():
+    found = plots.tasks_in_order(["knees", "dermoscopy", "glioma_t1", "adrenals", "knees"])
+    assert found == ["glioma_t1", "dermoscopy", "adrenals", "knees"]
+
+
 def test_random_weights_never_look_pretrained():
     for architecture in plots.ARCHITECTURES:
         assert plots.display_names(f"{architecture}-random").endswith("(random weights)")
@@ -118,12 +129,12 @@ def test_random_weights_never_look_pretrained():
     hidden = long_table({"mri": [FROZEN_ALL]}, {"dinov2_small": "random"})
     fig = plots.main_comparison(hidden, TASKS)
     assert row_names(fig) == ["DINOv2 S architecture (random weights)"]
-    assert "random weights" in plots.main_table(hidden, TASKS)["backbone"][0]
+    assert "random weights" in tables.main_table(hidden, TASKS)["backbone"][0]
     lying = long_table({"mri": [FROZEN_ALL]}, {"vit_tiny-random": "imagenet"})
     with pytest.raises(ValueError, match="random"):
         plots.main_comparison(lying, TASKS)
     with pytest.raises(ValueError, match="random"):
-        plots.main_table(lying, TASKS)
+        tables.main_table(lying, TASKS)
 
 
 # ---------------------------------------------------------------- export
@@ -366,7 +377,7 @@ def test_lora_is_a_third_series_after_the_other_two():
         "frozen, all labels", "frozen, same labels as fine-tuned", "fine-tuned", "LoRA",
     ]  # fmt: skip
     assert "fine-tuned on 10 % of labels" in all_words(fig)
-    wide = plots.main_table(table, {"mri": TASKS["mri"]})
+    wide = tables.main_table(table, {"mri": TASKS["mri"]})
     assert wide["regime"].iloc[:4].tolist() == ["frozen", "frozen", "finetuned", "lora"]
     alone = plots.main_comparison(long_table({"mri": [lora]}), {"mri": TASKS["mri"]})
     assert legend_words(alone)[0].startswith("LoRA")
@@ -418,91 +429,3 @@ def test_main_comparison_refuses_what_it_cannot_draw():
         plots.main_comparison(table.drop(columns="ci_low"), TASKS)
     with pytest.raises(ValueError, match="auprc"):
         plots.main_comparison(table, TASKS, metric="auprc")
-
-
-# ---------------------------------------------------------------- tables
-
-
-def test_main_table_holds_the_numbers_of_the_long_table_in_order():
-    table = long_table(ARMS).sample(frac=1, random_state=0)
-    wide = plots.main_table(table, TASKS, metrics=("accuracy", "auroc"))
-    assert len(wide) == 2 * 4 * 4
-    assert list(wide["task"].unique()) == ["Glioma grade", "Dermoscopy"]
-    assert list(wide["backbone"].unique()) == row_names(plots.main_comparison(table, TASKS))
-    first = wide.iloc[:4]
-    assert list(zip(first.regime, first["head"], first.label_fraction, strict=True)) == [
-        ("frozen", "linear", 1.0), ("frozen", "linear", 0.1), ("frozen", "knn", 1.0),
-        ("finetuned", "linear", 0.1),
-    ]  # fmt: skip
-    source = table[
-        (table.task == "mri") & (table.backbone == "vit_tiny-random") & (table["head"] == "knn")
-        & (table.metric == "auroc")
-    ].iloc[0]  # fmt: skip
-    cell = wide[
-        (wide.task == "Glioma grade") & (wide.pretraining == "random") & (wide["head"] == "knn")
-    ].iloc[0]
-    assert cell["auroc"] == f"{source.value:.3f} [{source.ci_low:.3f}, {source.ci_high:.3f}]"
-    assert cell["n_patients"] == 40
-    gaps = table[(table.metric != "auroc") | (table.regime == "frozen")]
-    gaps = plots.main_table(gaps, TASKS)
-    assert (gaps.auroc[gaps.regime == "finetuned"] == "").all() and (gaps.f1_weighted == "").all()
-    assert len(gaps) == len(wide)
-
-
-def test_tables_agree_across_formats_and_bold_the_best(tmp_path):
-    wide = plots.main_table(long_table(ARMS), TASKS, metrics=("balanced_accuracy", "auroc"))
-    paths = plots.save_table(wide, tmp_path / "t" / "main_table", "100 % of_it & more", "A note.")
-    assert [path.name for path in paths] == ["main_table.csv", "main_table.md", "main_table.tex"]
-    csv, md, tex = (path.read_text() for path in paths)
-    back = pd.read_csv(paths[0], keep_default_na=False)
-    assert list(back["auroc"]) == list(wide["auroc"])
-    number = r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]"
-    for text in (md, tex):
-        assert re.findall(number, text) == list(wide["auroc"])
-    # values rise down the long table: the last backbone's last arm is the best of its task
-    long = long_table(ARMS)
-    long = long[long.metric == "auroc"]
-    best = [f"{v:.3f}" for v in long.groupby("task", sort=False)["value"].max()]
-    assert [cell[:5] for cell in re.findall(r"\\textbf\{(.*?)\}", tex)] == best
-    assert [cell[:5] for cell in re.findall(r"\*\*(.*?)\*\*", md)] == best
-    assert "\\caption{100 \\% of\\_it \\& more}" in tex
-    headings = [
-        "task", "backbone", "regime", "head", "labels", "patients", "balanced accuracy", "AUROC",
-    ]  # fmt: skip
-    lines = tex.splitlines()
-    assert lines[lines.index(r"\toprule") + 1] == " & ".join(headings) + r" \\"
-    assert [word.strip() for word in md.splitlines()[2].strip("|").split("|")] == headings
-    assert list(back.columns) == list(wide.columns)  # raw in the CSV, pretraining included
-    assert "100 \\%" in tex and "| 10 %" in md
-    body = tex.split("\\midrule\n", 1)[1].split("\\bottomrule")[0]
-    assert body.count("\\midrule") == 1  # between the two tasks
-    columns = re.search(r"\\begin\{tabular\}\{([lr]+)\}", tex)[1]
-    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
-    assert len(rows) == len(wide)
-    assert all(line.count(" & ") == len(columns) - 1 for line in rows)
-    assert tex.count("{") - tex.count("\\{") == tex.count("}") - tex.count("\\}")
-    assert "A note." in tex and md.rstrip().endswith("A note.")
-    again = plots.save_table(wide, tmp_path / "u" / "main_table", "100 % of_it & more", "A note.")
-    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
-
-
-def test_best_is_decided_by_number_and_only_for_metrics(tmp_path):
-    frame = pd.DataFrame(
-        {
-            "task": ["a", "a", "a", "b"],
-            "auroc": ["0.9 [0.8, 1.0]", "0.95", "", "0.5"],
-            "p_value": [0.5, 0.001, np.nan, 1.0],
-            "what": ["p < 5 %", "$ # {y} ^", "a_b", "±"],
-        }
-    )
-    _, md, tex = (path.read_text() for path in plots.save_table(frame, tmp_path / "claims"))
-    assert re.findall(r"\\textbf\{(.*?)\}", tex) == ["0.95"]  # b has nothing to compare with
-    assert r"p \textless{} 5 \%" in tex and r"\$ \# \{y\} \textasciicircum" in tex
-    assert r"a\_b" in tex and "p value" in tex
-    assert "| – " in md and "| 0.001 " in md and "**0.95**" in md
-
-
-def test_pretraining_is_printed_where_a_name_does_not_say_it(tmp_path):
-    table = long_table({"mri": [FROZEN_ALL]}, {"new_net": "radimagenet"})
-    _, md, tex = plots.save_table(plots.main_table(table, TASKS), tmp_path / "table")
-    assert "| radimagenet" in md.read_text() and "& radimagenet" in tex.read_text()

@@ -55,6 +55,10 @@ def test_a_grid_runs_to_its_figures_and_a_second_call_runs_nothing(study):
     assert table[["value", "ci_low", "ci_high"]].notna().all().all()
     again = run()
     assert again.returncode == 0 and "Nothing to be done" in again.stdout + again.stderr
+    report = (folder / "figures" / "small" / "report.html").read_text(encoding="utf-8")
+    assert "All runs of the grid are complete" in report
+    for stem in ("main_comparison", "claims", "cost", "curves_fundus_pm", "seen_fundus_pm"):
+        assert (folder / "figures" / "small" / f"{stem}.csv").is_file()
     executed = folder / "results" / "small" / "runs" / "fundus_pm" / "micro_resnet-random"
     assert (executed / "03_probe_features.ipynb").is_file()
     assert (executed / "finetuned" / "seed0" / "04_fine_tune.ipynb").is_file()
