@@ -6,7 +6,6 @@ architecture, and a name at the end of each line. Random weights are grey and ho
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -179,7 +178,7 @@ def label_efficiency(
         if len(frozen):
             low, high = frozen["patients"].min(), frozen["patients"].max()
             span = max(np.log(high / low), np.log(2))
-            ax.set_xlim(low * np.exp(-0.08 * span), high * np.exp(0.75 * span))
+            ax.set_xlim(low * np.exp(-0.08 * span), high * np.exp(1.1 * span))
             shown = frozen["patients"].round().drop_duplicates().sort_values()
             ax.set_xticks([shown.iloc[0], shown.iloc[len(shown) // 2], shown.iloc[-1]])
             ax.xaxis.set_minor_formatter(NullFormatter())
@@ -219,7 +218,7 @@ def cost(table: pd.DataFrame, metric: str = "auroc") -> Figure:
                 mark |= {"marker": "X", "markersize": 5}
             ax.plot(at, row.value, linestyle="none", **mark)
         for row in best.itertuples():
-            ax.annotate(row.name.partition(" (")[0], (row.x, row.value), (2, 4), fontsize=6,
+            ax.annotate(row.name.partition(" (")[0], (row.x, row.value), (4, -8), fontsize=6,
                         textcoords="offset points", color="0.25")  # fmt: skip
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(FuncFormatter("{0:g}".format))
@@ -345,6 +344,7 @@ def forest(
     full = [plots.wrapped(_short(name), 1.9, 6.5) for name in order]
     columns = min(len(tasks), 3)
     lines = -(-len(tasks) // columns)
+    room = (PAGE - max(map(plots.text_width, [*full, ""])) - 0.2) / columns - 0.1  # of a panel
     height = 0.3 + sum(0.16 if "\n" not in name else 0.25 for name in full)
     fig, axes = plt.subplots(
         lines, columns, figsize=(PAGE, lines * (height + 0.8)), squeeze=False, sharey=True,
@@ -368,7 +368,7 @@ def forest(
         ax.tick_params(axis="y", length=0)
         ax.tick_params(axis="x", labelbottom=True)
         ax.grid(axis="x")
-        _titles(ax, tasks[task], "no pair" if part.empty else _labels(part))
+        _titles(ax, tasks[task], "no pair" if part.empty else _labels(part), room)
         ax.set_xlabel(f"difference in {unit}")
     for ax in axes.flat[len(tasks) :]:
         ax.axis("off")
@@ -396,13 +396,13 @@ def curves(table: pd.DataFrame, title: str = "") -> Figure:
     """ROC and precision-recall curves with 95 % bands, a line a backbone.
 
     `table` has the columns backbone, pretraining, curve ("roc" or "pr"), x, y, low, high and area
-    (in words: the value with its interval). Bands are pointwise, over patients. They are drawn
-    for pretrained backbones.
+    (that under this curve, in words: its value with its interval). Bands are pointwise, over
+    patients, and drawn for pretrained backbones.
     """
     rows = _named(table)
     shown = _order(rows)
     dashes = dict(zip(shown, 3 * plots.DASHES, strict=False))
-    fig, axes = plt.subplots(1, 2, figsize=(PAGE, 3.1))
+    fig, axes = plt.subplots(1, 2, figsize=(PAGE, 3.1 + 0.13 * len(shown)))
     words = {
         "roc": ("1 − specificity", "sensitivity"), "pr": ("recall", "precision"),
     }  # fmt: skip
@@ -420,7 +420,7 @@ def curves(table: pd.DataFrame, title: str = "") -> Figure:
                 ax.fill_between(line["x"], line["low"], line["high"], color=colour, alpha=0.15,
                                 linewidth=0)  # fmt: skip
         ax.set(xlim=(0, 1), ylim=(0, 1.01), xlabel=x, ylabel=y)
-        ax.legend(loc="lower right" if kind == "roc" else "lower left", fontsize=5.5)
+        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14), fontsize=6)
     axes[0].set_title(title)
     return fig
 
@@ -453,7 +453,7 @@ def confusion(table: pd.DataFrame, classes: Sequence[str], title: str = "") -> F
             )
             colour = "white" if shares[i, j] > 0.55 else "black"
             ax.text(j, i, words, ha="center", va="center", fontsize=size, color=colour)
-        ax.set_title(plots.wrapped(name, panel - 0.3, 7), fontsize=7)
+        ax.set_title(plots.wrapped(_short(name), 0.7 * panel, 6.5, weight="bold"), fontsize=6.5)
         turned = {"rotation": 90} if len(classes) > 4 else {}
         ax.set_xticks(range(len(classes)), classes, fontsize=6, **turned)
         ax.set_yticks(range(len(classes)), classes, fontsize=6)
@@ -654,8 +654,9 @@ def _panels(tasks: Mapping, height: float) -> tuple[Figure, list[Axes]]:
     return fig, list(axes.flat[: len(tasks)])
 
 
-def _titles(ax: Axes, card: Mapping, note: str) -> None:
-    ax.set_title(textwrap.fill(card["title"], 30), pad=13)
+def _titles(ax: Axes, card: Mapping, note: str, width: float = 2.0) -> None:
+    """The task's title in lines of at most so many inches, and a note under it."""
+    ax.set_title(plots.wrapped(card["title"], width, 7.5, weight="bold"), pad=13, fontsize=7.5)
     ax.annotate(note, (0, 1), (0, 3), "axes fraction", "offset points", va="bottom", fontsize=6.5,
                 color="0.25")  # fmt: skip
 
@@ -696,7 +697,7 @@ def _name_ends(ax: Axes, x: float, ends: Sequence[float], names: Sequence[tuple[
 
 
 def _short(name: str) -> str:
-    return name.replace(" (random weights)", " (random)")
+    return name.replace("architecture", "arch.").replace(" (random weights)", " (random)")
 
 
 def _family_handles(rows: pd.DataFrame) -> tuple[list, list[str]]:
