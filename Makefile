@@ -52,8 +52,8 @@ study: $(READY)
 	echo "Running grid '$(GRID)': what is already there is kept. demo takes 6 to 12 minutes on two cores."
 	start=$$(date +%s); \
 	if $(SNAKEMAKE) --quiet rules host reason; then \
-		echo "Grid '$(GRID)' is complete, after $(SINCE). Its figures and tables:"; \
-		ls figures/$(GRID)/*; \
+		echo "Grid '$(GRID)' is complete, after $(SINCE)."; \
+		echo "All its figures and tables, and a page that holds them: figures/$(GRID)/report.html"; \
 	else \
 		echo "Grid '$(GRID)' is not complete, after $(SINCE); what ran is kept, and the same command goes on."; exit 1; \
 	fi
@@ -64,7 +64,7 @@ plan: $(READY)
 figures: $(READY)
 	echo "Drawing figures/$(GRID) again from results/$(GRID)."
 	$(SNAKEMAKE) --quiet all --allowed-rules all $(DRAWING) --forcerun $(DRAWING)
-	ls figures/$(GRID)/*
+	echo "All figures and tables, and a page that holds them: figures/$(GRID)/report.html"
 
 test: $(READY)
 	start=$$(date +%s); echo "Lint, then tests: 3 to 10 minutes on two cores."; \

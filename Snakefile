@@ -250,6 +250,7 @@ rule costs:
 rule claims:
     input:
         f"{RESULTS}/summary.csv",
+        f"{RESULTS}/costs.csv",
         notebook="notebooks/08_test_claims.ipynb",
         code=code("08_test_claims"),
     output:

@@ -364,7 +364,7 @@ def forest(
             ax.plot(some["difference"], y, marker, color=colour, markerfacecolor=inside,
                     markersize=3.6, markeredgewidth=0.8)  # fmt: skip
         ax.set_yticks(range(len(order)), full, fontsize=6.5)
-        ax.set_ylim(len(order) - 0.5, -0.5)
+        ax.set_ylim(max(len(order), 1) - 0.5, -0.5)
         ax.tick_params(axis="y", length=0)
         ax.tick_params(axis="x", labelbottom=True)
         ax.grid(axis="x")
