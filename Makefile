@@ -49,7 +49,7 @@ $(READY): requirements.txt pyproject.toml
 		&& touch $@ && echo "Installed in $(SINCE)."
 
 study: $(READY)
-	echo "Running grid '$(GRID)': what is already there is kept. demo takes 6 to 12 minutes on two cores."
+	echo "Running grid '$(GRID)': what is already there is kept. demo takes 8 to 15 minutes on two cores."
 	start=$$(date +%s); \
 	if $(SNAKEMAKE) --quiet rules host reason; then \
 		echo "Grid '$(GRID)' is complete, after $(SINCE)."; \
@@ -67,7 +67,7 @@ figures: $(READY)
 	echo "All figures and tables, and a page that holds them: figures/$(GRID)/report.html"
 
 test: $(READY)
-	start=$$(date +%s); echo "Lint, then tests: 3 to 10 minutes on two cores."; \
+	start=$$(date +%s); echo "Lint, then tests: 4 to 12 minutes on two cores."; \
 	ruff check . && ruff format --check . && pytest -q -n auto --dist loadgroup && echo "Tests passed in $(SINCE)."
 
 lab: $(READY)
