@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from medlib import plots
 from medlib.plots import COLUMN, METRICS, PAGE, REGIMES
@@ -113,11 +113,8 @@ def size(
             mark |= {} if frozen else {"markerfacecolor": "white"}
             ax.plot(x, line["value"], linestyle="-" if frozen else ":", **mark)
             ax.vlines(x, line["ci_low"], line["ci_high"], color=mark["color"], linewidth=0.7)
-        ax.set_xscale("log")
-        ticks = sorted(set((part["parameters"] / 1e6).round(1)))
-        ax.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.margins(x=0.15)
+        _log_axis(ax, part["parameters"] / 1e6)
+        ax.set_ylim(top=min(ax.get_ylim()[1], 1.005))  # no band above what can be
         ax.set(xlabel="parameters (millions)", ylabel=METRICS[metric])
         ax.grid(axis="y")
         note = "no vision transformer" if part.empty else _people(part)
@@ -220,10 +217,8 @@ def cost(table: pd.DataFrame, metric: str = "auroc") -> Figure:
         for row in best.itertuples():
             ax.annotate(row.name.partition(" (")[0], (row.x, row.value), (4, -8), fontsize=6,
                         textcoords="offset points", color="0.25")  # fmt: skip
-        ax.set_xscale("log")
-        ax.xaxis.set_major_formatter(FuncFormatter("{0:g}".format))
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.margins(x=0.15, y=0.12)
+        _log_axis(ax, x)
+        ax.margins(y=0.12)
         ax.set_xlabel(words)
         ax.grid(axis="y")
     axes[0].set_ylabel(f"{METRICS[metric]}, mean over tasks")
@@ -288,9 +283,9 @@ def critical_difference(
                     clip_on=False)  # fmt: skip
         words = f"critical difference {reach:.2f} ranks"
         if reach >= k - 1:
-            words += ": more than there are, so none could be found"
+            words += ": too large for any to be found"
         if np.isfinite(found["p_friedman"]):
-            words += f"; Friedman test p = {found['p_friedman']:.2g}"
+            words += f"; Friedman p = {found['p_friedman']:.2g}"
         ax.set_title(f"{title}: {found['n_tasks']} tasks", pad=20)
         ax.annotate(words, (0, 1), (0, 10), "axes fraction", "offset points", fontsize=6.5,
                     color="0.25")  # fmt: skip
@@ -659,6 +654,18 @@ def _titles(ax: Axes, card: Mapping, note: str, width: float = 2.0) -> None:
     ax.set_title(plots.wrapped(card["title"], width, 7.5, weight="bold"), pad=13, fontsize=7.5)
     ax.annotate(note, (0, 1), (0, 3), "axes fraction", "offset points", va="bottom", fontsize=6.5,
                 color="0.25")  # fmt: skip
+
+
+def _log_axis(ax: Axes, values: pd.Series) -> None:
+    """A logarithmic x axis over the values, no narrower than a factor of four, with plain ticks."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(FuncFormatter("{0:g}".format))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    if len(values):
+        middle = np.sqrt(values.min() * values.max())
+        reach = max(np.sqrt(values.max() / values.min()) * 1.25, 2)
+        ax.set_xlim(middle / reach, middle * reach)
 
 
 def _labels(rows: pd.DataFrame) -> str:
