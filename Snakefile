@@ -19,8 +19,9 @@ grid = grids.read(f"grids/{GRID}.yaml")
 TASKS = grid["tasks"]
 # A notebook names folders relative to its own.
 SHARED = {"data": grid["data"], "results": f"../{RESULTS}"}
-COMPARED = {"grid_file": f"../grids/{GRID}.yaml"}
-DRAWING = {"figures": f"../{FIGURES}", "caption": grid.get("caption", "")}
+COMPARED = {"results": SHARED["results"], "grid_file": f"../grids/{GRID}.yaml"}
+DRAWN_IN = {"figures": f"../{FIGURES}"}
+CAPTION = {"caption": grid.get("caption", "")}
 RUN = (
     "python -m medlib.execute {input.notebook:q} {log.notebook:q} "
     "--parameters {params.json:q} --expect {output:q}"
@@ -211,7 +212,7 @@ rule collect:
     log:
         notebook=f"{RESULTS}/05_collect_results.ipynb",
     params:
-        json=parameters({"results": SHARED["results"]}, **COMPARED, **grid["collect"]),
+        json=parameters(COMPARED, **grid["collect"]),
     shell:
         RUN
 
@@ -226,7 +227,7 @@ rule compare:
     log:
         notebook=f"{RESULTS}/06_compare_backbones.ipynb",
     params:
-        json=parameters({"results": SHARED["results"]}, **COMPARED, **DRAWING, **grid["collect"]),
+        json=parameters(COMPARED, **DRAWN_IN, **CAPTION, **grid["collect"]),
     shell:
         RUN
 
@@ -242,7 +243,7 @@ rule costs:
     log:
         notebook=f"{RESULTS}/07_weigh_costs.ipynb",
     params:
-        json=parameters({"results": SHARED["results"]}, figures=DRAWING["figures"]),
+        json=parameters(DRAWN_IN, results=SHARED["results"]),
     shell:
         RUN
 
@@ -259,7 +260,7 @@ rule claims:
     log:
         notebook=f"{RESULTS}/08_test_claims.ipynb",
     params:
-        json=parameters({"results": SHARED["results"]}, **COMPARED, **DRAWING, **grid["collect"]),
+        json=parameters(COMPARED, **DRAWN_IN, **CAPTION, **grid["collect"]),
     shell:
         RUN
 
@@ -275,11 +276,10 @@ rule look:
         notebook=f"{RESULTS}/09_look_closer_{{task}}.ipynb",
     params:
         json=lambda wildcards: parameters(
-            {"results": SHARED["results"]},
+            COMPARED,
             task=wildcards.task,
             regime="frozen" if grid["frozen"] else "finetuned",
-            figures=DRAWING["figures"],
-            **COMPARED,
+            **DRAWN_IN,
         ),
     shell:
         RUN

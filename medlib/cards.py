@@ -6,6 +6,7 @@ A card is a file ``data_manifests/<task>.yaml``.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from medlib import artifacts
 from medlib.errors import ManifestError, listed, unknown
 
 FOLDER = Path(__file__).resolve().parent.parent / "data_manifests"
+# The paper's tasks, in its order: clinical MRI, and public photographs and radiographs.
+MRI = ("glioma_t1", "glioma_t1ce", "glioma_flair")
+PUBLIC = ("chest_xray", "fundus_pm", "dermoscopy")
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,12 @@ class Card:
 def tasks(folder: Path | str = FOLDER) -> list[str]:
     """Names of all tasks that have a card."""
     return sorted(path.stem for path in Path(folder).glob("*.yaml"))
+
+
+def in_order(tasks: Iterable[str]) -> list[str]:
+    """Each task once: those of the paper in its order, then others by name."""
+    first = MRI + PUBLIC
+    return sorted(set(tasks), key=lambda t: (first.index(t) if t in first else len(first), t))
 
 
 def read(task: str, folder: Path | str = FOLDER) -> Card:

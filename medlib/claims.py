@@ -26,9 +26,8 @@ import numpy as np
 import pandas as pd
 
 from medlib import compare
+from medlib.cards import MRI, PUBLIC
 
-MRI = ("glioma_t1", "glioma_t1ce", "glioma_flair")
-PUBLIC = ("chest_xray", "fundus_pm", "dermoscopy")
 CNNS = ("vgg16-imagenet", "resnet50-imagenet", "densenet121-imagenet")
 DINOV2 = {"S": "dinov2_small", "B": "dinov2_base", "L": "dinov2_large"}
 BOTH = {"frozen": 0.5, "finetuned": 0.5}  # regimes: their mean

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -121,11 +121,7 @@ def _summarise_cell(
     main: bool,
 ) -> tuple[list[dict], list[dict]]:
     """The rows of one cell of the grid: a row per seed and metric, and a row per metric."""
-    points = [metrics.point(frame, classes, names) for frame in frames]
-    draws = [
-        metrics.bootstrap(frame, classes, resamples, stream(frame), names=names, threads=1)
-        for frame in frames
-    ]
+    points, draws = _points_and_draws(frames, classes, names, resamples)
     none = dict.fromkeys(names, np.array([]))
     left_out = [metrics.jackknife(frame, classes, names) if main else none for frame in frames]
     areas = delong(frames, classes)
@@ -150,6 +146,18 @@ def _summarise_cell(
         sd = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
         over_seeds.append(row(name, every, {"n_seeds": len(every)}, {"sd": sd}))
     return by_seed, over_seeds
+
+
+def _points_and_draws(
+    frames: list[pd.DataFrame], classes: list[str], names: Sequence[str], resamples: int
+) -> tuple[list[dict], list[dict]]:
+    """Of each seed's predictions the metrics, and their values on the same draws of patients."""
+    points = [metrics.point(frame, classes, names) for frame in frames]
+    draws = [
+        metrics.bootstrap(frame, classes, resamples, stream(frame), names=names, threads=1)
+        for frame in frames
+    ]
+    return points, draws
 
 
 def _ends(name: str, ends: tuple[float, float]) -> dict[str, float]:
@@ -240,27 +248,30 @@ class Arm(NamedTuple):
 
 
 def arms(
-    folders: list[Path], metric: str = "auroc", resamples: int = 5000, head: str = "linear"
+    folders: list[Path],
+    names: Sequence[str] = ("auroc",),
+    resamples: int = 5000,
+    head: str = "linear",
 ) -> list[Arm]:
     """The main cells of the grid (:func:`is_main`) with this head, resampled together.
 
-    Raises what :func:`summarise` does.
+    An arm for each cell and metric of ``names``. Raises what :func:`summarise` does.
     """
     cells = pd.DataFrame([record["coordinates"] for record in read_records(folders)])
     chosen = is_main(cells) & (cells["head"] == head)
     folders = [folder for folder, kept in zip(folders, chosen, strict=True) if kept]
 
-    def arm(cell: dict, members: pd.DataFrame, frames: list, classes: list[str]) -> Arm:
-        only = [metric]
-        value = np.mean([metrics.point(frame, classes, only)[metric] for frame in frames])
-        draws = [
-            metrics.bootstrap(frame, classes, resamples, stream(frame), names=only, threads=1)
-            for frame in frames
-        ]
-        mean = np.mean([draw[metric] for draw in draws], axis=0)
-        return Arm(cell, metric, float(value), mean, frames, classes)
+    def of_cell(cell: dict, members: pd.DataFrame, frames: list, classes: list[str]) -> list[Arm]:
+        points, draws = _points_and_draws(frames, classes, names, resamples)
+        return [
+            Arm(
+                cell, name, float(np.mean([point[name] for point in points])),
+                np.mean([draw[name] for draw in draws], axis=0), frames, classes,
+            )
+            for name in names
+        ]  # fmt: skip
 
-    return list(_by_cell(folders, arm, "resamples"))
+    return [arm for made in _by_cell(folders, of_cell, "resamples") for arm in made]
 
 
 def share(values: np.ndarray) -> float:
@@ -392,14 +403,17 @@ def ranks_by_regime(arms: Iterable[Arm]) -> dict[str, tuple[pd.Series, dict]]:
 
 
 def tied_with_best(arms: Iterable[Arm], margin: float = MARGIN) -> pd.DataFrame:
-    """Of each task the best arm, and those shown to be equivalent to it: CELL, metric and ``tied``.
+    """Which arms are the best of their task, or equivalent to it: CELL, metric and ``tied``.
 
-    Two one-sided tests of the difference to the best, corrected by Holm's method within the task.
+    For each metric, two one-sided tests of the difference to the best, corrected by Holm's method
+    within the task.
     """
-    arms, rows = list(arms), []
-    for task in dict.fromkeys(arm.cell["task"] for arm in arms):
-        here = [arm for arm in arms if arm.cell["task"] == task]
-        sign = -1 if here[0].metric in metrics.LOSSES else 1
+    together: dict = {}
+    for arm in arms:
+        together.setdefault((arm.cell["task"], arm.metric), []).append(arm)
+    rows = []
+    for (_, metric), here in together.items():
+        sign = -1 if metric in metrics.LOSSES else 1
         best = max(here, key=lambda arm: sign * arm.value)
         others = [arm for arm in here if arm is not best]
         apart = [evidence(a.value - best.value, a.draws - best.draws, margin) for a in others]

@@ -97,7 +97,7 @@ def reliability(
     for frame in frames:
         y, proba = metrics.arrays(frame.sort_values("sample_id"), classes)
         confidence = proba.max(1)
-        bins = np.searchsorted(np.arange(1, BINS) / BINS, confidence)  # each holds its upper edge
+        bins = metrics.confidence_bins(confidence, BINS)
         for part, values in zip(sums, (1, confidence, proba.argmax(1) == y), strict=True):
             np.add.at(part, (owner, bins), values)
     n, confidence, hits = sums.sum(1)
@@ -117,8 +117,7 @@ def _draws(frame: pd.DataFrame, resamples: int, seed: int) -> tuple[np.ndarray, 
     """Whose each sample is, in the order of sample ids, and how often patients are drawn (B, n)."""
     owner, patients = pd.factorize(frame.sort_values("sample_id")["patient_id"], sort=True)
     draws = np.random.default_rng(seed).integers(len(patients), size=(resamples, len(patients)))
-    counts = [np.bincount(draw, minlength=len(patients)) for draw in draws]
-    return owner, np.array(counts)
+    return owner, metrics.counts(draws)
 
 
 def interval_widths(

@@ -289,8 +289,6 @@ def critical_difference(
         ax.set_title(f"{title}: {found['n_tasks']} tasks", pad=20)
         ax.annotate(words, (0, 1), (0, 10), "axes fraction", "offset points", fontsize=6.5,
                     color="0.25")  # fmt: skip
-        for text in ax.texts:
-            text.set_clip_on(False)
     if note:
         plots.caption_below(fig, note)
     return fig
@@ -443,9 +441,9 @@ def confusion(table: pd.DataFrame, classes: Sequence[str], title: str = "") -> F
         ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         for i, j in np.ndindex(*counts.shape):
             share = f"{100 * shares[i, j]:.0f}"
-            words = (
-                f"{share} %\n{counts[i, j]:g}" if len(classes) < 5 else share.strip("0") and share
-            )
+            words = "" if share == "0" else share
+            if len(classes) < 5:
+                words = f"{share} %\n{counts[i, j]:g}"
             colour = "white" if shares[i, j] > 0.55 else "black"
             ax.text(j, i, words, ha="center", va="center", fontsize=size, color=colour)
         ax.set_title(plots.wrapped(_short(name), 0.7 * panel, 6.5, weight="bold"), fontsize=6.5)
@@ -588,7 +586,7 @@ def what_it_sees(
 def interval_widths(table: pd.DataFrame, title: str = "") -> Figure:
     """How wide is an honest interval: one metric of one run, by three ways of drawing.
 
-    `table` has the columns way, value, ci_low, ci_high and ratio (of the width to the widest's).
+    `table` has the columns way, value, ci_low, ci_high and ratio (of the first width to this one).
     """
     fig, ax = plt.subplots(figsize=(PAGE * 0.7, 0.5 + 0.3 * len(table)))
     y = np.arange(len(table))

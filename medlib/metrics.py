@@ -188,7 +188,7 @@ def _loss_sums(y: np.ndarray, proba: np.ndarray, owner: np.ndarray) -> np.ndarra
     brier = ((proba - np.eye(k)[y]) ** 2).sum(1) * (0.5 if k == 2 else 1)
     confidence = proba.max(1)
     surplus = (proba.argmax(1) == y) - confidence
-    bins = np.searchsorted(np.arange(1, BINS) / BINS, confidence)  # each holds its upper edge
+    bins = confidence_bins(confidence, BINS)
     sums = np.zeros((owner.max() + 1, 3 + BINS))
     for column, values in ((0, 1), (1, -np.log(kept)), (2, brier), (3 + bins, surplus)):
         np.add.at(sums, (owner, column), values)
@@ -397,6 +397,17 @@ def _draw_confusion(
     return (counts[:resamples] @ matrices).reshape(-1, k, k)
 
 
+def counts(draws: np.ndarray) -> np.ndarray:
+    """How often each patient is in each row of ``draws`` (B, n), which is overwritten."""
+    draws += draws.shape[1] * np.arange(len(draws))[:, None]
+    return np.bincount(draws.ravel(), minlength=draws.size).reshape(draws.shape)
+
+
+def confidence_bins(confidence: np.ndarray, n: int) -> np.ndarray:
+    """The bin, of ``n`` of equal width, of each confidence in 0 to 1; each holds its upper edge."""
+    return np.searchsorted(np.arange(1, n) / n, confidence)
+
+
 def _draw_patients(
     evaluate: Callable[[np.ndarray], dict[str, np.ndarray]],
     n_patients: int,
@@ -416,9 +427,7 @@ def _draw_patients(
                     return
                 size = (min(rows, resamples - start), n_patients)
                 draws = rng.integers(n_patients, size=size)
-            draws += n_patients * np.arange(len(draws))[:, None]
-            counts = np.bincount(draws.ravel(), minlength=draws.size).reshape(size)
-            parts[start] = evaluate(counts)
+            parts[start] = evaluate(counts(draws))
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, range(threads)))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import itertools
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -93,9 +93,7 @@ METRICS = {  # as printed
     "brier": "Brier score",
     "ece": "calibration error",
 }
-LESS_IS_BETTER = ("log_loss", "brier", "ece")
 PAPER_METRICS = list(METRICS)[:6]  # in the paper's order, and beside them what cannot be flattered
-TASKS = ("glioma_t1", "glioma_t1ce", "glioma_flair", "chest_xray", "fundus_pm", "dermoscopy")
 
 ARCHITECTURES = {  # key without its pretraining → name; the order is the order of rows in figures
     "vgg16": "VGG16",
@@ -122,11 +120,6 @@ REGIMES = {"frozen": "frozen", "finetuned": "fine-tuned", "lora": "LoRA"}
 def use_style() -> None:
     """Set matplotlib's rcParams to the house style; call once at the top of a notebook."""
     mpl.rcParams.update(STYLE)
-
-
-def tasks_in_order(tasks: Iterable[str]) -> list[str]:
-    """Each task once: those of the paper in its order, then others by name."""
-    return sorted(set(tasks), key=lambda t: (TASKS.index(t) if t in TASKS else len(TASKS), t))
 
 
 def display_names(backbone: str) -> str:

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from medlib.artifacts import replacing, save_csv
+from medlib.metrics import LOSSES
 from medlib.plots import (
     HEADS,
-    LESS_IS_BETTER,
     METRICS,
     PAPER_METRICS,
     REGIMES,
@@ -163,7 +163,7 @@ def _best_cells(df: pd.DataFrame) -> pd.DataFrame:
     if "task" in df:
         for column in df.columns.intersection(list(METRICS.values())):
             values = pd.to_numeric(df[column].astype(str).str.split().str[0], errors="coerce")
-            if column in [METRICS[name] for name in LESS_IS_BETTER]:
+            if column in [METRICS[name] for name in LOSSES]:
                 values = -values
             of_task = values.groupby(df["task"])
             best[column] = (values == of_task.transform("max")) & (of_task.transform("count") > 1)

@@ -58,7 +58,7 @@ def test_the_area_under_the_drawn_curves_is_that_of_the_metric():
         assert np.trapezoid(part["y"], part["x"]) == pytest.approx(expected[name], abs=0.01)
 
 
-def test_bands_hold_the_curve_and_are_wider_for_fewer_patients():
+def test_bands_hold_the_curve_and_do_not_widen_where_a_patients_images_are_unrelated():
     wide, narrow = (
         diagnostics.curves([frame(2, 240, per_patient=p)[0]], ["c0", "c1"], 300) for p in (12, 1)
     )

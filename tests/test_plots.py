@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from medlib import backbones, metrics, plots, tables
+from medlib import backbones, cards, metrics, plots, tables
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["low grade", "high grade"]
@@ -111,14 +111,13 @@ def test_every_backbone_of_the_table_has_a_printed_name():
         assert ("random weights" in name) == random, key
 
 
-def test_every_metric_has_a_printed_name_and_a_direction():
+def test_every_metric_has_a_printed_name():
     assert set(plots.METRICS) == set(metrics.NAMES)
-    assert plots.LESS_IS_BETTER == metrics.LOSSES
     assert plots.PAPER_METRICS[0] == "accuracy" and plots.PAPER_METRICS[-1] == "auroc"
 
 
 def test_tasks_come_in_the_papers_order_then_by_name():
-    found = plots.tasks_in_order(["knees", "dermoscopy", "glioma_t1", "adrenals", "knees"])
+    found = cards.in_order(["knees", "dermoscopy", "glioma_t1", "adrenals", "knees"])
     assert found == ["glioma_t1", "dermoscopy", "adrenals", "knees"]
 
 
