@@ -100,7 +100,7 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
             [results / "features" / "glioma_flair" / "micro_resnet-random" / "embeddings.npy"],
         ),
         "03_probe_features": (
-            task | {"image_size": 32, "seeds": [0, 1], "label_fractions": [1.0, 0.5]},
+            task | {"image_size": 32, "seeds": [0, 1], "label_fractions": [1.0, 0.5, 0.4]},
             [runs / "frozen-linear" / "seed0" / "run.json",
              runs / "frozen-knn-fraction0.5" / "seed1" / "predictions.csv",
              runs / "frozen-mlp" / "seed1" / "run.json", runs / "frozen.csv"],
@@ -153,6 +153,8 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
     assert record["inputs"]["weights_digest"].startswith("random-")
     assert {"versions", "git_commit", "hardware", "seconds", "peak_memory_bytes"} <= set(record)
     assert "random weights" in (figures / "main_table.md").read_text()
+    main = pd.read_csv(figures / "main_comparison.csv")
+    assert set(main["label_fraction"]) == {1.0, 0.5}, "other shares of the labels crowd the figure"
     claimed = pd.read_csv(figures / "claims.csv")
     assert set(claimed["verdict"]) == {"not tested"} and claimed["missing"].notna().all()
     assert set(pd.read_csv(results / "differences.csv")["contrast"]) == {"backbones", "regimes"}
