@@ -34,6 +34,7 @@ import pandas as pd
 PACKAGES = ("medlib", "torch", "torchvision", "timm", "peft", "numpy", "scikit-learn", "pandas")
 REGIMES = ("frozen", "finetuned", "lora")
 TRAINED = REGIMES[1:]  # those in which the backbone itself learns
+CHECKPOINT = "checkpoint.safetensors"  # of a run that is not complete
 
 
 # ---------------------------------------------------------------------------------- writing
@@ -244,7 +245,7 @@ def save_run(
     seconds: float,
     how: dict | None = None,
 ) -> None:
-    """Write a run's files into ``folder``, ``run.json`` last.
+    """Write a run's files into ``folder``, ``run.json`` last; its checkpoint is done with then.
 
     ``coordinates``: task, backbone, pretraining, regime, head, label_fraction, seed.
     ``parameters``: everything that the run was asked for. ``inputs``: hashes of what it read
@@ -265,6 +266,7 @@ def save_run(
         "predictions_sha256": file_sha256(folder / "predictions.csv"),
     }
     save_json(folder / "run.json", record | environment())
+    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def find_runs(results: Path | str) -> list[Path]:

@@ -4,22 +4,41 @@
 
 Parameters are JSON and must be named, and typed, as the cell tagged ``parameters`` has them; the
 kernel is ``python3``, started in the notebook's own folder; a promised output that is not there at
-the end is a failure.
+the end is a failure. What failed stands in a record beside the executed notebook (:func:`failed`).
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import errno
+import fcntl
 import json
+import os
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 
 from medlib.errors import listed, unknown
 
 MEDLIB = Path(__file__).parent
+# What may go well the second time: a killed kernel, memory that others had taken, a network.
+TRANSIENT = (
+    "DeadKernelError",
+    "MemoryError",
+    "OutOfMemoryError",
+    "AcceleratorError",
+    "ConnectionError",
+    "ConnectionResetError",
+    "TimeoutError",
+)
+# Set by a controller that runs its jobs on its own machine: the file that it keeps locked. Its jobs
+# end when it has been killed, and share out the machine's GPUs among themselves.
+CONTROLLER = "MEDLIB_CONTROLLER"
+JOBS_PER_GPU = "MEDLIB_JOBS_PER_GPU"
 
 
 # papermill's JSON-schema validator loads, if it is there, a checker of internationalised URLs that
@@ -29,7 +48,15 @@ sys.modules.setdefault("rfc3987_syntax", None)
 
 
 class ExecutionError(RuntimeError):
-    """A notebook that was not run, or did not do what was asked of it."""
+    """A notebook that was not run, or did not do what was asked of it.
+
+    ``cell`` is the number of the code cell that failed, if it was one, ``kind`` the name of its
+    error.
+    """
+
+    def __init__(self, message: str, cell: int | None = None, kind: str = ""):
+        super().__init__(message)
+        self.cell, self.kind = cell, kind
 
 
 def check_parameters(notebook: Path | str, parameters: dict) -> None:
@@ -81,6 +108,7 @@ def execute(
     where the executed notebook lies) and expected files that were not written.
     """
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     notebook, output = Path(notebook), Path(output)
@@ -98,8 +126,19 @@ def execute(
     except PapermillExecutionError as error:
         raise ExecutionError(
             f"{notebook.name} failed in its code cell {error.exec_count}.\n"
-            f"{error.ename}: {error.evalue}\nThe executed notebook: {output}"
-        ) from error
+            f"{error.ename}: {error.evalue}{_room(str(error.evalue), output)}\n"
+            f"The executed notebook: {output}", error.exec_count, error.ename,
+        ) from error  # fmt: skip
+    except DeadKernelError as error:
+        raise ExecutionError(
+            f"{notebook.name}: its kernel died. It was killed, or the machine ran out of memory.\n"
+            f"The executed notebook, as far as it came: {output}", kind="DeadKernelError",
+        ) from error  # fmt: skip
+    except OSError as error:  # of the executed notebook itself
+        raise ExecutionError(
+            f"{notebook.name}: {output} cannot be written.\n{type(error).__name__}: {error}"
+            f"{_room(str(error), output)}", kind=type(error).__name__,
+        ) from error  # fmt: skip
     missing = [name for name in expect if not Path(name).exists()]
     if missing:
         raise ExecutionError(
@@ -107,6 +146,77 @@ def execute(
             f"The executed notebook: {output}"
         )
     return time.perf_counter() - start
+
+
+def _room(message: str, output: Path) -> str:
+    """What to do where the disk is full."""
+    if os.strerror(errno.ENOSPC) not in message and os.strerror(errno.EDQUOT) not in message:
+        return ""
+    return (
+        f". The disk of {output.parent} is full, or your quota: make room and call the same "
+        "command again. Nothing half-written is left, and what is done is kept."
+    )
+
+
+def failure_record(output: Path | str) -> Path:
+    """Where it stands that, and why, the run of an executed notebook failed."""
+    return Path(output).with_suffix(".failure.json")
+
+
+def failed(output: Path | str) -> dict | None:
+    """The failure of a notebook's last run: notebook, cell, error, transient, attempt; or None."""
+    record = failure_record(output)
+    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+
+
+def claim_gpu() -> object | None:
+    """Take one of this machine's GPUs for this process alone; wait until one is free.
+
+    Sets ``CUDA_VISIBLE_DEVICES``, which the kernel inherits. Returns what holds the claim (a file,
+    locked until it is closed or the process has ended, however it ends), or None on a machine
+    without a GPU. ``MEDLIB_JOBS_PER_GPU`` lets several jobs share one.
+    """
+    devices = visible_gpus()
+    if not devices:
+        return None
+    folder = Path(tempfile.gettempdir()) / f"medlib-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    while True:
+        # All devices once, before any of them twice.
+        for slot in range(int(os.environ.get(JOBS_PER_GPU) or 1)):
+            for device in devices:
+                file = open(folder / f"gpu-{device}-{slot}", "w")  # noqa: SIM115
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    file.close()
+                    continue
+                os.environ["CUDA_VISIBLE_DEVICES"] = device
+                return file
+        time.sleep(1)
+
+
+def visible_gpus() -> list[str]:
+    """The names of the GPUs that this process may use: of ``CUDA_VISIBLE_DEVICES``, else all."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
+    try:
+        found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    n = sum(line.startswith("GPU ") for line in found.stdout.splitlines())
+    return [str(i) for i in range(n)]
+
+
+def _end_with(controller: str) -> None:
+    """End this process as soon as its controller has; its kernel then ends by itself.
+
+    A controller that is killed cannot end its jobs: they would go on beside those of the next.
+    """
+    with open(controller) as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # waits until the controller lets go of it
+        os._exit(1)
 
 
 def ensure(notebook: str, *promised: Path, **parameters: object) -> None:
@@ -164,17 +274,40 @@ def main() -> int:
     parser.add_argument("output", type=Path, help="where the executed notebook is saved")
     parser.add_argument("--parameters", default="{}", help="a JSON object")
     parser.add_argument("--expect", nargs="*", default=[], help="files that the run must write")
+    parser.add_argument("--gpu", type=int, default=0, help="1: take a GPU, where there is one")
+    parser.add_argument("--attempt", type=int, default=1, help="from 2 on: only what is transient")
     arguments = parser.parse_args()
+    record = failure_record(arguments.output)
+    controller = os.environ.get(CONTROLLER)
+    if controller:
+        threading.Thread(target=_end_with, args=(controller,), daemon=True).start()
+    before = failed(arguments.output)
+    if arguments.attempt > 1 and before and not before["transient"]:
+        print(f"{before['error']}\nIt would fail again: not tried.", file=sys.stderr)
+        return 1
     try:
+        record.unlink(missing_ok=True)
+        claim = claim_gpu() if arguments.gpu and controller else None  # held until the end
         parameters = json.loads(arguments.parameters)
         if not isinstance(parameters, dict):
             raise ExecutionError(f"--parameters is not a JSON object: {arguments.parameters}")
         seconds = execute(arguments.notebook, arguments.output, parameters, arguments.expect)
+        del claim
     except json.JSONDecodeError as error:
         print(f"--parameters is not JSON ({error}): {arguments.parameters}", file=sys.stderr)
         return 2
     except ExecutionError as error:
         print(error, file=sys.stderr)
+        from medlib import artifacts  # it brings pandas along, which only here is worth the wait
+
+        words = {
+            "notebook": str(arguments.notebook), "cell": error.cell, "error": str(error),
+            "transient": error.kind in TRANSIENT, "attempt": arguments.attempt,
+        }  # fmt: skip
+        try:
+            artifacts.save_json(record, words)
+        except OSError as full:  # a full disk: the job's failure is still seen by its status
+            print(f"{record} cannot be written: {full}", file=sys.stderr)
         return 1
     print(f"{arguments.notebook.stem}: {seconds:.1f} s -> {arguments.output}")
     return 0

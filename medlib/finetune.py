@@ -8,14 +8,21 @@ macro AUROC of the validation samples, from the same list for every backbone.
 On a CPU everything is float32, and the same seed gives the same predictions, bit for bit. On CUDA
 the networks compute in bfloat16, images stay on the device where they fit, a long training is
 compiled, and a step is one CUDA graph: within an epoch neither the host nor the device waits.
+
+A run that is given a file keeps in it, after each epoch, all that it needs to go on: stopped at any
+moment and called again, it ends with the same predictions.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,7 +31,7 @@ from torch import nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from medlib import backbones, metrics
+from medlib import artifacts, backbones, features, metrics
 from medlib.errors import unknown
 from medlib.features import batches, device_name, send
 from medlib.images import take
@@ -223,6 +230,47 @@ def _parameter_groups(
     return list(groups.values())
 
 
+@dataclass
+class Course:
+    """How far a training has come: beside the model, all that its next epoch depends on."""
+
+    epoch: int = 0  # the last one that is done
+    micro_batches: int = 1  # into which a step is cut, as the GPU's memory demands
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)  # see :func:`_state`
+
+
+def _state(optimiser: torch.optim.Optimizer, order: torch.Generator) -> dict[str, torch.Tensor]:
+    """The moments of the optimiser, by the number of their parameter, and all random states."""
+    found = {"order": order.get_state(), "random": torch.get_rng_state()}
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    if parameters[0].is_cuda:
+        found["random_cuda"] = torch.cuda.get_rng_state(parameters[0].device)
+    for number, parameter in enumerate(parameters):
+        for name, value in optimiser.state[parameter].items():
+            found[f"{number}.{name}"] = value
+    return found
+
+
+def _restore(
+    optimiser: torch.optim.Optimizer, order: torch.Generator, state: dict[str, torch.Tensor]
+) -> None:
+    """What :func:`_state` has given, put back into a new optimiser of the same parameters."""
+    order.set_state(state["order"])
+    torch.set_rng_state(state["random"])
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    if "random_cuda" in state:
+        torch.cuda.set_rng_state(state["random_cuda"], parameters[0].device)
+    for number, parameter in enumerate(parameters):
+        moments = {}
+        for key, value in state.items():
+            if key.startswith(f"{number}."):
+                # The memory layout is the parameter's, as the fused optimiser wants it.
+                like = parameter if value.shape == parameter.shape else value
+                place = torch.empty_like(like, dtype=value.dtype, device=parameter.device)
+                moments[key.partition(".")[2]] = place.copy_(value)
+        optimiser.state[parameter] = moments
+
+
 def train(
     model: Classifier,
     images: np.ndarray | torch.Tensor,
@@ -238,13 +286,19 @@ def train(
     seed: int,
     layer_decay: float = 1.0,
     progress: Callable[[int], object] = lambda n: None,
+    course: Course | None = None,
 ) -> Iterator[tuple[int, float]]:
     """Train ``model`` on the images with these row numbers; yield (epoch, loss) after each epoch.
 
     ``images`` N×H×W×3 uint8, ``y`` (N,) labels; ``progress`` is told the number of images of each
-    step. Raises FloatingPointError when the loss is not finite, naming the epoch and the learning
-    rate; MemoryError when a step does not fit the GPU.
+    step. ``course`` is kept up to date; one that has begun is gone on with, from the model as it
+    was then. A step that does not fit the GPU is cut into micro-batches, half as large each time,
+    whose gradients add up to that of the whole (batch norm alone then sees fewer images at once).
+
+    Raises FloatingPointError when the loss is not finite, naming step, epoch and learning rate;
+    MemoryError when not even one image fits the GPU.
     """
+    course = Course() if course is None else course
     device = next(model.parameters()).device
     optimiser = torch.optim.AdamW(
         _parameter_groups(model, learning_rate, weight_decay, layer_decay),
@@ -257,7 +311,7 @@ def train(
     # the order is drawn anew each time, no image is left out for good.
     batch_size = min(batch_size, len(rows))
     steps = len(rows) // batch_size
-    schedule, number = _schedule(steps * epochs, warmup), itertools.count()
+    schedule, number = _schedule(steps * epochs, warmup), itertools.count(course.epoch * steps)
     weight = None
     if balanced:
         counts = np.bincount(y[rows], minlength=model.head.out_features)
@@ -265,46 +319,76 @@ def train(
         weight = torch.tensor(inverse, dtype=torch.float32, device=device)
     generator = torch.Generator().manual_seed(seed)
     labels = torch.from_numpy(np.asarray(y, dtype=np.int64)).to(device)
-    total = torch.zeros((), device=device)
+    total, finite = torch.zeros((), device=device), torch.zeros((), device=device)
+    if course.epoch:
+        _restore(optimiser, generator, course.tensors)
 
-    def step(batch: torch.Tensor, target: torch.Tensor, drawn: torch.Tensor) -> None:
+    def launched(batch: torch.Tensor, target: torch.Tensor, drawn: torch.Tensor) -> None:
         inputs = _augmented(backbones.normalise(model.row, batch), drawn)
-        loss = functional.cross_entropy(model(inputs), target, weight=weight)
+        whole = len(target) if weight is None else weight[target].sum()
+        mean = torch.zeros_like(total)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        parts = (inputs.chunk(course.micro_batches), target.chunk(course.micro_batches))
+        for part, wanted in zip(*parts, strict=True):
+            loss = functional.cross_entropy(model(part), wanted, weight=weight, reduction="sum")
+            (loss / whole).backward()
+            mean += loss.detach() / whole
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        total.add_(loss.detach())
+        total.add_(mean)
+        finite.add_(total.isfinite())
 
-    # Checkpointing asks for the state of the random numbers, which a graph cannot hold.
-    if device.type == "cuda" and not getattr(model.backbone, "grad_checkpointing", False):
-        step = _replayed(step, device)
-    for epoch in range(1, epochs + 1):
+    def prepared() -> Callable[..., None]:
+        # Checkpointing asks for the state of the random numbers, which a graph cannot hold.
+        recorded = device.type == "cuda" and not getattr(
+            model.backbone, "grad_checkpointing", False
+        )
+        return _replayed(launched, device) if recorded else launched
+
+    step = prepared()
+    for epoch in range(course.epoch + 1, epochs + 1):
         model.train()
         order = rows[torch.randperm(len(rows), generator=generator).numpy()]
         # Row numbers in order: neighbours in the file are read together.
         parts = [np.sort(part) for part in np.split(order[: steps * batch_size], steps)]
         pairs = zip(batches(images, parts, device), batches(labels, parts, device), strict=True)
         total.zero_()
-        try:
-            for batch, target in pairs:
-                factor = schedule(next(number))
-                for group, peak in zip(optimiser.param_groups, peaks, strict=True):
-                    group["lr"].fill_(peak * factor)
-                step(batch, target, send(_drawn(batch_size, generator), device))
-                progress(batch_size)
-            mean = total.item() / steps  # only here does the host wait for the device
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(
-                f"The GPU's memory does not hold a step of {batch_size} images: take "
-                'checkpointing="always", or a smaller batch_size.'
-            ) from error
+        finite.zero_()
+        for batch, target in pairs:
+            factor = schedule(next(number))
+            for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+                group["lr"].fill_(peak * factor)
+            inputs = batch, target, send(_drawn(batch_size, generator), device)
+            while not _fits(step, inputs):
+                if course.micro_batches >= batch_size:
+                    raise MemoryError(
+                        f"The GPU's memory does not hold one image of a step of {batch_size}: take "
+                        'checkpointing="always", smaller images or a smaller backbone.'
+                    )
+                course.micro_batches = min(2 * course.micro_batches, batch_size)
+                step = prepared()  # what was recorded has the old parts in it
+            progress(batch_size)
+        mean = total.item() / steps  # only here does the host wait for the device
         if not math.isfinite(mean):
             raise FloatingPointError(
-                f"The training loss is {mean} in epoch {epoch} at learning rate {learning_rate:g}: "
-                "take it out of learning_rates, or lengthen the warm-up."
+                f"The training loss is {mean} from step {int(finite) + 1} of {steps} in epoch "
+                f"{epoch} on, at learning rate {learning_rate:g}: take it out of learning_rates, "
+                "or lengthen the warm-up."
             )
+        course.epoch, course.tensors = epoch, _state(optimiser, generator)
         yield epoch, mean
+
+
+def _fits(step: Callable[..., None], inputs: tuple[torch.Tensor, ...]) -> bool:
+    """Run a step; False where the GPU's memory did not hold it, and nothing has been learnt."""
+    try:
+        step(*inputs)
+        return True
+    except torch.OutOfMemoryError:
+        pass
+    # Only here, where the error no longer holds the step's tensors, is there anything to free.
+    torch.cuda.empty_cache()
+    return False
 
 
 def _replayed(step: Callable[..., None], device: torch.device) -> Callable[..., None]:
@@ -438,6 +522,104 @@ def _judge(
     return float(loss), metrics.auroc(y, proba)
 
 
+# -------------------------------------------------------------------------------- going on
+
+WORST = (-1.0, -math.inf)
+LONG = 1.0  # seconds of writing a checkpoint that are not spent after each epoch
+
+
+@dataclass
+class Progress:
+    """How far a run has come: beside the model and the best one so far, all that it needs."""
+
+    rate: int = 0  # the number of the learning rate at work
+    course: Course = field(default_factory=Course)  # of that training
+    best: tuple[float, float] = WORST  # (AUROC, -loss) of the rotation at work
+    records: list[tuple] = field(default_factory=list)  # its rows of the history
+    history: list[dict] = field(default_factory=list)  # rows of the rotations that are done
+    probabilities: list[np.ndarray] = field(default_factory=list)  # of their test parts
+    images: int = 0  # that have been trained on
+    resumed: int = 0  # how often
+    seconds: float = 0.0  # of all earlier attempts, up to the checkpoint that was gone on from
+    begun: float = field(default_factory=time.perf_counter)
+    rests_until: float = 0.0  # no checkpoint is written before
+
+
+IN_WORDS = ("rate", "best", "records", "history", "images", "resumed")  # what JSON can hold
+
+
+def _keep(
+    path: Path | None,
+    identity: str,
+    at: Progress,
+    model: Classifier,
+    best_state: dict[str, torch.Tensor],
+) -> None:
+    """Write a checkpoint: one safetensors file, under a temporary name and renamed.
+
+    After each epoch. Only where that takes long, of a large network, it is not done more often
+    than costs a tenth of the time: with few images, an epoch is trained faster than it is written.
+    """
+    from safetensors.torch import save_file
+
+    begun = time.perf_counter()
+    if path is None or begun < at.rests_until:
+        return
+    parts = {
+        "model": _learnt(model), "best": best_state, "course": at.course.tensors,
+        "test": {str(i): torch.from_numpy(p) for i, p in enumerate(at.probabilities)},
+    }  # fmt: skip
+    tensors = {
+        f"{part}/{name}": value.detach().cpu().contiguous()
+        for part, values in parts.items()
+        for name, value in values.items()
+    }
+    words = {name: getattr(at, name) for name in IN_WORDS} | {
+        "epoch": at.course.epoch, "micro_batches": at.course.micro_batches,
+        "seconds": at.seconds + begun - at.begun,
+    }  # fmt: skip
+    with artifacts.replacing(path) as temporary:
+        save_file(tensors, temporary, {"identity": identity, "progress": json.dumps(words)})
+    end = time.perf_counter()
+    if end - begun > LONG:
+        at.rests_until = end + 10 * (end - begun)
+
+
+def _kept(
+    path: Path | None, identity: str, model: Classifier, best_state: dict[str, torch.Tensor]
+) -> Progress:
+    """What :func:`_keep` wrote, put into ``model`` and ``best_state``; else a new beginning."""
+    if path is None or not path.is_file():
+        return Progress()
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            fits = header.get("identity") == identity
+            tensors = {name: file.get_tensor(name) for name in file.keys() if fits}  # noqa: SIM118
+    except SafetensorError:
+        fits = False
+    if not fits:
+        warnings.warn(
+            f"{path} is not a checkpoint of these images, settings and code: starting anew.",
+            stacklevel=3,
+        )
+        return Progress()
+    parts: dict = {"model": {}, "best": {}, "course": {}, "test": {}}
+    for name, value in tensors.items():
+        part, _, rest = name.partition("/")
+        parts[part][rest] = value
+    words = json.loads(header["progress"])
+    _assign(_learnt(model), parts["model"])
+    _assign(best_state, parts["best"])
+    course = Course(words.pop("epoch"), words.pop("micro_batches"), parts["course"])
+    at = Progress(course=course, **words)
+    at.best, at.records, at.resumed = tuple(at.best), [tuple(r) for r in at.records], at.resumed + 1
+    at.probabilities = [parts["test"][str(i)].numpy() for i in range(len(parts["test"]))]
+    return at
+
+
 def run(
     backbone: str,
     images: np.ndarray,
@@ -459,6 +641,8 @@ def run(
     lora_alpha: float = 16.0,
     seed: int = 0,
     device: str = "auto",
+    resume: Path | None = None,
+    images_hash: str = "",
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
     """Fine-tune a backbone on every rotation.
 
@@ -468,9 +652,14 @@ def run(
     ``regime`` is one of :data:`REGIMES`; ``lora_rank`` and ``lora_alpha`` count in ``lora`` only.
     On CUDA training is compiled from :data:`COMPILE_FROM` steps on.
 
+    ``resume`` is the file in which the run keeps how far it has come (:class:`Progress`), and from
+    which it goes on, if it is there and of the same images (``images_hash``), settings and code.
+
     Returns predictions (one row a sample), a history with the columns :data:`HISTORY`, and how it
     was done: the digest of the weights that training started from, how many parameters were
-    trained, precision, compilation, checkpointing, and whether the images lay on the device.
+    trained, precision, compilation, checkpointing, whether the images lay on the device, into how
+    many micro-batches steps were cut, and, of a run that was gone on with, ``resumed`` (how often)
+    and ``seconds_before`` (those up to the checkpoints).
     """
     if regime not in REGIMES:
         raise ValueError(unknown("regime", regime, REGIMES))
@@ -503,34 +692,58 @@ def run(
     settings = {"epochs": epochs, "batch_size": batch_size, "weight_decay": weight_decay,
                 "warmup": warmup, "balanced": balanced, "layer_decay": layer_decay,
                 "seed": seed}  # fmt: skip
-    predictions, history = [], []
-    with tqdm(total=n_images, desc=f"fine-tuning {backbone}", unit="image", mininterval=1) as bar:
-        for rotation in rotations:
-            rows = {s: np.flatnonzero(getattr(rotation, s)) for s in ("train", "val", "test")}
-            best, records = (-1.0, -math.inf), []
-            for rate in learning_rates:
+    asked = settings | {
+        "backbone": backbone, "weights": model.weights_digest, "classes": classes,
+        "learning_rates": learning_rates, "frozen_norm": frozen_norm, "regime": regime,
+        "lora": [lora_rank, lora_alpha], "images": [images_hash, list(images.shape)],
+        "torch": torch.__version__, "device": device.type,
+        "code": [artifacts.file_sha256(file) for file in (__file__, backbones.__file__,
+                                                          features.__file__, metrics.__file__)],
+    }  # fmt: skip
+    sides = [np.stack([rotation.train, rotation.val, rotation.test]) for rotation in rotations]
+    identity = artifacts.content_hash(asked, index, *sides)
+    at = _kept(resume, identity, model, best_state)
+    bar = tqdm(desc=f"fine-tuning {backbone}", total=n_images, initial=at.images, unit="image",
+               mininterval=1)  # fmt: skip
+
+    def progress(n: int) -> None:
+        at.images += n
+        bar.update(n)
+
+    for rotation in rotations[len(at.probabilities) :]:
+        rows = {s: np.flatnonzero(getattr(rotation, s)) for s in ("train", "val", "test")}
+        for rate in learning_rates[at.rate :]:
+            if not at.course.epoch:
                 _assign(_learnt(model), start)
-                for epoch, train_loss in train(
-                    model, images, y, rows["train"], learning_rate=rate, progress=bar.update,
-                    **settings,
-                ):  # fmt: skip
-                    val_loss, val_auroc = _judge(model, images, rows["val"], index, classes)
-                    # Small validation sets tie often in AUROC; the loss then decides.
-                    if (val_auroc, -val_loss) > best:
-                        best = (val_auroc, -val_loss)
-                        _assign(best_state, _learnt(model))
-                    records.append((rotation.fold, rate, epoch, train_loss, val_loss, val_auroc))
-            if best[0] < 0:
-                raise ValueError(
-                    f"Fold {rotation.fold}: no epoch has a validation AUROC. The val part needs "
-                    "samples of every class, and training predictions that are finite: take the "
-                    "highest out of learning_rates."
-                )
-            _assign(_learnt(model), best_state)
-            proba = predict(model, images, rows["test"])
-            test = index.iloc[rows["test"]]
-            predictions.append(metrics.prediction_frame(test, proba, classes))
-            frame = pd.DataFrame(records, columns=HISTORY[:-1])
-            kept = (frame["val_auroc"] == best[0]) & (frame["val_loss"] == -best[1])
-            history.append(frame.assign(chosen=kept & ~kept.duplicated()))
-    return pd.concat(predictions, ignore_index=True), pd.concat(history, ignore_index=True), how
+            for epoch, train_loss in train(
+                model, images, y, rows["train"], learning_rate=rate, progress=progress,
+                course=at.course, **settings,
+            ):  # fmt: skip
+                val_loss, val_auroc = _judge(model, images, rows["val"], index, classes)
+                # Small validation sets tie often in AUROC; the loss then decides.
+                if (val_auroc, -val_loss) > at.best:
+                    at.best = (val_auroc, -val_loss)
+                    _assign(best_state, _learnt(model))
+                at.records.append((rotation.fold, rate, epoch, train_loss, val_loss, val_auroc))
+                _keep(resume, identity, at, model, best_state)
+            at.rate, at.course = at.rate + 1, Course(micro_batches=at.course.micro_batches)
+        if at.best[0] < 0:
+            raise ValueError(
+                f"Fold {rotation.fold}: no epoch has a validation AUROC. The val part needs "
+                "samples of every class, and training predictions that are finite: take the "
+                "highest out of learning_rates."
+            )
+        _assign(_learnt(model), best_state)
+        at.probabilities.append(predict(model, images, rows["test"]))
+        frame = pd.DataFrame(at.records, columns=HISTORY[:-1])
+        kept = (frame["val_auroc"] == at.best[0]) & (frame["val_loss"] == -at.best[1])
+        at.history += frame.assign(chosen=kept & ~kept.duplicated()).to_dict("records")
+        at.rate, at.best, at.records = 0, WORST, []
+    bar.close()
+    predictions = [
+        metrics.prediction_frame(index.iloc[np.flatnonzero(rotation.test)], proba, classes)
+        for rotation, proba in zip(rotations, at.probabilities, strict=True)
+    ]
+    how |= {"micro_batches": at.course.micro_batches, "resumed": at.resumed,
+            "seconds_before": round(at.seconds, 3)}  # fmt: skip
+    return pd.concat(predictions, ignore_index=True), pd.DataFrame(at.history, columns=HISTORY), how

@@ -1000,14 +1000,183 @@ def test_checkpointing_is_left_alone_on_a_cpu_unless_it_is_asked_for():
     assert how["checkpointing"] is True
 
 
-def test_a_step_that_does_not_fit_the_gpu_names_the_ways_out():
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+def holding(model, n_images):
+    """The model, on a device whose memory holds a training step of so many images."""
 
-    model = bare()
-    model.register_forward_hook(full)
-    with pytest.raises(MemoryError, match="a step of 4 images.*always.*smaller batch_size"):
-        train_bare(model, [0, 1] * 4)
+    def hook(module, inputs):
+        if module.training and len(inputs[0]) > n_images:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.register_forward_pre_hook(hook)
+    return model
+
+
+def test_a_step_of_which_not_one_image_fits_the_gpu_names_the_ways_out():
+    with pytest.raises(MemoryError, match="one image of a step of 4: .*always.*smaller backbone"):
+        train_bare(holding(bare(), 0), [0, 1] * 4)
+
+
+@pytest.mark.parametrize(("held", "parts"), [(7, 2), (3, 4), (1, 8)])
+@pytest.mark.parametrize("balanced", [False, True])
+def test_micro_batches_add_up_to_the_step_that_the_gpu_does_not_hold(held, parts, balanced):
+    pixels, y = stripes(40)
+    y = np.where(np.arange(40) % 5 == 0, 1, y)  # classes of different sizes
+    models, losses, courses = [], [], []
+    for limit in (held, 99):
+        model = holding(backbones.place(finetune.Classifier("vit_tiny-random", 32, 2), CPU), limit)
+        courses.append(finetune.Course())
+        training = finetune.train(
+            model, pixels, y, np.arange(40), learning_rate=1e-3, epochs=2, batch_size=8,
+            weight_decay=0.05, warmup=0.1, balanced=balanced, seed=0, course=courses[-1],
+        )  # fmt: skip
+        losses.append([loss for _, loss in training])
+        models.append(model)
+    assert [course.micro_batches for course in courses] == [parts, 1]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    one, other = (finetune.predict(model, pixels, np.arange(40)) for model in models)
+    np.testing.assert_allclose(one, other, atol=2e-3)
+
+
+def test_a_run_says_into_how_many_micro_batches_its_steps_were_cut(monkeypatch):
+    place = backbones.place
+    monkeypatch.setattr(backbones, "place", lambda model, *where: holding(place(model, *where), 5))
+    found, _, how = run(problem(), epochs=1)
+    assert how["micro_batches"] == 2
+    monkeypatch.setattr(backbones, "place", place)
+    whole, _, how = run(problem(), epochs=1)
+    assert how["micro_batches"] == 1
+    # Batch norm has seen four images at once, rather than eight.
+    assert not np.array_equal(probabilities(found), probabilities(whole))
+
+
+# ------------------------------------------------------------------------------------ going on
+
+
+class Killed(BaseException):
+    """What ends a run as a kill would: nothing of the run itself catches it."""
+
+
+def killed_after(monkeypatch, epochs):
+    """The run dies after the checkpoint of so many epochs, in the middle of the next epoch."""
+    keep, kept = finetune._keep, []
+
+    def counted(*arguments):
+        keep(*arguments)
+        kept.append(None)
+
+    def dying(self, *arguments):
+        if len(kept) == epochs:
+            raise Killed
+        return forward(self, *arguments)
+
+    forward = finetune.Classifier.forward
+    monkeypatch.setattr(finetune, "_keep", counted)
+    monkeypatch.setattr(finetune.Classifier, "forward", dying)
+
+
+def folds(n=24, k=3, seed=0):
+    pixels, y = stripes(n, 32, seed)
+    index = pd.DataFrame({"sample_id": [f"s{i:02d}" for i in range(n)]})
+    index["patient_id"], index["label"] = index["sample_id"], [CLASSES[label] for label in y]
+    index["fold"] = np.arange(n) // 2 % k
+    return pixels, index, manifest.rotations(index)
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs"),
+    [({}, n) for n in (1, 2, 3, 4, 7)]
+    + [({"backbone": "vit_tiny-random"}, 3), ({"regime": "lora", "lora_rank": 2}, 5)]
+    + [({"balanced": True, "layer_decay": 0.7, "frozen_norm": True}, 6)],
+)
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path, monkeypatch, settings, epochs):
+    data, settings = folds(), {"learning_rates": [1e-3, 3e-3]} | settings
+    file = tmp_path / "run" / "checkpoint.safetensors"
+    monkeypatch.setattr(finetune, "LONG", math.inf)  # however busy the machine
+    expected = run(data, **settings)
+    with monkeypatch.context() as patched:
+        killed_after(patched, epochs)
+        with pytest.raises(Killed):
+            run(data, resume=file, **settings)
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    shown = []
+    step = finetune._augmented
+    monkeypatch.setattr(finetune, "_augmented", lambda x, d: shown.append(len(x)) or step(x, d))
+    found = run(data, resume=file, **settings)
+    pd.testing.assert_frame_equal(found[0], expected[0], check_exact=True)
+    pd.testing.assert_frame_equal(found[1], expected[1], check_exact=True)
+    assert found[2]["resumed"] == 1 and found[2]["seconds_before"] > 0
+    assert len(shown) == 3 * 2 * 2 - epochs  # an epoch is one step here: none is run twice
+
+
+def test_a_run_that_is_killed_again_and_again_goes_on_each_time(tmp_path, monkeypatch):
+    data, file = folds(), tmp_path / "checkpoint.safetensors"
+    monkeypatch.setattr(finetune, "LONG", math.inf)
+    expected = run(data, epochs=3)
+    for _ in range(4):
+        with monkeypatch.context() as patched:
+            killed_after(patched, 2)
+            with pytest.raises(Killed):
+                run(data, epochs=3, resume=file)
+    found = run(data, epochs=3, resume=file)
+    pd.testing.assert_frame_equal(found[0], expected[0], check_exact=True)
+    assert found[2]["resumed"] == 4
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"learning_rates": [1e-3]}, {"epochs": 3}, {"seed": 1}, {"images_hash": "other"},
+     {"backbone": "vit_tiny-random"}, {"regime": "lora"}],
+)  # fmt: skip
+def test_a_checkpoint_of_another_run_is_not_gone_on_with(tmp_path, monkeypatch, other):
+    file = tmp_path / "checkpoint.safetensors"
+    with monkeypatch.context() as patched:
+        killed_after(patched, 1)
+        with pytest.raises(Killed):
+            run(folds(), resume=file, images_hash="one")
+    settings = {"images_hash": "one"} | other
+    expected = run(folds(), **settings)
+    with pytest.warns(UserWarning, match="not a checkpoint of these images, settings and code"):
+        found = run(folds(), resume=file, **settings)
+    pd.testing.assert_frame_equal(found[0], expected[0], check_exact=True)
+    assert found[2]["resumed"] == 0
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_gone_on_with(tmp_path):
+    file = tmp_path / "checkpoint.safetensors"
+    file.write_bytes(b"half a")
+    with pytest.warns(UserWarning, match="starting anew"):
+        assert run(folds(), resume=file)[2]["resumed"] == 0
+
+
+def test_a_checkpoint_is_written_seldom_where_it_takes_longer_than_an_epoch(tmp_path, monkeypatch):
+    written, replacing = [], finetune.artifacts.replacing
+
+    @contextlib.contextmanager
+    def slow(path):
+        clock[0] += 100
+        written.append(path)
+        with replacing(path) as temporary:
+            yield temporary
+
+    clock = [0.0]
+    monkeypatch.setattr(finetune.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(finetune.artifacts, "replacing", slow)
+    at, model = finetune.Progress(), bare()
+    for _ in range(30):
+        clock[0] += 60
+        finetune._keep(tmp_path / "kept", "identity", at, model, finetune._copy(model))
+    assert len(written) == 2  # at 60, and once more after another 1000 seconds
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(tmp_path):
+    file = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(FloatingPointError, match="from step 2 of 3 in epoch 1"):
+        run(problem(), learning_rates=[1e-3, 1e30], resume=file)
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as kept:
+        values = [kept.get_tensor(name) for name in kept.keys()]  # noqa: SIM118
+    assert values and all(torch.isfinite(value.float()).all() for value in values)
 
 
 def test_progress_counts_the_images_of_every_step():
@@ -1044,7 +1213,7 @@ def test_settings_that_cannot_be_are_refused(settings, message):
 
 
 def test_a_loss_that_is_not_finite_names_its_epoch_and_learning_rate():
-    with pytest.raises(FloatingPointError, match=r"epoch 1 at learning rate 1e\+30") as caught:
+    with pytest.raises(FloatingPointError, match=r"epoch 1 on, at learning rate 1e\+30") as caught:
         run(problem(), learning_rates=[1e-3, 1e30])
     assert "learning_rates" in str(caught.value)
 
@@ -1059,7 +1228,9 @@ def test_a_loss_that_is_not_finite_later_names_the_later_epoch():
     assert next(training)[0] == 1
     with torch.no_grad():
         model.head.weight.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="nan in epoch 2 at learning rate 0.0002"):
+    with pytest.raises(
+        FloatingPointError, match="nan from step 1 of 2 in epoch 2 on, at learning.* 0.0002:"
+    ):
         next(training)
 
 
