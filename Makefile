@@ -1,14 +1,18 @@
-# make study · test · lab · plan · figures · bench. Each sets up what it needs, once.
+# make study · plan · status · report · figures · test · lab · bench. Each sets up what it needs, once.
 #
 #   make study                                     the demo grid, on phantoms
 #   make study GRID=pocket DATA=folder WEIGHTS=folder
-#   make plan GRID=paper                           how many jobs, without running one
+#   make study GRID=pocket ONLY=failed             once more what has failed, and no more
+#   make plan GRID=paper                           what would run, and why
+#   make status GRID=pocket                        what is done, running, failed, stale, missing
 
 GRID ?= demo
 DATA ?=
 WEIGHTS ?=
 CORES ?= all
 PROFILE ?=
+ONLY ?=
+JOBS_PER_GPU ?= 1
 PYTHON ?= python3
 
 BIN := .venv/bin
@@ -20,6 +24,7 @@ endif
 ifneq ($(WEIGHTS),)
 export MEDLIB_WEIGHTS := $(abspath $(WEIGHTS))
 endif
+export MEDLIB_JOBS_PER_GPU := $(JOBS_PER_GPU)
 # Jobs are processes; one thread each is faster than threads that wait for each other.
 export OMP_NUM_THREADS ?= 1
 # glibc keeps freed memory: else each batch's activations are given back and faulted in again.
@@ -30,16 +35,17 @@ BENCHMARKS = bootstrap decode extraction finetuning frozen_study memory probes
 
 DRAWING = collect compare costs claims look write_report
 
-SNAKEMAKE = snakemake --cores $(CORES) --config grid=$(GRID) \
-	$(if $(PROFILE),--profile profiles/$(PROFILE)) --rerun-incomplete --keep-going
+STUDY = python -m medlib.study
+RUN = $(STUDY) run $(GRID) --cores $(CORES) $(if $(PROFILE),--profile profiles/$(PROFILE)) \
+	$(if $(filter failed,$(ONLY)),--only-failed)
 SINCE = $$(( ($$(date +%s) - start) / 60 )) min $$(( ($$(date +%s) - start) % 60 )) s
 
-.PHONY: study plan figures test lab bench
+.PHONY: study plan status report figures test lab bench
 .DEFAULT_GOAL := help
 .SILENT:
 
 help:
-	sed -n 's/^# \{0,1\}//p' Makefile | head -6
+	sed -n 's/^# \{0,1\}//p' Makefile | head -7
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make … PYTHON=python3.12")'
@@ -51,19 +57,19 @@ $(READY): requirements.txt pyproject.toml
 study: $(READY)
 	echo "Running grid '$(GRID)': what is already there is kept. demo takes 8 to 15 minutes on two cores."
 	start=$$(date +%s); \
-	if $(SNAKEMAKE) --quiet rules host reason; then \
+	if $(RUN); then \
 		echo "Grid '$(GRID)' is complete, after $(SINCE)."; \
 		echo "All its figures and tables, and a page that holds them: figures/$(GRID)/report.html"; \
 	else \
 		echo "Grid '$(GRID)' is not complete, after $(SINCE); what ran is kept, and the same command goes on."; exit 1; \
 	fi
 
-plan: $(READY)
-	snakemake --dry-run --quiet rules --config grid=$(GRID)
+plan status report: $(READY)
+	$(STUDY) $@ $(GRID)
 
 figures: $(READY)
 	echo "Drawing figures/$(GRID) again from results/$(GRID)."
-	$(SNAKEMAKE) --quiet all --allowed-rules all $(DRAWING) --forcerun $(DRAWING)
+	$(RUN) --allowed-rules all $(DRAWING) --forcerun $(DRAWING)
 	echo "All figures and tables, and a page that holds them: figures/$(GRID)/report.html"
 
 test: $(READY)

@@ -23,13 +23,26 @@ COMPARED = {"results": SHARED["results"], "grid_file": f"../grids/{GRID}.yaml"}
 DRAWN_IN = {"figures": f"../{FIGURES}"}
 CAPTION = {"caption": grid.get("caption", "")}
 RUN = (
-    "python -m medlib.execute {input.notebook:q} {log.notebook:q} "
+    "python -m medlib.execute {input.notebook:q} {log.notebook:q} --attempt {resources.attempt} "
     "--parameters {params.json:q} --expect {output:q}"
 )
 
 
+def needs(memory, minutes, gpu=0):
+    """What a job declares: MB and minutes (more of both at a second attempt), and GPUs."""
+    declared = {
+        "mem_mb": lambda wildcards, attempt: memory * attempt,
+        "runtime": lambda wildcards, attempt: minutes * attempt,
+        "attempt": lambda wildcards, attempt: attempt,
+    }
+    return declared | ({"gpu": gpu} if gpu else {})
+
+
 def code(notebook):
-    """The modules that a notebook uses. How things are drawn is no reason to train again."""
+    """The modules that a notebook uses. How things are drawn is no reason to train again.
+
+    The table of backbones is not among them: a job depends on its own row alone.
+    """
     modules = execute.sources(f"notebooks/{notebook}.ipynb")[1:]
     shows = int(notebook[:2]) > 5
     drawing = () if shows else ("plots", "passport", "figures", "tables", "diagnostics")
@@ -51,6 +64,11 @@ def packs(sizes):
         for size in sizes
         for interpolation in ("bilinear", "bicubic")
     ]
+
+
+def row(wildcards):
+    """The row of the backbone: another row is another network."""
+    return repr(backbones.get(wildcards.backbone))
 
 
 def weights(wildcards):
@@ -128,6 +146,8 @@ rule prepare:
             image_sizes=grids.image_sizes(grid),
             **grid["prepare"],
         ),
+    resources:
+        **needs(4000, 120),
     shell:
         RUN
 
@@ -149,8 +169,11 @@ rule extract:
             backbone=wildcards.backbone,
             image_size=grid["frozen"]["image_size"],
         ),
+        row=row,
+    resources:
+        **needs(4000, 240, gpu=1),
     shell:
-        RUN
+        RUN + " --gpu 1"
 
 
 rule probe:
@@ -170,6 +193,8 @@ rule probe:
             label_fractions=grids.label_fractions(grid, wildcards.task),
             **settings("frozen", "backbones", "label_fractions", "seeds"),
         ),
+    resources:
+        **needs(4000, 240),
     shell:
         RUN
 
@@ -198,8 +223,11 @@ rule finetune:
             label_fraction=grids.label_fraction(grid, wildcards.task, wildcards.regime),
             **settings(wildcards.regime, "backbones", "label_fraction", "seeds"),
         ),
+        row=row,
+    resources:
+        **needs(4000, 1440, gpu=1),
     shell:
-        RUN
+        RUN + " --gpu 1"
 
 
 rule collect:
@@ -213,6 +241,8 @@ rule collect:
         notebook=f"{RESULTS}/05_collect_results.ipynb",
     params:
         json=parameters(COMPARED, **grid["collect"]),
+    resources:
+        **needs(4000, 60),
     shell:
         RUN
 
@@ -228,6 +258,8 @@ rule compare:
         notebook=f"{RESULTS}/06_compare_backbones.ipynb",
     params:
         json=parameters(COMPARED, **DRAWN_IN, **CAPTION, **grid["collect"]),
+    resources:
+        **needs(4000, 60),
     shell:
         RUN
 
@@ -244,6 +276,8 @@ rule costs:
         notebook=f"{RESULTS}/07_weigh_costs.ipynb",
     params:
         json=parameters(DRAWN_IN, results=SHARED["results"]),
+    resources:
+        **needs(4000, 60),
     shell:
         RUN
 
@@ -261,6 +295,8 @@ rule claims:
         notebook=f"{RESULTS}/08_test_claims.ipynb",
     params:
         json=parameters(COMPARED, **DRAWN_IN, **CAPTION, **grid["collect"]),
+    resources:
+        **needs(4000, 60),
     shell:
         RUN
 
@@ -281,6 +317,8 @@ rule look:
             regime="frozen" if grid["frozen"] else "finetuned",
             **DRAWN_IN,
         ),
+    resources:
+        **needs(4000, 60),
     shell:
         RUN
 

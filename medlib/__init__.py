@@ -19,6 +19,7 @@
 | 2     | `grid`        | a grid file, checked as a whole before anything runs                  |
 | 3     | `compare`     | summary tables with intervals; paired tests, equivalence, ranks       |
 | 3     | `report`      | one HTML page with all figures and tables of a grid                   |
+| 4     | `study`       | a grid from one command: resumed, watched, and what failed            |
 | 3     | `layouts`     | folder layouts of the data sets -> manifest rows                      |
 | 3     | `images`      | decode, resize and pack images and slices into uint8 arrays           |
 | 3     | `passport`    | the split passport: the numbers that all later ones rest on           |

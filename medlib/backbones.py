@@ -1,6 +1,6 @@
 """The table of backbones, and how one is built with its weights checked.
 
-A backbone is one row of :data:`TABLE`. Its key carries its pretraining: ``vit_tiny-imagenet``,
+A backbone is one row of ``backbones.yaml``. Its key carries its pretraining: ``vit_tiny-imagenet``,
 ``dinov2_small``. Every row has a control arm with the same architecture at random
 initialisation: ``vit_tiny-random``, ``dinov2_small-random``.
 """
@@ -13,11 +13,13 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medlib.errors import unknown
+import yaml
+
+from medlib.errors import listed, unknown
 
 # torch and timm take seconds to import: who only reads the table, such as the grid's planner, does
 # not wait for them.
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+TABLE_FILE = Path(__file__).with_name("backbones.yaml")
+EMBEDDINGS = ("gap", "cls", "cls+patches")
 HUB_TIMEOUT = 5  # seconds; a hub that cannot be reached must be an error, soon
 
 
@@ -58,40 +62,30 @@ class Backbone:
     def preprocessing(self) -> dict:
         """Mean and standard deviation (of RGB in 0 … 1), interpolation: timm's own."""
         config = timm_config(self) | self.config
-        return {name: config[name] for name in ("mean", "std", "interpolation")}
+        colours = {name: tuple(config[name]) for name in ("mean", "std")}
+        return colours | {"interpolation": config["interpolation"]}
 
 
-# fmt: off
-TABLE: dict[str, Backbone] = {row.name: row for row in (
-    # name, timm name, pretraining, embedding, licence of the weights
-    # The paper's six.
-    Backbone("vgg16-imagenet", "vgg16.tv_in1k", "imagenet", "gap", "BSD-3-Clause"),
-    Backbone("resnet50-imagenet", "resnet50.tv_in1k", "imagenet", "gap", "BSD-3-Clause"),
-    Backbone("densenet121-imagenet", "densenet121.tv_in1k", "imagenet", "gap", "Apache-2.0"),
-    Backbone("dinov2_small", "vit_small_patch14_dinov2.lvd142m", "dinov2", "cls+patches",
-             "Apache-2.0", patch=14),
-    Backbone("dinov2_base", "vit_base_patch14_dinov2.lvd142m", "dinov2", "cls+patches",
-             "Apache-2.0", patch=14),
-    Backbone("dinov2_large", "vit_large_patch14_dinov2.lvd142m", "dinov2", "cls+patches",
-             "Apache-2.0", patch=14),
-    # Controls: supervised vision transformers, which tell architecture from pretraining.
-    Backbone("vit_tiny-imagenet", "vit_tiny_patch16_224.augreg_in21k_ft_in1k", "imagenet", "cls",
-             "Apache-2.0", patch=16),
-    Backbone("vit_small-imagenet", "vit_small_patch16_224.augreg_in21k_ft_in1k", "imagenet", "cls",
-             "Apache-2.0", patch=16),
-    Backbone("vit_base-imagenet", "vit_base_patch16_224.augreg_in21k_ft_in1k", "imagenet", "cls",
-             "Apache-2.0", patch=16),
-    # TensorFlow's original MobileNetV2: its padding and scaling, batch norm folded into the
-    # convolutions, and no copy on timm's hub.
-    Backbone("mobilenetv2-imagenet", "mobilenetv2_100.tf_in1k", "imagenet", "gap", "Apache-2.0",
-             hub=False, fixed_norm=True, build={"pad_type": "same"},
-             config={"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear"}),
-    # timm's smallest networks: quick enough to fine-tune from scratch on a laptop (the demo grid).
-    Backbone("micro_resnet-imagenet", "test_resnet.r160_in1k", "imagenet", "gap", "Apache-2.0"),
-    Backbone("micro_efficientnet-imagenet", "test_efficientnet.r160_in1k", "imagenet", "gap",
-             "Apache-2.0"),
-)}
-# fmt: on
+def read_table(path: Path = TABLE_FILE) -> dict[str, Backbone]:
+    """The rows of a table of backbones; raises ValueError that lists all that is wrong in it."""
+    table, problems = {}, []
+    known = {field.name: field.default is MISSING and field.default_factory is MISSING
+             for field in fields(Backbone) if field.name != "name"}  # fmt: skip
+    for name, row in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        row = row if isinstance(row, dict) else {}
+        wrong = [f"{name}: {unknown('field', n, list(known))}" for n in row if n not in known]
+        wrong += [f"{name}: {n} is missing" for n, must in known.items() if must and n not in row]
+        if row.get("embedding", "gap") not in EMBEDDINGS:
+            wrong.append(f"{name}: {unknown('embedding', row['embedding'], EMBEDDINGS)}")
+        if not wrong:
+            table[name] = Backbone(name, **row)
+        problems += wrong
+    if problems:
+        raise ValueError(f"{path} cannot be used:\n{listed(problems)}")
+    return table
+
+
+TABLE = read_table()
 
 
 def timm_config(backbone: Backbone) -> dict:
@@ -118,7 +112,7 @@ def get(name: str) -> Backbone:
     for row in TABLE.values():
         if name == _control(row):
             return replace(row, name=name, pretraining="random", fixed_norm=False)
-    way_out = "A new backbone is one row in medlib/backbones.py."
+    way_out = "A new backbone is one row in medlib/backbones.yaml."
     raise ValueError(unknown("backbone", name, names(), way_out))
 
 
@@ -267,7 +261,7 @@ def _load(model: nn.Module, backbone: Backbone, path: Path) -> None:
         raise ValueError(
             f"In {path} batch norm is {'' if folded_norm(model) else 'not '}folded into the "
             f"convolutions: set fixed_norm={folded_norm(model)} in the row of {backbone.name} in "
-            "medlib/backbones.py, so that it is fine-tuned accordingly."
+            "medlib/backbones.yaml, so that it is fine-tuned accordingly."
         )
 
 

@@ -51,12 +51,14 @@ class ExecutionError(RuntimeError):
     """A notebook that was not run, or did not do what was asked of it.
 
     ``cell`` is the number of the code cell that failed, if it was one, ``kind`` the name of its
-    error.
+    error, ``line`` what it says in one line.
     """
 
     def __init__(self, message: str, cell: int | None = None, kind: str = ""):
         super().__init__(message)
         self.cell, self.kind = cell, kind
+        lines = message.splitlines()
+        self.line = lines[1 if cell is not None and len(lines) > 1 else 0]
 
 
 def check_parameters(notebook: Path | str, parameters: dict) -> None:
@@ -283,8 +285,7 @@ def main() -> int:
         threading.Thread(target=_end_with, args=(controller,), daemon=True).start()
     before = failed(arguments.output)
     if arguments.attempt > 1 and before and not before["transient"]:
-        print(f"{before['error']}\nIt would fail again: not tried.", file=sys.stderr)
-        return 1
+        return 1  # as it has said: it would fail again
     try:
         record.unlink(missing_ok=True)
         claim = claim_gpu() if arguments.gpu and controller else None  # held until the end
@@ -297,11 +298,13 @@ def main() -> int:
         print(f"--parameters is not JSON ({error}): {arguments.parameters}", file=sys.stderr)
         return 2
     except ExecutionError as error:
-        print(error, file=sys.stderr)
+        if not controller:  # which says it itself, once
+            print(error, file=sys.stderr)
         from medlib import artifacts  # it brings pandas along, which only here is worth the wait
 
         words = {
             "notebook": str(arguments.notebook), "cell": error.cell, "error": str(error),
+            "line": error.line, "outputs": arguments.expect,
             "transient": error.kind in TRANSIENT, "attempt": arguments.attempt,
         }  # fmt: skip
         try:
@@ -309,7 +312,8 @@ def main() -> int:
         except OSError as full:  # a full disk: the job's failure is still seen by its status
             print(f"{record} cannot be written: {full}", file=sys.stderr)
         return 1
-    print(f"{arguments.notebook.stem}: {seconds:.1f} s -> {arguments.output}")
+    if not controller:
+        print(f"{arguments.notebook.stem}: {seconds:.1f} s -> {arguments.output}")
     return 0
 
 

@@ -8,11 +8,13 @@ names of the notebooks' parameters. Any regime may be left out, or have ``seeds`
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
+import pandas as pd
 import yaml
 
-from medlib import artifacts, backbones, cards
+from medlib import artifacts, backbones, cards, execute
 from medlib.errors import listed, unknown
 
 TRAINING = (
@@ -39,6 +41,7 @@ SETTINGS = {
 }
 FIELDS = ("title", "caption", "data", "tasks", "seeds", *SETTINGS)
 HEADS = ("linear", "knn", "mlp")
+STATES = ("done", "failed", "stale", "missing")
 
 
 def read(path: Path | str) -> dict:
@@ -144,6 +147,54 @@ def fine_tuned(grid: dict, results: Path | str, task: str) -> list[Path]:
         for backbone in grid[regime].get("backbones", ())
         for seed in seeds(grid, regime)
     ]
+
+
+def asks_for(grid: dict, path: Path) -> bool:
+    """Whether a file, relative to the results folder, is of a task and backbone of the grid.
+
+    What an earlier version of the grid has left behind is not.
+    """
+    wanted = {name for regime in artifacts.REGIMES for name in grid[regime].get("backbones", ())}
+    if path.parts[0] in ("runs", "features"):
+        return path.parts[1] in grid["tasks"] and path.parts[2] in wanted
+    return path.parts[0] != "images" or path.parts[1] in grid["tasks"]
+
+
+def states(grid: dict, results: Path | str, planned: Collection[str] = ()) -> pd.DataFrame:
+    """How many runs of each task, backbone and regime are done, failed, stale and missing.
+
+    A run has failed where its own notebook did, or one that it needs. It is stale where it is done,
+    but of another code, data or settings than today's: where its output is in ``planned``, the
+    files that would be made now.
+    """
+    results, planned, known = Path(results), {str(Path(path)) for path in planned}, {}
+    counts: dict = {}
+    for folder in runs(grid, results):
+        task, backbone, arm = (folder.parents[i].name for i in (2, 1, 0))
+        regime = arm.partition("-")[0]
+        job = folder.parents[1] if regime == "frozen" else folder
+        if job not in known:
+            output = job / ("frozen.csv" if regime == "frozen" else "run.json")
+            known[job] = _has_failed(results, task, backbone, job), str(output) in planned
+        failed, stale = known[job]
+        made = (folder / "run.json").is_file()
+        state = "failed" if failed else "missing" if not made else "stale" if stale else "done"
+        cell = counts.setdefault((task, backbone, regime), dict.fromkeys(STATES, 0))
+        cell[state] += 1
+    rows = [dict(zip(("task", "backbone", "regime"), key, strict=True)) | n
+            for key, n in counts.items()]  # fmt: skip
+    return pd.DataFrame(rows, columns=["task", "backbone", "regime", *STATES])
+
+
+def _has_failed(results: Path, task: str, backbone: str, job: Path) -> bool:
+    notebooks = [
+        results / "images" / task / "01_prepare_data.ipynb",
+        artifacts.features_folder(results, task, backbone) / "02_extract_features.ipynb",
+        job / "03_probe_features.ipynb",
+    ]
+    if job.name.startswith("seed"):
+        notebooks[1:] = [job / "04_fine_tune.ipynb"]
+    return any(execute.failure_record(notebook).is_file() for notebook in notebooks)
 
 
 def check_inputs(grid: dict) -> None:

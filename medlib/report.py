@@ -63,24 +63,6 @@ th { border-bottom: 1px solid #222; position: sticky; top: 0; background: #fff }
 """
 
 
-def completeness(grid: dict, results: Path | str) -> pd.DataFrame:
-    """How many runs are complete, of how many: a row a task and backbone, a column a regime."""
-    counts: dict = {}
-    for folder in grids.runs(grid, results):
-        task, backbone, arm = (folder.parents[i].name for i in (2, 1, 0))
-        regime = re.split(r"-", arm)[0]
-        cell = counts.setdefault((task, backbone), {}).setdefault(regime, [0, 0])
-        cell[0] += (folder / "run.json").is_file()
-        cell[1] += 1
-    words = {
-        place: {regime: f"{done} of {asked}" for regime, (done, asked) in found.items()}
-        for place, found in counts.items()
-    }
-    table = pd.DataFrame.from_dict(words, orient="index").fillna("")
-    table.index = pd.MultiIndex.from_tuples(table.index, names=["task", "backbone"])
-    return table
-
-
 def environment(grid: dict, results: Path | str) -> pd.DataFrame:
     """What the complete runs ran with: each value of each field, and in how many runs."""
     rows = []
@@ -100,19 +82,24 @@ def environment(grid: dict, results: Path | str) -> pd.DataFrame:
 def write(grid_file: Path | str, results: Path | str, figures: Path | str) -> Path:
     """Write ``report.html`` into the folder of figures, whole or not at all; returns its path."""
     figures, grid = Path(figures), grids.read(grid_file)
-    done = completeness(grid, results)
-    unfinished = done.map(lambda words: bool(words) and len(set(words.split(" of "))) > 1)
-    whole = not unfinished.to_numpy().any()
-    word = "All runs of the grid are complete." if whole else "<b>The grid is not complete.</b>"
+    states = grids.states(grid, results)
+    counts = states[list(grids.STATES)].sum()
+    whole = counts["done"] == counts.sum()
+    word = "All runs of the grid are complete." if whole else "<b>The grid is not complete:</b> "
+    if not whole:
+        word += ", ".join(f"{n} runs {state}" for state, n in counts.items() if n) + "."
     parts = [f"<h1>{escape(grid['title'])}</h1>", f"<p>{escape(grid.get('caption', ''))}</p>"]
     parts.append(f'<p>{word} <a href="#grid">Which runs there are.</a></p>')
+    if not whole:
+        gaps = states[states["done"] < states[list(grids.STATES)].sum(axis=1)]
+        parts.append(_html_table(gaps, gaps[["failed", "stale", "missing"]] > 0))
     sections = list(_sections(figures))
     links = [f'<a href="#{key}">{escape(heading)}</a>' for key, heading, _ in sections]
     links += ['<a href="#grid">The grid</a>', '<a href="#cite">How to cite</a>']
     parts.append(f"<nav>{' '.join(links)}</nav>")
     parts += [f'<h2 id="{key}">{escape(heading)}</h2>{body}' for key, heading, body in sections]
-    parts.append('<h2 id="grid">The grid</h2><p>Complete runs, of those asked for.</p>')
-    parts.append(_html_table(done.reset_index(), unfinished.reset_index(drop=True)))
+    parts.append('<h2 id="grid">The grid</h2><p>How many runs there are of each cell.</p>')
+    parts.append(_html_table(states, states[["failed", "stale", "missing"]] > 0))
     parts.append("<p>What they ran with.</p>")
     parts.append(_html_table(environment(grid, results)))
     parts.append(f'<h2 id="cite">How to cite</h2>{_citation(grid)}')
@@ -199,7 +186,7 @@ def main() -> int:
         parser.add_argument(name, type=Path)
     options = parser.parse_args()
     try:
-        print(write(options.grid_file, options.results, options.figures))
+        write(options.grid_file, options.results, options.figures)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1

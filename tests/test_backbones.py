@@ -160,7 +160,25 @@ def test_an_unknown_name_is_answered_with_the_nearest_one(name, meant):
     message = refusal(name)
     assert f"Unknown backbone {name!r}. Did you mean {meant!r}?" in message
     assert all(key in message for key in backbones.names())
-    assert "medlib/backbones.py" in message
+    assert "medlib/backbones.yaml" in message
+
+
+def test_a_row_that_cannot_be_is_refused_with_all_that_is_wrong(tmp_path):
+    file = tmp_path / "table.yaml"
+    file.write_text(
+        "a: {timm_name: resnet18.x, pretraining: imagenet, embeding: gap, licence: MIT}\n"
+        "b: {timm_name: resnet18.x, pretraining: imagenet, embedding: token, licence: MIT}\n"
+        "c:\n"
+    )
+    with pytest.raises(ValueError, match="table.yaml cannot be used") as error:
+        backbones.read_table(file)
+    for words in (
+        "a: Unknown field 'embeding'. Did you mean 'embedding'?",
+        "a: embedding is missing",
+        "b: Unknown embedding 'token'",
+        "c: timm_name is missing",
+    ):
+        assert words in str(error.value)
 
 
 # -------------------------------------------------------------------------------- image sizes

@@ -1,8 +1,14 @@
 """medlib.execute refuses what papermill lets pass, and says what to do instead."""
 
+import fcntl
 import json
+import os
+import select
+import shutil
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -87,3 +93,187 @@ def test_sources_follow_imports_from_the_notebook_through_the_modules(repository
     assert names[0] == "04_fine_tune.ipynb"
     assert {"finetune.py", "features.py", "metrics.py", "errors.py"} <= set(names)
     assert not {"probe.py", "compare.py"} & set(names)
+
+
+# ---------------------------------------------------------------------------- failures and attempts
+
+
+def failing(tmp_path, code):
+    """A notebook that does this, and counts in a file how often it was run."""
+    cells = [
+        nbformat.v4.new_code_cell("times: int = 1  # nothing", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("open('runs', 'a').write('x')"),
+        nbformat.v4.new_code_cell(code),
+    ]
+    path = tmp_path / "failing.ipynb"
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+    return path
+
+
+def attempt(notebook, tmp_path, number=1, **environment):
+    output = tmp_path / "executed" / "out.ipynb"
+    command = [sys.executable, "-m", "medlib.execute", notebook, output, "--attempt", str(number),
+               "--expect", "a.csv"]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | environment, timeout=120
+    )
+    return done, execute.failed(output)
+
+
+def test_a_failure_is_recorded_and_what_would_fail_again_is_not_tried_again(tmp_path):
+    notebook = failing(tmp_path, "raise ValueError('no such\\nlabel')")
+    done, record = attempt(notebook, tmp_path)
+    assert done.returncode == 1 and "no such" in done.stderr
+    assert record["line"] == "ValueError: no such" and record["cell"] == 3
+    assert record["outputs"] == ["a.csv"] and not record["transient"]
+    assert attempt(notebook, tmp_path, 2)[0].returncode == 1
+    assert (tmp_path / "runs").read_text() == "x"
+    # A first attempt is made whatever has been: something may have been mended meanwhile.
+    failing(tmp_path, "open('../a.csv', 'w'); import os; os.chdir('..')")
+    done, record = attempt(notebook, tmp_path)
+    assert (tmp_path / "runs").read_text() == "xx"
+    assert record["line"].endswith("ran to its end but did not write:") and record["cell"] is None
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("raise MemoryError('4 GB')", "MemoryError"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "kernel died"),
+    ],
+)
+def test_what_may_go_well_the_next_time_is_tried_again(tmp_path, code, kind):
+    notebook = failing(tmp_path, code)
+    for number in (1, 2):
+        done, record = attempt(notebook, tmp_path, number)
+        assert done.returncode == 1 and kind in record["line"] and record["transient"]
+    assert (tmp_path / "runs").read_text() == "xx"
+
+
+def test_a_success_wipes_the_record_of_the_failure_before_it(notebook, tmp_path):
+    output = tmp_path / "o.ipynb"
+    for flag, expected in ((True, 1), (False, 0)):
+        done = run(notebook, output, "--parameters", json.dumps({"flag": flag}))
+        assert done.returncode == expected
+        assert (execute.failed(output) is not None) == flag
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no small disk can be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_said_so_and_room_is_all_that_it_takes(small_disk, tmp_path):
+    saving = "from medlib import artifacts; artifacts.save_text('disk/kept', '.' * 700_000)"
+    notebook = failing(tmp_path, saving)
+    (small_disk / "other").write_bytes(bytes(600_000))
+    command = [notebook, tmp_path / "o.ipynb", "--expect", small_disk / "kept"]
+    done = run(*command)
+    assert done.returncode == 1
+    assert "is full, or your quota: make room and call the same command again" in done.stderr
+    assert [path.name for path in small_disk.iterdir()] == ["other"]  # no half-written file
+    (small_disk / "other").unlink()
+    assert run(*command).returncode == 0
+    assert (small_disk / "kept").stat().st_size == 700_000
+
+
+def test_a_disk_too_full_for_the_executed_notebook_is_said_so_too(small_disk, tmp_path):
+    notebook = failing(tmp_path, "print('.' * 700_000)")
+    (small_disk / "other").write_bytes(bytes(900_000))
+    done = run(notebook, small_disk / "o.ipynb")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "cannot be written" in done.stderr and "make room" in done.stderr
+
+
+# ------------------------------------------------------------------------- controller and devices
+
+
+def test_a_job_ends_with_its_controller_and_its_kernel_with_it(tmp_path):
+    notebook = failing(tmp_path, "open('pid', 'w').write(str(__import__('os').getpid()))\n"
+                                 "__import__('time').sleep(60)")  # fmt: skip
+    lock = open(tmp_path / "lock", "w")  # noqa: SIM115
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    job = subprocess.Popen(
+        [sys.executable, "-m", "medlib.execute", notebook, tmp_path / "o.ipynb"],
+        env=os.environ | {execute.CONTROLLER: str(tmp_path / "lock")},
+    )
+    end = time.time() + 60
+    while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
+        assert time.time() < end and job.poll() is None
+        time.sleep(0.05)
+    kernel = int((tmp_path / "pid").read_text())
+    lock.close()  # as when its process ends
+    assert job.wait(5) == 1
+    end = time.time() + 10
+    while Path(f"/proc/{kernel}").exists() and "Z" not in state(kernel):
+        assert time.time() < end
+        time.sleep(0.05)
+
+
+def state(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+CLAIM = """
+import os, sys, time
+from medlib import execute
+claim = execute.claim_gpu()
+print(os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("share", "first"), [(1, ["3", "GPU-7"]), (2, ["3", "GPU-7", "3", "GPU-7"])]
+)
+def test_a_gpu_is_one_jobs_alone_until_it_ends_unless_told_to_share(tmp_path, share, first):
+    environment = os.environ | {
+        "CUDA_VISIBLE_DEVICES": "3, GPU-7", "TMPDIR": str(tmp_path),
+        execute.JOBS_PER_GPU: str(share),
+    }  # fmt: skip
+    jobs = []
+
+    def begin():
+        jobs.append(subprocess.Popen([sys.executable, "-c", CLAIM], stdout=subprocess.PIPE,
+                                     env=environment, text=True))  # fmt: skip
+        return jobs[-1].stdout
+
+    try:
+        assert [begin().readline().strip() for _ in first] == first
+        waiting = begin()
+        assert not select.select([waiting], [], [], 2)[0]
+        jobs[1].kill()
+        assert waiting.readline().strip() == "GPU-7"
+    finally:
+        for job in jobs:
+            job.kill()
+            job.wait()
+
+
+def test_a_machine_without_a_gpu_claims_none(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert execute.visible_gpus() == [] and execute.claim_gpu() is None
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", "")
+    assert execute.claim_gpu() is None
+
+
+def test_gpus_are_counted_as_nvidia_smi_lists_them(monkeypatch, tmp_path):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: H100 (UUID: GPU-1)'; echo 'GPU 1: H100 (UUID: GPU-2)'\n"
+                    "echo '  MIG 1g.10gb Device 0'\n")  # fmt: skip
+    tool.chmod(0o755)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert execute.visible_gpus() == ["0", "1"]

@@ -1,0 +1,452 @@
+"""A grid from one command: run it, go on with it, watch it, and see what failed.
+
+    python -m medlib.study run GRID [--only-failed] [snakemake's own options …]
+    python -m medlib.study plan GRID        what would run, and why
+    python -m medlib.study status GRID      what is done, failed, stale and missing
+    python -m medlib.study report GRID      Snakemake's own report of the jobs
+
+Snakemake runs the jobs. What is added here: a run of a grid that is going on already is refused,
+and one that was killed is gone on with; progress is a line now and then; and at the end stand the
+cells that failed, why, and how to run just those again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from snakemake_interface_logger_plugins.base import LogHandlerBase
+from snakemake_interface_logger_plugins.common import LogEvent
+
+from medlib import artifacts, execute, report
+from medlib import grid as grids
+
+LOCK, PROGRESS = "controller.lock", "progress.json"  # in results/<grid>/
+TARGET = "all"  # Snakefile's rule that only names what is wanted: not a job of its own
+# What Snakemake says of a job that failed: the table at the end says it better.
+NOISE = r"RuleException|WorkflowError:\s+At least one job did not|Exiting because a job execution"
+RETRIES = 2  # of what is transient: see `execute`
+COORDINATES = ("task", "backbone", "regime", "labels", "seed")
+
+
+class StudyError(RuntimeError):
+    """A grid that cannot be run now."""
+
+
+# --------------------------------------------------------------------------------------- the lock
+
+
+@contextlib.contextmanager
+def alone(grid: str) -> Iterator[Path]:
+    """Be the one run of this grid; yields the file that is locked.
+
+    The lock is the operating system's own: it ends with the process that holds it, however that
+    ends, so none is ever left behind. Raises StudyError, naming the process that holds it.
+    """
+    path = Path("results") / grid / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        for patience in (True, True, False):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not patience:
+                    raise StudyError(
+                        f"Grid '{grid}' is being run already, by {_holder(path)}. Watch it with: "
+                        f"make status GRID={grid}"
+                    ) from None
+                time.sleep(1)  # the jobs of a run that was killed may be noticing it just now
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.ctime()}\n")
+        file.flush()
+        yield path.resolve()
+
+
+def _holder(path: Path) -> str:
+    return path.read_text(encoding="utf-8").strip() or "another process"
+
+
+def running(grid: str) -> str:
+    """Who runs this grid at the moment; "" for nobody."""
+    path = Path("results") / grid / LOCK
+    if not path.is_file():
+        return ""
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _holder(path)
+    return ""
+
+
+# ------------------------------------------------------------------------------ Snakemake's events
+
+
+class LogHandler(LogHandlerBase):
+    """Snakemake's events, handed on to a function in place of being printed."""
+
+    listener: Callable[[logging.LogRecord], object]
+    writes_to_stream, writes_to_file = True, False
+    has_filter, has_formatter, needs_rulegraph = True, True, False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            type(self).listener(record)
+        except Exception:  # as every handler: what is shown must not end what runs
+            self.handleError(record)
+
+
+def snakemake(listener: Callable[[logging.LogRecord], object], *arguments: str) -> int:
+    """Snakemake's own command line, in this process; returns its exit status."""
+    from snakemake import cli
+    from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
+
+    LogHandler.listener = staticmethod(listener)
+    LoggerPluginRegistry().register_plugin("snakemake_logger_plugin_medlib", sys.modules[__name__])
+    try:
+        cli.main([*arguments, "--logger", "medlib"])
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else bool(end.code)
+    return 0
+
+
+def describe(rule: str, wildcards: dict | None) -> str:
+    """A job in words: "finetune fundus_pm vit_tiny-random seed 0"."""
+    values = {name: str((wildcards or {}).get(name, "")) for name in COORDINATES}
+    if values["regime"]:
+        values["regime"] += values.pop("labels")
+    if values["seed"]:
+        values["seed"] = f"seed {values['seed']}"
+    return " ".join([rule, *filter(None, values.values())])
+
+
+class Watch:
+    """What a run is doing, from Snakemake's events: a line now and then, and a file.
+
+    The lines become rarer the longer it runs: some four hundred in three days.
+    """
+
+    def __init__(self, path: Path | None = None, out=None, clock=time.time):
+        self.path, self.out, self.clock = path, out or sys.stdout, clock
+        self.begun = self.shown = clock()
+        self.jobs: dict[int, dict] = {}  # id -> rule, words, log
+        self.working: dict[int, float] = {}  # id -> since when
+        self.failed: dict[int, dict] = {}
+        self.left: Counter = Counter()  # jobs of each rule that are not done
+        self.took: dict[str, list[float]] = defaultdict(list)
+        self.done, self.total = 0, 0
+        self.lock = threading.RLock()
+
+    def __call__(self, record: logging.LogRecord) -> None:
+        with self.lock:
+            event = getattr(record, "event", None)
+            if event == LogEvent.RUN_INFO and not self.total:
+                self.left = Counter(record.stats)
+                del self.left["total"], self.left[TARGET]
+                self.total = self.left.total()
+                self.say(f"{self.total} jobs to run.")
+            elif event in (LogEvent.JOB_INFO, LogEvent.JOB_ERROR):
+                known = self.jobs.setdefault(record.jobid, {})
+                known |= {"rule": record.rule_name, "log": list(record.log or [])}
+                known.setdefault("words", describe(record.rule_name, None))
+                if event == LogEvent.JOB_INFO:
+                    known["words"] = describe(record.rule_name, record.wildcards)
+                else:
+                    self.working.pop(record.jobid, None)
+                    if record.jobid not in self.failed:
+                        self.failed[record.jobid] = known
+                        self.say(f"failed: {known['words']}: {why(known)[1]}")
+            elif event == LogEvent.JOB_STARTED:
+                for job in record.jobs:
+                    self.working[job] = self.clock()
+            elif event == LogEvent.JOB_FINISHED:
+                self._finished(record.job_id)
+            elif record.levelno >= logging.WARNING and not re.match(NOISE, record.getMessage()):
+                self.say(record.getMessage())
+            if event in (LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.JOB_ERROR):
+                self.show()
+
+    def _finished(self, job: int) -> None:
+        self.failed.pop(job, None)  # it went well at a later attempt
+        rule = self.jobs.get(job, {}).get("rule", "")
+        if rule == TARGET:
+            return
+        self.done += 1
+        self.left[rule] -= 1
+        self.took[rule].append(self.clock() - self.working.pop(job, self.clock()))
+
+    def seconds_left(self) -> float | None:
+        """An estimate: what is left, at each rule's mean duration and today's parallelism."""
+        every = [seconds for took in self.took.values() for seconds in took]
+        if len(every) < 3:
+            return None
+        usual = sum(every) / len(every)
+        mean = {rule: sum(took) / len(took) for rule, took in self.took.items()}
+        now = self.clock()
+        ages = [now - since for since in self.working.values()]
+        work = sum(n * mean.get(rule, usual) for rule, n in self.left.items()) - sum(ages)
+        parallel = (sum(every) + sum(ages)) / max(now - self.begun, 1e-9)
+        return max(work, 0) / max(parallel, 1e-9)
+
+    def summary(self) -> dict:
+        now = self.clock()
+        return {
+            "done": self.done, "failed": len(self.failed), "total": self.total,
+            "seconds_left": self.seconds_left(),
+            "running": [
+                {"job": self.jobs[job]["words"], "seconds": now - since,
+                 "notebook": next(iter(self.jobs[job]["log"]), "")}
+                for job, since in self.working.items() if job in self.jobs
+            ],
+        }  # fmt: skip
+
+    def show(self) -> None:
+        """Say how far it is, if the last time is long enough ago; keep it in the file."""
+        now = self.clock()
+        with self.lock:
+            if not self.total:
+                return
+            if self.path is not None:
+                with contextlib.suppress(OSError):  # a full disk is told by the job that needs it
+                    artifacts.save_json(self.path, self.summary())
+            if now - self.shown >= max(10, 0.02 * (now - self.begun)):
+                self.shown = now
+                self.say(progress_words(self.summary()))
+
+    def say(self, words: str) -> None:
+        print(words, file=self.out, flush=True)
+
+
+def progress_words(now: dict) -> str:
+    """A line: jobs done of all, what is running, and for how long it may go on."""
+    words = f"{now['done']} of {now['total']} jobs ({now['done'] / max(now['total'], 1):.0%})"
+    words += f", {now['failed']} failed" * bool(now["failed"])
+    names = [f"{job['job']} ({duration(job['seconds'])})" for job in now["running"]]
+    if names:
+        rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        words += f" · running: {', '.join(names[:3])}{rest}"
+    if now["seconds_left"] is not None and now["done"] < now["total"]:
+        words += f" · about {duration(now['seconds_left'])} left"
+    return words
+
+
+def duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def why(job: dict) -> tuple[str, str, str]:
+    """Where a job failed, the first line of its error, and its executed notebook."""
+    notebook = next((name for name in job["log"] if name.endswith(".ipynb")), "")
+    found = execute.failed(notebook) if notebook else None
+    if found is None:
+        return "", "it ended without a word: killed, or out of memory?", notebook
+    where = Path(found["notebook"]).name
+    if found["cell"] is not None:
+        where = f"code cell {found['cell']} of {where}"
+    line = found["line"]
+    return where, line if len(line) < 300 else line[:300] + " …", notebook
+
+
+# ------------------------------------------------------------------------------------ the commands
+
+
+def options(grid: str) -> list[str]:
+    return ["--config", f"grid={grid}", "--nolock"]
+
+
+def failed_jobs(grid: dict, results: Path) -> dict[str, dict]:
+    """The failures of the jobs of a grid: executed notebook -> its record."""
+    return {
+        str(record.with_name(record.name.removesuffix(".failure.json") + ".ipynb")): found
+        for record in sorted(results.rglob("*.failure.json"))
+        if (found := json.loads(record.read_text(encoding="utf-8")))
+        and grids.asks_for(grid, record.relative_to(results))
+    }
+
+
+def run(grid: str, arguments: list[str], only_failed: bool = False) -> int:
+    """Run what is not done of a grid; returns 0 where all of it is done.
+
+    ``arguments`` are Snakemake's own. Raises StudyError where it is being run already.
+    """
+    asked, results = grids.read(f"grids/{grid}.yaml"), Path("results") / grid
+    with alone(grid) as lock:
+        if only_failed:
+            known = failed_jobs(asked, results)
+            if not known:
+                print(f"Nothing of grid '{grid}' has failed.")
+                return 0
+            arguments = [*sorted({r["outputs"][0] for r in known.values()}), *arguments]
+        local = not any(a.split("=")[0] in ("--profile", "--executor", "-e") for a in arguments)
+        if local:
+            # Jobs that outlive a killed controller are a cluster's way, not a machine's.
+            os.environ[execute.CONTROLLER] = str(lock)
+            arguments = ["--retries", str(RETRIES), *arguments, "--resources", *_machine()]
+        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        watch, over = Watch(results / PROGRESS), threading.Event()
+        alive = threading.Thread(target=_tick, args=(watch, over), daemon=True)
+        alive.start()
+        status = snakemake(
+            watch, *options(grid), "--rerun-incomplete", "--keep-going", *arguments
+        )  # fmt: skip
+        over.set()
+        (results / PROGRESS).unlink(missing_ok=True)
+    if status:
+        print(_failures(grid, watch))
+        with contextlib.suppress(ValueError, OSError):
+            report.write(f"grids/{grid}.yaml", results, Path("figures") / grid)
+    elif not watch.total:
+        print(f"Nothing to be done: grid '{grid}' is complete.")
+    return status
+
+
+def _tick(watch: Watch, over: threading.Event) -> None:
+    while not over.wait(5):
+        watch.show()
+
+
+def _machine() -> list[str]:
+    """What this machine has of what jobs declare: memory in MB, and GPUs, if any."""
+    import psutil
+
+    found = [f"mem_mb={psutil.virtual_memory().total // 2**20}"]
+    if devices := execute.visible_gpus():
+        found.append(f"gpu={len(devices) * int(os.environ.get(execute.JOBS_PER_GPU) or 1)}")
+    return found
+
+
+def _failures(grid: str, watch: Watch) -> str:
+    """The table of what failed, and how to go on."""
+    lines = []
+    for job in watch.failed.values():
+        where, line, notebook = why(job)
+        lines += [f"- {job['words']}", f"    {where + ': ' if where else ''}{line}"]
+        lines += [f"    the executed notebook: {notebook}"] * bool(notebook)
+    if not lines:
+        return f"Grid '{grid}' stopped before it was done."
+    waiting = watch.total - watch.done - len(watch.failed)
+    head = f"{len(watch.failed)} of {watch.total} jobs failed"
+    head += f"; {waiting} that need them, or were left, were not run" * (waiting > 0)
+    again = f"Just these again: make study GRID={grid} ONLY=failed"
+    return "\n".join([f"{head}:", *lines, again])
+
+
+# Snakemake's reasons -> ours; the first that fits. What names a file is kept with its name.
+REASONS = (
+    (r"Incomplete output files", "was interrupted"),
+    (r"Updated input files: (.+)", r"changed: \1"),
+    (r"Params have changed", "its settings have changed"),
+    (r"Set of input files has changed", "its set of inputs has changed"),
+    (r"Code has changed", "its rule in the Snakefile has changed"),
+    (r"Missing output files", "not made yet"),
+    (r"Input files updated by another job", "follows from the jobs above"),
+    (r"Forced execution", "asked for"),
+)
+
+
+def reason(words: str) -> str:
+    """Snakemake's reason for a job, in fewer words."""
+    parts = words.split("; ")
+    for pattern, ours in REASONS:
+        for part in parts:
+            if found := re.match(pattern, part):
+                return found.expand(ours)
+    return words
+
+
+def planned(grid: str, arguments: list[str] | tuple = ()) -> list[dict]:
+    """The jobs that would run now: rule, words, outputs, reason. Raises StudyError."""
+    jobs, errors = [], []
+
+    def listen(record: logging.LogRecord) -> None:
+        if getattr(record, "event", None) == LogEvent.JOB_INFO and record.rule_name != TARGET:
+            jobs.append({
+                "rule": record.rule_name, "words": describe(record.rule_name, record.wildcards),
+                "outputs": list(record.output), "reason": reason(record.reason),
+            })  # fmt: skip
+        elif record.levelno >= logging.ERROR:
+            errors.append(record.getMessage())
+
+    if snakemake(listen, *options(grid), "--dry-run", *arguments):
+        raise StudyError("\n".join(errors))
+    return jobs
+
+
+def plan(grid: str, arguments: list[str]) -> int:
+    """Print what would run and why, grouped."""
+    jobs = planned(grid, arguments)
+    if not jobs:
+        print(f"Nothing would run: grid '{grid}' is complete.")
+        return 0
+    groups: dict = defaultdict(list)
+    for job in jobs:
+        groups[job["rule"], job["reason"]].append(job["words"])
+    width = max(len(rule) for rule, _ in groups)
+    print(f"{len(jobs)} jobs would run:")
+    for (rule, because), words in groups.items():
+        names = "" if because == "not made yet" or len(words) > 3 else f" ({', '.join(words)})"
+        print(f"{len(words):6d} × {rule:{width}s}  {because}{names}")
+    return 0
+
+
+def status(grid: str) -> int:
+    """Print what is done, failed, stale and missing, and what is running."""
+    asked, results = grids.read(f"grids/{grid}.yaml"), Path("results") / grid
+    if holder := running(grid):
+        print(f"Being run by {holder}.")
+        with contextlib.suppress(OSError, ValueError):
+            now = artifacts.read_json(results / PROGRESS)
+            print(progress_words(now))
+            for job in now["running"]:
+                print(f"    {job['job']}: {job['notebook']}")
+    stale = {path for job in planned(grid) for path in job["outputs"]}
+    states = grids.states(asked, results, stale)
+    print(states.to_string(index=False))
+    total = states[list(grids.STATES)].sum()
+    print(", ".join(f"{total[state]} {state}" for state in grids.STATES))
+    for notebook, record in failed_jobs(asked, results).items():
+        print(f"failed: {record['line']}\n    the executed notebook: {notebook}")
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("command", choices=("run", "plan", "status", "report"))
+    parser.add_argument("grid", help="a file in grids/, without .yaml")
+    parser.add_argument("--only-failed", action="store_true", help="run what has failed, no more")
+    known, rest = parser.parse_known_args()
+    try:
+        if known.command == "run":
+            return run(known.grid, rest, known.only_failed)
+        if known.command == "plan":
+            return plan(known.grid, rest)
+        if known.command == "status":
+            return status(known.grid)
+        return snakemake(
+            Watch(), *options(known.grid), "--report",
+            f"figures/{known.grid}/snakemake_report.html", *rest,
+        )  # fmt: skip
+    except (StudyError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
