@@ -13,6 +13,7 @@ CORES ?= all
 PROFILE ?=
 ONLY ?=
 JOBS_PER_GPU ?= 1
+export GRID
 PYTHON ?= python3
 
 BIN := .venv/bin
@@ -36,7 +37,7 @@ BENCHMARKS = bootstrap decode extraction finetuning frozen_study memory probes
 DRAWING = collect compare costs claims look write_report
 
 STUDY = python -m medlib.study
-RUN = $(STUDY) run $(GRID) --cores $(CORES) $(if $(PROFILE),--profile profiles/$(PROFILE)) \
+RUN = $(STUDY) run "$$GRID" --cores $(CORES) $(if $(PROFILE),--profile profiles/$(PROFILE)) \
 	$(if $(filter failed,$(ONLY)),--only-failed)
 SINCE = $$(( ($$(date +%s) - start) / 60 )) min $$(( ($$(date +%s) - start) % 60 )) s
 
@@ -55,22 +56,22 @@ $(READY): requirements.txt pyproject.toml
 		&& touch $@ && echo "Installed in $(SINCE)."
 
 study: $(READY)
-	echo "Running grid '$(GRID)': what is already there is kept. demo takes 8 to 15 minutes on two cores."
+	echo "Running grid '$$GRID': what is already there is kept. demo takes 8 to 15 minutes on two cores."
 	start=$$(date +%s); \
 	if $(RUN); then \
-		echo "Grid '$(GRID)' is complete, after $(SINCE)."; \
-		echo "All its figures and tables, and a page that holds them: figures/$(GRID)/report.html"; \
+		echo "Grid '$$GRID' is complete, after $(SINCE)."; \
+		echo "All its figures and tables, and a page that holds them: figures/$$GRID/report.html"; \
 	else \
-		echo "Grid '$(GRID)' is not complete, after $(SINCE); what ran is kept, and the same command goes on."; exit 1; \
+		echo "Grid '$$GRID' is not complete, after $(SINCE); what ran is kept, and the same command goes on."; exit 1; \
 	fi
 
 plan status report: $(READY)
-	$(STUDY) $@ $(GRID)
+	$(STUDY) $@ "$$GRID"
 
 figures: $(READY)
-	echo "Drawing figures/$(GRID) again from results/$(GRID)."
+	echo "Drawing figures/$$GRID again from results/$$GRID."
 	$(RUN) --allowed-rules all $(DRAWING) --forcerun $(DRAWING)
-	echo "All figures and tables, and a page that holds them: figures/$(GRID)/report.html"
+	echo "All figures and tables, and a page that holds them: figures/$$GRID/report.html"
 
 test: $(READY)
 	start=$$(date +%s); echo "Lint, then tests: 4 to 12 minutes on two cores."; \

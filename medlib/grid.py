@@ -8,7 +8,8 @@ names of the notebooks' parameters. Any regime may be left out, or have ``seeds`
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -41,6 +42,8 @@ SETTINGS = {
 }
 FIELDS = ("title", "caption", "data", "tasks", "seeds", *SETTINGS)
 HEADS = ("linear", "knn", "mlp")
+# What may be part of a path, of a rule's name and of a command, as it is.
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 STATES = ("done", "failed", "stale", "missing")
 
 
@@ -48,8 +51,8 @@ def read(path: Path | str) -> dict:
     """Read and check a grid file.
 
     ``label_fraction`` of a trained regime may be one number or a mapping of tasks to numbers.
-    Raises ValueError that lists every unknown field, task, backbone and head, and every backbone
-    that does not fit its image size.
+    Raises ValueError that lists every unknown field, task, backbone and head, every name that
+    cannot be part of a path, and every backbone that does not fit its image size.
     """
     path = Path(path)
     if not path.is_file():
@@ -57,6 +60,7 @@ def read(path: Path | str) -> dict:
         raise ValueError(unknown("grid", path.stem, grids, f"A grid is a file in {path.parent}/."))
     grid = yaml.safe_load(path.read_text(encoding="utf-8"))
     problems = [unknown("field", name, FIELDS) for name in grid if name not in FIELDS]
+    problems += _name_problems([path.stem, *(grid.get("tasks") or ())])
     problems += [f"{n} is missing" for n in ("title", "data", "tasks", "seeds") if not grid.get(n)]
     for part, names in SETTINGS.items():
         grid.setdefault(part, {})
@@ -74,12 +78,22 @@ def read(path: Path | str) -> dict:
     return grid
 
 
+def _name_problems(names: Iterable) -> list[str]:
+    """Names become paths and wildcards: other signs in them would be read as something else."""
+    return [
+        f"{name!r} cannot be a name: letters, digits and _ . + - only, and none of . + - in front"
+        for name in names
+        if not NAME.fullmatch(str(name))
+    ]
+
+
 def _regime_problems(regime: str, grid: dict) -> list[str]:
     settings = grid[regime]
     if not settings:
         return []
     required = ["backbones", "image_size"] + ["heads"] * (regime == "frozen")
     problems = [f"{regime}: {name} is missing" for name in required if not settings.get(name)]
+    problems += _name_problems(settings.get("backbones") or ())
     for name in settings.get("backbones") or ():
         try:
             backbones.check_image_size(backbones.get(name), settings.get("image_size") or 224)

@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from sklearn.model_selection import StratifiedGroupKFold
 
 from medlib import artifacts, cards
 from medlib.cards import Card
@@ -419,6 +418,9 @@ def _folds(
             f"{task}: {n_folds} folds need at least {n_folds} patients of each class; too few: "
             + ", ".join(f"{label} has {n}" for label, n in short.items())
         )
+    # Here, not above: it takes a second or more to import, and only notebook 01 divides patients.
+    from sklearn.model_selection import StratifiedGroupKFold
+
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     folds = pd.Series(-1, index=rows.index)
     parts = splitter.split(rows["sample_id"], rows["label"], _groups(rows, pairs))

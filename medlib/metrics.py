@@ -19,7 +19,7 @@ from threading import Lock
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from medlib.errors import unknown
 
@@ -482,9 +482,9 @@ def bca_interval(
     apart = left_out.mean() - left_out
     spread = (apart**2).sum()
     acceleration = (apart**3).sum() / (6 * spread**1.5) if spread > 0 else 0.0
-    bias = stats.norm.ppf(below)
-    wanted = bias + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
-    low, high = np.quantile(values, stats.norm.cdf(bias + wanted / (1 - acceleration * wanted)))
+    bias = special.ndtri(below)
+    wanted = bias + special.ndtri([(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values, special.ndtr(bias + wanted / (1 - acceleration * wanted)))
     return float(low), float(high)
 
 

@@ -271,8 +271,8 @@ def test_a_machine_without_a_gpu_claims_none(monkeypatch):
 
 def test_gpus_are_counted_as_nvidia_smi_lists_them(monkeypatch, tmp_path):
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'GPU 0: H100 (UUID: GPU-1)'; echo 'GPU 1: H100 (UUID: GPU-2)'\n"
-                    "echo '  MIG 1g.10gb Device 0'\n")  # fmt: skip
+    listing = "GPU 0: H100 (UUID: GPU-1)\nGPU 1: H100 (UUID: GPU-2)\n  MIG 1g.10gb Device 0"
+    tool.write_text(f"#!/bin/sh\necho '{listing}'\n")
     tool.chmod(0o755)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")

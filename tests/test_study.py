@@ -1,6 +1,11 @@
 """A small grid through `make study`'s command, on a copy of the repository: it runs, resumes, fails
 well, and runs again exactly what has changed."""
 
+import ast
+import io
+import itertools
+import json
+import logging
 import os
 import random
 import shutil
@@ -10,13 +15,19 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
+from snakemake_interface_logger_plugins.common import LogEvent
+
+from medlib import grid as grids
+from medlib import study as study_module
 
 SMALL = {
     "title": "one task, one backbone",
-    "caption": "phantoms",
+    "caption": "Phantoms; 'quoted' \"twice\" `touch pwned` $(touch pwned) {wildcards.task}\n& more",
     "data": "phantoms",
     "tasks": ["fundus_pm"],
     "seeds": [0],
@@ -30,6 +41,18 @@ CELL = Path("results/small/runs/fundus_pm/micro_resnet-random")
 FROZEN, TUNED = CELL / "frozen.csv", CELL / "finetuned" / "seed0" / "run.json"
 SUMMARY = Path("results/small/summary.csv")
 DRAWING = {"compare", "costs", "claims", "look", "write_report"}
+# What every process of a study does first: tell of whom it would call.
+NO_NETWORK = """
+import socket
+from pathlib import Path
+connect = socket.socket.connect
+def told(self, address):
+    if self.family != socket.AF_UNIX and not str(address[0]).startswith(("127.", "::1", "local")):
+        with open(Path(__file__).with_name("calls.log"), "a") as file:
+            print(address, file=file)
+    return connect(self, address)
+socket.socket.connect = told
+"""
 # 20 for the whole test: MEDLIB_KILLS=20 pytest tests/test_study.py -k killed
 KILLS = int(os.environ.get("MEDLIB_KILLS", "3"))
 
@@ -46,6 +69,7 @@ class Study:
         shutil.copy(repository / "Snakefile", folder)
         (folder / "grids").mkdir()
         self.grid(grid)
+        (folder / "sitecustomize.py").write_text(NO_NETWORK)
         self.environment = os.environ | {"PYTHONPATH": str(folder)} | environment
 
     def grid(self, grid):
@@ -133,6 +157,21 @@ def test_a_grid_runs_to_its_figures_and_a_second_call_runs_nothing(finished):
     assert not list(folder.rglob("checkpoint.safetensors"))
     # Progress is a line now and then, not Snakemake's pages.
     assert "12 jobs to run." in said and len(said.splitlines()) < 60
+
+
+def test_nothing_of_a_grid_reaches_a_shell_and_nobody_is_called(finished):
+    assert not list(finished.folder.parent.rglob("pwned"))
+    assert not (finished.folder / "calls.log").exists()
+    table = (finished.folder / "figures/small/main_table.md").read_text(encoding="utf-8")
+    assert "$(touch pwned) {wildcards.task}" in table
+
+
+def test_what_a_study_calls_is_noticed(finished):
+    code = "import socket; socket.create_connection(('192.0.2.1', 9), 0.1)"
+    subprocess.run([sys.executable, "-c", code], env=finished.environment, capture_output=True)
+    log = finished.folder / "calls.log"
+    assert "192.0.2.1" in log.read_text()
+    log.unlink()
 
 
 def test_the_state_of_a_complete_grid_is_told(finished):
@@ -359,3 +398,147 @@ def test_an_unknown_grid_and_a_broken_one_are_one_message(repository, tmp_path):
         status, said = study.call(command)
         assert status == 1 and "Unknown task 'fundus'. Did you mean 'fundus_pm'?" in said
         assert "Traceback" not in said
+
+
+def test_no_name_of_a_file_reaches_a_shell(repository, tmp_path):
+    """Classes, patients and images of a folder with names that a shell would take for more."""
+    data = tmp_path / "my data $(touch pwned)"
+    rng = np.random.default_rng(0)
+    names = ["a b", "it's", '"q"', "$(touch pwned)", "`touch pwned`", "new\nline",
+             "semi;touch pwned", "{task}", "-x", "é%s"]  # fmt: skip
+    for name in names:
+        for label in ("the well & good", "ill $(touch pwned)"):
+            image = Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8))
+            (data / "odd set" / label).mkdir(parents=True, exist_ok=True)
+            image.save(data / "odd set" / label / f"{name}-{label[0]}.png")
+    grid = SMALL | {"tasks": ["odd"], "data": "real", "prepare": {}}
+    study = Study(repository, tmp_path / "copy", grid, MEDLIB_DATA=str(data))
+    card = {
+        "title": "Odd; $(touch pwned)", "modality": "`touch pwned`", "folder": "odd set",
+        "classes": ["the well & good", "ill $(touch pwned)"], "layout": "folder_per_class",
+        "licence": "none", "citation": "'none'", "source": '"none"',
+    }  # fmt: skip
+    (study.folder / "data_manifests" / "odd.yaml").write_text(yaml.safe_dump(card))
+    status, said = study.call("run", "results/small/manifests/odd.csv")
+    assert status == 0, said
+    rows = pd.read_csv(study.folder / "results/small/manifests/odd.csv", keep_default_na=False)
+    assert (
+        len(rows) == 2 * len(names)
+        and rows["path"].str.contains("$(touch pwned)", regex=False).any()
+    )
+    assert not list(tmp_path.rglob("pwned"))
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "a'b", "$(touch pwned)", "a\nb", "a;b", "{task}", "-a", "..", "a/b"]
+)
+def test_names_that_become_paths_are_plain(repository, tmp_path, name):
+    file = tmp_path / "small.yaml"
+    broken = SMALL | {"tasks": [name], "frozen": SMALL["frozen"] | {"backbones": [name]}}
+    file.write_text(yaml.safe_dump(broken))
+    with pytest.raises(ValueError) as error:
+        grids.read(file)
+    assert str(error.value).count("cannot be a name: letters, digits") == 2
+
+
+def test_nothing_that_is_read_can_run(repository):
+    """No pickle, no evaluated text, no shell, no archive unpacked to where its names point."""
+    banned = {"pickle", "joblib", "dill", "shelve", "marshal", "read_pickle", "torch.load",
+              "extractall", "unpack_archive", "eval", "exec", "os.system", "os.popen",
+              "yaml.load", "shell", "allow_pickle"}  # fmt: skip
+    sources = [path.read_text("utf-8") for path in (repository / "medlib").glob("*.py")]
+    for notebook in (repository / "notebooks").glob("*.ipynb"):
+        cells = json.loads(notebook.read_text("utf-8"))["cells"]
+        sources += ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    found = set()
+    for node in itertools.chain(*(ast.walk(ast.parse(source)) for source in sources)):
+        if isinstance(node, ast.Attribute):
+            found |= {ast.unparse(node)} | ({node.attr} - {"eval"})  # a network's eval() is another
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.name for alias in node.names} | {getattr(node, "module", None)}
+        else:
+            found |= {getattr(node, "id", None), getattr(node, "arg", None)}
+    assert not found & banned
+
+
+# -------------------------------------------------------------------------------------- the watch
+
+
+def event(kind, **values):
+    record = logging.LogRecord("snakemake", logging.INFO, "", 0, values.pop("msg", ""), (), None)
+    record.__dict__.update(values, event=kind)
+    return record
+
+
+def job(number, rule="probe", **wildcards):
+    return event(
+        LogEvent.JOB_INFO, jobid=number, rule_name=rule, wildcards=wildcards, log=["n.ipynb"]
+    )
+
+
+def test_progress_tells_what_is_done_what_runs_and_for_how_long_it_may_go_on():
+    clock, out = [0.0], io.StringIO()
+    watch = study_module.Watch(out=out, clock=lambda: clock[0])
+    watch(event(LogEvent.RUN_INFO, stats={"probe": 8, "finetune": 2, "all": 1, "total": 11}))
+    for number in range(3):  # two at a time, ten seconds each
+        watch(event(LogEvent.JOB_STARTED, jobs=[2 * number, 2 * number + 1]))
+        for one in (2 * number, 2 * number + 1):
+            watch(job(one, task=f"t{one}"))
+        clock[0] += 10
+        for one in (2 * number, 2 * number + 1):
+            watch(event(LogEvent.JOB_FINISHED, job_id=one))
+    watch(event(LogEvent.JOB_STARTED, jobs=[6, 7]))
+    watch(job(6, "finetune", task="t", backbone="b", regime="lora", labels="-fraction0.5", seed=3))
+    clock[0] += 5
+    now = watch.summary()
+    assert (now["done"], now["failed"], now["total"]) == (6, 0, 10)
+    assert [one["job"] for one in now["running"]] == ["finetune t b lora-fraction0.5 seed 3"]
+    # Four are left, of ten seconds each, two at a time; two of them have run for five seconds.
+    assert now["seconds_left"] == pytest.approx((4 * 10 - 2 * 5) / ((60 + 10) / 35))
+    words = study_module.progress_words(now)
+    assert words.startswith(
+        "6 of 10 jobs (60%) · running: finetune t b lora-fraction0.5 seed 3 (5 s)"
+    )
+    assert words.endswith("about 15 s left")
+
+
+def test_a_job_that_went_well_at_a_second_attempt_has_not_failed():
+    out = io.StringIO()
+    watch = study_module.Watch(out=out, clock=lambda: 0.0)
+    watch(event(LogEvent.RUN_INFO, stats={"probe": 2, "total": 2}))
+    for number in (1, 2):
+        watch(event(LogEvent.JOB_STARTED, jobs=[number]))
+        watch(job(number, task=f"t{number}"))
+        watch(event(LogEvent.JOB_ERROR, jobid=number, rule_name="probe", log=["n.ipynb"]))
+    watch(event(LogEvent.JOB_STARTED, jobs=[1]))
+    watch(event(LogEvent.JOB_FINISHED, job_id=1))
+    assert [one["words"] for one in watch.failed.values()] == ["probe t2"]
+    assert "it ended without a word: killed, or out of memory?" in out.getvalue()
+
+
+def test_three_days_of_progress_are_some_hundred_lines():
+    clock, out = [0.0], io.StringIO()
+    watch = study_module.Watch(out=out, clock=lambda: clock[0])
+    watch(event(LogEvent.RUN_INFO, stats={"probe": 9000, "total": 9000}))
+    for number in range(9000):
+        watch(event(LogEvent.JOB_STARTED, jobs=[number]))
+        watch(job(number, task="t"))
+        clock[0] += 3 * 24 * 3600 / 9000
+        watch(event(LogEvent.JOB_FINISHED, job_id=number))
+    assert 100 < len(out.getvalue().splitlines()) < 500
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("Missing output files: a, b", "not made yet"),
+        ("Missing output files: a; Input files updated by another job: c", "not made yet"),
+        ("Updated input files: medlib/probe.py; Input files updated by another job: c",
+         "changed: medlib/probe.py"),
+        ("Input files updated by another job: c", "follows from the jobs above"),
+        ("Params have changed since last execution: a -> b", "its settings have changed"),
+        ("Something new", "Something new"),
+    ],
+)  # fmt: skip
+def test_reasons_are_told_in_few_words(theirs, ours):
+    assert study_module.reason(theirs) == ours
