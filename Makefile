@@ -77,6 +77,10 @@ test: $(READY)
 	start=$$(date +%s); echo "Lint, then tests: 4 to 12 minutes on two cores."; \
 	ruff check . && ruff format --check . && pytest -q -n auto --dist loadgroup && echo "Tests passed in $(SINCE)."
 
+test-slurm: $(READY)
+	echo "A slice of a grid through a real Slurm of one node: 3 to 6 minutes on two cores."
+	python tests/slurm_node.py
+
 lab: $(READY)
 	jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/01_prepare_data.ipynb
 
