@@ -88,12 +88,12 @@ def tail(path: Path, lines: int = 40) -> str:
 
 
 def wait_for(what: str, done: Callable[[], bool], seconds: float, log: Path) -> None:
-    """Look twice a second; raise Failure with the end of the log when time is over."""
+    """Look once a second; raise Failure with the end of the log when time is over."""
     end = time.monotonic() + seconds
     while not done():
         if time.monotonic() > end:
             raise Failure(f"Waited {seconds:.0f} s for {what}.\n{tail(log)}")
-        time.sleep(0.5)
+        time.sleep(1)
 
 
 def obstacles() -> str:
@@ -284,8 +284,12 @@ def submitted(log: Path) -> list[str]:
 
 
 def check(holds: bool, message: str, log: Path) -> None:
+    """Raise Failure with the end of Snakemake's log, and of the newest log that a job left."""
     if not holds:
-        raise Failure(f"{message}\n{tail(log)}")
+        # The plugin keeps the logs of jobs that failed; why they did stands there alone.
+        kept = [*(log.parent / ".snakemake" / "slurm_logs").rglob("*.log")]
+        newest = sorted(kept, key=lambda path: path.stat().st_mtime)[-1:]
+        raise Failure("\n\n".join([message, *map(tail, [log, *newest])]))
 
 
 def study(work: Path, limit: float) -> None:
@@ -363,7 +367,7 @@ def study(work: Path, limit: float) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--keep", action="store_true", help="keep the folder, whose name it prints")
-    parser.add_argument("--limit", type=float, default=600, help="seconds that a run may take")
+    parser.add_argument("--limit", type=float, default=900, help="seconds that a step may take")
     arguments = parser.parse_args()
     if why := obstacles():
         print(why, file=sys.stderr)
