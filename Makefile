@@ -1,4 +1,4 @@
-# make study · plan · status · report · figures · test · lab · bench. Each sets up what it needs, once.
+# make study · plan · status · report · figures · lab · test · bench. Each sets up what it needs, once.
 #
 #   make study                                     the demo grid, on phantoms
 #   make study GRID=pocket DATA=folder WEIGHTS=folder
@@ -37,11 +37,12 @@ BENCHMARKS = bootstrap decode extraction finetuning frozen_study memory probes
 DRAWING = collect compare costs claims look write_report
 
 STUDY = python -m medlib.study
-RUN = $(STUDY) run "$$GRID" --cores $(CORES) $(if $(PROFILE),--profile profiles/$(PROFILE)) \
+# With a profile, jobs have machines of their own: the cores of this one are no limit.
+RUN = $(STUDY) run "$$GRID" $(if $(PROFILE),--profile profiles/$(PROFILE),--cores $(CORES)) \
 	$(if $(filter failed,$(ONLY)),--only-failed)
 SINCE = $$(( ($$(date +%s) - start) / 60 )) min $$(( ($$(date +%s) - start) % 60 )) s
 
-.PHONY: study plan status report figures test lab bench
+.PHONY: study plan status report figures lab test test-slurm test-kill bench
 .DEFAULT_GOAL := help
 .SILENT:
 
@@ -76,6 +77,10 @@ figures: $(READY)
 test: $(READY)
 	start=$$(date +%s); echo "Lint, then tests: 4 to 12 minutes on two cores."; \
 	ruff check . && ruff format --check . && pytest -q -n auto --dist loadgroup && echo "Tests passed in $(SINCE)."
+
+test-kill: $(READY)
+	echo "A small grid, killed at 20 random moments: 10 to 20 minutes on two cores."
+	MEDLIB_KILLS=20 pytest -q -s tests/test_study.py -k killed_at_any_moment
 
 test-slurm: $(READY)
 	echo "A slice of a grid through a real Slurm of one node: 3 to 6 minutes on two cores."

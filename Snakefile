@@ -107,6 +107,11 @@ def shown(rule):
     ]
 
 
+def reported(rule):
+    """The same as outputs, the figures for Snakemake's report as well."""
+    return [name if not name.endswith(".png") else report(name, category=rule) for name in shown(rule)]
+
+
 def finished(task=None):
     """The files that say that runs are complete: of one task, or of all."""
     tasks = [task] if task else TASKS
@@ -253,7 +258,7 @@ rule compare:
         notebook="notebooks/06_compare_backbones.ipynb",
         code=code("06_compare_backbones"),
     output:
-        shown("compare"),
+        reported("compare"),
     log:
         notebook=f"{RESULTS}/06_compare_backbones.ipynb",
     params:
@@ -271,7 +276,7 @@ rule costs:
         notebook="notebooks/07_weigh_costs.ipynb",
         code=code("07_weigh_costs"),
     output:
-        shown("costs"),
+        reported("costs"),
     log:
         notebook=f"{RESULTS}/07_weigh_costs.ipynb",
     params:
@@ -289,7 +294,7 @@ rule claims:
         notebook="notebooks/08_test_claims.ipynb",
         code=code("08_test_claims"),
     output:
-        shown("claims"),
+        reported("claims"),
         f"{RESULTS}/differences.csv",
     log:
         notebook=f"{RESULTS}/08_test_claims.ipynb",
@@ -307,7 +312,7 @@ rule look:
         notebook="notebooks/09_look_closer.ipynb",
         code=code("09_look_closer"),
     output:
-        shown("look"),
+        reported("look"),
     log:
         notebook=f"{RESULTS}/09_look_closer_{{task}}.ipynb",
     params:

@@ -401,12 +401,13 @@ def plan(grid: str, arguments: list[str]) -> int:
     width = max(len(rule) for rule, _ in groups)
     print(f"{len(jobs)} jobs would run:")
     for (rule, because), words in groups.items():
-        names = "" if because == "not made yet" or len(words) > 3 else f" ({', '.join(words)})"
+        few = len(words) <= 3 and because not in (REASONS[5][1], REASONS[6][1])
+        names = f" ({', '.join(words)})" if few else ""
         print(f"{len(words):6d} × {rule:{width}s}  {because}{names}")
     return 0
 
 
-def status(grid: str) -> int:
+def show_status(grid: str) -> int:
     """Print what is done, failed, stale and missing, and what is running."""
     asked, results = grids.read(f"grids/{grid}.yaml"), Path("results") / grid
     if holder := running(grid):
@@ -438,11 +439,13 @@ def main() -> int:
         if known.command == "plan":
             return plan(known.grid, rest)
         if known.command == "status":
-            return status(known.grid)
-        return snakemake(
-            Watch(), *options(known.grid), "--report",
-            f"figures/{known.grid}/snakemake_report.html", *rest,
-        )  # fmt: skip
+            return show_status(known.grid)
+        grids.read(f"grids/{known.grid}.yaml")
+        page = f"figures/{known.grid}/snakemake_report.html"
+        status = snakemake(Watch(), *options(known.grid), "--report", page, *rest)
+        if not status:
+            print(f"What ran, when and from what: {page}")
+        return status
     except (StudyError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -262,10 +262,9 @@ def use(profile: Path) -> None:
     profile.write_text(text, encoding="utf-8")
 
 
-def start(work: Path, log: Path, *options: str) -> subprocess.Popen:
+def start(work: Path, log: Path) -> subprocess.Popen:
     command = [
-        sys.executable, "-m", "snakemake", TARGET, "--config", "grid=small",
-        "--profile", "profiles/slurm", "--rerun-incomplete", "--keep-going", *options,
+        sys.executable, "-m", "medlib.study", "run", "small", "--profile", "profiles/slurm", TARGET
     ]  # fmt: skip
     with log.open("wb") as output:
         return subprocess.Popen(
@@ -274,13 +273,20 @@ def start(work: Path, log: Path, *options: str) -> subprocess.Popen:
         )  # fmt: skip
 
 
+def snakemakes(log: Path) -> str:
+    """What Snakemake itself has written in the run of that log, the first or the second."""
+    written = sorted((log.parent / ".snakemake" / "log").glob("*.log"))
+    number = ["first.log", "second.log"].index(log.name)
+    return written[number].read_text(encoding="utf-8") if number < len(written) else ""
+
+
 def finished(log: Path) -> list[str]:
     """The rules of the jobs that Snakemake has seen end well, in order."""
-    return re.findall(r"^Finished jobid: \d+ \(Rule: (\w+)\)", log.read_text(), re.MULTILINE)
+    return re.findall(r"^Finished jobid: \d+ \(Rule: (\w+)\)", snakemakes(log), re.MULTILINE)
 
 
 def submitted(log: Path) -> list[str]:
-    return re.findall(r"submitted with SLURM jobid (\d+)", log.read_text())
+    return re.findall(r"submitted with SLURM jobid (\d+)", snakemakes(log))
 
 
 def check(holds: bool, message: str, log: Path) -> None:
@@ -325,9 +331,7 @@ def study(work: Path, limit: float) -> None:
         return not queue()
 
     wait_for("the jobs that were running to end by themselves", at_rest, limit, first)
-    say("They ended by themselves. Removing the lock that Snakemake left, and going on.")
-    unlock = start(work, second, "--unlock")
-    check(unlock.wait() == 0, "snakemake --unlock failed.", second)
+    say("They ended by themselves. Going on with the same command.")
     process = start(work, second)
     try:
 

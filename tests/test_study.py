@@ -18,25 +18,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import small_grid
 import yaml
 from PIL import Image
+from small_grid import SMALL
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from medlib import grid as grids
 from medlib import study as study_module
 
-SMALL = {
-    "title": "one task, one backbone",
-    "caption": "Phantoms; 'quoted' \"twice\" `touch pwned` $(touch pwned) {wildcards.task}\n& more",
-    "data": "phantoms",
-    "tasks": ["fundus_pm"],
-    "seeds": [0],
-    "prepare": {"phantom_scale": 0.1},
-    "frozen": {"backbones": ["micro_resnet-random"], "image_size": 28, "heads": ["linear"]},
-    "finetuned": {"backbones": ["micro_resnet-random"], "image_size": 28, "epochs": 2,
-                  "learning_rates": [0.001]},
-    "collect": {"resamples": 100},
-}  # fmt: skip
 CELL = Path("results/small/runs/fundus_pm/micro_resnet-random")
 FROZEN, TUNED = CELL / "frozen.csv", CELL / "finetuned" / "seed0" / "run.json"
 SUMMARY = Path("results/small/summary.csv")
@@ -62,15 +52,11 @@ pytestmark = pytest.mark.xdist_group("study")
 class Study:
     """The parts of a repository that a run needs, in a folder of their own."""
 
-    def __init__(self, repository, folder, grid=SMALL, **environment):
+    def __init__(self, folder, grid=SMALL, **environment):
         self.folder = folder
-        for name in ("medlib", "notebooks", "data_manifests"):
-            shutil.copytree(repository / name, folder / name)
-        shutil.copy(repository / "Snakefile", folder)
-        (folder / "grids").mkdir()
-        self.grid(grid)
+        small_grid.lay(folder, grid)
         (folder / "sitecustomize.py").write_text(NO_NETWORK)
-        self.environment = os.environ | {"PYTHONPATH": str(folder)} | environment
+        self.environment = small_grid.environment(folder) | environment
 
     def grid(self, grid):
         (self.folder / "grids" / "small.yaml").write_text(yaml.safe_dump(grid))
@@ -120,7 +106,6 @@ def finished(tmp_path_factory):
 
     from medlib import backbones
 
-    repository = Path(__file__).resolve().parent.parent
     folder = tmp_path_factory.mktemp("study")
     weights = folder / "weights"
     weights.mkdir()
@@ -132,7 +117,7 @@ def finished(tmp_path_factory):
             value.normal_()
     save_file(tensors, weights / f"{row.timm_name}.safetensors")
     grid = SMALL | {"frozen": SMALL["frozen"] | {"backbones": ["micro_resnet-random", row.name]}}
-    study = Study(repository, folder / "copy", grid, MEDLIB_WEIGHTS=str(weights))
+    study = Study(folder / "copy", grid, MEDLIB_WEIGHTS=str(weights))
     study.weights = weights / f"{row.timm_name}.safetensors"
     study.first = study.call()
     study.asked = grid
@@ -275,8 +260,8 @@ def wait_for(condition, seconds=120):
         time.sleep(0.05)
 
 
-def test_a_second_run_is_refused_and_the_first_can_be_watched(repository, tmp_path):
-    study = Study(repository, tmp_path / "copy")
+def test_a_second_run_is_refused_and_the_first_can_be_watched(tmp_path):
+    study = Study(tmp_path / "copy")
     first = study.begin("run", FROZEN)
     notebook = study.folder / "results/small/images/fundus_pm/01_prepare_data.ipynb"
     try:
@@ -306,13 +291,11 @@ def test_a_second_run_is_refused_and_the_first_can_be_watched(repository, tmp_pa
     assert "Being run" not in said
 
 
-def test_a_grid_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(
-    finished, repository, tmp_path
-):
+def test_a_grid_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(finished, tmp_path):
     """The controller, a job's papermill or its kernel, killed at seeded random moments."""
     assert finished.first[0] == 0
     chance, study = random.Random(0), Study(
-        repository, tmp_path / "copy", finished.asked,
+        tmp_path / "copy", finished.asked,
         MEDLIB_WEIGHTS=finished.environment["MEDLIB_WEIGHTS"],
     )  # fmt: skip
     expected = (finished.folder / SUMMARY).read_bytes()
@@ -362,9 +345,9 @@ def test_a_grid_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(
 # ------------------------------------------------------------------------------------ failing well
 
 
-def test_a_cell_that_fails_stops_no_other_and_is_told_with_the_way_out(repository, tmp_path):
+def test_a_cell_that_fails_stops_no_other_and_is_told_with_the_way_out(tmp_path):
     broken = SMALL["finetuned"] | {"learning_rates": [0.001, 1e30]}
-    study = Study(repository, tmp_path / "copy", SMALL | {"finetuned": broken})
+    study = Study(tmp_path / "copy", SMALL | {"finetuned": broken})
     status, said = study.call("run", FROZEN, TUNED)
     assert status == 1
     assert (study.folder / FROZEN).is_file() and not (study.folder / TUNED).exists()
@@ -392,15 +375,15 @@ def test_a_cell_that_fails_stops_no_other_and_is_told_with_the_way_out(repositor
     assert status == 0 and "Nothing of grid 'small' has failed" in said
 
 
-def test_an_unknown_grid_and_a_broken_one_are_one_message(repository, tmp_path):
-    study = Study(repository, tmp_path / "copy", SMALL | {"tasks": ["fundus"]})
+def test_an_unknown_grid_and_a_broken_one_are_one_message(tmp_path):
+    study = Study(tmp_path / "copy", SMALL | {"tasks": ["fundus"]})
     for command in ("run", "plan", "status"):
         status, said = study.call(command)
         assert status == 1 and "Unknown task 'fundus'. Did you mean 'fundus_pm'?" in said
         assert "Traceback" not in said
 
 
-def test_no_name_of_a_file_reaches_a_shell(repository, tmp_path):
+def test_no_name_of_a_file_reaches_a_shell(tmp_path):
     """Classes, patients and images of a folder with names that a shell would take for more."""
     data = tmp_path / "my data $(touch pwned)"
     rng = np.random.default_rng(0)
@@ -412,7 +395,7 @@ def test_no_name_of_a_file_reaches_a_shell(repository, tmp_path):
             (data / "odd set" / label).mkdir(parents=True, exist_ok=True)
             image.save(data / "odd set" / label / f"{name}-{label[0]}.png")
     grid = SMALL | {"tasks": ["odd"], "data": "real", "prepare": {}}
-    study = Study(repository, tmp_path / "copy", grid, MEDLIB_DATA=str(data))
+    study = Study(tmp_path / "copy", grid, MEDLIB_DATA=str(data))
     card = {
         "title": "Odd; $(touch pwned)", "modality": "`touch pwned`", "folder": "odd set",
         "classes": ["the well & good", "ill $(touch pwned)"], "layout": "folder_per_class",
@@ -432,7 +415,7 @@ def test_no_name_of_a_file_reaches_a_shell(repository, tmp_path):
 @pytest.mark.parametrize(
     "name", ["a b", "a'b", "$(touch pwned)", "a\nb", "a;b", "{task}", "-a", "..", "a/b"]
 )
-def test_names_that_become_paths_are_plain(repository, tmp_path, name):
+def test_names_that_become_paths_are_plain(tmp_path, name):
     file = tmp_path / "small.yaml"
     broken = SMALL | {"tasks": [name], "frozen": SMALL["frozen"] | {"backbones": [name]}}
     file.write_text(yaml.safe_dump(broken))
