@@ -50,6 +50,7 @@ def code(notebook):
 
 
 def parameters(shared=SHARED, **values):
+    """JSON for a notebook. Given as a function: else a brace in it would be taken for a wildcard."""
     return json.dumps(shared | values, sort_keys=True)
 
 
@@ -245,7 +246,7 @@ rule collect:
     log:
         notebook=f"{RESULTS}/05_collect_results.ipynb",
     params:
-        json=parameters(COMPARED, **grid["collect"]),
+        json=lambda wildcards: parameters(COMPARED, **grid["collect"]),
     resources:
         **needs(4000, 60),
     shell:
@@ -262,7 +263,7 @@ rule compare:
     log:
         notebook=f"{RESULTS}/06_compare_backbones.ipynb",
     params:
-        json=parameters(COMPARED, **DRAWN_IN, **CAPTION, **grid["collect"]),
+        json=lambda wildcards: parameters(COMPARED, **DRAWN_IN, **CAPTION, **grid["collect"]),
     resources:
         **needs(4000, 60),
     shell:
@@ -280,7 +281,7 @@ rule costs:
     log:
         notebook=f"{RESULTS}/07_weigh_costs.ipynb",
     params:
-        json=parameters(DRAWN_IN, results=SHARED["results"]),
+        json=lambda wildcards: parameters(DRAWN_IN, results=SHARED["results"]),
     resources:
         **needs(4000, 60),
     shell:
@@ -299,7 +300,7 @@ rule claims:
     log:
         notebook=f"{RESULTS}/08_test_claims.ipynb",
     params:
-        json=parameters(COMPARED, **DRAWN_IN, **CAPTION, **grid["collect"]),
+        json=lambda wildcards: parameters(COMPARED, **DRAWN_IN, **CAPTION, **grid["collect"]),
     resources:
         **needs(4000, 60),
     shell:

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -284,10 +285,14 @@ def main() -> int:
     if controller:
         threading.Thread(target=_end_with, args=(controller,), daemon=True).start()
     before = failed(arguments.output)
+    kept = record.with_suffix(".ipynb")  # Snakemake empties the notebook before a new attempt
     if arguments.attempt > 1 and before and not before["transient"]:
+        if kept.is_file():
+            shutil.copy(kept, arguments.output)
         return 1  # as it has said: it would fail again
     try:
         record.unlink(missing_ok=True)
+        kept.unlink(missing_ok=True)
         claim = claim_gpu() if arguments.gpu and controller else None  # held until the end
         parameters = json.loads(arguments.parameters)
         if not isinstance(parameters, dict):
@@ -309,6 +314,8 @@ def main() -> int:
         }  # fmt: skip
         try:
             artifacts.save_json(record, words)
+            if arguments.output.is_file():
+                shutil.copy(arguments.output, kept)
         except OSError as full:  # a full disk: the job's failure is still seen by its status
             print(f"{record} cannot be written: {full}", file=sys.stderr)
         return 1

@@ -25,15 +25,15 @@ SMALL = {
 }  # fmt: skip
 
 
-def lay(folder: Path, grid: dict = SMALL) -> None:
-    """Copy the parts of the repository that a run needs into a new folder, with a grid `small`."""
+def lay(folder: Path) -> None:
+    """Copy the parts of the repository that a run needs into a new folder, with the small grid."""
     for name in ("medlib", "notebooks", "data_manifests", "profiles"):
         ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
         shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
     shutil.copy(REPOSITORY / "Snakefile", folder)
     (folder / "grids").mkdir()
     # JSON is YAML, too.
-    (folder / "grids" / "small.yaml").write_text(json.dumps(grid, indent=2), encoding="utf-8")
+    (folder / "grids" / "small.yaml").write_text(json.dumps(SMALL, indent=2), encoding="utf-8")
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -127,8 +127,11 @@ def test_a_failure_is_recorded_and_what_would_fail_again_is_not_tried_again(tmp_
     assert done.returncode == 1 and "no such" in done.stderr
     assert record["line"] == "ValueError: no such" and record["cell"] == 3
     assert record["outputs"] == ["a.csv"] and not record["transient"]
+    executed = tmp_path / "executed" / "out.ipynb"
+    shown = executed.read_text()
+    executed.write_text("")  # as Snakemake does before a second attempt
     assert attempt(notebook, tmp_path, 2)[0].returncode == 1
-    assert (tmp_path / "runs").read_text() == "x"
+    assert (tmp_path / "runs").read_text() == "x" and executed.read_text() == shown
     # A first attempt is made whatever has been: something may have been mended meanwhile.
     failing(tmp_path, "open('../a.csv', 'w'); import os; os.chdir('..')")
     done, record = attempt(notebook, tmp_path)

@@ -54,7 +54,8 @@ class Study:
 
     def __init__(self, folder, grid=SMALL, **environment):
         self.folder = folder
-        small_grid.lay(folder, grid)
+        small_grid.lay(folder)
+        self.grid(grid)
         (folder / "sitecustomize.py").write_text(NO_NETWORK)
         self.environment = small_grid.environment(folder) | environment
 
@@ -202,7 +203,8 @@ def edited(path, old, new):
          "licence: MIT}", {}),
         ("medlib/backbones.yaml", "test_resnet.r160_in1k, pretraining: imagenet, embedding: gap",
          "test_resnet.r160_in1k, pretraining: imagenet, fixed_norm: true, embedding: gap",
-         {"extract": 2, "probe": 2, "finetune": 1, "collect": 1, **dict.fromkeys(DRAWING, 1)}),
+         # Of its random control nothing changes: there is no batch norm that was folded.
+         {"extract": 1, "probe": 1, "collect": 1, **dict.fromkeys(DRAWING, 1)}),
     ],
 )  # fmt: skip
 def test_what_has_changed_decides_what_runs_again(finished, file, old, new, run):
