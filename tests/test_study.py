@@ -73,7 +73,7 @@ class Study:
     def call(self, command="run", *arguments):
         """Exit status and all that was printed."""
         process = self.begin(command, *arguments)
-        said, _ = process.communicate(timeout=600)
+        said, _ = process.communicate(timeout=1800)
         return process.returncode, said
 
     def plan(self):
@@ -330,10 +330,10 @@ def test_a_grid_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(finished
         if victim == "controller":
             run.wait()
             run = begin()
-    run.wait(600)
+    run.wait(1800)
     if run.returncode:  # a job was killed more often than it is tried
         run = begin()
-        run.wait(600)
+        run.wait(1800)
     log.close()
     said = (tmp_path / "log").read_text()
     print(f"{killed} in {started} runs")
