@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(
     path.stem
     for path in (ROOT / "benchmarks").glob("*.py")
-    if path.stem not in ("harness", "figure")
+    if path.stem not in ("harness", "figure", "overhead")
 )
 
 
@@ -43,6 +44,29 @@ def test_make_runs_every_benchmark():
     makefile = (ROOT / "Makefile").read_text("utf-8")
     (line,) = [line for line in makefile.splitlines() if line.startswith("BENCHMARKS")]
     assert sorted(line.partition("=")[2].split()) == SCRIPTS
+
+
+def test_what_a_job_spends_on_beginning_is_what_its_work_leaves(tmp_path):
+    """A job of 20 s, of which papermill had 17, its cells 0.5 (parameters), 4 (imports) and 8."""
+    sources = {"task: str = 'a'": 0.5, "import time": 4.0, "work()": 8.0}
+    cells = [nbformat.v4.new_code_cell(source, metadata={"papermill": {"duration": seconds}})
+             for source, seconds in sources.items()]  # fmt: skip
+    span = {"start_time": "2026-01-01T10:00:00+00:00", "end_time": "2026-01-01T10:00:17+00:00"}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"papermill": span})
+    path = Path("results/demo/03_probe_features.ipynb")
+    (tmp_path / path.parent).mkdir(parents=True)
+    nbformat.write(notebook, tmp_path / path)
+    records = tmp_path / ".snakemake" / "metadata"
+    records.mkdir(parents=True)
+    record = {"log": [str(path)], "starttime": 100.0, "endtime": 120.0}
+    (records / "a").write_text(json.dumps(record))
+    done = subprocess.run([sys.executable, ROOT / "benchmarks" / "overhead.py"], cwd=tmp_path,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = {" ".join(line.split()[:-3]): line.split()[-3] for line in done.stdout.splitlines()
+             if line.endswith("%")}  # fmt: skip
+    assert found == {"Snakemake and process": "3", "papermill and kernel": "4", "imports": "4",
+                     "work": "8"}  # fmt: skip
 
 
 def test_contestants_take_turns_and_may_time_themselves(harness):
