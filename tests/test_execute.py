@@ -214,7 +214,7 @@ def test_a_job_ends_with_its_controller_and_its_kernel_with_it(tmp_path):
         time.sleep(0.05)
     kernel = int((tmp_path / "pid").read_text())
     lock.close()  # as when its process ends
-    assert job.wait(5) == 1
+    assert job.wait(30) == 1
     end = time.time() + 10
     while Path(f"/proc/{kernel}").exists() and "Z" not in state(kernel):
         assert time.time() < end

@@ -284,8 +284,8 @@ def test_a_second_run_is_refused_and_the_first_can_be_watched(tmp_path):
         assert jobs and study.processes("ipykernel")
         first.kill()
         first.wait()
-        wait_for(lambda: not study.processes("medlib.execute"), 5)
-        wait_for(lambda: not study.processes("ipykernel"), 10)
+        wait_for(lambda: not study.processes("medlib.execute"), 30)
+        wait_for(lambda: not study.processes("ipykernel"), 30)
     finally:
         first.kill()
         first.wait()
