@@ -111,7 +111,6 @@ def execute(
     where the executed notebook lies) and expected files that were not written.
     """
     import papermill
-    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     notebook, output = Path(notebook), Path(output)
@@ -132,9 +131,10 @@ def execute(
             f"{error.ename}: {error.evalue}{_room(str(error.evalue), output)}\n"
             f"The executed notebook: {output}", error.exec_count, error.ename,
         ) from error  # fmt: skip
-    except DeadKernelError as error:
+    except (RuntimeError, TimeoutError, ConnectionError) as error:  # nbclient's, of a kernel
         raise ExecutionError(
-            f"{notebook.name}: its kernel died. It was killed, or the machine ran out of memory.\n"
+            f"{notebook.name}: its kernel died, or did not answer: killed, or the machine ran out "
+            f"of memory. ({type(error).__name__}: {error})\n"
             f"The executed notebook, as far as it came: {output}", kind="DeadKernelError",
         ) from error  # fmt: skip
     except OSError as error:  # of the executed notebook itself
