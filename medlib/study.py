@@ -268,7 +268,7 @@ def why(job: dict) -> tuple[str, str, str]:
 
 
 def options(grid: str) -> list[str]:
-    return ["--config", f"grid={grid}", "--nolock"]
+    return ["--config", f"grid={grid}", "--nolock", "--rerun-incomplete"]
 
 
 def failed_jobs(grid: dict, results: Path) -> dict[str, dict]:
@@ -304,7 +304,7 @@ def run(grid: str, arguments: list[str], only_failed: bool = False) -> int:
         alive = threading.Thread(target=_tick, args=(watch, over), daemon=True)
         alive.start()
         status = snakemake(
-            watch, *options(grid), "--rerun-incomplete", "--keep-going", *arguments
+            watch, *options(grid), "--keep-going", *arguments
         )  # fmt: skip
         over.set()
         (results / PROGRESS).unlink(missing_ok=True)
