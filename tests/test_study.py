@@ -44,7 +44,7 @@ def told(self, address):
     return connect(self, address)
 socket.socket.connect = told
 """
-# How many times a grid is killed: `make test-kill` asks for 20, which takes too long for every test.
+# How many times a grid is killed: `make test-kill` asks for 20. Too long to be part of every test.
 KILLS = int(os.environ.get("MEDLIB_KILLS", "0"))
 
 pytestmark = pytest.mark.xdist_group("study")
