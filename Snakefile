@@ -23,19 +23,19 @@ COMPARED = {"results": SHARED["results"], "grid_file": f"../grids/{GRID}.yaml"}
 DRAWN_IN = {"figures": f"../{FIGURES}"}
 CAPTION = {"caption": grid.get("caption", "")}
 RUN = (
-    "python -m medlib.execute {input.notebook:q} {log.notebook:q} --attempt {resources.attempt} "
-    "--parameters {params.json:q} --expect {output:q}"
+    "python -m medlib.execute {input.notebook:q} {log.notebook:q} --gpu {resources.gpu} "
+    "--attempt {resources.attempt} --parameters {params.json:q} --expect {output:q}"
 )
 
 
 def needs(memory, minutes, gpu=0):
     """What a job declares: MB and minutes (more of both at a second attempt), and GPUs."""
-    declared = {
+    return {
         "mem_mb": lambda wildcards, attempt: memory * attempt,
         "runtime": lambda wildcards, attempt: minutes * attempt,
+        "gpu": gpu,
         "attempt": lambda wildcards, attempt: attempt,
     }
-    return declared | ({"gpu": gpu} if gpu else {})
 
 
 def code(notebook):
@@ -179,7 +179,7 @@ rule extract:
     resources:
         **needs(4000, 240, gpu=1),
     shell:
-        RUN + " --gpu 1"
+        RUN
 
 
 rule probe:
@@ -233,7 +233,7 @@ rule finetune:
     resources:
         **needs(4000, 1440, gpu=1),
     shell:
-        RUN + " --gpu 1"
+        RUN
 
 
 rule collect:

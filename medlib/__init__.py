@@ -19,13 +19,13 @@
 | 2     | `grid`        | a grid file, checked as a whole before anything runs                  |
 | 3     | `compare`     | summary tables with intervals; paired tests, equivalence, ranks       |
 | 3     | `report`      | one HTML page with all figures and tables of a grid                   |
-| 4     | `study`       | a grid from one command: resumed, watched, and what failed            |
 | 3     | `layouts`     | folder layouts of the data sets -> manifest rows                      |
 | 3     | `images`      | decode, resize and pack images and slices into uint8 arrays           |
 | 3     | `passport`    | the split passport: the numbers that all later ones rest on           |
 | 3     | `probe`       | heads on embeddings: logistic regression, kNN, the paper's MLP        |
 | 4     | `preparation` | a folder as downloaded -> a manifest that a comparison can rest on    |
 | 4     | `claims`      | the paper's claims as data, and the verdict on each                   |
+| 4     | `study`       | a grid from one command: resumed, watched, and what failed            |
 | 4     | `features`    | frozen embedding extraction and its cache                             |
 | 5     | `finetune`    | the fine-tuning loop                                                  |
 """

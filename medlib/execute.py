@@ -166,10 +166,39 @@ def failure_record(output: Path | str) -> Path:
     return Path(output).with_suffix(".failure.json")
 
 
+def failures(folder: Path, below: bool = False) -> list[Path]:
+    """The executed notebooks in a folder, and ``below`` it, whose last run failed."""
+    records = (folder.rglob if below else folder.glob)("*.failure.json")
+    return sorted(path.with_name(f"{path.name.removesuffix('.failure.json')}.ipynb")
+                  for path in records)  # fmt: skip
+
+
 def failed(output: Path | str) -> dict | None:
     """The failure of a notebook's last run: notebook, cell, error, transient, attempt; or None."""
     record = failure_record(output)
     return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+
+
+def _record(error: ExecutionError, arguments: argparse.Namespace) -> None:
+    """Keep why a notebook failed, and the executed notebook."""
+    from medlib import artifacts  # it brings pandas along, which only here is worth the wait
+
+    record = failure_record(arguments.output)
+    words = {
+        "notebook": str(arguments.notebook), "cell": error.cell, "error": str(error),
+        "line": error.line, "outputs": arguments.expect,
+        "transient": error.kind in TRANSIENT, "attempt": arguments.attempt,
+    }  # fmt: skip
+    try:
+        artifacts.save_json(record, words)
+        if arguments.output.is_file():
+            shutil.copy(arguments.output, record.with_suffix(".ipynb"))
+    except OSError as full:  # a full disk: the job's failure is still seen by its status
+        print(f"{record} cannot be written: {full}", file=sys.stderr)
+
+
+def jobs_per_gpu() -> int:
+    return int(os.environ.get(JOBS_PER_GPU) or 1)
 
 
 def claim_gpu() -> object | None:
@@ -186,7 +215,7 @@ def claim_gpu() -> object | None:
     folder.mkdir(mode=0o700, exist_ok=True)
     while True:
         # All devices once, before any of them twice.
-        for slot in range(int(os.environ.get(JOBS_PER_GPU) or 1)):
+        for slot in range(jobs_per_gpu()):
             for device in devices:
                 file = open(folder / f"gpu-{device}-{slot}", "w")  # noqa: SIM115
                 try:
@@ -239,7 +268,10 @@ def ensure(notebook: str, *promised: Path, **parameters: object) -> None:
     # A process of its own: papermill cannot start its event loop inside a running kernel's.
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise ExecutionError(done.stderr.strip() or f"{notebook} ended with {done.returncode}")
+        # Under a controller nothing is printed: why it failed stands in its record alone.
+        known = failed(promised[0].parent / notebook)
+        words = known["error"] if known else done.stderr.strip()
+        raise ExecutionError(words or f"{notebook} ended with {done.returncode}")
 
 
 def sources(notebook: Path | str) -> list[Path]:
@@ -305,19 +337,7 @@ def main() -> int:
     except ExecutionError as error:
         if not controller:  # which says it itself, once
             print(error, file=sys.stderr)
-        from medlib import artifacts  # it brings pandas along, which only here is worth the wait
-
-        words = {
-            "notebook": str(arguments.notebook), "cell": error.cell, "error": str(error),
-            "line": error.line, "outputs": arguments.expect,
-            "transient": error.kind in TRANSIENT, "attempt": arguments.attempt,
-        }  # fmt: skip
-        try:
-            artifacts.save_json(record, words)
-            if arguments.output.is_file():
-                shutil.copy(arguments.output, kept)
-        except OSError as full:  # a full disk: the job's failure is still seen by its status
-            print(f"{record} cannot be written: {full}", file=sys.stderr)
+        _record(error, arguments)
         return 1
     if not controller:
         print(f"{arguments.notebook.stem}: {seconds:.1f} s -> {arguments.output}")

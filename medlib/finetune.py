@@ -239,10 +239,14 @@ class Course:
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)  # see :func:`_state`
 
 
+def _trained(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
+
+
 def _state(optimiser: torch.optim.Optimizer, order: torch.Generator) -> dict[str, torch.Tensor]:
     """The moments of the optimiser, by the number of their parameter, and all random states."""
     found = {"order": order.get_state(), "random": torch.get_rng_state()}
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    parameters = _trained(optimiser)
     if parameters[0].is_cuda:
         found["random_cuda"] = torch.cuda.get_rng_state(parameters[0].device)
     for number, parameter in enumerate(parameters):
@@ -257,7 +261,7 @@ def _restore(
     """What :func:`_state` has given, put back into a new optimiser of the same parameters."""
     order.set_state(state["order"])
     torch.set_rng_state(state["random"])
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    parameters = _trained(optimiser)
     if "random_cuda" in state:
         torch.cuda.set_rng_state(state["random_cuda"], parameters[0].device)
     for number, parameter in enumerate(parameters):

@@ -163,14 +163,18 @@ def fine_tuned(grid: dict, results: Path | str, task: str) -> list[Path]:
     ]
 
 
+def all_backbones(grid: dict) -> set[str]:
+    """The names of the backbones of any regime."""
+    return {name for regime in artifacts.REGIMES for name in grid[regime].get("backbones", ())}
+
+
 def asks_for(grid: dict, path: Path) -> bool:
     """Whether a file, relative to the results folder, is of a task and backbone of the grid.
 
     What an earlier version of the grid has left behind is not.
     """
-    wanted = {name for regime in artifacts.REGIMES for name in grid[regime].get("backbones", ())}
     if path.parts[0] in ("runs", "features"):
-        return path.parts[1] in grid["tasks"] and path.parts[2] in wanted
+        return path.parts[1] in grid["tasks"] and path.parts[2] in all_backbones(grid)
     return path.parts[0] != "images" or path.parts[1] in grid["tasks"]
 
 
@@ -189,7 +193,10 @@ def states(grid: dict, results: Path | str, planned: Collection[str] = ()) -> pd
         job = folder.parents[1] if regime == "frozen" else folder
         if job not in known:
             output = job / ("frozen.csv" if regime == "frozen" else "run.json")
-            known[job] = _has_failed(results, task, backbone, job), str(output) in planned
+            needed = [job, results / "images" / task]
+            if regime == "frozen":
+                needed.append(artifacts.features_folder(results, task, backbone))
+            known[job] = any(map(execute.failures, needed)), str(output) in planned
         failed, stale = known[job]
         made = (folder / "run.json").is_file()
         state = "failed" if failed else "missing" if not made else "stale" if stale else "done"
@@ -198,17 +205,6 @@ def states(grid: dict, results: Path | str, planned: Collection[str] = ()) -> pd
     rows = [dict(zip(("task", "backbone", "regime"), key, strict=True)) | n
             for key, n in counts.items()]  # fmt: skip
     return pd.DataFrame(rows, columns=["task", "backbone", "regime", *STATES])
-
-
-def _has_failed(results: Path, task: str, backbone: str, job: Path) -> bool:
-    notebooks = [
-        results / "images" / task / "01_prepare_data.ipynb",
-        artifacts.features_folder(results, task, backbone) / "02_extract_features.ipynb",
-        job / "03_probe_features.ipynb",
-    ]
-    if job.name.startswith("seed"):
-        notebooks[1:] = [job / "04_fine_tune.ipynb"]
-    return any(execute.failure_record(notebook).is_file() for notebook in notebooks)
 
 
 def check_inputs(grid: dict) -> None:
@@ -220,8 +216,7 @@ def check_inputs(grid: dict) -> None:
     problems = []
     if grid["data"] != "phantoms":
         problems += _data_problems(grid)
-    wanted = {name for regime in artifacts.REGIMES for name in grid[regime].get("backbones", ())}
-    rows = [backbones.get(name) for name in sorted(wanted)]
+    rows = [backbones.get(name) for name in sorted(all_backbones(grid))]
     fetched = [r for r in rows if r.pretraining != "random" and not backbones.weights_file(r)]
     for row in fetched:
         try:

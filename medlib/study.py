@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import re
@@ -274,10 +273,9 @@ def options(grid: str) -> list[str]:
 def failed_jobs(grid: dict, results: Path) -> dict[str, dict]:
     """The failures of the jobs of a grid: executed notebook -> its record."""
     return {
-        str(record.with_name(record.name.removesuffix(".failure.json") + ".ipynb")): found
-        for record in sorted(results.rglob("*.failure.json"))
-        if (found := json.loads(record.read_text(encoding="utf-8")))
-        and grids.asks_for(grid, record.relative_to(results))
+        str(notebook): execute.failed(notebook)
+        for notebook in execute.failures(results, below=True)
+        if grids.asks_for(grid, notebook.relative_to(results))
     }
 
 
@@ -328,7 +326,7 @@ def _machine() -> list[str]:
 
     found = [f"mem_mb={psutil.virtual_memory().total // 2**20}"]
     if devices := execute.visible_gpus():
-        found.append(f"gpu={len(devices) * int(os.environ.get(execute.JOBS_PER_GPU) or 1)}")
+        found.append(f"gpu={len(devices) * execute.jobs_per_gpu()}")
     return found
 
 
@@ -348,6 +346,7 @@ def _failures(grid: str, watch: Watch) -> str:
     return "\n".join([f"{head}:", *lines, again])
 
 
+NOT_MADE, FOLLOWS = "not made yet", "follows from the jobs above"
 # Snakemake's reasons -> ours; the first that fits. What names a file is kept with its name.
 REASONS = (
     (r"Incomplete output files", "was interrupted"),
@@ -355,8 +354,8 @@ REASONS = (
     (r"Params have changed", "its settings have changed"),
     (r"Set of input files has changed", "its set of inputs has changed"),
     (r"Code has changed", "its rule in the Snakefile has changed"),
-    (r"Missing output files", "not made yet"),
-    (r"Input files updated by another job", "follows from the jobs above"),
+    (r"Missing output files", NOT_MADE),
+    (r"Input files updated by another job", FOLLOWS),
     (r"Forced execution", "asked for"),
 )
 
@@ -401,7 +400,7 @@ def plan(grid: str, arguments: list[str]) -> int:
     width = max(len(rule) for rule, _ in groups)
     print(f"{len(jobs)} jobs would run:")
     for (rule, because), words in groups.items():
-        few = len(words) <= 3 and because not in (REASONS[5][1], REASONS[6][1])
+        few = len(words) <= 3 and because not in (NOT_MADE, FOLLOWS)
         names = f" ({', '.join(words)})" if few else ""
         print(f"{len(words):6d} × {rule:{width}s}  {because}{names}")
     return 0
@@ -427,6 +426,16 @@ def show_status(grid: str) -> int:
     return 0
 
 
+def write_page(grid: str, arguments: list[str]) -> int:
+    """Snakemake's own report."""
+    grids.read(f"grids/{grid}.yaml")
+    page = f"figures/{grid}/snakemake_report.html"
+    status = snakemake(Watch(), *options(grid), "--report", page, *arguments)
+    if not status:
+        print(f"What ran, when and from what: {page}")
+    return status
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("command", choices=("run", "plan", "status", "report"))
@@ -440,12 +449,7 @@ def main() -> int:
             return plan(known.grid, rest)
         if known.command == "status":
             return show_status(known.grid)
-        grids.read(f"grids/{known.grid}.yaml")
-        page = f"figures/{known.grid}/snakemake_report.html"
-        status = snakemake(Watch(), *options(known.grid), "--report", page, *rest)
-        if not status:
-            print(f"What ran, when and from what: {page}")
-        return status
+        return write_page(known.grid, rest)
     except (StudyError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

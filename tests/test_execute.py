@@ -7,13 +7,19 @@ import select
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
 import pytest
+from waiting import wait_for
 
 from medlib import execute
+
+
+def written(path, cells):
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+    return path
 
 
 @pytest.fixture
@@ -29,9 +35,7 @@ def notebook(tmp_path):
         "Path('sum.txt').write_text(str(fold + rate))"
     )
     path = tmp_path / "sum.ipynb"
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell, body], metadata=kernel), path)
-    return path
+    return written(path, [cell, body])
 
 
 def test_it_runs_in_the_notebooks_folder_with_its_parameters(notebook, tmp_path):
@@ -106,9 +110,7 @@ def failing(tmp_path, code):
         nbformat.v4.new_code_cell(code),
     ]
     path = tmp_path / "failing.ipynb"
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
-    return path
+    return written(path, cells)
 
 
 def attempt(notebook, tmp_path, number=1, **environment):
@@ -208,17 +210,12 @@ def test_a_job_ends_with_its_controller_and_its_kernel_with_it(tmp_path):
         [sys.executable, "-m", "medlib.execute", notebook, tmp_path / "o.ipynb"],
         env=os.environ | {execute.CONTROLLER: str(tmp_path / "lock")},
     )
-    end = time.time() + 60
-    while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
-        assert time.time() < end and job.poll() is None
-        time.sleep(0.05)
+    pid = tmp_path / "pid"
+    wait_for(lambda: pid.is_file() and pid.read_text())
     kernel = int((tmp_path / "pid").read_text())
     lock.close()  # as when its process ends
     assert job.wait(30) == 1
-    end = time.time() + 10
-    while Path(f"/proc/{kernel}").exists() and "Z" not in state(kernel):
-        assert time.time() < end
-        time.sleep(0.05)
+    wait_for(lambda: state(kernel) == "Z")
 
 
 def state(process):
