@@ -6,6 +6,7 @@ A results folder (``results/<grid>``) holds::
     images/<task>/<size>-<interpolation>/           packed uint8 images and their index
     features/<task>/<backbone>/                     embeddings, index, meta
     runs/<task>/<backbone>/<regime>/seed<s>/        predictions, history, metrics, run.json
+    runs/<task>/<backbone>/intervals.json           the summary's rows of these runs
     summary.csv, summary_over_seeds.csv             every metric with its interval
 
 Every file is written under a temporary name and renamed, so that a reader never meets half of

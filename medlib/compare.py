@@ -3,6 +3,11 @@
 ``summary.csv`` has a row per run and metric, ``summary_over_seeds.csv`` a row per cell of the grid
 and metric: the mean over seeds, its interval, and the seeds' standard deviation.
 
+    python -m medlib.compare GRID_FILE RESULTS TASK BACKBONE
+
+makes the rows of one backbone on one task when its runs are complete, and keeps them beside these;
+:func:`summarise` then only reads them.
+
 Differences are taken between cells judged on the same patients, in the same resamples. The patients
 of a task are drawn by a random stream of their own (:func:`stream`): tasks about the same people,
 as three modalities of one scan, are drawn together, and other tasks independently of each other.
@@ -10,8 +15,15 @@ as three modalities of one scan, are drawn together, and other tasks independent
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import functools
+import hashlib
+import io
 import itertools
+import json
 import os
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,9 +34,13 @@ import pandas as pd
 from scipy import stats
 from tqdm.auto import tqdm
 
-from medlib import artifacts, metrics
-from medlib.errors import listed
+from medlib import artifacts, cards, metrics
+from medlib import grid as grids
+from medlib.errors import MAX_LISTED, listed
 
+VERSION = 1  # raise when the same predictions would give other rows of the summary
+KEPT = "intervals.json"  # in runs/<task>/<backbone>/: the rows that have been made
+IDENTITY = ["sample_id", "patient_id", "y_true"]
 CELL = ["task", "backbone", "pretraining", "regime", "head", "label_fraction"]
 MARGIN = 0.02  # AUROC: a smaller difference is taken as none
 POWER = 0.8  # of the minimum detectable difference
@@ -34,24 +50,71 @@ EVIDENCE = ["difference", "ci_low", "ci_high", "p_value", "p_equivalence", "dete
 DIFFERENCES = ["task", "head", "label_fraction", "contrast", "family", *SIDES, *EVIDENCE]
 
 
+class Run(NamedTuple):
+    """A complete run, as the tables need it."""
+
+    cell: tuple  # the values of CELL
+    seed: int
+    folder: Path
+    predictions_sha256: str
+    main: bool  # see is_main
+
+
+class _Refused(ValueError):
+    """Runs that cannot be used, a line each."""
+
+    def __init__(self, lines: list[str]):
+        super().__init__(listed(lines))
+        self.lines = lines
+
+
 def read_predictions(folder: Path) -> tuple[pd.DataFrame, list[str]]:
     """A run's predictions and its classes, in the order of their columns."""
-    frame = artifacts.read_samples(folder / "predictions.csv")
+    return _predictions(folder / "predictions.csv")
+
+
+def _predictions(source: Path | io.BytesIO) -> tuple[pd.DataFrame, list[str]]:
+    frame = artifacts.read_samples(source)
     classes = [c.removeprefix("prob_") for c in frame.columns if c.startswith("prob_")]
     return frame, classes
 
 
 def read_records(folders: list[Path]) -> list[dict]:
-    """Each run's ``run.json``; ValueError when there is no run, or naming those not complete."""
+    """Each run's ``run.json``.
+
+    Raises ValueError when there is no run, and one that names all runs that are not complete and
+    all records that cannot be read.
+    """
     if not folders:
         raise ValueError("There is no complete run: run notebooks 03 and 04 first.")
-    missing = [str(folder) for folder in folders if not (folder / "run.json").is_file()]
-    if missing:
-        raise ValueError(
-            f"{len(missing)} of {len(folders)} runs are not complete:\n{listed(missing)}\n"
-            "Run them with notebooks 03 and 04, or take them out of the grid."
-        )
-    return [artifacts.read_json(folder / "run.json") for folder in folders]
+    records, missing, broken = [], [], []
+    for folder in folders:
+        try:
+            records.append(_record(folder / "run.json"))
+        except FileNotFoundError:
+            missing.append(folder)
+        except (OSError, ValueError) as error:
+            broken.append(f"{folder / 'run.json'}: {error}")
+    parts = [
+        f"{len(found)} of {len(folders)} runs {words}:\n{listed(found)}\n"
+        for found, words in ((missing, "are not complete"), (broken, "have no readable record"))
+        if found
+    ]
+    if parts:
+        way_out = "Run them with notebooks 03 and 04, or take them out of the grid."
+        raise ValueError("".join(parts) + way_out)
+    return records
+
+
+def _record(path: Path) -> dict:
+    record = artifacts.read_json(path)
+    if not isinstance(record, dict) or not isinstance(record.get("coordinates"), dict):
+        raise ValueError("it has no coordinates")
+    lacking = [name for name in (*CELL, "seed") if name not in record["coordinates"]]
+    lacking += ["predictions_sha256"] * ("predictions_sha256" not in record)
+    if lacking:
+        raise ValueError(f"it lacks {', '.join(lacking)}")
+    return record
 
 
 def stream(predictions: pd.DataFrame) -> int:
@@ -60,60 +123,189 @@ def stream(predictions: pd.DataFrame) -> int:
 
 
 def summarise(
-    folders: list[Path], resamples: int = 5000, ordered: Collection[str] = ()
+    folders: list[Path],
+    resamples: int = 5000,
+    ordered: Collection[str] = (),
+    *,
+    trained: Collection[tuple[str, float]] = (),
+    threads: int | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The metrics of complete runs with 95 % intervals, by seed and over seeds.
 
     Intervals come from ``resamples`` draws of patients: ``ci_low`` and ``ci_high`` are percentiles,
     ``bca_low`` and ``bca_high`` bias-corrected and accelerated (of main cells alone:
-    :func:`is_main`), and for the AUROC of two classes ``delong_low`` and ``delong_high`` are
-    DeLong's, for clustered data. ``undefined`` is the share of resamples that lacked a class and
-    were left out. The runs of a cell get the same draws, so that the interval of their mean over
-    seeds is about patients alone; the spread over seeds stands beside it as ``sd``. ``ordered``
-    names the tasks whose classes are ordered grades.
+    :func:`is_main`, which takes ``trained``), and for the AUROC of two classes ``delong_low`` and
+    ``delong_high`` are DeLong's, for clustered data. ``undefined`` is the share of resamples that
+    lacked a class and were left out. The runs of a cell get the same draws, so that the interval of
+    their mean over seeds is about patients alone; the spread over seeds stands beside it as ``sd``.
+    ``ordered`` names the tasks whose classes are ordered grades.
 
-    Raises ValueError when a run is not complete, or when the runs of a task were not all judged on
-    the same samples, naming them.
+    The rows of a cell are made once and kept in :data:`KEPT` beside its runs, under a hash of the
+    predictions and of all else that they follow from: where that is another, they are made again.
+    ``threads`` cells are read or made at once (None: one a core).
+
+    Raises ValueError that names all runs that are not complete, that cannot be read, whose
+    predictions are not those of their record, or that were judged on other samples than most runs
+    of their task.
     """
+    read_kept = functools.lru_cache(16)(_read_kept)  # of the cells at hand, not of the whole grid
 
-    def rows(cell: dict, members: pd.DataFrame, frames: list, classes: list[str]) -> tuple:
-        names = metrics.applicable(len(classes), cell["task"] in ordered)
-        main = members["main"].all()
-        return _summarise_cell(cell, members["seed"], frames, classes, names, resamples, main)
+    def work(runs: list[Run]) -> tuple:
+        in_order, main = runs[0].cell[0] in ordered, all(run.main for run in runs)
+        made_of = [[run.seed, run.predictions_sha256] for run in runs]
+        key = artifacts.content_hash([VERSION, resamples, in_order, main, made_of])
+        kept = read_kept(_place(runs)).get(key)
+        if kept:
+            _each(runs, _content)
+            return (key, kept, False), kept["samples"]
+        frames, classes, samples = _read(runs)
+        names = metrics.applicable(len(classes), in_order)
+        seeds = [run.seed for run in runs]
+        tables = _summarise_cell(seeds, frames, classes, names, resamples, main)
+        by_seed, over_seeds = ({n: [row[n] for row in rows] for n in rows[0]} for rows in tables)
+        made = {"samples": samples, "by_seed": by_seed, "over_seeds": over_seeds}
+        return (key, made, True), samples
 
-    by_seed, over_seeds = zip(*_by_cell(folders, rows, "intervals"), strict=True)
-    return pd.DataFrame(sum(by_seed, [])), pd.DataFrame(sum(over_seeds, []))
+    tables: dict[str, dict[str, list]] = {"by_seed": {}, "over_seeds": {}}
+    cells = _by_cell(_cells(folders, trained), work, "intervals", threads)
+    for place, here in itertools.groupby(cells, key=lambda found: _place(found[0])):
+        kept, anew = {}, False
+        try:
+            for runs, (key, made, is_new) in here:
+                kept[key], anew = made, anew or is_new
+                for name, columns in tables.items():
+                    n = len(made[name]["metric"])
+                    cell = {c: [value] * n for c, value in zip(CELL, runs[0].cell, strict=True)}
+                    for column, values in (cell | made[name]).items():
+                        columns.setdefault(column, []).extend(values)
+        finally:  # also when others are refused, or it is interrupted
+            if anew:
+                artifacts.save_text(place / KEPT, json.dumps(kept))
+    return pd.DataFrame(tables["by_seed"]), pd.DataFrame(tables["over_seeds"])
 
 
-def _by_cell(folders: list[Path], work: Callable, words: str) -> Iterator:
-    """``work(cell, members, predictions, classes)`` for every cell of the grid, in parallel.
+def _place(runs: list[Run]) -> Path:
+    """The folder of all runs of a backbone on a task."""
+    return runs[0].folder.parents[1]
 
-    ``members`` are the cell's runs (a row a seed), ``predictions`` their frames, in the order of
-    sample ids.
+
+def _read_kept(place: Path) -> dict:
+    """The rows that were made, by their hash; none where there is no such file, or half of one."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        kept = artifacts.read_json(place / KEPT)
+        return kept if isinstance(kept, dict) else {}
+    return {}
+
+
+def _cells(folders: list[Path], trained: Collection[tuple[str, float]] = ()) -> list[list[Run]]:
+    """The runs of each cell of the grid, in the order of cells and seeds."""
+    records = read_records(folders)
+    main = is_main(pd.DataFrame([record["coordinates"] for record in records]), trained)
+    runs = []
+    for folder, record, of_main in zip(folders, records, main, strict=True):
+        at = record["coordinates"]
+        cell = tuple(at[name] for name in CELL)
+        sha256 = record["predictions_sha256"]
+        runs.append(Run(cell, at["seed"], Path(folder), sha256, bool(of_main)))
+    runs.sort(key=lambda run: (run.cell, run.seed))
+    return [list(part) for _, part in itertools.groupby(runs, key=lambda run: run.cell)]
+
+
+def _by_cell(
+    cells: list[list[Run]], work: Callable, words: str, threads: int | None = None
+) -> Iterator[tuple[list[Run], object]]:
+    """``work(runs)`` for every cell, in parallel: yields the runs and what was made of them.
+
+    ``work`` returns that and a hash of the samples (:func:`_read`). When all cells are through,
+    raises ValueError that names every run that was refused, and every one that was judged on other
+    samples than most of its task.
     """
-    records = [record["coordinates"] for record in read_records(folders)]
-    frame = pd.DataFrame(records).assign(folder=folders)
-    frame["main"] = is_main(frame)
-    cells = list(frame.sort_values([*CELL, "seed"]).groupby(CELL, sort=True))
-    judged: dict = {}
+    refused: list[str] = []
+    judged: dict[str, dict[str, list[Path]]] = {}  # task -> samples -> the first run of each cell
 
-    def one(part: tuple) -> object:
-        cell, members = part
-        frames = []
-        for run in members.itertuples():
-            predictions, classes = read_predictions(run.folder)
-            _same_samples(judged, run, predictions)
-            frames.append(predictions.sort_values("sample_id", ignore_index=True))
-        return work(dict(zip(CELL, cell, strict=True)), members, frames, classes)
+    def guarded(runs: list[Run]) -> object:
+        try:
+            return work(runs)
+        except _Refused as error:
+            return error
 
     # Threads, not processes: NumPy lets go of the interpreter while it sums.
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        yield from tqdm(pool.map(one, cells), words, len(cells), unit="cell")
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        made = pool.map(guarded, cells)
+        for runs in tqdm(cells, words, unit="cell"):
+            found = next(made)
+            if isinstance(found, _Refused):
+                refused += found.lines
+                continue
+            of_task = judged.setdefault(runs[0].cell[0], {})
+            of_task.setdefault(found[1], []).append(runs[0].folder)
+            yield runs, found[0]
+    for of_task in judged.values():
+        usual, *others = sorted(of_task.values(), key=len, reverse=True)
+        folders = sorted(itertools.chain(*others))
+        refused += [_differing(folder, usual[0]) for folder in folders[:MAX_LISTED]]
+        refused += map(str, folders[MAX_LISTED:])
+    if refused:
+        n = sum(map(len, cells))
+        raise ValueError(f"{len(refused)} of {n} runs cannot be used:\n{listed(refused)}")
+
+
+def _each(runs: list[Run], function: Callable[[Run], object]) -> list:
+    """``function(run)`` of each run; _Refused that names all those where it cannot be."""
+    made, lines = [], []
+    for run in runs:
+        try:
+            made.append(function(run))
+        except (OSError, ValueError) as error:
+            lines.append(f"{run.folder}: {error}")
+    if lines:
+        raise _Refused(lines)
+    return made
+
+
+def _content(run: Run) -> bytes:
+    """A run's predictions as they lie there; ValueError when these are not those it recorded."""
+    content = (run.folder / "predictions.csv").read_bytes()
+    if hashlib.sha256(content).hexdigest() != run.predictions_sha256:
+        raise ValueError("predictions.csv is not the one that run.json records; run it again")
+    return content
+
+
+def _read(runs: list[Run]) -> tuple[list[pd.DataFrame], list[str], str]:
+    """The predictions of a cell, in the order of sample ids; its classes; a hash of its samples."""
+
+    def read(run: Run) -> tuple[pd.DataFrame, list[str]]:
+        frame, classes = _predictions(io.BytesIO(_content(run)))
+        if lacking := [name for name in IDENTITY if name not in frame]:
+            raise ValueError(f"predictions.csv lacks {', '.join(lacking)}")
+        if frame["sample_id"].duplicated().any():
+            raise ValueError("a sample is predicted more than once")
+        return frame.sort_values("sample_id", ignore_index=True), classes
+
+    found = _each(runs, read)
+    frames = [frame for frame, _ in found]
+    samples = [frame[IDENTITY].to_numpy().tolist() for frame in frames]
+    others = [run.folder for run, s in zip(runs, samples, strict=True) if s != samples[0]]
+    if others:
+        raise _Refused([_differing(folder, runs[0].folder) for folder in others])
+    return frames, found[0][1], artifacts.content_hash(samples[0])
+
+
+def _differing(folder: Path, other: Path) -> str:
+    """What to say of two runs of a task that were judged on different samples."""
+    one, two = (
+        set(read_predictions(f)[0][IDENTITY].itertuples(index=False, name=None))
+        for f in (folder, other)
+    )
+    differing = sorted({sample for sample, *_ in one ^ two})
+    return (
+        f"{folder} and {other} were judged on different samples ({len(differing)}, such as "
+        f"{differing[0]!r}): run the older of the two again."
+    )
 
 
 def _summarise_cell(
-    cell: dict,
-    seeds: pd.Series,
+    seeds: list[int],
     frames: list[pd.DataFrame],
     classes: list[str],
     names: tuple[str, ...],
@@ -131,7 +323,7 @@ def _summarise_cell(
         value = float(np.mean([points[i][name] for i in chosen]))
         drawn = np.mean([draws[i][name] for i in chosen], axis=0)
         apart = np.mean([left_out[i][name] for i in chosen], axis=0)
-        found = cell | words | {"metric": name, "value": value} | spread
+        found = words | {"metric": name, "value": value} | spread
         found |= _ends("ci", metrics.interval(drawn)) | size
         found |= _ends("bca", metrics.bca_interval(drawn, value, apart))
         variance = areas[1][np.ix_(chosen, chosen)].mean() if name == "auroc" else np.nan
@@ -178,15 +370,16 @@ def delong(frames: list[pd.DataFrame], classes: list[str]) -> tuple[np.ndarray, 
     return metrics.delong(y, scores, frames[0]["patient_id"])
 
 
-def is_main(cells: pd.DataFrame) -> pd.Series:
+def is_main(cells: pd.DataFrame, trained: Collection[tuple[str, float]] = ()) -> pd.Series:
     """Which rows are of the main comparison: on all labels, or on those of a trained regime.
 
-    ``cells`` has the columns task, regime and label_fraction. Other shares of the labels are there
-    to show how a backbone's number grows with them.
+    ``cells`` has the columns task, regime and label_fraction; where they are a part of a grid,
+    ``trained`` holds the (task, label_fraction) of regimes that train in the rest of it. Other
+    shares of the labels are there to show how a backbone's number grows with them.
     """
     keys = ["task", "label_fraction"]
-    trained = cells.loc[cells["regime"] != "frozen", keys].drop_duplicates()
-    at_trained = pd.MultiIndex.from_frame(cells[keys]).isin(pd.MultiIndex.from_frame(trained))
+    here = cells.loc[cells["regime"] != "frozen", keys].itertuples(index=False, name=None)
+    at_trained = pd.MultiIndex.from_frame(cells[keys]).isin({*here, *trained})
     return (cells["label_fraction"] == 1) | at_trained
 
 
@@ -218,21 +411,6 @@ def costs(folders: list[Path], results: Path | str) -> pd.DataFrame:
                         "device": "first"})  # fmt: skip
 
 
-def _same_samples(judged: dict, run: tuple, predictions: pd.DataFrame) -> None:
-    """Remember the first run of a task, and raise if another was judged on other samples."""
-    if predictions["sample_id"].duplicated().any():
-        raise ValueError(f"{run.folder}: a sample is predicted more than once.")
-    identity = ["sample_id", "patient_id", "y_true"]
-    samples = frozenset(predictions[identity].itertuples(index=False, name=None))
-    first, expected = judged.setdefault(run.task, (run.folder, samples))
-    if samples != expected:
-        differing = sorted({sample for sample, *_ in samples ^ expected})
-        raise ValueError(
-            f"{run.folder} and {first} were judged on different samples ({len(differing)}, such "
-            f"as {differing[0]!r}): run the older of the two again."
-        )
-
-
 # ------------------------------------------------------------------------------- differences
 
 
@@ -257,21 +435,24 @@ def arms(
 
     An arm for each cell and metric of ``names``. Raises what :func:`summarise` does.
     """
-    cells = pd.DataFrame([record["coordinates"] for record in read_records(folders)])
-    chosen = is_main(cells) & (cells["head"] == head)
-    folders = [folder for folder, kept in zip(folders, chosen, strict=True) if kept]
+    cells = [
+        runs for runs in _cells(folders)
+        if runs[0].main and dict(zip(CELL, runs[0].cell, strict=True))["head"] == head
+    ]  # fmt: skip
 
-    def of_cell(cell: dict, members: pd.DataFrame, frames: list, classes: list[str]) -> list[Arm]:
+    def of_cell(runs: list[Run]) -> tuple[list[Arm], str]:
+        frames, classes, samples = _read(runs)
         points, draws = _points_and_draws(frames, classes, names, resamples)
+        cell = dict(zip(CELL, runs[0].cell, strict=True))
         return [
             Arm(
                 cell, name, float(np.mean([point[name] for point in points])),
                 np.mean([draw[name] for draw in draws], axis=0), frames, classes,
             )
             for name in names
-        ]  # fmt: skip
+        ], samples  # fmt: skip
 
-    return [arm for made in _by_cell(folders, of_cell, "resamples") for arm in made]
+    return [arm for _, made in _by_cell(cells, of_cell, "resamples") for arm in made]
 
 
 def share(values: np.ndarray) -> float:
@@ -422,3 +603,31 @@ def tied_with_best(arms: Iterable[Arm], margin: float = MARGIN) -> pd.DataFrame:
         for arm, is_tied in zip([best, *others], tied, strict=True):
             rows.append(arm.cell | {"metric": arm.metric, "tied": bool(is_tied)})
     return pd.DataFrame(rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Make the rows of one backbone on one task.")
+    for name in ("grid_file", "results"):
+        parser.add_argument(name, type=Path)
+    for name in ("task", "backbone"):
+        parser.add_argument(name)
+    options = parser.parse_args()
+    task = options.task
+    try:
+        grid = grids.read(options.grid_file)
+        asked = grids.runs(grid | {"tasks": [task]}, options.results)
+        folders = [folder for folder in asked if folder.parents[1].name == options.backbone]
+        shares = [grids.label_fraction(grid, task, r) for r in artifacts.TRAINED if grid[r]]
+        summarise(
+            folders, **grid["collect"], threads=1, trained=[(task, share) for share in shares],
+            ordered=[task] if cards.used(options.results, task).ordered else [],
+        )  # fmt: skip
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    (folders[0].parents[1] / KEPT).touch()  # newer than the runs, also where nothing was made
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

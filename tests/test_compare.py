@@ -1,10 +1,16 @@
 """medlib.compare: summary tables that scikit-learn confirms, of runs judged on the same samples;
 and differences between them, paired, corrected, and tested for equivalence."""
 
+import inspect
+import json
+import shutil
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+import yaml
 from sklearn import metrics as sk
 
 from medlib import artifacts, compare, metrics
@@ -228,6 +234,146 @@ def test_grades_in_order_have_a_quadratic_kappa(tmp_path):
     plain, _ = compare.summarise(artifacts.find_runs(tmp_path), 20)
     ordered, _ = compare.summarise(artifacts.find_runs(tmp_path), 20, ordered=["skin"])
     assert set(ordered["metric"]) - set(plain["metric"]) == {"kappa_quadratic"}
+
+
+# ----------------------------------------------------------------------------------- kept rows
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """How often the rows of a cell have been made."""
+    calls, make = [], compare._summarise_cell
+    monkeypatch.setattr(compare, "_summarise_cell", lambda *a: calls.append(a) or make(*a))
+    return calls
+
+
+def as_text(tables):
+    return [table.to_csv(index=False) for table in tables]
+
+
+def test_rows_that_were_kept_are_those_made_anew_to_the_last_byte(grid, made):
+    folders = artifacts.find_runs(grid[0])
+    first = as_text(compare.summarise(folders, 50, ["skin"]))
+    assert len(made) == 4
+    assert as_text(compare.summarise(folders, 50, ["skin"])) == first and len(made) == 4
+    # Some of the runs, in another order, by a single thread.
+    few, _ = compare.summarise(folders[::-1][:4], 50, ["skin"], threads=1)
+    assert set(few["task"]) == {"skin"} and len(made) == 4
+    assert few.to_csv(index=False).splitlines()[1:] == [
+        line for line in first[0].splitlines() if line.startswith("skin")
+    ]
+    for path in grid[0].glob(f"runs/*/*/{compare.KEPT}"):
+        path.unlink()
+    assert as_text(compare.summarise(folders, 50, ["skin"])) == first and len(made) == 8
+
+
+def test_rows_are_made_again_when_anything_they_follow_from_is_another(grid, made, monkeypatch):
+    results, runs = grid
+    folders = artifacts.find_runs(results)
+    compare.summarise(folders, 50)
+    made.clear()
+    compare.summarise(folders, 51)
+    assert len(made) == 4
+    compare.summarise(folders, 51, ["skin"])
+    assert len(made) == 4 + 2
+    # Another run of one seed: its cell alone, and with its numbers.
+    frame = runs["mri", "dinov2_small", 0].iloc[::-1].copy()
+    frame[["prob_low", "prob_high"]] = frame[["prob_high", "prob_low"]].to_numpy()
+    save(results, frame, "mri", "dinov2_small", 0)
+    by_seed, _ = compare.summarise(folders, 51, ["skin"])
+    assert len(made) == 4 + 2 + 1
+    cell = "task == 'mri' and backbone == 'dinov2_small' and seed == 0 and metric == 'auroc'"
+    expected = by_sklearn(frame, CLASSES["mri"])["auroc"]
+    assert by_seed.query(cell)["value"].tolist() == pytest.approx([expected], abs=1e-12)
+    monkeypatch.setattr(compare, "VERSION", compare.VERSION + 1)
+    compare.summarise(folders, 51, ["skin"])
+    assert len(made) == 4 + 2 + 1 + 4
+
+
+def test_a_cell_that_becomes_a_main_one_gets_its_corrected_interval(tmp_path, made):
+    folder = save(tmp_path, predictions("mri", 0), fraction=0.5)
+    (plain, _), (main, _) = (
+        compare.summarise([folder], 50, trained=trained) for trained in ([], [("mri", 0.5)])
+    )
+    assert plain["bca_low"].isna().all() and main["bca_low"].notna().any() and len(made) == 2
+
+
+@pytest.mark.parametrize("harm", ["{", "[]", "{}", "", "\x80"])
+def test_a_damaged_file_of_kept_rows_is_made_again(grid, made, harm):
+    folders = artifacts.find_runs(grid[0])
+    first = as_text(compare.summarise(folders, 20))
+    path = folders[0].parents[1] / compare.KEPT
+    path.write_text(harm, encoding="latin-1")
+    assert as_text(compare.summarise(folders, 20)) == first and len(made) == 4 + 1
+    assert json.loads(path.read_text())
+
+
+def test_the_version_of_the_rows_is_raised_when_the_statistics_give_others(tmp_path):
+    # Numbers of version 1. Where these are meant to be others now: raise compare.VERSION as well,
+    # so that nobody reads the old ones.
+    frame = predictions("mri", 0, n_patients=40)
+    frame.iloc[:, -2:] = frame.iloc[:, -2:].round(2)
+    _, found = compare.summarise([save(tmp_path, frame)], 200)
+    ends = [f"{name}_{end}" for name in ("ci", "bca", "delong") for end in ("low", "high")]
+    sums = found.set_index("metric")[["value", *ends]].sum(axis=1)
+    assert compare.VERSION == 1
+    assert sums.to_dict() == pytest.approx(
+        {
+            "accuracy": 3.968599604,
+            "balanced_accuracy": 3.954403301,
+            "precision_weighted": 3.975060951,
+            "recall_weighted": 3.974154622,
+            "f1_weighted": 3.960803464,
+            "precision_macro": 3.983890293,
+            "recall_macro": 3.954403301,
+            "f1_macro": 3.970300164,
+            "kappa": 2.936734528,
+            "auroc": 6.167265749,
+            "auprc": 4.355388348,
+            "sensitivity_at_95_specificity": 2.67541322,
+            "log_loss": 2.103715215,
+            "brier": 0.686217163,
+            "ece": 0.628473464,
+        },
+        rel=0,
+        abs=1e-8,
+    )
+
+
+def test_the_command_makes_the_rows_that_notebook_05_reads(tmp_path, made, monkeypatch, repository):
+    results, task, backbone = tmp_path / "r", "fundus_pm", "resnet50-imagenet"
+    frozen = {"backbones": [backbone], "image_size": 64, "heads": ["linear"],
+              "label_fractions": [1.0, 0.5]}  # fmt: skip
+    asked = {"title": "a", "data": "phantoms", "tasks": [task], "seeds": [0, 1], "frozen": frozen,
+             "finetuned": {"backbones": ["dinov2_small"], "image_size": 56, "label_fraction": 0.5},
+             "collect": {"resamples": 30}}  # fmt: skip
+    (tmp_path / "g.yaml").write_text(yaml.safe_dump(asked))
+    for seed, fraction in ((0, 1.0), (0, 0.5), (1, 0.5)):
+        save(results, predictions("mri", seed), task, backbone, seed, fraction)
+    (results / "manifests").mkdir()
+    shutil.copy(repository / "data_manifests" / f"{task}.yaml", results / "manifests")
+    words = [str(tmp_path / "g.yaml"), str(results), task, backbone]
+    monkeypatch.setattr(sys, "argv", ["compare", *words])
+    assert compare.main() == 0 and len(made) == 2
+    # With the runs of the other backbone there, half of the labels is a main cell without asking.
+    trained = artifacts.run_folder(results, task, "dinov2_small", "finetuned", "linear", 0.5, 0)
+    shutil.copytree(results / "runs" / task / backbone / "frozen-linear" / "seed0", trained)
+    record = artifacts.read_json(trained / "run.json")
+    record["coordinates"] |= {"backbone": "dinov2_small", "regime": "finetuned",
+                              "label_fraction": 0.5}  # fmt: skip
+    artifacts.save_json(trained / "run.json", record)
+    table, _ = compare.summarise(artifacts.find_runs(results), 30)
+    assert len(made) == 2 + 1 and set(table["regime"]) == {"frozen", "finetuned"}
+    before = (results / "runs" / task / backbone / compare.KEPT).stat().st_mtime_ns
+    assert compare.main() == 0 and len(made) == 2 + 1
+    assert (results / "runs" / task / backbone / compare.KEPT).stat().st_mtime_ns > before
+
+
+def test_a_grid_that_states_no_resamples_gets_as_many_as_its_notebooks_draw(repository):
+    default = inspect.signature(compare.summarise).parameters["resamples"].default
+    notebook = json.loads((repository / "notebooks" / "05_collect_results.ipynb").read_text())
+    code = "".join(line for cell in notebook["cells"] for line in cell["source"])
+    assert f"resamples: int = {default} " in code
 
 
 # ---------------------------------------------------------------------------------- differences
@@ -563,3 +709,46 @@ def test_only_the_runs_asked_for_are_summarised_and_a_missing_one_is_named(tmp_p
     assert set(by_seed["seed"]) == {0}
     with pytest.raises(ValueError, match="1 of 2 runs are not complete:\n.*seed7"):
         compare.summarise([one, one.parent / "seed7"])
+
+
+def test_all_runs_that_cannot_be_read_are_named_at_once(tmp_path):
+    folders = [save(tmp_path, predictions("mri", seed), seed=seed) for seed in range(7)]
+    (folders[1] / "run.json").write_text('{"coordinates": ')
+    (folders[2] / "run.json").write_text("{}")
+    (folders[3] / "run.json").unlink()
+    with pytest.raises(ValueError) as caught:
+        compare.summarise(folders, 5)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "1 of 7 runs are not complete:" and "seed3" in lines[1]
+    assert lines[2] == "2 of 7 runs have no readable record:"
+    assert "seed1" in lines[3] and "seed2" in lines[4] and "no coordinates" in lines[4]
+    assert "notebooks 03 and 04" in lines[5]
+
+
+def test_all_runs_whose_predictions_cannot_be_used_are_named_at_once(tmp_path, made):
+    frames = {seed: predictions("mri", seed) for seed in range(6)}
+    frames[3] = frames[3].drop(columns="patient_id")
+    frames[4] = pd.concat([frames[4], frames[4].iloc[[3]]])
+    folders = [save(tmp_path, f, seed=s, fraction=1 / (s + 1)) for s, f in frames.items()]
+    folders.append(save(tmp_path, frames[0].iloc[:-1], backbone="resnet50-imagenet"))
+    (folders[1] / "predictions.csv").unlink()
+    text = (folders[2] / "predictions.csv").read_text()
+    (folders[2] / "predictions.csv").write_text(text.replace("low", "high", 1))
+    for _ in range(2):  # the same of kept rows
+        with pytest.raises(ValueError) as caught:
+            compare.summarise(folders, 5)
+        lines = str(caught.value).splitlines()
+        assert lines[0] == "5 of 7 runs cannot be used:" and len(lines) == 6
+        for words in ("No such file", "not the one that run.json records", "lacks patient_id",
+                      "predicted more than once"):  # fmt: skip
+            assert sum(words in line for line in lines) == 1, words
+        assert str(folders[6]) in lines[5] and "different samples (1, such as '029')" in lines[5]
+    assert len(made) == 3  # those of the sound cells were kept all the same
+
+
+def test_hundreds_of_offenders_are_counted(tmp_path):
+    folders = [artifacts.run_folder(tmp_path, "mri", "a", "frozen", seed=s) for s in range(300)]
+    with pytest.raises(ValueError) as caught:
+        compare.summarise(folders)
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("300 of 300") and len(lines) == 23 and "280 more" in lines[21]
