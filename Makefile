@@ -32,7 +32,7 @@ export OMP_NUM_THREADS ?= 1
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-BENCHMARKS = bootstrap decode extraction finetuning frozen_study memory probes
+BENCHMARKS = bootstrap decode extraction finetuning frozen_study memory probes scale
 
 DRAWING = collect compare costs claims look write_report
 
@@ -71,7 +71,7 @@ plan status report: $(READY)
 
 figures: $(READY)
 	echo "Drawing figures/$$GRID again from results/$$GRID."
-	$(RUN) --allowed-rules all $(DRAWING) --forcerun $(DRAWING)
+	$(RUN) --allowed-rules all summarise $(DRAWING) --forcerun $(DRAWING)
 	echo "All figures and tables, and a page that holds them: figures/$$GRID/report.html"
 
 test: $(READY)

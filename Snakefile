@@ -6,11 +6,15 @@ Knobs that do not change results (device, folders of data and weights) are kept 
 that changing them runs nothing again.
 """
 
+import gc
 import json
 import os
 
 from medlib import artifacts, backbones, cards, execute
 from medlib import grid as grids
+
+# Of 10,000 planned jobs none is garbage: looking for it time and again takes a seventh of planning.
+gc.set_threshold(100_000, 50, 100)
 
 GRID = config.get("grid", "demo")
 RESULTS = f"results/{GRID}"
@@ -113,16 +117,19 @@ def reported(rule):
     return [name if not name.endswith(".png") else report(name, category=rule) for name in shown(rule)]
 
 
-def finished(task=None):
-    """The files that say that runs are complete: of one task, or of all."""
-    tasks = [task] if task else TASKS
-    return [
-        f"{RESULTS}/runs/{task}/{backbone}/frozen.csv"
-        for task in tasks
-        for backbone in grid["frozen"].get("backbones", ())
-    ] + [
-        str(folder / "run.json") for task in tasks for folder in grids.fine_tuned(grid, RESULTS, task)
+def finished(task, backbone):
+    """The files that say that the runs of a backbone on a task are complete."""
+    frozen = [f"{RESULTS}/runs/{task}/{backbone}/frozen.csv"]
+    trained = grids.fine_tuned(grid, RESULTS, task, backbone)
+    return frozen * (backbone in grid["frozen"].get("backbones", ())) + [
+        str(folder / "run.json") for folder in trained
     ]
+
+
+def summarised(*tasks):
+    """The files that hold the metrics and intervals of tasks, a file a backbone."""
+    names = {name: 0 for regime in artifacts.REGIMES for name in grid[regime].get("backbones", ())}
+    return [f"{RESULTS}/runs/{task}/{name}/intervals.json" for task in tasks for name in names]
 
 
 rule all:
@@ -236,9 +243,27 @@ rule finetune:
         RUN
 
 
+# As soon as a backbone's runs on a task are complete, beside the training of others. Its rows that
+# are still valid are read from the file, which is why it is updated rather than made anew.
+rule summarise:
+    input:
+        lambda wildcards: finished(wildcards.task, wildcards.backbone),
+        code=code("05_collect_results"),
+    output:
+        update(f"{RESULTS}/runs/{{task}}/{{backbone}}/intervals.json"),
+    params:
+        grid=f"grids/{GRID}.yaml",
+        settings=lambda wildcards: parameters(grid["collect"]),  # others, other intervals
+    resources:
+        **needs(4000, 120),
+    shell:
+        "TQDM_DISABLE=1 python -m medlib.compare {params.grid:q} {RESULTS:q} "
+        "{wildcards.task:q} {wildcards.backbone:q}"
+
+
 rule collect:
     input:
-        finished(),
+        summarised(*TASKS),
         notebook="notebooks/05_collect_results.ipynb",
         code=code("05_collect_results"),
     output:
@@ -309,7 +334,7 @@ rule claims:
 
 rule look:
     input:
-        lambda wildcards: finished(wildcards.task),
+        lambda wildcards: summarised(wildcards.task),
         notebook="notebooks/09_look_closer.ipynb",
         code=code("09_look_closer"),
     output:

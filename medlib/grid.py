@@ -146,19 +146,22 @@ def runs(grid: dict, results: Path | str) -> list[Path]:
     return folders
 
 
-def fine_tuned(grid: dict, results: Path | str, task: str) -> list[Path]:
-    """The folders of all runs of a task in which the backbone itself is trained."""
+def fine_tuned(
+    grid: dict, results: Path | str, task: str, backbone: str | None = None
+) -> list[Path]:
+    """The folders of all runs of a task in which the backbone itself is trained (None: any)."""
     return [
         artifacts.run_folder(
             results,
             task,
-            backbone,
+            name,
             regime,
             label_fraction=label_fraction(grid, task, regime),
             seed=seed,
         )
         for regime in artifacts.TRAINED
-        for backbone in grid[regime].get("backbones", ())
+        for name in grid[regime].get("backbones", ())
+        if backbone in (None, name)
         for seed in seeds(grid, regime)
     ]
 

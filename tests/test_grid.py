@@ -144,9 +144,10 @@ def plan(repository, name):
 def test_planning_counts_the_jobs_of_each_rule_without_running_any(repository):
     # 6 tasks × 13 backbones, fine-tuned for 5 seeds; nothing needs data or weights to be planned.
     jobs = plan(repository, "paper")
-    assert jobs == {"prepare": 6, "extract": 78, "probe": 78, "finetune": 390, "collect": 1,
+    assert jobs == {"prepare": 6, "extract": 78, "probe": 78, "finetune": 390,
+                    "summarise": 78, "collect": 1,
                     "compare": 1, "costs": 1, "claims": 1, "look": 6, "write_report": 1, "all": 1,
-                    "total": 564}  # fmt: skip
+                    "total": 642}  # fmt: skip
 
 
 def test_the_runs_of_a_grid_are_those_of_its_heads_labels_and_seeds(tmp_path):

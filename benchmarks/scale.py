@@ -1,0 +1,186 @@
+"""Ten thousand jobs: how long they take to plan, and their runs to collect into summary.csv.
+
+Planning is `make plan` of the paper's grid and of one of 10,000 jobs, in a copy of the repository's
+parts without a result. Collecting is what notebook 05 does with 10,000 finished runs
+of six tasks with as many test samples as the real ones: records, costs, intervals, tables. The runs
+of one backbone are made and given their intervals (5000 resamples), which is timed as well; those
+of the others are links to them, with records of their own. Both run in processes of their own,
+whose peak memory is read when they end. What is read lies in the page cache.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import harness
+import numpy as np
+import pandas as pd
+import yaml
+
+from medlib import artifacts, backbones, cards, compare, metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+GIB = 2**30
+# Test samples, patients and classes of the paper's tasks.
+SIZES = dict.fromkeys(cards.MRI, (100, 100, 2)) | {
+    "chest_xray": (624, 408, 2), "fundus_pm": (400, 400, 2), "dermoscopy": (10_015, 7_470, 7),
+}  # fmt: skip
+# A small process between: a child counts what its parent held when it was started as its own peak.
+MEASURE = """
+import resource, subprocess, sys, time
+start = time.perf_counter()
+code = subprocess.run(sys.argv[1:], stderr=subprocess.STDOUT).returncode
+unit = 1 if sys.platform == "darwin" else 1024
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+print("measured", time.perf_counter() - start, peak)
+sys.exit(code)
+"""
+COLLECT = """
+import sys
+from medlib import artifacts, compare
+results = sys.argv[1]
+folders = artifacts.find_runs(results)
+records = compare.read_records(folders)
+costs = compare.costs(folders, results)
+summary, over_seeds = compare.summarise(folders, int(sys.argv[2]))
+for name, table in ("costs", costs), ("summary", summary), ("summary_over_seeds", over_seeds):
+    artifacts.save_csv(f"{results}/{name}.csv", table)
+"""
+
+
+def clone(folder: Path) -> Path:
+    """The parts of the repository that a plan needs."""
+    for name in ("medlib", "notebooks", "data_manifests", "grids"):
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copy(ROOT / "Snakefile", folder)
+    return folder
+
+
+def large_grid(seeds: int) -> dict:
+    """Every backbone, fine-tuned in both ways on the paper's tasks; 34 seeds make 10,000 jobs."""
+    settings = {"backbones": backbones.names(), "image_size": 224}
+    return {
+        "title": "many jobs", "data": "phantoms", "tasks": list(SIZES), "seeds": list(range(seeds)),
+        "frozen": settings | {"heads": ["linear"]}, "finetuned": settings, "lora": settings,
+    }  # fmt: skip
+
+
+def measured(command: list[str], folder: Path) -> tuple[str, float, int]:
+    """What a command prints, and its seconds and peak memory in bytes, start-up included."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, sys.executable, *command], cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(done.stdout[-2000:])
+    text, _, numbers = done.stdout.rpartition("measured")
+    taken, peak = numbers.split()
+    return text, float(taken), int(peak)
+
+
+def plan(folder: Path, grid: str) -> tuple[int, float, int]:
+    """The jobs of a grid, and the seconds and peak memory, in bytes, of planning them."""
+    text, taken, peak = measured(["-m", "medlib.study", "plan", grid], folder)
+    (jobs,) = re.findall(r"^(\d+) jobs would run", text, re.M)
+    return int(jobs), taken, peak
+
+
+def make_runs(results: Path, task: str, size: tuple[int, int, int], seeds: int) -> list[Path]:
+    """The finished runs of one backbone: fine-tuned, and frozen on three shares of the labels."""
+    n, n_patients, k = size
+    rng = np.random.default_rng(0)
+    y = rng.permutation(np.arange(n) % k)
+    classes = [f"class{c}" for c in range(k)]
+    frame = pd.DataFrame({"sample_id": [f"{task}_{i:06d}" for i in range(n)]})
+    frame["patient_id"] = [f"patient_{p:06d}" for p in np.sort(np.arange(n) % n_patients)]
+    frame["split"], frame["y_true"] = "test", np.array(classes)[y]
+    folders = []
+    for regime, share in (("finetuned", 1.0), ("frozen", 0.5), ("frozen", 0.25), ("frozen", 0.1)):
+        for seed in range(seeds):
+            proba = 0.7 * rng.dirichlet(np.ones(k), n) + 0.3 * np.eye(k)[y]
+            frame[metrics.probability_columns(classes)] = proba
+            folder = artifacts.run_folder(
+                results, task, "backbone000", regime, label_fraction=share, seed=seed
+            )
+            artifacts.save_run(
+                folder, parameters={"image_size": 224}, inputs={}, predictions=frame,
+                history=pd.DataFrame({"value": [1.0]}), metrics=metrics.point(frame, classes),
+                seconds=1.0, how={"parameters": 1},
+                coordinates={"task": task, "backbone": "backbone000", "pretraining": "imagenet",
+                             "regime": regime, "head": "linear", "label_fraction": share,
+                             "seed": seed},
+            )  # fmt: skip
+            folders.append(folder)
+    meta = {"seconds": 1.0, "parameters": 1, "hardware": {"gpu": None}}
+    meta |= {"peak_memory_bytes": artifacts.peak_memory_bytes()}
+    artifacts.save_json(results / "features" / task / "backbone000" / "meta.json", meta)
+    return folders
+
+
+def as_other(results: Path, task: str, number: int) -> None:
+    """Another backbone whose runs predicted the same."""
+    name = f"backbone{number:03d}"
+    for part in ("runs", "features"):
+        first = results / part / task / "backbone000"
+        shutil.copytree(first, first.with_name(name), copy_function=os.link)
+    for path in (results / "runs" / task / name).glob("*/*/run.json"):
+        record = artifacts.read_json(path)
+        record["coordinates"]["backbone"] = name
+        artifacts.save_json(path, record)  # a new file: the link is replaced
+
+
+def main() -> None:
+    options = harness.arguments(__doc__)
+    quick = options.quick
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = clone(Path(temporary))
+        grid = folder / "grids" / "large.yaml"
+        grid.write_text(yaml.safe_dump(large_grid(1 if quick else 34)), encoding="utf-8")
+        for name, bound in (("paper", 5),) if quick else (("paper", 5), ("large", 30)):
+            found = [plan(folder, name) for _ in range(options.repeats)]
+            jobs, taken = found[0][0], np.array([seconds for _, seconds, _ in found])
+            words = "the paper's grid" if name == "paper" else "a large grid"
+            harness.report(
+                f"planning {words}, {jobs:,} jobs", f"the bound of {bound} s", bound / taken,
+                target=1.0, value=float(np.median(taken)), unit="s", quick=quick,
+            )  # fmt: skip
+            peak = max(memory for *_, memory in found)
+            harness.report(
+                f"memory of planning, {jobs:,} jobs", "the bound of 1 GiB", GIB / peak,
+                target=1.0, value=peak / GIB, unit="GiB", quick=quick,
+            )  # fmt: skip
+    seeds, resamples, others = (2, 20, 2) if quick else (5, 5000, 84)
+    with tempfile.TemporaryDirectory() as temporary:
+        results, made, n = Path(temporary), {}, 0
+        for task, (samples, patients, k) in SIZES.items():
+            size = (samples // 5, patients // 5, k) if quick else (samples, patients, k)
+            folders = make_runs(results, task, size, seeds)
+            made[task] = harness.seconds(lambda: compare.summarise(folders, resamples))  # noqa: B023
+            for number in range(1, others):
+                as_other(results, task, number)
+            n += others * len(folders)
+        command = ["-c", COLLECT, str(results), str(resamples)]
+        found = [measured(command, ROOT) for _ in range(options.repeats)]
+        taken = np.array([seconds for _, seconds, _ in found])
+        common = {"target": 1.0, "quick": quick}
+        harness.report(f"collecting {n:,} runs", "the bound of 60 s", 60 / taken,
+                       value=float(np.median(taken)), unit="s", **common)  # fmt: skip
+        peak = max(memory for *_, memory in found)
+        harness.report(f"memory of collecting {n:,} runs", "the bound of 1 GiB", GIB / peak,
+                       value=peak / GIB, unit="GiB", **common)  # fmt: skip
+        for task in ("glioma_t1", "chest_xray", "dermoscopy"):
+            of_run = made[task] / (4 * seeds)
+            harness.report(
+                f"intervals of a run, {task}", "reading them when collecting", of_run * n / taken,
+                target=None, value=of_run, unit="s", quick=quick,
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
