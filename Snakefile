@@ -21,6 +21,7 @@ RESULTS = f"results/{GRID}"
 FIGURES = f"figures/{GRID}"
 grid = grids.read(f"grids/{GRID}.yaml")
 TASKS = grid["tasks"]
+BACKBONES = sorted({name for r in artifacts.REGIMES for name in grid[r].get("backbones", ())})
 # A notebook names folders relative to its own.
 SHARED = {"data": grid["data"], "results": f"../{RESULTS}"}
 COMPARED = {"results": SHARED["results"], "grid_file": f"../grids/{GRID}.yaml"}
@@ -124,12 +125,6 @@ def finished(task, backbone):
     return frozen * (backbone in grid["frozen"].get("backbones", ())) + [
         str(folder / "run.json") for folder in trained
     ]
-
-
-def summarised(*tasks):
-    """The files that hold the metrics and intervals of tasks, a file a backbone."""
-    names = {name: 0 for regime in artifacts.REGIMES for name in grid[regime].get("backbones", ())}
-    return [f"{RESULTS}/runs/{task}/{name}/intervals.json" for task in tasks for name in names]
 
 
 rule all:
@@ -263,7 +258,7 @@ rule summarise:
 
 rule collect:
     input:
-        summarised(*TASKS),
+        expand(f"{RESULTS}/runs/{{task}}/{{backbone}}/intervals.json", task=TASKS, backbone=BACKBONES),
         notebook="notebooks/05_collect_results.ipynb",
         code=code("05_collect_results"),
     output:
@@ -334,7 +329,7 @@ rule claims:
 
 rule look:
     input:
-        lambda wildcards: summarised(wildcards.task),
+        lambda wildcards: [run for name in BACKBONES for run in finished(wildcards.task, name)],
         notebook="notebooks/09_look_closer.ipynb",
         code=code("09_look_closer"),
     output:

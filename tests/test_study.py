@@ -144,7 +144,7 @@ def test_a_grid_runs_to_its_figures_and_a_second_call_runs_nothing(finished):
     assert (folder / TUNED.parent / "04_fine_tune.ipynb").is_file()
     assert not list(folder.rglob("checkpoint.safetensors"))
     # Progress is a line now and then, not Snakemake's pages.
-    assert "12 jobs to run." in said and len(said.splitlines()) < 60
+    assert "14 jobs to run." in said and len(said.splitlines()) < 60
 
 
 def test_nothing_of_a_grid_reaches_a_shell_and_nobody_is_called(finished):
@@ -185,28 +185,28 @@ def edited(path, old, new):
     ("file", "old", "new", "run"),
     [
         ("notebooks/03_probe_features.ipynb", "minutes for", "some minutes for",
-         {"probe": 2, "collect": 1, **dict.fromkeys(DRAWING, 1)}),
+         {"probe": 2, "summarise": 2, "collect": 1, **dict.fromkeys(DRAWING, 1)}),
         ("medlib/finetune.py", "RECORD_AFTER = 3", "RECORD_AFTER = 4",
-         {"finetune": 1, "collect": 1, **dict.fromkeys(DRAWING, 1)}),
+         {"finetune": 1, "summarise": 1, "collect": 1, **dict.fromkeys(DRAWING, 1)}),
         ("medlib/probe.py", '"""', '"""Better: ',
-         {"probe": 2, "collect": 1, **dict.fromkeys(DRAWING, 1)}),
+         {"probe": 2, "summarise": 2, "collect": 1, **dict.fromkeys(DRAWING, 1)}),
         ("medlib/plots.py", '"""', '"""Nicer: ', dict.fromkeys(DRAWING - {"write_report"}, 1)
          | {"write_report": 1}),
         ("medlib/claims.py", '"""', '"""Bolder: ', {"claims": 1, "write_report": 1}),
         ("data_manifests/fundus_pm.yaml", "title: ", "title: New ",
-         {"prepare": 1, "extract": 2, "probe": 2, "finetune": 1, "collect": 1,
-          **dict.fromkeys(DRAWING, 1)}),
+         {"prepare": 1, "extract": 2, "probe": 2, "finetune": 1, "summarise": 2,
+          "collect": 1, **dict.fromkeys(DRAWING, 1)}),
         ("grids/small.yaml", "epochs: 2", "epochs: 3",
-         {"finetune": 1, "collect": 1, **dict.fromkeys(DRAWING, 1)}),
+         {"finetune": 1, "summarise": 1, "collect": 1, **dict.fromkeys(DRAWING, 1)}),
         ("grids/small.yaml", "resamples: 100", "resamples: 99",
-         {"collect": 1, "compare": 1, "claims": 1, "costs": 1, "write_report": 1}),
+         {"summarise": 2, "collect": 1, "compare": 1, "claims": 1, "costs": 1, "write_report": 1}),
         ("medlib/backbones.yaml", "# The paper's six.",
          "new-imagenet: {timm_name: resnet18.a1_in1k, pretraining: imagenet, embedding: gap, "
          "licence: MIT}", {}),
         ("medlib/backbones.yaml", "test_resnet.r160_in1k, pretraining: imagenet, embedding: gap",
          "test_resnet.r160_in1k, pretraining: imagenet, fixed_norm: true, embedding: gap",
          # Of its random control nothing changes: there is no batch norm that was folded.
-         {"extract": 1, "probe": 1, "collect": 1, **dict.fromkeys(DRAWING, 1)}),
+         {"extract": 1, "probe": 1, "summarise": 1, "collect": 1, **dict.fromkeys(DRAWING, 1)}),
     ],
 )  # fmt: skip
 def test_what_has_changed_decides_what_runs_again(finished, file, old, new, run):
@@ -231,7 +231,8 @@ def test_a_new_backbone_in_the_grid_runs_alone_and_a_touched_file_not_at_all(fin
     finished.grid(more)
     rules, said = finished.plan()
     finished.grid(finished.asked)
-    assert rules == {"extract": 1, "probe": 1, "collect": 1, **dict.fromkeys(DRAWING, 1)}, said
+    expected = dict.fromkeys(("extract", "probe", "summarise", "collect", *DRAWING), 1)
+    assert rules == expected, said
 
 
 def test_other_weights_run_again_what_they_were_used_for(finished):
@@ -249,7 +250,7 @@ def test_other_weights_run_again_what_they_were_used_for(finished):
             file.seek(-1, os.SEEK_END)
             file.write(last)
         os.utime(finished.weights, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    expected = {"extract": 1, "probe": 1, "collect": 1, **dict.fromkeys(DRAWING, 1)}
+    expected = dict.fromkeys(("extract", "probe", "summarise", "collect", *DRAWING), 1)
     assert rules == expected, said
     assert "changed:" in said and "test_resnet" in said
 
