@@ -21,7 +21,7 @@ RESULTS = f"results/{GRID}"
 FIGURES = f"figures/{GRID}"
 grid = grids.read(f"grids/{GRID}.yaml")
 TASKS = grid["tasks"]
-BACKBONES = sorted({name for r in artifacts.REGIMES for name in grid[r].get("backbones", ())})
+BACKBONES = sorted(grids.all_backbones(grid))
 # A notebook names folders relative to its own.
 SHARED = {"data": grid["data"], "results": f"../{RESULTS}"}
 COMPARED = {"results": SHARED["results"], "grid_file": f"../grids/{GRID}.yaml"}
@@ -253,7 +253,7 @@ rule summarise:
         **needs(4000, 120),
     shell:
         "TQDM_DISABLE=1 python -m medlib.compare {params.grid:q} {RESULTS:q} "
-        "{wildcards.task:q} {wildcards.backbone:q}"
+        "{wildcards.task:q} {wildcards.backbone:q} --attempt {resources.attempt}"
 
 
 rule collect:

@@ -22,19 +22,19 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import joblib
 import numpy as np
 import pandas as pd
 from scipy import stats
 from tqdm.auto import tqdm
 
-from medlib import artifacts, cards, metrics
+from medlib import artifacts, cards, execute, metrics
 from medlib import grid as grids
 from medlib.errors import MAX_LISTED, listed
 
@@ -230,7 +230,7 @@ def _by_cell(
             return error
 
     # Threads, not processes: NumPy lets go of the interpreter while it sums.
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(threads or joblib.cpu_count()) as pool:
         made = pool.map(guarded, cells)
         for runs in tqdm(cells, words, unit="cell"):
             found = next(made)
@@ -611,22 +611,25 @@ def main() -> int:
         parser.add_argument(name, type=Path)
     for name in ("task", "backbone"):
         parser.add_argument(name)
+    parser.add_argument("--attempt", type=int, default=1, help="from 2 on: only what is transient")
     options = parser.parse_args()
-    task = options.task
-    try:
-        grid = grids.read(options.grid_file)
-        asked = grids.runs(grid | {"tasks": [task]}, options.results)
-        folders = [folder for folder in asked if folder.parents[1].name == options.backbone]
-        shares = [grids.label_fraction(grid, task, r) for r in artifacts.TRAINED if grid[r]]
-        summarise(
-            folders, **grid["collect"], threads=1, trained=[(task, share) for share in shares],
-            ordered=[task] if cards.used(options.results, task).ordered else [],
-        )  # fmt: skip
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
-    (folders[0].parents[1] / KEPT).touch()  # newer than the runs, also where nothing was made
-    return 0
+    task, kept = options.task, options.results / "runs" / options.task / options.backbone / KEPT
+
+    def work() -> None:
+        try:
+            grid = grids.read(options.grid_file)
+            asked = grids.runs(grid | {"tasks": [task]}, options.results)
+            shares = [grids.label_fraction(grid, task, r) for r in artifacts.TRAINED if grid[r]]
+            summarise(
+                [folder for folder in asked if folder.is_relative_to(kept.parent)],
+                **grid["collect"], threads=1, trained=[(task, share) for share in shares],
+                ordered=[task] if cards.used(options.results, task).ordered else [],
+            )  # fmt: skip
+        except (ValueError, OSError, MemoryError) as error:
+            raise execute.ExecutionError(str(error), kind=type(error).__name__) from error
+        kept.touch()  # newer than the runs, also where nothing was made
+
+    return execute.run_job(work, kept, Path(__file__), [str(kept)], options.attempt)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import argparse
 import ast
 import errno
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from medlib.errors import listed, unknown
@@ -166,33 +168,73 @@ def failure_record(output: Path | str) -> Path:
     return Path(output).with_suffix(".failure.json")
 
 
-def failures(folder: Path, below: bool = False) -> list[Path]:
-    """The executed notebooks in a folder, and ``below`` it, whose last run failed."""
-    records = (folder.rglob if below else folder.glob)("*.failure.json")
-    return sorted(path.with_name(f"{path.name.removesuffix('.failure.json')}.ipynb")
-                  for path in records)  # fmt: skip
+def failures(folder: Path, below: bool = False) -> dict[Path, dict]:
+    """What failed in a folder, and ``below`` it, when last run: output -> its record."""
+    found = {}
+    for path in sorted((folder.rglob if below else folder.glob)("*.failure.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found[path.with_name(record["output"])] = record
+    return found
 
 
 def failed(output: Path | str) -> dict | None:
-    """The failure of a notebook's last run: notebook, cell, error, transient, attempt; or None."""
+    """Why the last run of a job failed, or None: its source, cell, error, transient, attempt."""
     record = failure_record(output)
     return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
 
 
-def _record(error: ExecutionError, arguments: argparse.Namespace) -> None:
-    """Keep why a notebook failed, and the executed notebook."""
+def run_job(
+    work: Callable[[], object],
+    output: Path,
+    source: Path,
+    expect: Sequence[str],
+    attempt: int = 1,
+    gpu: bool = False,
+) -> int:
+    """Do the work of one of a grid's jobs; returns 0, or 1 where it failed, as is then recorded.
+
+    ``output`` is the executed notebook, or what else the job writes first; ``source`` is what it
+    runs, ``expect`` what it has promised. A failure is an ExecutionError; what is not transient is
+    not tried again from the second ``attempt`` on. The job ends with its controller, and with
+    ``gpu`` holds one of the controller's GPUs.
+    """
+    record = failure_record(output)
+    controller = os.environ.get(CONTROLLER)
+    if controller:
+        threading.Thread(target=_end_with, args=(controller,), daemon=True).start()
+    before = failed(output)
+    kept = record.with_suffix(".ipynb")  # Snakemake empties the notebook before a new attempt
+    if attempt > 1 and before and not before["transient"]:
+        if kept.is_file():
+            shutil.copy(kept, output)
+        return 1  # as it has said: it would fail again
+    try:
+        record.unlink(missing_ok=True)
+        kept.unlink(missing_ok=True)
+        claim = claim_gpu() if gpu and controller else None  # held until the end
+        work()
+        del claim
+    except ExecutionError as error:
+        if not controller:  # which says it itself, once
+            print(error, file=sys.stderr)
+        words = {
+            "source": str(source), "output": output.name, "cell": error.cell, "error": str(error),
+            "line": error.line, "outputs": list(expect),
+            "transient": error.kind in TRANSIENT, "attempt": attempt,
+        }  # fmt: skip
+        _record(record, words, output, kept)
+        return 1
+    return 0
+
+
+def _record(record: Path, words: dict, output: Path, kept: Path) -> None:
+    """Keep why a job failed, and its executed notebook."""
     from medlib import artifacts  # it brings pandas along, which only here is worth the wait
 
-    record = failure_record(arguments.output)
-    words = {
-        "notebook": str(arguments.notebook), "cell": error.cell, "error": str(error),
-        "line": error.line, "outputs": arguments.expect,
-        "transient": error.kind in TRANSIENT, "attempt": arguments.attempt,
-    }  # fmt: skip
     try:
         artifacts.save_json(record, words)
-        if arguments.output.is_file():
-            shutil.copy(arguments.output, record.with_suffix(".ipynb"))
+        if output.suffix == kept.suffix and output.is_file():
+            shutil.copy(output, kept)
     except OSError as full:  # a full disk: the job's failure is still seen by its status
         print(f"{record} cannot be written: {full}", file=sys.stderr)
 
@@ -281,7 +323,7 @@ def sources(notebook: Path | str) -> list[Path]:
     """
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    found, todo = set(), imports(code)
+    found, todo = set(), set(imports(code))
     while todo:
         module = todo.pop()
         if module not in found:
@@ -290,7 +332,8 @@ def sources(notebook: Path | str) -> list[Path]:
     return [Path(notebook), *(MEDLIB / f"{module}.py" for module in sorted(found))]
 
 
-def imports(code: str) -> set[str]:
+@functools.cache  # of each module once, however many rules depend on it
+def imports(code: str) -> frozenset[str]:
     """The medlib modules that Python code imports."""
     modules = set()
     for node in ast.walk(ast.parse(code)):
@@ -300,7 +343,7 @@ def imports(code: str) -> set[str]:
             modules.add(node.module.split(".")[1])
         elif isinstance(node, ast.Import):
             modules |= {a.name.split(".")[1] for a in node.names if a.name.startswith("medlib.")}
-    return modules
+    return frozenset(modules)
 
 
 def main() -> int:
@@ -312,36 +355,21 @@ def main() -> int:
     parser.add_argument("--gpu", type=int, default=0, help="1: take a GPU, where there is one")
     parser.add_argument("--attempt", type=int, default=1, help="from 2 on: only what is transient")
     arguments = parser.parse_args()
-    record = failure_record(arguments.output)
-    controller = os.environ.get(CONTROLLER)
-    if controller:
-        threading.Thread(target=_end_with, args=(controller,), daemon=True).start()
-    before = failed(arguments.output)
-    kept = record.with_suffix(".ipynb")  # Snakemake empties the notebook before a new attempt
-    if arguments.attempt > 1 and before and not before["transient"]:
-        if kept.is_file():
-            shutil.copy(kept, arguments.output)
-        return 1  # as it has said: it would fail again
+    notebook, output, expect = arguments.notebook, arguments.output, arguments.expect
     try:
-        record.unlink(missing_ok=True)
-        kept.unlink(missing_ok=True)
-        claim = claim_gpu() if arguments.gpu and controller else None  # held until the end
         parameters = json.loads(arguments.parameters)
-        if not isinstance(parameters, dict):
-            raise ExecutionError(f"--parameters is not a JSON object: {arguments.parameters}")
-        seconds = execute(arguments.notebook, arguments.output, parameters, arguments.expect)
-        del claim
     except json.JSONDecodeError as error:
         print(f"--parameters is not JSON ({error}): {arguments.parameters}", file=sys.stderr)
         return 2
-    except ExecutionError as error:
-        if not controller:  # which says it itself, once
-            print(error, file=sys.stderr)
-        _record(error, arguments)
-        return 1
-    if not controller:
-        print(f"{arguments.notebook.stem}: {seconds:.1f} s -> {arguments.output}")
-    return 0
+
+    def work() -> None:
+        if not isinstance(parameters, dict):
+            raise ExecutionError(f"--parameters is not a JSON object: {arguments.parameters}")
+        seconds = execute(notebook, output, parameters, expect)
+        if not os.environ.get(CONTROLLER):
+            print(f"{notebook.stem}: {seconds:.1f} s -> {output}")
+
+    return run_job(work, output, notebook, expect, arguments.attempt, bool(arguments.gpu))
 
 
 if __name__ == "__main__":

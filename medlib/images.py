@@ -24,6 +24,7 @@ from shutil import copyfileobj
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
+import joblib
 import numpy as np
 import pandas as pd
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -218,7 +219,7 @@ def _drawn(
     columns = [name for name in ("path", "mask", "grid") if name in rows]
     tasks = rows[columns].to_dict("records")
     bar = tqdm(total=len(tasks), desc="decoding", unit="file", mininterval=1)
-    with bar, ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with bar, ThreadPoolExecutor(workers or joblib.cpu_count()) as pool:
         for start in range(0, len(tasks), 256):
             for position, done in enumerate(pool.map(one, tasks[start : start + 256]), start):
                 bar.update()

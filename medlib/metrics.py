@@ -11,12 +11,12 @@ Intervals leave such resamples out, and the summary says what share of them that
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
+import joblib
 import numpy as np
 import pandas as pd
 from scipy import special
@@ -354,7 +354,7 @@ def bootstrap(
     rng, found = np.random.default_rng(seed), {}
     by_matrix = [] if paired else [name for name in names if name in CONFUSION]
     by_patient = [name for name in names if name not in by_matrix]
-    threads = threads or min(MAX_THREADS, os.cpu_count() or 1)
+    threads = threads or min(MAX_THREADS, joblib.cpu_count())
     if by_matrix:
         drawn = _draw_confusion(y, proba, owner, resamples, rng, threads)
         found |= _confusion_metrics(drawn, by_matrix)

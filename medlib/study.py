@@ -141,7 +141,7 @@ class Watch:
     def __init__(self, path: Path | None = None, out=None, clock=time.time):
         self.path, self.out, self.clock = path, out or sys.stdout, clock
         self.begun = self.shown = clock()
-        self.jobs: dict[int, dict] = {}  # id -> rule, words, log
+        self.jobs: dict[int, dict] = {}  # id -> rule, words, what it writes first
         self.working: dict[int, float] = {}  # id -> since when
         self.failed: dict[int, dict] = {}
         self.left: Counter = Counter()  # jobs of each rule that are not done
@@ -159,7 +159,8 @@ class Watch:
                 self.say(f"{self.total} jobs to run.")
             elif event in (LogEvent.JOB_INFO, LogEvent.JOB_ERROR):
                 known = self.jobs.setdefault(record.jobid, {})
-                known |= {"rule": record.rule_name, "log": list(record.log or [])}
+                writes = next(iter([*(record.log or ()), *(record.output or ())]), "")
+                known |= {"rule": record.rule_name, "writes": writes}
                 known.setdefault("words", describe(record.rule_name, None))
                 if event == LogEvent.JOB_INFO:
                     known["words"] = describe(record.rule_name, record.wildcards)
@@ -207,7 +208,7 @@ class Watch:
             "seconds_left": self.seconds_left(),
             "running": [
                 {"job": self.jobs[job]["words"], "seconds": now - since,
-                 "notebook": next(iter(self.jobs[job]["log"]), "")}
+                 "writes": self.jobs[job]["writes"]}
                 for job, since in self.working.items() if job in self.jobs
             ],
         }  # fmt: skip
@@ -251,12 +252,12 @@ def duration(seconds: float) -> str:
 
 
 def why(job: dict) -> tuple[str, str, str]:
-    """Where a job failed, the first line of its error, and its executed notebook."""
-    notebook = next((name for name in job["log"] if name.endswith(".ipynb")), "")
-    found = execute.failed(notebook) if notebook else None
+    """Where a job failed, the first line of its error, and its executed notebook, if it has one."""
+    notebook = job["writes"] if job["writes"].endswith(".ipynb") else ""
+    found = execute.failed(job["writes"]) if job["writes"] else None
     if found is None:
         return "", "it ended without a word: killed, or out of memory?", notebook
-    where = Path(found["notebook"]).name
+    where = Path(found["source"]).name
     if found["cell"] is not None:
         where = f"code cell {found['cell']} of {where}"
     line = found["line"]
@@ -267,15 +268,17 @@ def why(job: dict) -> tuple[str, str, str]:
 
 
 def options(grid: str) -> list[str]:
-    return ["--config", f"grid={grid}", "--nolock", "--rerun-incomplete"]
+    # Weights that were copied or restored are newer, and the same: compare large files as well.
+    same = ["--max-checksum-file-size", "100GB"]
+    return ["--config", f"grid={grid}", "--nolock", "--rerun-incomplete", *same]
 
 
 def failed_jobs(grid: dict, results: Path) -> dict[str, dict]:
-    """The failures of the jobs of a grid: executed notebook -> its record."""
+    """The failures of the jobs of a grid: what a job writes first -> its record."""
     return {
-        str(notebook): execute.failed(notebook)
-        for notebook in execute.failures(results, below=True)
-        if grids.asks_for(grid, notebook.relative_to(results))
+        str(output): record
+        for output, record in execute.failures(results, below=True).items()
+        if grids.asks_for(grid, output.relative_to(results))
     }
 
 
@@ -415,14 +418,14 @@ def show_status(grid: str) -> int:
             now = artifacts.read_json(results / PROGRESS)
             print(progress_words(now))
             for job in now["running"]:
-                print(f"    {job['job']}: {job['notebook']}")
+                print(f"    {job['job']}: {job['writes']}")
     stale = {path for job in planned(grid) for path in job["outputs"]}
     states = grids.states(asked, results, stale)
     print(states.to_string(index=False))
     total = states[list(grids.STATES)].sum()
     print(", ".join(f"{total[state]} {state}" for state in grids.STATES))
-    for notebook, record in failed_jobs(asked, results).items():
-        print(f"failed: {record['line']}\n    the executed notebook: {notebook}")
+    for output, record in failed_jobs(asked, results).items():
+        print(f"failed: {record['line']}\n    of: {output}")
     return 0
 
 

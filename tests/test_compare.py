@@ -13,7 +13,7 @@ import scipy.stats
 import yaml
 from sklearn import metrics as sk
 
-from medlib import artifacts, compare, metrics
+from medlib import artifacts, compare, execute, metrics
 
 CLASSES = {"mri": ["low", "high"], "skin": ["nv", "mel", "bcc"]}
 BACKBONES = {"dinov2_small": "dinov2", "resnet50-imagenet": "imagenet"}
@@ -367,6 +367,20 @@ def test_the_command_makes_the_rows_that_notebook_05_reads(tmp_path, made, monke
     before = (results / "runs" / task / backbone / compare.KEPT).stat().st_mtime_ns
     assert compare.main() == 0 and len(made) == 2 + 1
     assert (results / "runs" / task / backbone / compare.KEPT).stat().st_mtime_ns > before
+
+
+def test_the_command_records_why_it_could_not_and_tries_only_what_is_transient_again(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "g.yaml").write_text("title: of nothing else")
+    kept = tmp_path / "r" / "runs" / "task" / "backbone" / compare.KEPT
+    words = ["compare", str(tmp_path / "g.yaml"), str(tmp_path / "r"), "task", "backbone"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert compare.main() == 1 and "g.yaml" in capsys.readouterr().err
+    record = execute.failed(kept)
+    assert record["line"].startswith(f"{tmp_path / 'g.yaml'}") and not record["transient"]
+    monkeypatch.setattr(sys, "argv", [*words, "--attempt", "2"])
+    assert compare.main() == 1 and not capsys.readouterr().err
 
 
 def test_a_grid_that_states_no_resamples_gets_as_many_as_its_notebooks_draw(repository):
