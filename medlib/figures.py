@@ -178,6 +178,7 @@ def label_efficiency(
             ax.set_xlim(low * np.exp(-0.08 * span), high * np.exp(1.1 * span))
             shown = frozen["patients"].round().drop_duplicates().sort_values()
             ax.set_xticks([shown.iloc[0], shown.iloc[len(shown) // 2], shown.iloc[-1]])
+            ax.set_xticks(shown, minor=True)
             ax.xaxis.set_minor_formatter(NullFormatter())
             _name_ends(ax, high * np.exp(0.06 * span), ends, names)
         _titles(ax, tasks[task], "no results" if part.empty else _people(part))
@@ -215,8 +216,8 @@ def cost(table: pd.DataFrame, metric: str = "auroc") -> Figure:
                 mark |= {"marker": "X", "markersize": 5}
             ax.plot(at, row.value, linestyle="none", **mark)
         for row in best.itertuples():
-            ax.annotate(row.name.partition(" (")[0], (row.x, row.value), (4, -8), fontsize=6,
-                        textcoords="offset points", color="0.25")  # fmt: skip
+            ax.annotate(_short(row.name).removesuffix(" (ImageNet)"), (row.x, row.value), (4, -8),
+                        fontsize=6, textcoords="offset points", color="0.25")  # fmt: skip
         _log_axis(ax, x)
         ax.margins(y=0.12)
         ax.set_xlabel(words)
@@ -647,7 +648,7 @@ def _panels(tasks: Mapping, height: float) -> tuple[Figure, list[Axes]]:
     return fig, list(axes.flat[: len(tasks)])
 
 
-def _titles(ax: Axes, card: Mapping, note: str, width: float = 2.0) -> None:
+def _titles(ax: Axes, card: Mapping, note: str, width: float = 1.7) -> None:
     """The task's title in lines of at most so many inches, and a note under it."""
     ax.set_title(plots.wrapped(card["title"], width, 7.5, weight="bold"), pad=13, fontsize=7.5)
     ax.annotate(note, (0, 1), (0, 3), "axes fraction", "offset points", va="bottom", fontsize=6.5,

@@ -140,6 +140,23 @@ def test_it_repeats_to_the_byte_and_fits_the_page(tmp_path, name):
     assert DRAWN[name]().get_figwidth() <= plots.PAGE + 1e-9
 
 
+def test_long_titles_stay_on_the_page():
+    title = "Glioma grade II versus III, FLAIR MRI and all that was seen on it"
+    tasks = {name: {"title": title, "chance": 0.5} for name in ("one", "two", "three")}
+    draws = pd.concat(by_seed().assign(task=name) for name in tasks)
+    pairs = pd.concat(differences().query("task == 'mri'").assign(task=name) for name in tasks)
+    for fig in (
+        figures.freezing(table(tasks), tasks), figures.size(table(tasks), tasks),
+        figures.label_efficiency(draws, tasks), figures.forest(pairs, tasks),
+    ):  # fmt: skip
+        fig.draw_without_rendering()
+        words = [t for ax in fig.axes for t in (ax._left_title, *ax.texts)]
+        assert sum(text.get_text().startswith("Glioma") for text in words) == 3
+        for text in words:
+            box = text.get_window_extent()
+            assert box.x0 >= -1 and box.x1 <= fig.bbox.x1 + 1, text.get_text()
+
+
 @pytest.mark.parametrize("name", sorted(set(DRAWN) - {"interval_widths", "size"}))
 def test_random_weights_are_named(name):
     assert "random" in all_words(DRAWN[name]())
