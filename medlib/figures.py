@@ -364,8 +364,7 @@ def forest(
         ax.grid(axis="x")
         _titles(ax, tasks[task], "no pair" if part.empty else _labels(part), room)
         ax.set_xlabel(f"difference in {unit}")
-    for ax in axes.flat[len(tasks) :]:
-        ax.axis("off")
+    _empty(axes, len(tasks))
     handles = [
         Line2D([], [], linestyle="none", marker=marker, color=colour, markerfacecolor=inside,
                markersize=3.6) for marker, colour, inside in looks.values()
@@ -428,10 +427,10 @@ def confusion(table: pd.DataFrame, classes: Sequence[str], title: str = "") -> F
     """
     rows = _named(table)
     shown = _order(rows)
-    columns = min(len(shown), 4 if len(classes) < 5 else 3)
+    columns = min(len(shown), 4)
     lines = -(-len(shown) // columns)
     panel = PAGE / columns
-    fig, axes = plt.subplots(lines, columns, figsize=(PAGE, lines * (0.82 * panel + 0.35)),
+    fig, axes = plt.subplots(lines, columns, figsize=(PAGE, lines * (0.8 * panel + 0.4) + 0.7),
                              squeeze=False, sharex=True, sharey=True)  # fmt: skip
     size = 7 if len(classes) < 5 else 5
     for ax, name in zip(axes.flat, shown, strict=False):
@@ -453,8 +452,7 @@ def confusion(table: pd.DataFrame, classes: Sequence[str], title: str = "") -> F
         ax.set_yticks(range(len(classes)), classes, fontsize=6)
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
-    for ax in axes.flat[len(shown) :]:
-        ax.axis("off")
+    _empty(axes, len(shown))
     fig.supylabel("label", fontsize=7.5)
     fig.supxlabel("called" + ("; shares in %" if len(classes) > 4 else ""), fontsize=7.5)
     fig.suptitle(title, fontsize=8, fontweight="bold", x=0.01, ha="left")
@@ -467,7 +465,7 @@ def reliability(table: pd.DataFrame, title: str = "") -> Figure:
 
     `table` has a row per backbone and bin of confidence: backbone, pretraining, confidence (mean),
     accuracy, low, high (95 % over patients), count, ece (in words). The grey bars are the share of
-    samples in each bin.
+    samples in each bin; one of fewer than five has no mark.
     """
     rows = _named(table)
     shown = _order(rows)
@@ -477,16 +475,16 @@ def reliability(table: pd.DataFrame, title: str = "") -> Figure:
                              sharex=True, sharey=True)  # fmt: skip
     for ax, name in zip(axes.flat, shown, strict=False):
         part = rows[rows["name"] == name].sort_values("confidence")
-        mark = look(part["family"].iloc[0])
+        mark, ece = look(part["family"].iloc[0]), part["ece"].iloc[0]
         ax.bar(part["confidence"], part["count"] / part["count"].sum(), width=0.05, color="0.85")
         ax.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
+        part = part[part["count"] >= 5]
         ax.vlines(part["confidence"], part["low"], part["high"], color=mark["color"], linewidth=0.8)
         ax.plot(part["confidence"], part["accuracy"], linewidth=0.8, **mark)
-        ax.set_title(plots.wrapped(name, PAGE / columns - 0.3, 7) + f"\nECE {part['ece'].iloc[0]}",
+        ax.set_title(plots.wrapped(_short(name), PAGE / columns - 0.3, 7) + f"\nECE {ece}",
                      fontsize=6.5)  # fmt: skip
         ax.set(xlim=(0, 1), ylim=(0, 1))
-    for ax in axes.flat[len(shown) :]:
-        ax.axis("off")
+    _empty(axes, len(shown))
     fig.supxlabel("confidence in the class that is called", fontsize=7.5)
     fig.supylabel("share that is right", fontsize=7.5)
     fig.suptitle(title, fontsize=8, fontweight="bold", x=0.01, ha="left")
@@ -561,7 +559,8 @@ def what_it_sees(
         ax.spines[:].set_visible(False)
     for ax, image, label in zip(axes[0], images, labels, strict=True):
         ax.imshow(image)
-        ax.set_title(plots.wrapped(label, side, 6.5), fontsize=6.5, fontweight="normal")
+        words = plots.wrapped(label.replace("_", " "), side, 6.5)
+        ax.set_title(words, fontsize=6.5, fontweight="normal")
     for line, (name, maps) in zip(axes[1:], [*colours.items(), *evidence.items()], strict=True):
         line[0].set_ylabel(
             plots.wrapped(name, 1.2, 7), rotation=0, ha="right", va="center", fontsize=7
@@ -643,9 +642,17 @@ def _panels(tasks: Mapping, height: float) -> tuple[Figure, list[Axes]]:
         lines, columns, figsize=(PAGE if columns > 1 else COLUMN, lines * (height + 0.45)),
         squeeze=False,
     )  # fmt: skip
-    for ax in axes.flat[len(tasks) :]:
-        ax.axis("off")
+    _empty(axes, len(tasks))
     return fig, list(axes.flat[: len(tasks)])
+
+
+def _empty(axes: np.ndarray, n: int) -> None:
+    """Leave out all panels but the first n; the one above an empty place has the ticks' names."""
+    columns = axes.shape[1]
+    for at in range(n, axes.size):
+        axes.flat[at].axis("off")
+        if at >= columns:
+            axes.flat[at - columns].tick_params(labelbottom=True)
 
 
 def _titles(ax: Axes, card: Mapping, note: str, width: float = 1.7) -> None:

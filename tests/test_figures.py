@@ -272,6 +272,19 @@ def test_confusions_show_the_share_of_each_label():
     np.testing.assert_allclose(image, [[1 / 3, 2 / 3], [3 / 7, 4 / 7]])
 
 
+def test_the_panel_above_an_empty_place_names_the_classes():
+    fig = figures.confusion(counts(["no", "yes"]), ["no", "yes"])  # six, in rows of four
+    named = [ax.xaxis.get_ticklabels()[0].get_visible() for ax in fig.axes if ax.axison]
+    assert named == [False, False, True, True, True, True]
+
+
+def test_a_bin_of_too_few_samples_to_tell_has_no_mark():
+    few = bins().query("backbone == 'dinov2_small'").assign(count=[4, 5, 20])
+    (ax,) = figures.reliability(few).axes
+    assert len(ax.patches) == 3
+    assert ax.lines[-1].get_xdata().tolist() == [0.75, 0.95]
+
+
 def test_embeddings_are_coloured_by_what_is_known():
     fig = figures.embeddings(points(), ["a", "b"])
     titles = [ax.get_title("left") for ax in fig.axes if ax.get_title("left")]
