@@ -155,6 +155,9 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
     assert "random weights" in (figures / "main_table.md").read_text()
     main = pd.read_csv(figures / "main_comparison.csv")
     assert set(main["label_fraction"]) == {1.0, 0.5}, "other shares of the labels crowd the figure"
+    embedded = pd.read_csv(figures / "embeddings_glioma_flair.csv")
+    where = embedded["patient"].str.split("_").str[1]  # TCGA_<site>_<patient>
+    assert (embedded["site"] == where).all() and embedded["site"].nunique() > 1
     claimed = pd.read_csv(figures / "claims.csv")
     assert set(claimed["verdict"]) == {"not tested"} and claimed["missing"].notna().all()
     assert set(pd.read_csv(results / "differences.csv")["contrast"]) == {"backbones", "regimes"}
