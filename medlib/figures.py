@@ -480,7 +480,7 @@ def reliability(table: pd.DataFrame, title: str = "") -> Figure:
         ax.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
         part = part[part["count"] >= 5]
         ax.vlines(part["confidence"], part["low"], part["high"], color=mark["color"], linewidth=0.8)
-        ax.plot(part["confidence"], part["accuracy"], linewidth=0.8, **mark)
+        ax.plot(part["confidence"], part["accuracy"], linewidth=0.8, clip_on=False, **mark)
         ax.set_title(plots.wrapped(_short(name), PAGE / columns - 0.3, 7) + f"\nECE {ece}",
                      fontsize=6.5)  # fmt: skip
         ax.set(xlim=(0, 1), ylim=(0, 1))
