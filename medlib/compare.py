@@ -38,7 +38,6 @@ from medlib import artifacts, cards, execute, metrics
 from medlib import grid as grids
 from medlib.errors import MAX_LISTED, listed
 
-VERSION = 1  # raise when the same predictions would give other rows of the summary
 KEPT = "intervals.json"  # in runs/<task>/<backbone>/: the rows that have been made
 IDENTITY = ["sample_id", "patient_id", "y_true"]
 CELL = ["task", "backbone", "pretraining", "regime", "head", "label_fraction"]
@@ -153,7 +152,7 @@ def summarise(
     def work(runs: list[Run]) -> tuple:
         in_order, main = runs[0].cell[0] in ordered, all(run.main for run in runs)
         made_of = [[run.seed, run.predictions_sha256] for run in runs]
-        key = artifacts.content_hash([VERSION, resamples, in_order, main, made_of])
+        key = artifacts.content_hash([_code(), resamples, in_order, main, made_of])
         kept = read_kept(_place(runs)).get(key)
         if kept:
             _each(runs, _content)
@@ -182,6 +181,12 @@ def summarise(
             if anew:
                 artifacts.save_text(place / KEPT, json.dumps(kept))
     return pd.DataFrame(tables["by_seed"]), pd.DataFrame(tables["over_seeds"])
+
+
+@functools.cache
+def _code() -> list[str]:
+    """What makes rows of predictions: edited, it makes them again."""
+    return [artifacts.file_sha256(path) for path in (__file__, metrics.__file__)]
 
 
 def _place(runs: list[Run]) -> Path:
