@@ -75,11 +75,11 @@ figures: $(READY)
 	echo "All figures and tables, and a page that holds them: figures/$$GRID/report.html"
 
 test: $(READY)
-	start=$$(date +%s); echo "Lint, then tests: 4 to 12 minutes on two cores."; \
+	start=$$(date +%s); echo "Lint, then tests: 10 to 20 minutes on two cores."; \
 	ruff check . && ruff format --check . && pytest -q -n auto --dist loadgroup && echo "Tests passed in $(SINCE)."
 
 test-kill: $(READY)
-	echo "A small grid, killed at 20 random moments: 10 to 20 minutes on two cores."
+	echo "A small grid, killed at 20 random moments: 5 to 20 minutes on two cores."
 	MEDLIB_KILLS=20 pytest -q -s tests/test_study.py -k killed_at_any_moment
 
 test-slurm: $(READY)
