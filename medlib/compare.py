@@ -237,8 +237,7 @@ def _by_cell(
     # Threads, not processes: NumPy lets go of the interpreter while it sums.
     with ThreadPoolExecutor(threads or joblib.cpu_count()) as pool:
         made = pool.map(guarded, cells)
-        for runs in tqdm(cells, words, unit="cell"):
-            found = next(made)
+        for runs, found in tqdm(zip(cells, made, strict=True), words, len(cells), unit="cell"):
             if isinstance(found, _Refused):
                 refused += found.lines
                 continue
