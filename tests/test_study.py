@@ -552,3 +552,9 @@ def test_three_days_of_progress_are_some_hundred_lines():
 )  # fmt: skip
 def test_reasons_are_told_in_few_words(theirs, ours):
     assert study_module.reason(theirs) == ours
+
+
+def test_tests_that_share_a_finished_grid_stay_in_one_process(request):
+    if not getattr(request.config.option, "loadgroup", False):
+        pytest.skip("not among processes that share out the tests (make test)")
+    assert request.node.nodeid.endswith("@study")
