@@ -517,8 +517,10 @@ def embeddings(points: pd.DataFrame, classes: Sequence[str], title: str = "") ->
             ax.scatter(rest["x"], rest["y"], s=3, color="0.85", linewidths=0, rasterized=True)
             for group, colour, marker in zip(groups, plots.COLOURS, plots.MARKERS, strict=False):
                 some = part[part[column] == group]
+                above = 2 - len(some) / len(part)  # small groups are not covered by large ones
                 ax.scatter(some["x"], some["y"], s=9 if column != "label" else 5, color=colour,
                            marker=marker, alpha=0.8, linewidths=0, rasterized=len(part) > 3000,
+                           zorder=above,
                            label=_spoken(group) if column == "label" else group)  # fmt: skip
             ax.set(xticks=[], yticks=[])
         line[0].set_ylabel(

@@ -289,6 +289,10 @@ def test_embeddings_are_coloured_by_what_is_known():
     fig = figures.embeddings(points(), ["a", "b"])
     titles = [ax.get_title("left") for ax in fig.axes if ax.get_title("left")]
     assert titles == ["by label", "by patient, the largest eight", "by site"]
+    few = points().query("backbone == 'dinov2_small'").iloc[:-10]
+    few["label"] = np.where(np.arange(len(few)) < 5, "a", "b")
+    large, small = figures.embeddings(few, ["b", "a"]).axes[0].collections[-2:]
+    assert small.get_zorder() > large.get_zorder() and len(small.get_offsets()) == 5
     single = points().assign(patient=lambda f: [str(i) for i in range(len(f))], site="")
     titles = [ax.get_title("left") for ax in figures.embeddings(single, ["a", "b"]).axes]
     assert [title for title in titles if title] == ["by label"]
