@@ -58,6 +58,9 @@ class Run(NamedTuple):
     predictions_sha256: str
     main: bool  # see is_main
 
+    def named(self) -> dict:
+        return dict(zip(CELL, self.cell, strict=True))
+
 
 class _Refused(ValueError):
     """Runs that cannot be used, a line each."""
@@ -174,7 +177,7 @@ def summarise(
                 kept[key], anew = made, anew or is_new
                 for name, columns in tables.items():
                     n = len(made[name]["metric"])
-                    cell = {c: [value] * n for c, value in zip(CELL, runs[0].cell, strict=True)}
+                    cell = {part: [value] * n for part, value in runs[0].named().items()}
                     for column, values in (cell | made[name]).items():
                         columns.setdefault(column, []).extend(values)
         finally:  # also when others are refused, or it is interrupted
@@ -441,13 +444,13 @@ def arms(
     """
     cells = [
         runs for runs in _cells(folders)
-        if runs[0].main and dict(zip(CELL, runs[0].cell, strict=True))["head"] == head
+        if runs[0].main and runs[0].named()["head"] == head
     ]  # fmt: skip
 
     def of_cell(runs: list[Run]) -> tuple[list[Arm], str]:
         frames, classes, samples = _read(runs)
         points, draws = _points_and_draws(frames, classes, names, resamples)
-        cell = dict(zip(CELL, runs[0].cell, strict=True))
+        cell = runs[0].named()
         return [
             Arm(
                 cell, name, float(np.mean([point[name] for point in points])),

@@ -457,14 +457,12 @@ def event(kind, **values):
 
 
 def job(number, rule="probe", **wildcards):
-    return event(
-        LogEvent.JOB_INFO,
-        jobid=number,
-        rule_name=rule,
-        wildcards=wildcards,
-        log=["n.ipynb"],
-        output=["o"],
-    )
+    values = {"jobid": number, "rule_name": rule, "log": ["n.ipynb"], "output": ["o"]}
+    return event(LogEvent.JOB_INFO, wildcards=wildcards, **values)
+
+
+def failure(number, rule, log=(), output=()):
+    return event(LogEvent.JOB_ERROR, jobid=number, rule_name=rule, log=log, output=output)
 
 
 def test_progress_tells_what_is_done_what_runs_and_for_how_long_it_may_go_on():
@@ -500,9 +498,7 @@ def test_a_job_that_went_well_at_a_second_attempt_has_not_failed():
     for number in (1, 2):
         watch(event(LogEvent.JOB_STARTED, jobs=[number]))
         watch(job(number, task=f"t{number}"))
-        watch(
-            event(LogEvent.JOB_ERROR, jobid=number, rule_name="probe", log=["n.ipynb"], output=[])
-        )
+        watch(failure(number, "probe", log=["n.ipynb"]))
     watch(event(LogEvent.JOB_STARTED, jobs=[1]))
     watch(event(LogEvent.JOB_FINISHED, job_id=1))
     assert [one["words"] for one in watch.failed.values()] == ["probe t2"]
@@ -519,7 +515,7 @@ def test_a_job_without_a_notebook_says_why_it_failed_as_well(tmp_path):
     assert output.read_text() == "{}"
     watch = study_module.Watch(out=out, clock=lambda: 0.0)
     watch(event(LogEvent.RUN_INFO, stats={"summarise": 1, "total": 1}))
-    watch(event(LogEvent.JOB_ERROR, jobid=1, rule_name="summarise", log=[], output=[str(output)]))
+    watch(failure(1, "summarise", output=[str(output)]))
     assert "failed: summarise: 2 of 5 runs cannot be used" in out.getvalue()
     table = study_module._failures("small", watch)
     assert "compare.py: 2 of 5 runs" in table and "notebook" not in table
