@@ -13,9 +13,6 @@ import os
 from medlib import artifacts, backbones, cards, execute
 from medlib import grid as grids
 
-# Of 10,000 planned jobs none is garbage: looking for it time and again takes a seventh of planning.
-gc.set_threshold(100_000, 50, 100)
-
 GRID = config.get("grid", "demo")
 RESULTS = f"results/{GRID}"
 FIGURES = f"figures/{GRID}"
@@ -85,6 +82,7 @@ def weights(wildcards):
 
 
 onstart:
+    gc.enable()  # `study` leaves it off while the graph is built
     grids.check_inputs(grid)
 
 

@@ -448,8 +448,8 @@ def confusion(table: pd.DataFrame, classes: Sequence[str], title: str = "") -> F
             ax.text(j, i, words, ha="center", va="center", fontsize=size, color=colour)
         ax.set_title(plots.wrapped(_short(name), 0.7 * panel, 6.5, weight="bold"), fontsize=6.5)
         turned = {"rotation": 90} if len(classes) > 4 else {}
-        ax.set_xticks(range(len(classes)), map(_spoken, classes), fontsize=6, **turned)
-        ax.set_yticks(range(len(classes)), map(_spoken, classes), fontsize=6)
+        ax.set_xticks(range(len(classes)), map(plots.spoken, classes), fontsize=6, **turned)
+        ax.set_yticks(range(len(classes)), map(plots.spoken, classes), fontsize=6)
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
     _empty(axes, len(shown))
@@ -521,7 +521,7 @@ def embeddings(points: pd.DataFrame, classes: Sequence[str], title: str = "") ->
                 ax.scatter(some["x"], some["y"], s=9 if column != "label" else 5, color=colour,
                            marker=marker, alpha=0.8, linewidths=0, rasterized=len(part) > 3000,
                            zorder=above,
-                           label=_spoken(group) if column == "label" else group)  # fmt: skip
+                           label=plots.spoken(group) if column == "label" else group)  # fmt: skip
             ax.set(xticks=[], yticks=[])
         line[0].set_ylabel(
             plots.wrapped(name, 1.9, 7) + "\n" + part["shares"].iloc[0], fontsize=6.5
@@ -561,7 +561,7 @@ def what_it_sees(
         ax.spines[:].set_visible(False)
     for ax, image, label in zip(axes[0], images, labels, strict=True):
         ax.imshow(image)
-        words = plots.wrapped(_spoken(label), side, 6.5)
+        words = plots.wrapped(plots.spoken(label), side, 6.5)
         ax.set_title(words, fontsize=6.5, fontweight="normal")
     for line, (name, maps) in zip(axes[1:], [*colours.items(), *evidence.items()], strict=True):
         line[0].set_ylabel(
@@ -709,10 +709,6 @@ def _name_ends(ax: Axes, x: float, ends: Sequence[float], names: Sequence[tuple[
         ax.annotate(words, (x, ends[i]), (x, place), fontsize=5.8, va="center", color=colour,
                     annotation_clip=False)  # fmt: skip
     ax.set_ylim(min(low, places[0] - gap / 2), max(high, places[-1] + gap / 2))
-
-
-def _spoken(label: str) -> str:
-    return label.replace("_", " ")
 
 
 def _short(name: str) -> str:

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from medlib.manifest import SPLITS, split_column
-from medlib.plots import COLOURS, PAGE, styled, text_width, wrapped
+from medlib.plots import COLOURS, PAGE, spoken, styled, text_width, wrapped
 
 ALL, UNKNOWN, REST = "all classes", "unknown", "all others"  # rows and columns
 CONFOUNDERS = {"age": "age in years", "sex": "sex", "site": "site"}  # manifest's columns → panels
@@ -265,7 +265,8 @@ def _class_labels(table: pd.DataFrame) -> list[str]:
     """The rows' names with their patients, and the class's share of all patients."""
     rows = table[(table["part"] == "classes") & (table["unit"] == "patients")]
     return [
-        f"{wrapped(name, 1.1, 7)}\n{count:,}" + (f" ({100 * share:.1f} %)" if name != ALL else "")
+        f"{wrapped(spoken(name), 1.1, 7)}\n{count:,}"
+        + (f" ({100 * share:.1f} %)" if name != ALL else "")
         for name, count, share in rows[["class", "count", "share"]].itertuples(index=False)
     ]
 

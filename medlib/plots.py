@@ -139,6 +139,11 @@ def display_names(backbone: str) -> str:
     return known if known and dinov2 and not weights else backbone
 
 
+def spoken(label: str) -> str:
+    """A class's name as it is printed: "grade_II" as "grade II"."""
+    return label.replace("_", " ")
+
+
 def save(fig: Figure, path_stem: Path, data: pd.DataFrame | None = None) -> list[Path]:
     """Write a figure as `<stem>.png` (200 dpi), `.pdf` and `.svg`, and its data as `<stem>.csv`.
 
@@ -207,7 +212,7 @@ def sample_grid(
     rows = {}
     for name in classes:
         members = np.flatnonzero(np.asarray(labels) == name)
-        words = f"{textwrap.fill(name, 18)}\n{len(members):,} images"
+        words = f"{textwrap.fill(spoken(name), 18)}\n{len(members):,} images"
         rows[words] = members[_spread(len(members), per_class)]
     return _picture_rows(images, rows, per_class, title)[0]
 
@@ -229,7 +234,7 @@ def slice_strip(
         sample = index["sample_id"][index["label"] == name].head(1)
         members = np.flatnonzero(index["sample_id"].isin(sample))
         members = members[np.argsort(index["slice"].iloc[members].astype(int), kind="stable")]
-        words = [*textwrap.wrap(name, 18), *textwrap.wrap("".join(sample), 18)]
+        words = [*textwrap.wrap(spoken(name), 18), *textwrap.wrap("".join(sample), 18)]
         rows["\n".join(words)] = members[_spread(len(members), 8)]
     fig, axes = _picture_rows(images, rows, max(1, *map(len, rows.values())), title)
     for row, members in zip(axes, rows.values(), strict=True):
@@ -261,7 +266,7 @@ def projection(
             rasterized=len(points) > 3000,  # else a PDF of ten thousand marks
         )  # fmt: skip
         handles.append(Line2D([], [], linestyle="none", color=colour, marker=marker))
-        words.append(f"{name} ({len(members):,})")
+        words.append(f"{spoken(name)} ({len(members):,})")
     first, second = 100 * shares
     ax.set(
         xlabel=f"component 1 ({first:.1f} % of variance)", xticks=[],
@@ -370,10 +375,10 @@ def roc_curves(
     shown = classes[1:] if len(classes) == 2 else classes
     for name, colour, dash in zip(shown, COLOURS, itertools.cycle(DASHES), strict=False):
         positive = predictions["y_true"] == name
-        label, false_rate, true_rate = f"{name}: AUROC undefined", [], []
+        label, false_rate, true_rate = f"{spoken(name)}: AUROC undefined", [], []
         if 0 < positive.sum() < len(positive):
             false_rate, true_rate, _ = roc_curve(positive, predictions[f"prob_{name}"])
-            label = f"{name}: AUROC {auc(false_rate, true_rate):.3f}"
+            label = f"{spoken(name)}: AUROC {auc(false_rate, true_rate):.3f}"
         ax.plot(false_rate, true_rate, color=colour, linestyle=dash, label=label, clip_on=False)
     ax.set(
         xlim=(0, 1), ylim=(0, 1), aspect="equal", title=title or "",

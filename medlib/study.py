@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import re
@@ -25,6 +26,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
@@ -115,10 +117,13 @@ def snakemake(listener: Callable[[logging.LogRecord], object], *arguments: str) 
 
     LogHandler.listener = staticmethod(listener)
     LoggerPluginRegistry().register_plugin("snakemake_logger_plugin_medlib", sys.modules[__name__])
+    gc.disable()  # nothing of a growing graph is garbage; when jobs start, the Snakefile enables it
     try:
         cli.main([*arguments, "--logger", "medlib"])
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else bool(end.code)
+    finally:
+        gc.enable()
     return 0
 
 
@@ -374,19 +379,36 @@ def reason(words: str) -> str:
 
 
 def planned(grid: str, arguments: list[str] | tuple = ()) -> list[dict]:
-    """The jobs that would run now: rule, words, outputs, reason. Raises StudyError."""
+    """The jobs that would run now: rule, words, outputs, reason. Raises StudyError.
+
+    They are read from Snakemake's graph as soon as it stands. A dry run would go on to schedule and
+    to print every job, which takes as long again.
+    """
+    from snakemake.executors import dryrun
+    from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
+
     jobs, errors = [], []
 
+    class Planner(dryrun.Executor):
+        def __init__(self, workflow, logger):
+            super().__init__(workflow, logger)
+            needed = sorted(self.dag.needrun_jobs(), key=lambda job: (job.rule.lineno, *job.output))
+            jobs.extend({
+                "rule": job.rule.name, "words": describe(job.rule.name, job.wildcards_dict),
+                "outputs": list(map(str, job.output)), "reason": reason(str(self.dag.reason(job))),
+            } for job in needed if job.rule.name != TARGET)  # fmt: skip
+
     def listen(record: logging.LogRecord) -> None:
-        if getattr(record, "event", None) == LogEvent.JOB_INFO and record.rule_name != TARGET:
-            jobs.append({
-                "rule": record.rule_name, "words": describe(record.rule_name, record.wildcards),
-                "outputs": list(record.output), "reason": reason(record.reason),
-            })  # fmt: skip
-        elif record.levelno >= logging.ERROR:
+        if record.levelno >= logging.ERROR:
             errors.append(record.getMessage())
 
-    if snakemake(listen, *options(grid), "--dry-run", *arguments):
+    registry = ExecutorPluginRegistry()
+    registry.plugins.pop("plan", None)  # an earlier call's
+    plugin = SimpleNamespace(Executor=Planner, common_settings=dryrun.common_settings)
+    registry.register_plugin("plan", plugin)
+    # Quiet, a dry run ends when its graph stands.
+    quietly = ("--executor", "plan", "--quiet", "progress", "rules", "--cores", "1")
+    if snakemake(listen, *options(grid), *quietly, *arguments):
         raise StudyError("\n".join(errors))
     return jobs
 

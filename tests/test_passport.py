@@ -140,6 +140,14 @@ def test_every_number_and_bar_of_the_passport_stands_in_its_table():
         assert float(number) in values, number
 
 
+def test_names_of_classes_are_printed_as_words():
+    rows = small_manifest()
+    rows["label"] = rows["label"].str.replace(" ", "_")
+    fig = passport.draw(rows, ["low_grade", "high_grade"], NO_PAIRS, NONE_LEFT_OUT)
+    labels = [text.get_text() for text in fig.axes[0].get_yticklabels()]
+    assert labels == ["low grade\n2 (40.0 %)", "high grade\n3 (60.0 %)", "all classes\n5"]
+
+
 def passport_text(fig: Figure) -> list[str]:
     """Under the panels: a heading and a text on duplicates, and two on what was left out."""
     return [text.get_text() for text in fig.subfigs[-1].texts]

@@ -300,6 +300,21 @@ def test_learning_curves_show_losses_and_mark_what_was_kept():
     ]  # fmt: skip
 
 
+def test_names_of_classes_are_printed_as_words():
+    classes = ["grade_II", "grade_III"]
+    labels, images = np.repeat(classes, 2), np.zeros((4, 4, 4, 3), np.uint8)
+    rows = {"sample_id": ["a", "a", "b", "b"], "label": labels, "slice": range(4)}
+    judged = {"y_true": labels, "prob_grade_II": 0.5, "prob_grade_III": 0.5}
+    for fig in (
+        plots.sample_grid(images, labels, classes),
+        plots.slice_strip(images, pd.DataFrame(rows)),
+        plots.projection(np.random.default_rng(0).normal(size=(4, 3)), labels, classes),
+        plots.roc_curves(pd.DataFrame(judged), classes),
+    ):
+        words = " ".join(text.get_text() for text in fig.findobj(matplotlib.text.Text))
+        assert "grade III" in words and "_" not in words
+
+
 def test_roc_curves_state_the_auroc():
     truth = np.array(["low grade", "low grade", "high grade", "high grade"])
     risk = np.array([0.1, 0.6, 0.4, 0.9])  # three of the four pairs are in order

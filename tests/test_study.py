@@ -148,6 +148,25 @@ def test_a_grid_runs_to_its_figures_and_a_second_call_runs_nothing(finished):
     assert "14 jobs to run." in said and len(said.splitlines()) < 60
 
 
+def test_memory_is_tidied_while_jobs_run_though_not_while_they_are_planned(finished):
+    told = """
+import gc
+from medlib import study
+class Told(study.Watch):
+    def __call__(self, record):
+        super().__call__(record)
+        if getattr(record, "event", None) == study.LogEvent.JOB_STARTED:
+            print("collects garbage:", gc.isenabled())
+study.Watch = Told
+study.run("small", ["--cores", "2", "--forcerun", "write_report"])
+"""
+    command = [sys.executable, "-c", told]
+    said = subprocess.run(
+        command, cwd=finished.folder, env=finished.environment, capture_output=True, text=True
+    ).stdout
+    assert set(re.findall("collects garbage: .*", said)) == {"collects garbage: True"}
+
+
 def test_nothing_of_a_grid_reaches_a_shell_and_nobody_is_called(finished):
     assert not list(finished.folder.parent.rglob("pwned"))
     assert not (finished.folder / "calls.log").exists()
