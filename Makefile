@@ -34,12 +34,10 @@ export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
 BENCHMARKS = bootstrap decode extraction finetuning frozen_study memory probes scale
 
-DRAWING = collect compare costs claims look write_report
-
 STUDY = python -m medlib.study
 # With a profile, jobs have machines of their own: the cores of this one are no limit.
-RUN = $(STUDY) run "$$GRID" $(if $(PROFILE),--profile profiles/$(PROFILE),--cores $(CORES)) \
-	$(if $(filter failed,$(ONLY)),--only-failed)
+WHERE = $(if $(PROFILE),--profile profiles/$(PROFILE),--cores $(CORES))
+RUN = $(STUDY) run "$$GRID" $(WHERE) $(if $(filter failed,$(ONLY)),--only-failed)
 SINCE = $$(( ($$(date +%s) - start) / 60 )) min $$(( ($$(date +%s) - start) % 60 )) s
 
 .PHONY: study plan status report figures lab test test-slurm test-kill bench
@@ -70,8 +68,7 @@ plan status report: $(READY)
 	$(STUDY) $@ "$$GRID"
 
 figures: $(READY)
-	echo "Drawing figures/$$GRID again from results/$$GRID."
-	$(RUN) --allowed-rules all summarise $(DRAWING) --forcerun $(DRAWING)
+	$(STUDY) figures "$$GRID" $(WHERE)
 	echo "All figures and tables, and a page that holds them: figures/$$GRID/report.html"
 
 test: $(READY)

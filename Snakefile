@@ -6,6 +6,7 @@ Knobs that do not change results (device, folders of data and weights) are kept 
 that changing them runs nothing again.
 """
 
+import functools
 import gc
 import json
 import os
@@ -18,12 +19,14 @@ RESULTS = f"results/{GRID}"
 FIGURES = f"figures/{GRID}"
 grid = grids.read(f"grids/{GRID}.yaml")
 TASKS = grid["tasks"]
+PARTIAL = config.get("partial", False)  # draw from the runs that are there
 BACKBONES = sorted(grids.all_backbones(grid))
 # A notebook names folders relative to its own.
 SHARED = {"data": grid["data"], "results": f"../{RESULTS}"}
 COMPARED = {"results": SHARED["results"], "grid_file": f"../grids/{GRID}.yaml"}
 DRAWN_IN = {"figures": f"../{FIGURES}"}
-CAPTION = {"caption": grid.get("caption", "")}
+CAPTION = {"caption": grids.caption(grid, RESULTS) if PARTIAL else grid.get("caption", "")}
+LOOKED_AT = "frozen" if grid["frozen"] else "finetuned"  # the regime that notebook 09 looks at
 RUN = (
     "python -m medlib.execute {input.notebook:q} {log.notebook:q} --gpu {resources.gpu} "
     "--attempt {resources.attempt} --parameters {params.json:q} --expect {output:q}"
@@ -60,10 +63,11 @@ def settings(regime, *dropped):
     return {name: value for name, value in grid[regime].items() if name not in dropped}
 
 
-def packs(sizes):
+@functools.cache
+def packs(task, *sizes):
     """The packed images of a task, in both interpolations: a new backbone needs no new pack."""
     return [
-        str(artifacts.images_folder(RESULTS, "{task}", size, interpolation) / "meta.json")
+        str(artifacts.images_folder(RESULTS, task, size, interpolation) / "meta.json")
         for size in sizes
         for interpolation in ("bilinear", "bicubic")
     ]
@@ -116,13 +120,21 @@ def reported(rule):
     return [name if not name.endswith(".png") else report(name, category=rule) for name in shown(rule)]
 
 
+@functools.cache
 def finished(task, backbone):
     """The files that say that the runs of a backbone on a task are complete."""
     frozen = [f"{RESULTS}/runs/{task}/{backbone}/frozen.csv"]
-    trained = grids.fine_tuned(grid, RESULTS, task, backbone)
-    return frozen * (backbone in grid["frozen"].get("backbones", ())) + [
-        str(folder / "run.json") for folder in trained
-    ]
+    files = frozen * (backbone in grid["frozen"].get("backbones", ()))
+    files += [str(run / "run.json") for run in grids.fine_tuned(grid, RESULTS, task, backbone)]
+    return [file for file in files if not PARTIAL or os.path.isfile(file)]
+
+
+def looked_at():
+    """The tasks that notebook 09 has something to look at of."""
+    if not PARTIAL:
+        return TASKS
+    done = [run for run in grids.done(grid, RESULTS) if run.parent.name.startswith(LOOKED_AT)]
+    return sorted({run.parents[2].name for run in done})
 
 
 rule all:
@@ -141,7 +153,7 @@ rule prepare:
         ],
     output:
         multiext(f"{RESULTS}/manifests/{{task}}", ".csv", ".yaml"),
-        packs(grids.image_sizes(grid)),
+        packs("{task}", *grids.image_sizes(grid)),
         multiext(f"{FIGURES}/passport_{{task}}", ".png", ".pdf", ".svg", ".csv"),
     log:
         notebook=f"{RESULTS}/images/{{task}}/01_prepare_data.ipynb",
@@ -160,7 +172,7 @@ rule prepare:
 
 rule extract:
     input:
-        packs([grid["frozen"].get("image_size")]),
+        packs("{task}", grid["frozen"].get("image_size")),
         weights,
         notebook="notebooks/02_extract_features.ipynb",
         code=code("02_extract_features"),
@@ -207,7 +219,7 @@ rule probe:
 
 rule finetune:
     input:
-        lambda wildcards: expand(packs([grid[wildcards.regime]["image_size"]]), **wildcards),
+        lambda wildcards: packs(wildcards.task, grid[wildcards.regime]["image_size"]),
         weights,
         notebook="notebooks/04_fine_tune.ipynb",
         code=code("04_fine_tune"),
@@ -256,7 +268,12 @@ rule summarise:
 
 rule collect:
     input:
-        expand(f"{RESULTS}/runs/{{task}}/{{backbone}}/intervals.json", task=TASKS, backbone=BACKBONES),
+        [
+            f"{RESULTS}/runs/{task}/{backbone}/intervals.json"
+            for task in TASKS
+            for backbone in BACKBONES
+            if finished(task, backbone)
+        ],
         notebook="notebooks/05_collect_results.ipynb",
         code=code("05_collect_results"),
     output:
@@ -338,7 +355,7 @@ rule look:
         json=lambda wildcards: parameters(
             COMPARED,
             task=wildcards.task,
-            regime="frozen" if grid["frozen"] else "finetuned",
+            regime=LOOKED_AT,
             **DRAWN_IN,
         ),
     resources:
@@ -350,7 +367,7 @@ rule look:
 rule write_report:
     input:
         [name for rule in ("compare", "costs", "claims") for name in shown(rule)],
-        [name.format(task=task) for name in shown("look") for task in TASKS],
+        [name.format(task=task) for name in shown("look") for task in looked_at()],
         code=[os.path.relpath(execute.MEDLIB / "report.py")],
     output:
         f"{FIGURES}/report.html",

@@ -625,10 +625,10 @@ def main() -> int:
     def work() -> None:
         try:
             grid = grids.read(options.grid_file)
-            asked = grids.runs(grid | {"tasks": [task]}, options.results)
+            done = grids.done(grid | {"tasks": [task]}, options.results)
             shares = [grids.label_fraction(grid, task, r) for r in artifacts.TRAINED if grid[r]]
             summarise(
-                [folder for folder in asked if folder.is_relative_to(kept.parent)],
+                [folder for folder in done if folder.is_relative_to(kept.parent)],
                 **grid["collect"], threads=1, trained=[(task, share) for share in shares],
                 ordered=[task] if cards.used(options.results, task).ordered else [],
             )  # fmt: skip

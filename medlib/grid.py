@@ -99,6 +99,11 @@ def _regime_problems(regime: str, grid: dict) -> list[str]:
             backbones.check_image_size(backbones.get(name), settings.get("image_size") or 224)
         except ValueError as error:
             problems.append(f"{regime}: {error}")
+    trained = any(grid[other] for other in artifacts.TRAINED)
+    if regime == "frozen" and "linear" not in (settings.get("heads") or ["linear"]):
+        problems.append("frozen: heads lack linear, with which backbones are compared")
+    if regime == "frozen" and not trained and 1.0 not in settings.get("label_fractions", [1.0]):
+        problems.append("frozen: label_fractions lack 1.0, on which backbones are compared")
     fractions = settings.get("label_fraction")
     if isinstance(fractions, dict):
         missing = [task for task in grid.get("tasks") or () if task not in fractions]
@@ -144,6 +149,24 @@ def runs(grid: dict, results: Path | str) -> list[Path]:
             ]
         folders += fine_tuned(grid, results, task)
     return folders
+
+
+def done(grid: dict, results: Path | str) -> list[Path]:
+    """Those of them that are complete; frozen ones, which one job makes, together or not at all."""
+    files = ((folder / "run.json", made(folder)) for folder in runs(grid, results))
+    return [run.parent for run, last in files if run.is_file() and last.is_file()]
+
+
+def made(folder: Path) -> Path:
+    """What the job that makes a run writes last."""
+    frozen = folder.parent.name.partition("-")[0] == "frozen"
+    return folder.parents[1] / "frozen.csv" if frozen else folder / "run.json"
+
+
+def caption(grid: dict, results: Path | str) -> str:
+    """What stands beneath figures of the runs that are there: also how many lack."""
+    words, n, of = grid.get("caption", ""), len(done(grid, results)), len(runs(grid, results))
+    return words if n == of else f"{words} Not the whole grid: {n} of {of} runs.".strip()
 
 
 def fine_tuned(
@@ -193,16 +216,16 @@ def states(grid: dict, results: Path | str, planned: Collection[str] = ()) -> pd
     for folder in runs(grid, results):
         task, backbone, arm = (folder.parents[i].name for i in (2, 1, 0))
         regime = arm.partition("-")[0]
-        job = folder.parents[1] if regime == "frozen" else folder
+        output = made(folder)
+        job = output.parent
         if job not in known:
-            output = job / ("frozen.csv" if regime == "frozen" else "run.json")
             needed = [job, results / "images" / task]
             if regime == "frozen":
                 needed.append(artifacts.features_folder(results, task, backbone))
             known[job] = any(map(execute.failures, needed)), str(output) in planned
         failed, stale = known[job]
-        made = (folder / "run.json").is_file()
-        state = "failed" if failed else "missing" if not made else "stale" if stale else "done"
+        there = (folder / "run.json").is_file()
+        state = "failed" if failed else "missing" if not there else "stale" if stale else "done"
         cell = counts.setdefault((task, backbone, regime), dict.fromkeys(STATES, 0))
         cell[state] += 1
     rows = [dict(zip(("task", "backbone", "regime"), key, strict=True)) | n

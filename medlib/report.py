@@ -66,11 +66,10 @@ th { border-bottom: 1px solid #222; position: sticky; top: 0; background: #fff }
 def environment(grid: dict, results: Path | str) -> pd.DataFrame:
     """What the complete runs ran with: each value of each field, and in how many runs."""
     rows = []
-    for folder in grids.runs(grid, results):
-        if (folder / "run.json").is_file():
-            record = artifacts.read_json(folder / "run.json")
-            own = record["versions"] | {"git commit": record["git_commit"]} | record["hardware"]
-            rows += [(field, str(value)) for field, value in own.items() if value is not None]
+    for folder in grids.done(grid, results):
+        record = artifacts.read_json(folder / "run.json")
+        own = record["versions"] | {"git commit": record["git_commit"]} | record["hardware"]
+        rows += [(field, str(value)) for field, value in own.items() if value is not None]
     counts = pd.Series(rows, dtype=object).value_counts(sort=False)
     table = pd.DataFrame(
         [(field, value, n) for (field, value), n in counts.items()],

@@ -1,6 +1,7 @@
 """A grid from one command: run it, go on with it, watch it, and see what failed.
 
     python -m medlib.study run GRID [--only-failed] [snakemake's own options …]
+    python -m medlib.study figures GRID     draw again, from the runs that are there
     python -m medlib.study plan GRID        what would run, and why
     python -m medlib.study status GRID      what is done, failed, stale and missing
     python -m medlib.study report GRID      Snakemake's own report of the jobs
@@ -39,6 +40,7 @@ TARGET = "all"  # Snakefile's rule that only names what is wanted: not a job of 
 # What Snakemake says of a job that failed: the table at the end says it better.
 NOISE = r"RuleException|WorkflowError:\s+At least one job did not|Exiting because a job execution"
 RETRIES = 2  # of what is transient: see `execute`
+DRAWING = ("collect", "compare", "costs", "claims", "look", "write_report")  # rules
 COORDINATES = ("task", "backbone", "regime", "labels", "seed")
 
 
@@ -272,10 +274,10 @@ def why(job: dict) -> tuple[str, str, str]:
 # ------------------------------------------------------------------------------------ the commands
 
 
-def options(grid: str) -> list[str]:
+def options(grid: str, *config: str) -> list[str]:
     # Weights that were copied or restored are newer, and the same: compare large files as well.
     same = ["--max-checksum-file-size", "100GB"]
-    return ["--config", f"grid={grid}", "--nolock", "--rerun-incomplete", *same]
+    return ["--config", f"grid={grid}", *config, "--nolock", "--rerun-incomplete", *same]
 
 
 def failed_jobs(grid: dict, results: Path) -> dict[str, dict]:
@@ -287,10 +289,11 @@ def failed_jobs(grid: dict, results: Path) -> dict[str, dict]:
     }
 
 
-def run(grid: str, arguments: list[str], only_failed: bool = False) -> int:
+def run(grid: str, arguments: list[str], only_failed: bool = False, partial: bool = False) -> int:
     """Run what is not done of a grid; returns 0 where all of it is done.
 
-    ``arguments`` are Snakemake's own. Raises StudyError where it is being run already.
+    ``arguments`` are Snakemake's own; ``partial`` leaves out, of figures and tables, the runs that
+    are not there. Raises StudyError where it is being run already.
     """
     asked, results = grids.read(f"grids/{grid}.yaml"), Path("results") / grid
     with alone(grid) as lock:
@@ -309,9 +312,8 @@ def run(grid: str, arguments: list[str], only_failed: bool = False) -> int:
         watch, over = Watch(results / PROGRESS), threading.Event()
         alive = threading.Thread(target=_tick, args=(watch, over), daemon=True)
         alive.start()
-        status = snakemake(
-            watch, *options(grid), "--keep-going", *arguments
-        )  # fmt: skip
+        config = ["partial=true"] * partial
+        status = snakemake(watch, *options(grid, *config), "--keep-going", *arguments)
         over.set()
         (results / PROGRESS).unlink(missing_ok=True)
     if status:
@@ -321,6 +323,17 @@ def run(grid: str, arguments: list[str], only_failed: bool = False) -> int:
     elif not watch.total:
         print(f"Nothing to be done: grid '{grid}' is complete.")
     return status
+
+
+def draw(grid: str, arguments: list[str]) -> int:
+    """Draw all figures and tables again, from the runs that are there; no model is run."""
+    asked, results = grids.read(f"grids/{grid}.yaml"), Path("results") / grid
+    n, of = len(grids.done(asked, results)), len(grids.runs(asked, results))
+    if not n:
+        raise StudyError(f"No run of grid '{grid}' is complete yet: make study GRID={grid}")
+    print(f"Drawing figures/{grid} from {n} of {of} runs in results/{grid}.")
+    rules = ["--allowed-rules", TARGET, "summarise", *DRAWING, "--forcerun", *DRAWING]
+    return run(grid, [*rules, *arguments], partial=True)
 
 
 def _tick(watch: Watch, over: threading.Event) -> None:
@@ -351,7 +364,8 @@ def _failures(grid: str, watch: Watch) -> str:
     head = f"{len(watch.failed)} of {watch.total} jobs failed"
     head += f"; {waiting} that need them, or were left, were not run" * (waiting > 0)
     again = f"Just these again: make study GRID={grid} ONLY=failed"
-    return "\n".join([f"{head}:", *lines, again])
+    there = f"Figures and tables of what is there: make figures GRID={grid}"
+    return "\n".join([f"{head}:", *lines, again, there])
 
 
 NOT_MADE, FOLLOWS = "not made yet", "follows from the jobs above"
@@ -463,13 +477,15 @@ def write_page(grid: str, arguments: list[str]) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("command", choices=("run", "plan", "status", "report"))
+    parser.add_argument("command", choices=("run", "figures", "plan", "status", "report"))
     parser.add_argument("grid", help="a file in grids/, without .yaml")
     parser.add_argument("--only-failed", action="store_true", help="run what has failed, no more")
     known, rest = parser.parse_known_args()
     try:
         if known.command == "run":
             return run(known.grid, rest, known.only_failed)
+        if known.command == "figures":
+            return draw(known.grid, rest)
         if known.command == "plan":
             return plan(known.grid, rest)
         if known.command == "status":

@@ -318,6 +318,7 @@ def test_the_command_makes_the_rows_that_notebook_05_reads(tmp_path, made, monke
     (tmp_path / "g.yaml").write_text(yaml.safe_dump(asked))
     for seed, fraction in ((0, 1.0), (0, 0.5), (1, 0.5)):
         save(results, predictions("mri", seed), task, backbone, seed, fraction)
+    (results / "runs" / task / backbone / "frozen.csv").touch()
     (results / "manifests").mkdir()
     shutil.copy(repository / "data_manifests" / f"{task}.yaml", results / "manifests")
     words = [str(tmp_path / "g.yaml"), str(results), task, backbone]

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import gc
 import math
 import re
 import sys
@@ -534,6 +535,42 @@ def test_a_network_that_cannot_be_recorded_is_trained_all_the_same(cuda):
     with pytest.warns(UserWarning, match="No CUDA graph of this network, going on without"):
         losses = [loss for _, loss in training]
     assert len(losses) == 3 and losses[-1] < losses[0]
+    assert torch.randn(9, device=cuda).std() > 0  # the generator does not go on recording
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("share", [0.3, 0.6])  # too little for a step; for one and its recording
+def test_a_step_that_a_cuda_device_does_not_hold_is_taken_in_parts(cuda, share):
+    pixels, y = stripes(128, 224)
+
+    def trained():
+        model = finetune.Classifier("vit_tiny-random", 224, 2).to(cuda)
+        course = finetune.Course()
+        training = finetune.train(
+            model, pixels, y, np.arange(128), learning_rate=1e-4, epochs=4, batch_size=64,
+            weight_decay=0.05, warmup=0.1, balanced=False, seed=0, course=course,
+        )  # fmt: skip
+        return [loss for _, loss in training], course.micro_batches
+
+    def emptied():
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(cuda)
+
+    emptied()
+    losses, parts = trained()
+    assert parts == 1
+    most = torch.cuda.max_memory_reserved(cuda)
+    emptied()
+    whole = torch.cuda.get_device_properties(cuda).total_memory
+    torch.cuda.set_per_process_memory_fraction(share * most / whole, cuda)
+    try:
+        again, parts = trained()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, cuda)
+    assert parts > 1
+    assert torch.cuda.max_memory_reserved(cuda) <= share * most
+    np.testing.assert_allclose(again, losses, rtol=0.02)
     assert torch.randn(9, device=cuda).std() > 0  # the generator does not go on recording
 
 

@@ -69,6 +69,18 @@ def test_a_grid_without_any_regime_is_refused(tmp_path):
         grid.read(write(tmp_path, frozen={}, finetuned={}))
 
 
+def test_what_could_not_be_compared_at_the_end_is_refused_at_the_beginning(tmp_path):
+    frozen = {"backbones": ["vit_tiny-random"], "image_size": 64, "heads": ["knn"]}
+    frozen["label_fractions"] = [0.1, 0.5]
+    with pytest.raises(ValueError) as error:
+        grid.read(write(tmp_path, frozen=frozen, finetuned={}))
+    assert "heads lack linear" in str(error.value)
+    assert "label_fractions lack 1.0" in str(error.value)
+    # With fine-tuned arms on half of the labels, frozen ones are compared with those.
+    tuned = {"backbones": ["vit_tiny-random"], "image_size": 32, "label_fraction": 0.5}
+    grid.read(write(tmp_path, frozen=frozen | {"heads": ["linear"]}, finetuned=tuned))
+
+
 def test_settings_of_lora_belong_to_lora_alone(tmp_path):
     tuned = {"backbones": ["vit_tiny-random"], "image_size": 32, "lora_rank": 4}
     assert grid.read(write(tmp_path, lora=tuned))["lora"]["lora_rank"] == 4
@@ -115,7 +127,7 @@ def test_missing_data_and_weights_stop_a_grid_before_its_first_job(tmp_path, mon
             frozen={
                 "backbones": ["dinov2_small", "vgg16-imagenet"],
                 "image_size": 56,
-                "heads": ["knn"],
+                "heads": ["linear"],
             },  # fmt: skip
         )
     )
@@ -165,6 +177,21 @@ def test_the_runs_of_a_grid_are_those_of_its_heads_labels_and_seeds(tmp_path):
         "lora/seed0",
         "lora/seed1",
     ]
+
+
+def test_runs_are_there_when_their_job_is_complete(tmp_path):
+    asked = grid.read(write(tmp_path, caption="Phantoms."))
+    frozen, *tuned = grid.runs(asked, tmp_path)
+    assert grid.caption(asked, tmp_path) == "Phantoms. Not the whole grid: 0 of 3 runs."
+    for folder in (frozen, *tuned[:1]):
+        folder.mkdir(parents=True)
+        (folder / "run.json").touch()
+    assert grid.done(asked, tmp_path) == tuned[:1]  # the probes were killed half-way
+    grid.made(frozen).touch()
+    assert grid.done(asked, tmp_path) == [frozen, *tuned[:1]]
+    tuned[1].mkdir()
+    (tuned[1] / "run.json").touch()
+    assert grid.caption(asked, tmp_path) == "Phantoms."
 
 
 def test_a_regime_may_have_seeds_of_its_own(tmp_path):

@@ -66,7 +66,7 @@ class Study:
         (self.folder / "grids" / "small.yaml").write_text(yaml.safe_dump(grid))
 
     def begin(self, command="run", *arguments):
-        cores = ["--cores", "2"] if command == "run" else []
+        cores = ["--cores", "2"] if command in ("run", "figures") else []
         return subprocess.Popen(
             [sys.executable, "-m", "medlib.study", command, "small", *cores, *map(str, arguments)],
             cwd=self.folder, env=self.environment, text=True,
@@ -381,14 +381,23 @@ def test_a_cell_that_fails_stops_no_other_and_is_told_with_the_way_out(tmp_path)
     notebook = TUNED.parent / "04_fine_tune.ipynb"
     assert f"the executed notebook: {notebook}" in table
     assert "make study GRID=small ONLY=failed" in table
+    assert "make figures GRID=small" in table
     assert "FloatingPointError" in (study.folder / notebook).read_text()
     assert said.count("take it out of learning_rates") == 2  # at once, and in the table
     # Its last good checkpoint is kept; what cannot go well a second time was not tried again.
     assert (study.folder / TUNED.parent / "checkpoint.safetensors").is_file()
     _, said = study.call("status")
     assert "1 done, 1 failed, 0 stale, 0 missing" in said
-    page = (study.folder / "figures" / "small" / "report.html").read_text(encoding="utf-8")
-    assert "The grid is not complete:</b> 1 runs done, 1 runs failed." in page
+    figures = study.folder / "figures" / "small"
+    incomplete = "The grid is not complete:</b> 1 runs done, 1 runs failed."
+    assert incomplete in (figures / "report.html").read_text(encoding="utf-8")
+    # What is there can be drawn, and says that it is not all.
+    status, said = study.call("figures")
+    assert status == 0 and "Drawing figures/small from 1 of 2 runs" in said, said
+    assert set(pd.read_csv(figures / "main_comparison.csv")["regime"]) == {"frozen"}
+    assert "Not the whole grid: 1 of 2 runs." in (figures / "main_table.md").read_text()
+    page = (figures / "report.html").read_text(encoding="utf-8")
+    assert incomplete in page and "data:image/png" in page
     study.grid(SMALL)
     status, said = study.call("run", "--only-failed")
     assert status == 0 and "1 jobs to run." in said, said
@@ -403,6 +412,12 @@ def test_an_unknown_grid_and_a_broken_one_are_one_message(tmp_path):
         status, said = study.call(command)
         assert status == 1 and "Unknown task 'fundus'. Did you mean 'fundus_pm'?" in said
         assert "Traceback" not in said
+
+
+def test_of_a_grid_of_which_nothing_is_there_nothing_is_drawn(tmp_path):
+    status, said = Study(tmp_path / "copy").call("figures")
+    assert status == 1
+    assert said == "No run of grid 'small' is complete yet: make study GRID=small\n"
 
 
 def test_no_name_of_a_file_reaches_a_shell(tmp_path):
