@@ -26,7 +26,7 @@ SHARED = {"data": grid["data"], "results": f"../{RESULTS}"}
 COMPARED = {"results": SHARED["results"], "grid_file": f"../grids/{GRID}.yaml"}
 DRAWN_IN = {"figures": f"../{FIGURES}"}
 CAPTION = {"caption": grids.caption(grid, RESULTS) if PARTIAL else grid.get("caption", "")}
-LOOKED_AT = "frozen" if grid["frozen"] else "finetuned"  # the regime that notebook 09 looks at
+LOOKED_AT = next(regime for regime in artifacts.REGIMES if grid[regime])  # by notebook 09
 RUN = (
     "python -m medlib.execute {input.notebook:q} {log.notebook:q} --gpu {resources.gpu} "
     "--attempt {resources.attempt} --parameters {params.json:q} --expect {output:q}"

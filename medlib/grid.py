@@ -152,7 +152,7 @@ def runs(grid: dict, results: Path | str) -> list[Path]:
 
 
 def done(grid: dict, results: Path | str) -> list[Path]:
-    """Those of them that are complete; frozen ones, which one job makes, together or not at all."""
+    """The folders of the runs that are complete; frozen ones, which one job makes, all or none."""
     files = ((folder / "run.json", made(folder)) for folder in runs(grid, results))
     return [run.parent for run, last in files if run.is_file() and last.is_file()]
 
@@ -212,6 +212,7 @@ def states(grid: dict, results: Path | str, planned: Collection[str] = ()) -> pd
     files that would be made now.
     """
     results, planned, known = Path(results), {str(Path(path)) for path in planned}, {}
+    complete = set(done(grid, results))
     counts: dict = {}
     for folder in runs(grid, results):
         task, backbone, arm = (folder.parents[i].name for i in (2, 1, 0))
@@ -224,7 +225,7 @@ def states(grid: dict, results: Path | str, planned: Collection[str] = ()) -> pd
                 needed.append(artifacts.features_folder(results, task, backbone))
             known[job] = any(map(execute.failures, needed)), str(output) in planned
         failed, stale = known[job]
-        there = (folder / "run.json").is_file()
+        there = folder in complete
         state = "failed" if failed else "missing" if not there else "stale" if stale else "done"
         cell = counts.setdefault((task, backbone, regime), dict.fromkeys(STATES, 0))
         cell[state] += 1

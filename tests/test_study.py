@@ -402,6 +402,7 @@ def test_a_cell_that_fails_stops_no_other_and_is_told_with_the_way_out(tmp_path)
     status, said = study.call("run", "--only-failed")
     assert status == 0 and "1 jobs to run." in said, said
     assert (study.folder / TUNED).is_file()
+    assert DRAWING | {"summarise", "collect"} == set(study.plan()[0])  # of all runs, this time
     status, said = study.call("run", "--only-failed")
     assert status == 0 and "Nothing of grid 'small' has failed" in said
 
