@@ -148,7 +148,7 @@ def test_a_grid_runs_to_its_figures_and_a_second_call_runs_nothing(finished):
     assert "14 jobs to run." in said and len(said.splitlines()) < 60
 
 
-def test_memory_is_tidied_while_jobs_run_though_not_while_they_are_planned(finished):
+def test_garbage_is_collected_while_jobs_run(finished):
     told = """
 import gc
 from medlib import study
