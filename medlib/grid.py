@@ -71,6 +71,11 @@ def read(path: Path | str) -> dict:
         problems += _regime_problems(regime, grid)
     heads = grid["frozen"].get("heads", ())
     problems += [unknown("head", head, HEADS) for head in heads if head not in HEADS]
+    if heads and "linear" not in heads:
+        problems.append("frozen: heads lack linear, with which backbones are compared")
+    trained = any(grid[regime] for regime in artifacts.TRAINED)
+    if not trained and 1.0 not in grid["frozen"].get("label_fractions", [1.0]):
+        problems.append("frozen: label_fractions lack 1.0, on which backbones are compared")
     if not any(grid[regime] for regime in artifacts.REGIMES):
         problems.append(f"there is no regime: none of {', '.join(artifacts.REGIMES)}")
     if problems:
@@ -99,11 +104,6 @@ def _regime_problems(regime: str, grid: dict) -> list[str]:
             backbones.check_image_size(backbones.get(name), settings.get("image_size") or 224)
         except ValueError as error:
             problems.append(f"{regime}: {error}")
-    trained = any(grid[other] for other in artifacts.TRAINED)
-    if regime == "frozen" and "linear" not in (settings.get("heads") or ["linear"]):
-        problems.append("frozen: heads lack linear, with which backbones are compared")
-    if regime == "frozen" and not trained and 1.0 not in settings.get("label_fractions", [1.0]):
-        problems.append("frozen: label_fractions lack 1.0, on which backbones are compared")
     fractions = settings.get("label_fraction")
     if isinstance(fractions, dict):
         missing = [task for task in grid.get("tasks") or () if task not in fractions]
@@ -153,12 +153,12 @@ def runs(grid: dict, results: Path | str) -> list[Path]:
 
 def done(grid: dict, results: Path | str) -> list[Path]:
     """The folders of the runs that are complete; frozen ones, which one job makes, all or none."""
-    files = ((folder / "run.json", made(folder)) for folder in runs(grid, results))
+    files = ((folder / "run.json", last_output(folder)) for folder in runs(grid, results))
     return [run.parent for run, last in files if run.is_file() and last.is_file()]
 
 
-def made(folder: Path) -> Path:
-    """What the job that makes a run writes last."""
+def last_output(folder: Path) -> Path:
+    """What the job that makes a run writes last: a frozen run is one of many that a job makes."""
     frozen = folder.parent.name.partition("-")[0] == "frozen"
     return folder.parents[1] / "frozen.csv" if frozen else folder / "run.json"
 
@@ -217,7 +217,7 @@ def states(grid: dict, results: Path | str, planned: Collection[str] = ()) -> pd
     for folder in runs(grid, results):
         task, backbone, arm = (folder.parents[i].name for i in (2, 1, 0))
         regime = arm.partition("-")[0]
-        output = made(folder)
+        output = last_output(folder)
         job = output.parent
         if job not in known:
             needed = [job, results / "images" / task]

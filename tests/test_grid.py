@@ -187,7 +187,7 @@ def test_runs_are_there_when_their_job_is_complete(tmp_path):
         folder.mkdir(parents=True)
         (folder / "run.json").touch()
     assert grid.done(asked, tmp_path) == tuned[:1]  # the probes were killed half-way
-    grid.made(frozen).touch()
+    grid.last_output(frozen).touch()
     assert grid.done(asked, tmp_path) == [frozen, *tuned[:1]]
     tuned[1].mkdir()
     (tuned[1] / "run.json").touch()

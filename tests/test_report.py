@@ -32,7 +32,7 @@ def study(tmp_path):
             folder, coordinates={"task": folder.parents[2].name}, parameters={}, inputs={},
             predictions=pd.DataFrame({"a": [1]}), history=pd.DataFrame(), metrics={}, seconds=1.0,
         )  # fmt: skip
-        grid.made(folder).touch()
+        grid.last_output(folder).touch()
     figures = tmp_path / "figures"
     predictions = pd.DataFrame({"y_true": ["a", "b"], "prob_a": [0.9, 0.2], "prob_b": [0.1, 0.8]})
     plots.save(plots.roc_curves(predictions, ["a", "b"]), figures / "main_comparison")
