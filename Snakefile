@@ -133,8 +133,8 @@ def looked_at():
     """The tasks that notebook 09 has something to look at of."""
     if not PARTIAL:
         return TASKS
-    done = [run for run in grids.done(grid, RESULTS) if run.parent.name.startswith(LOOKED_AT)]
-    return sorted({run.parents[2].name for run in done})
+    done = grids.done(grid, RESULTS)
+    return sorted({run.parents[2].name for run in done if grids.regime_of(run) == LOOKED_AT})
 
 
 rule all:

@@ -157,10 +157,21 @@ def done(grid: dict, results: Path | str) -> list[Path]:
     return [run.parent for run, last in files if run.is_file() and last.is_file()]
 
 
+def there(grid_file: Path | str, results: Path | str) -> list[Path]:
+    """The folders of the complete runs of a grid; of no grid (""), of all that are there."""
+    return done(read(grid_file), results) if grid_file else artifacts.find_runs(results)
+
+
+def regime_of(folder: Path) -> str:
+    """The regime of a run."""
+    return folder.parent.name.partition("-")[0]
+
+
 def last_output(folder: Path) -> Path:
     """What the job that makes a run writes last: a frozen run is one of many that a job makes."""
-    frozen = folder.parent.name.partition("-")[0] == "frozen"
-    return folder.parents[1] / "frozen.csv" if frozen else folder / "run.json"
+    if regime_of(folder) == "frozen":
+        return folder.parents[1] / "frozen.csv"
+    return folder / "run.json"
 
 
 def caption(grid: dict, results: Path | str) -> str:
@@ -215,8 +226,7 @@ def states(grid: dict, results: Path | str, planned: Collection[str] = ()) -> pd
     complete = set(done(grid, results))
     counts: dict = {}
     for folder in runs(grid, results):
-        task, backbone, arm = (folder.parents[i].name for i in (2, 1, 0))
-        regime = arm.partition("-")[0]
+        task, backbone, regime = folder.parents[2].name, folder.parents[1].name, regime_of(folder)
         output = last_output(folder)
         job = output.parent
         if job not in known:
