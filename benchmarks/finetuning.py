@@ -10,9 +10,9 @@ multiplies matrices, measured in the same minute, by the operations of forward a
 as torch counts them.
 
 On a CUDA device: bfloat16 training, compiled and not, as a share of the bfloat16 matrix rate; CNNs
-also against eager float32 on one batch that stays on the device, so that the peer waits for no
-input; the share of the time in which the device is at work; and after how many steps the time spent
-on compiling has come back.
+also against eager float32, with and without TF32, on one batch that stays on the device, so that
+the peer waits for no input; the share of the time in which the device is at work; and after how
+many steps the time spent on compiling has come back.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ import harness
 import numpy as np
 import torch
 from torch.nn import functional
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
@@ -108,13 +107,15 @@ def eager_epoch(
     return epoch
 
 
-def eager_batch(backbone: str, size: int, batch: int, steps: int) -> Callable[[], None]:
-    """On CUDA: float32, the same batch again and again."""
+def eager_batch(backbone: str, size: int, batch: int, steps: int, tf32: bool) -> Callable[[], None]:
+    """On CUDA: the same batch again and again, in float32; with ``tf32``, as torch does unless
+    told otherwise, convolutions round what they multiply to 10 bits."""
     network = plain_network(backbone, size).cuda()
     optimiser = torch.optim.Adam(network.parameters(), lr=TRAINING["learning_rate"])
     inputs = torch.randn(batch, 3, size, size, device="cuda")
     target = torch.arange(batch, device="cuda") % CLASSES
 
+    @torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32)
     def epoch() -> None:
         for _ in range(steps):
             plain_step(network, optimiser, inputs, target)
@@ -173,9 +174,10 @@ def on_cuda(options: argparse.Namespace) -> None:
         contestants = ways | {
             "limit": lambda n=flops: n / harness.matrix_rate("torch.mm", torch.bfloat16),
         }
-        if backbone in cnns:
-            contestants["eager"] = eager_batch(backbone, size, batch, steps)
-            contestants["eager"]()
+        peers = {"fp32": False, "TF32": True} if backbone in cnns else {}
+        for peer, tf32 in peers.items():
+            contestants[peer] = eager_batch(backbone, size, batch, steps, tf32)
+            contestants[peer]()
         times = harness.interleaved(contestants, repeats)
         for way, epoch in ways.items():
             own = float(np.median(times[way]))
@@ -184,14 +186,12 @@ def on_cuda(options: argparse.Namespace) -> None:
             goal = transformers.get(backbone) if compiled else None
             share = times["limit"] / times[way]
             harness.report(label, "bf16 rate of torch.mm", share, target=goal, quick=quick, **shown)
-            if backbone in cnns:
-                ratio, goal = times["eager"] / times[way], cnns[backbone] if compiled else None
-                peer = "eager fp32, input at hand"
+            for peer in peers:
+                ratio, goal = times[peer] / times[way], cnns[backbone] if compiled else None
+                peer = f"eager {peer}, input at hand"
                 harness.report(label, peer, ratio, target=goal, quick=quick, **shown)
-            with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-                taken = harness.seconds(epoch)
-            busy = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
-            harness.report(label, "device at work", busy / taken, target=0.95, quick=quick, **shown)
+            busy = harness.at_work(epoch)
+            harness.report(label, "device at work", busy, target=0.95, quick=quick, **shown)
         plain, compiled = (float(np.median(times[way])) for way in ways)
         spent, saved = first["compiled"] - compiled, (plain - compiled) / steps
         pays = f"{spent / saved:.0f} steps on" if saved > 0 else "no number of steps on"

@@ -19,6 +19,7 @@ import timm
 import torch
 from PIL import Image
 from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
@@ -79,6 +80,15 @@ def interleaved(
             taken = seconds(call)
             times[name].append(own if isinstance(own, float) else taken)
     return {name: np.array(values) for name, values in times.items()}
+
+
+def at_work(function: Callable[[], object]) -> float:
+    """The share of one call's time in which a CUDA device computes, copies to it not counted."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        taken = seconds(function)
+    spent = {event.key: event.self_device_time_total for event in profiler.key_averages()}
+    computing = sum(time for key, time in spent.items() if not key.startswith("Memcpy HtoD"))
+    return computing / 1e6 / taken
 
 
 def flops(function: Callable[[], object]) -> int:

@@ -9,6 +9,7 @@ goes on.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import time
@@ -38,6 +39,7 @@ SIMILAR, SURELY_SIMILAR, SAMPLE = 0.999, 0.9998, 64
 # else; on an H200 it saves a vision transformer 10 s in a million images (benchmarks/README.md).
 COMPILE_FROM = {"cpu": math.inf, "cuda": 1_000_000}  # images
 CPU_BATCH = 16  # from here on oneDNN is used in one thread, too; larger ones gain nothing
+AHEAD = 2  # batches on a GPU, beside the one that it is at work on
 LOOKED_AT = 8  # images of which it is kept what the network sees where
 PIECE = 64  # batches that are written together: a kill loses no more than these
 
@@ -91,7 +93,7 @@ def batches(
     """The values with these row numbers, part by part, on the device.
 
     ``values`` is a tensor on the device, or an array that may lie on the disk: of that, the next
-    parts are read while this one is in use.
+    parts are read, and copied to the device, while this one is in use.
     """
     if isinstance(values, torch.Tensor):
         for part in parts:
@@ -109,15 +111,47 @@ def batches(
         take(values, part, batch.numpy())
         return batch
 
-    readers = 4 if cuda else 1
-    ahead: deque = deque()
-    with ThreadPoolExecutor(readers) as pool:
-        for part in parts:
-            ahead.append(pool.submit(read, part))
-            if len(ahead) > readers:
-                yield ahead.popleft().result().to(device, non_blocking=True)
-        while ahead:
-            yield ahead.popleft().result().to(device, non_blocking=True)
+    def ready() -> Iterator[torch.Tensor]:
+        readers = 4 if cuda else 1
+        ahead: deque = deque()
+        with ThreadPoolExecutor(readers) as pool:
+            for part in parts:
+                ahead.append(pool.submit(read, part))
+                if len(ahead) > readers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+    yield from _copied(ready(), torch.device(device)) if cuda else ready()
+
+
+def _copied(pinned: Iterator[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
+    """The batches on a CUDA device, copied there while it is at work on the one before.
+
+    What is done with a batch is to be queued on the current stream before the next is asked for:
+    then its memory is given back as soon as that is done. Whoever is more than :data:`AHEAD`
+    batches ahead of the device waits, or they would fill its memory.
+    """
+    copying, at_work = _copying_stream(device), deque()
+    # It may be given memory that what is queued by now still reads.
+    copying.wait_stream(torch.cuda.current_stream(device))
+    for batch in pinned:
+        with torch.cuda.stream(copying):
+            there = batch.to(device, non_blocking=True)
+        torch.cuda.current_stream(device).wait_stream(copying)
+        yield there
+        # Held until it has been used. Tensor.record_stream would see to that as well, but never
+        # gives back anything once a CUDA graph could not be recorded (finetune._replayed).
+        at_work.append((torch.cuda.current_stream(device).record_event(), there))
+        if len(at_work) > AHEAD:
+            at_work[0][0].synchronize()
+            at_work.popleft()
+
+
+@functools.cache
+def _copying_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all: memory that has been used on one stream is not given to another."""
+    return torch.cuda.Stream(device)
 
 
 def embedder(

@@ -7,7 +7,7 @@ macro AUROC of the validation samples, from the same list for every backbone.
 
 On a CPU everything is float32, and the same seed gives the same predictions, bit for bit. On CUDA
 the networks compute in bfloat16, images stay on the device where they fit, a long training is
-compiled, and a step is one CUDA graph: within an epoch neither the host nor the device waits.
+compiled, and a step is one CUDA graph: within an epoch the device waits for nothing.
 
 A run that is given a file keeps in it, after each epoch, all that it needs to go on: stopped at any
 moment and called again, it ends with the same predictions.
@@ -40,10 +40,10 @@ from medlib.manifest import Rotation
 HISTORY = ["fold", "learning_rate", "epoch", "train_loss", "val_loss", "val_auroc", "chosen"]
 REGIMES = ("finetuned", "lora")
 CHECKPOINTING = ("auto", "always", "never")
-# Compiling a network and its gradient takes half a minute or more, and saves hundredths of a second
-# a step: on an H200 it has paid after 3235 steps of ViT-B, after 1218 of ViT-L
-# (benchmarks/finetuning.py prints it).
-COMPILE_FROM = 3000
+# Compiling a network and its gradient takes 10 to 40 s, and saves milliseconds a step: on an H200
+# it has paid after 1218 steps of ViT-L, 2143 of VGG16, 3235 of ViT-B, but after 9855 of ResNet50,
+# of whose many layers each has a kernel or two of its own (benchmarks/finetuning.py prints it).
+COMPILE_FROM = {"plain": 3000, "batch norm": 10_000}  # steps
 RECORD_AFTER = 3  # steps, before a CUDA graph is made of one
 
 
@@ -347,8 +347,10 @@ def train(
         recorded = device.type == "cuda" and not getattr(
             model.backbone, "grad_checkpointing", False
         )
-        return _replayed(launched, device) if recorded else launched
+        return _replayed(launched, stream) if recorded else launched
 
+    # One for all that is tried: cuBLAS keeps a workspace for each stream, for good.
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     step = prepared()
     for epoch in range(course.epoch + 1, epochs + 1):
         model.train()
@@ -395,14 +397,14 @@ def _fits(step: Callable[..., None], inputs: tuple[torch.Tensor, ...]) -> bool:
     return False
 
 
-def _replayed(step: Callable[..., None], device: torch.device) -> Callable[..., None]:
-    """A training step as a CUDA graph: launched as a whole, where launching it kernel by kernel
-    takes the host longer than the device takes to run them.
+def _replayed(step: Callable[..., None], stream: torch.cuda.Stream) -> Callable[..., None]:
+    """A training step as a CUDA graph, recorded on a stream: launched as a whole, where launching
+    it kernel by kernel takes the host longer than the device takes to run them.
 
     The first calls run as they are, to allocate and to choose kernels; the next one is recorded.
     Inputs keep their shapes. A step that cannot be recorded runs on as it is, after a warning.
     """
-    stream, calls, graph, held = torch.cuda.Stream(device), itertools.count(), None, ()
+    device, calls, graph, held = stream.device, itertools.count(), None, ()
 
     def plainly(*inputs: torch.Tensor) -> None:
         stream.wait_stream(torch.cuda.current_stream(device))
@@ -654,7 +656,7 @@ def run(
     fold). For each learning rate the model starts from the same weights; learning rate and epoch
     with the best validation AUROC are kept, and the test part is predicted once, by them.
     ``regime`` is one of :data:`REGIMES`; ``lora_rank`` and ``lora_alpha`` count in ``lora`` only.
-    On CUDA training is compiled from :data:`COMPILE_FROM` steps on.
+    On CUDA a long training is compiled (:data:`COMPILE_FROM`).
 
     ``resume`` is the file in which the run keeps how far it has come (:class:`Progress`), and from
     which it goes on, if it is there and of the same images (``images_hash``), settings and code.
@@ -682,12 +684,14 @@ def run(
     n_train = [int(rotation.train.sum()) for rotation in rotations]
     # An epoch leaves out its last, smaller batch.
     n_images = sum(n - n % min(batch_size, n) for n in n_train) * len(learning_rates) * epochs
+    normed = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    compile_from = COMPILE_FROM["batch norm" if normed else "plain"]
     how = {
         "weights_digest": model.weights_digest,
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "precision": "bfloat16" if device.type == "cuda" else "float32",
-        "compiled": device.type == "cuda" and n_images >= COMPILE_FROM * batch_size,
+        "compiled": device.type == "cuda" and n_images >= compile_from * batch_size,
         "checkpointing": checkpoint(model, checkpointing, size, batch_size),
         "images_on_device": isinstance(images, torch.Tensor),
     }

@@ -1,7 +1,9 @@
 """medlib.features: the frozen network's own embeddings, made once and never stale."""
 
+import contextlib
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pandas as pd
@@ -344,6 +346,69 @@ def test_batches_come_in_order_whoever_reads_them():
     assert [len(batch) for batch in found] == [2, 1, 3]
     for batch, rows in zip(found, parts, strict=True):
         np.testing.assert_array_equal(batch.numpy(), pictures[rows])
+
+
+def test_a_batch_on_a_cuda_device_is_held_until_its_work_is_done(monkeypatch):
+    """Stand-ins for CUDA, whose work is done when it is waited for, and no sooner."""
+    done, released = [], []
+
+    class Event:
+        def __init__(self, number):
+            self.synchronize = lambda: done.append(number)
+
+    class Stream:
+        def __init__(self, device=None):
+            self.events = iter(range(100))
+
+        def wait_stream(self, other):
+            pass
+
+        def record_event(self):
+            return Event(next(self.events))
+
+    class Batch:
+        def __init__(self, number):
+            self.number = number
+
+        def to(self, device, non_blocking):
+            there = Batch(self.number)
+            weakref.finalize(there, released.append, self.number)
+            return there
+
+    current = Stream()
+    for name, fake in {
+        "Stream": Stream, "current_stream": lambda _: current,
+        "stream": lambda _: contextlib.nullcontext(),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, fake)
+    features._copying_stream.cache_clear()
+    for batch in features._copied(map(Batch, range(6)), torch.device("cuda")):
+        number = batch.number
+        del batch
+        assert number not in released and released == done
+        assert number - len(done) <= features.AHEAD
+    features._copying_stream.cache_clear()
+    assert done == list(range(6 - features.AHEAD))
+
+
+@pytest.mark.gpu
+def test_a_cuda_device_that_lags_behind_gets_every_batch_as_it_is(cuda):
+    pictures = np.arange(40 * 64, dtype=np.uint8).reshape(40, 8, 8, 1)
+    ahead, begun, done = [], 0, []
+
+    def behind():
+        return begun - sum(event.query() for event in done)
+
+    seen = []
+    for batch in features.batches(pictures, np.arange(40).reshape(20, 2), cuda):
+        ahead.append(behind())  # batches that the device has not done yet
+        begun += 1
+        torch.cuda._sleep(20_000_000)  # about 10 ms, before the batch is read
+        seen.append(batch.clone())
+        done.append(torch.cuda.current_stream().record_event())
+        del batch  # its memory may be used for the next one, but not before it has been read
+    np.testing.assert_array_equal(torch.cat(seen).cpu().numpy(), pictures)
+    assert max(ahead) == features.AHEAD
 
 
 def test_resident_memory_does_not_grow_with_the_data_set(tmp_path):
