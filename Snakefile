@@ -129,6 +129,16 @@ def finished(task, backbone):
     return [file for file in files if not PARTIAL or os.path.isfile(file)]
 
 
+def summarised(tasks):
+    """The files that keep the intervals of each backbone on these tasks."""
+    return [
+        f"{RESULTS}/runs/{task}/{backbone}/intervals.json"
+        for task in tasks
+        for backbone in BACKBONES
+        if finished(task, backbone)
+    ]
+
+
 def looked_at():
     """The tasks that notebook 09 has something to look at of."""
     if not PARTIAL:
@@ -268,12 +278,7 @@ rule summarise:
 
 rule collect:
     input:
-        [
-            f"{RESULTS}/runs/{task}/{backbone}/intervals.json"
-            for task in TASKS
-            for backbone in BACKBONES
-            if finished(task, backbone)
-        ],
+        summarised(TASKS),
         notebook="notebooks/05_collect_results.ipynb",
         code=code("05_collect_results"),
     output:
@@ -316,7 +321,7 @@ rule costs:
     log:
         notebook=f"{RESULTS}/07_weigh_costs.ipynb",
     params:
-        json=lambda wildcards: parameters(DRAWN_IN, results=SHARED["results"]),
+        json=lambda wildcards: parameters(DRAWN_IN, results=SHARED["results"], **CAPTION),
     resources:
         **needs(4000, 60),
     shell:
@@ -344,7 +349,7 @@ rule claims:
 
 rule look:
     input:
-        lambda wildcards: [run for name in BACKBONES for run in finished(wildcards.task, name)],
+        lambda wildcards: summarised([wildcards.task]),
         notebook="notebooks/09_look_closer.ipynb",
         code=code("09_look_closer"),
     output:
@@ -357,6 +362,8 @@ rule look:
             task=wildcards.task,
             regime=LOOKED_AT,
             **DRAWN_IN,
+            **CAPTION,
+            **grid["collect"],
         ),
     resources:
         **needs(4000, 60),

@@ -354,6 +354,8 @@ def _points_and_draws(
     points = [metrics.point(frame, classes, names) for frame in frames]
     draws = [
         metrics.bootstrap(frame, classes, resamples, stream(frame), names=names, threads=1)
+        if resamples
+        else dict.fromkeys(names, np.array([]))
         for frame in frames
     ]
     return points, draws
@@ -440,7 +442,8 @@ def arms(
 ) -> list[Arm]:
     """The main cells of the grid (:func:`is_main`) with this head, resampled together.
 
-    An arm for each cell and metric of ``names``. Raises what :func:`summarise` does.
+    An arm for each cell and metric of ``names``; with ``resamples`` 0 it has no draws. Raises what
+    :func:`summarise` does.
     """
     cells = [
         runs for runs in _cells(folders)

@@ -313,7 +313,7 @@ def worth_showing(differences: pd.DataFrame) -> pd.DataFrame:
 
 @plots.styled
 def forest(
-    table: pd.DataFrame, tasks: Mapping[str, Mapping], margin: float = 0.02, caption: str = "",
+    table: pd.DataFrame, tasks: Mapping[str, Mapping], margin: float = 0.02,
     unit: str = "AUROC",
 ) -> Figure:  # fmt: skip
     """Differences with 95 % intervals over the equivalence margin: a panel a task, a row a pair.
@@ -373,11 +373,9 @@ def forest(
     plots.legend_above(fig, handles, [*looks, f"± {margin:g}: equivalence margin"])
     regimes = list(dict.fromkeys(zip(rows["one_regime"], rows["other_regime"], strict=True)))
     words = [REGIMES[a] if a == b else f"{REGIMES[a]} minus {REGIMES[b]}" for a, b in regimes]
-    notes = [
-        ", ".join(words).capitalize() + ", 95 % intervals over patients." if words else "",
-        caption,
-    ]
-    plots.caption_below(fig, " ".join(note for note in notes if note))
+    if words:
+        note = ", ".join(words).capitalize() + ", 95 % intervals over patients."
+        plots.caption_below(fig, note)
     return fig
 
 
@@ -454,7 +452,7 @@ def confusion(table: pd.DataFrame, classes: Sequence[str], title: str = "") -> F
         ax.spines[:].set_visible(False)
     _empty(axes, len(shown))
     fig.supylabel("label", fontsize=7.5)
-    fig.supxlabel("called" + ("; shares in %" if len(classes) > 4 else ""), fontsize=7.5)
+    _label_below(axes, len(shown), "called" + ("; shares in %" if len(classes) > 4 else ""))
     fig.suptitle(title, fontsize=8, fontweight="bold", x=0.01, ha="left")
     return fig
 
@@ -485,7 +483,7 @@ def reliability(table: pd.DataFrame, title: str = "") -> Figure:
                      fontsize=6.5)  # fmt: skip
         ax.set(xlim=(0, 1), ylim=(0, 1))
     _empty(axes, len(shown))
-    fig.supxlabel("confidence in the class that is called", fontsize=7.5)
+    _label_below(axes, len(shown), "confidence in the class that is called")
     fig.supylabel("share that is right", fontsize=7.5)
     fig.suptitle(title, fontsize=8, fontweight="bold", x=0.01, ha="left")
     return fig
@@ -655,6 +653,12 @@ def _empty(axes: np.ndarray, n: int) -> None:
         axes.flat[at].axis("off")
         if at >= columns:
             axes.flat[at - columns].tick_params(labelbottom=True)
+
+
+def _label_below(axes: np.ndarray, n: int, words: str) -> None:
+    """What the horizontal axis says, under the last of the first n panels in each column."""
+    for ax in axes.flat[max(0, n - axes.shape[1]) : n]:
+        ax.set_xlabel(words, fontsize=6.5)
 
 
 def _titles(ax: Axes, card: Mapping, note: str, width: float = 1.7) -> None:

@@ -107,7 +107,7 @@ def table(
         values = _years(rows[column]) if column == "age" else _known(rows[column])
         firsts = values.groupby([rows.index, rows["patient_id"]], sort=False).first()
         if firsts.notna().any():
-            banded = _age_bands(firsts) if column == "age" else _largest(firsts)
+            banded = {"age": _age_bands, "sex": _categories, "site": _largest}[column](firsts)
             parts[CONFOUNDERS[column]] = banded
     units = {f"{unit} by {side}": unit}
     tables = [_class_rows(patients.size(), unit, classes)]
@@ -159,6 +159,11 @@ def _age_bands(ages: pd.Series) -> pd.Series:
     bands = {low: f"{low}–{low + width - 1}" if low < 90 else "90+" for low in lows}
     named = (years // width * width).map(bands)
     return _with_unknown(named.astype(pd.CategoricalDtype(list(bands.values()))))
+
+
+def _categories(values: pd.Series) -> pd.Series:
+    """The values as categories, in the order of their names: the same in every task."""
+    return _with_unknown(values.astype(pd.CategoricalDtype(sorted(values.dropna().unique()))))
 
 
 def _largest(values: pd.Series, most: int = 10) -> pd.Series:

@@ -144,12 +144,17 @@ def spoken(label: str) -> str:
     return label.replace("_", " ")
 
 
-def save(fig: Figure, path_stem: Path, data: pd.DataFrame | None = None) -> list[Path]:
+def save(
+    fig: Figure, path_stem: Path, data: pd.DataFrame | None = None, caption: str = ""
+) -> list[Path]:
     """Write a figure as `<stem>.png` (200 dpi), `.pdf` and `.svg`, and its data as `<stem>.csv`.
 
-    The folder is made where needed, each file appears whole (written beside, then renamed), and
-    the same data drawn again give the same bytes: no dates, no random ids. Returns the paths.
+    `caption` is put beneath it first (:func:`caption_below`). The folder is made where needed, each
+    file appears whole (written beside, then renamed), and the same data drawn again give the same
+    bytes: no dates, no random ids. Returns the paths.
     """
+    if caption:
+        caption_below(fig, caption)
     undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
     paths = [Path(f"{path_stem}.{kind}") for kind in undated]
     with mpl.rc_context(STYLE):
@@ -189,9 +194,17 @@ def legend_above(fig: Figure, handles: list, names: list[str]) -> None:
 
 
 def caption_below(fig: Figure, caption: str) -> None:
-    """Words under the panels, in lines as long as the figure is wide; it grows taller by them."""
-    text = textwrap.fill(caption, int(20 * fig.get_figwidth()))  # 20 letters an inch
-    fig.set_figheight(fig.get_figheight() + 0.14 * (text.count("\n") + 1))
+    """Words under the panels, in lines as long as the figure is wide; it grows taller by them.
+
+    They follow those that are there already, unless these end in them.
+    """
+    before = fig.get_supxlabel()
+    words = " ".join(before.split())
+    if words.endswith(" ".join(caption.split())):
+        return
+    text = textwrap.fill(f"{words} {caption}".strip(), int(20 * fig.get_figwidth()))  # an inch: 20
+    more = len(text.splitlines()) - len(before.splitlines())
+    fig.set_figheight(fig.get_figheight() + 0.14 * more)
     fig.supxlabel(text, x=0.01, ha="left", fontsize=6.5, color="0.25")
 
 
@@ -393,9 +406,8 @@ def roc_curves(
 
 @styled
 def main_comparison(
-    table: pd.DataFrame, tasks: Mapping[str, Mapping], metric: str = "auroc",
-    caption: str | None = None,
-) -> Figure:  # fmt: skip
+    table: pd.DataFrame, tasks: Mapping[str, Mapping], metric: str = "auroc"
+) -> Figure:
     """The study in one figure: a panel per task, a row per backbone, the regimes side by side.
 
     `table` is long form: task, backbone, pretraining, regime, head, label_fraction (1.0: all
@@ -438,8 +450,6 @@ def main_comparison(
         ax.set_xlabel(f"{METRICS[metric]} (95 % interval)")
     chance = any(card["chance"] is not None for card in tasks.values())
     legend_above(fig, *_comparison_legend(rows, looks, chance))
-    if caption:
-        caption_below(fig, caption)
     return fig
 
 

@@ -400,6 +400,9 @@ def test_arms_are_the_cells_of_the_grid_with_draws_that_go_together(grid):
     assert first.value == pytest.approx(expected, abs=1e-12)
     draws = [metrics.bootstrap(f, CLASSES["mri"], 40, compare.stream(f))["auroc"] for f in frames]
     np.testing.assert_allclose(first.draws, np.mean(draws, axis=0), rtol=0, atol=1e-12)
+    bare = compare.arms(artifacts.find_runs(results), ["auroc"], resamples=0)
+    assert [(a.cell, a.value) for a in bare] == [(a.cell, a.value) for a in found]
+    assert not any(len(arm.draws) for arm in bare)
 
 
 def test_the_same_people_are_drawn_together_and_others_independently():

@@ -122,7 +122,7 @@ DRAWN = {
     "label_efficiency": lambda: figures.label_efficiency(by_seed(), TASKS),
     "cost": lambda: figures.cost(table({"mri": TASKS["mri"]}).query("label_fraction == 0.1")),
     "critical_difference": lambda: figures.critical_difference(*ranks(), note="Few tasks."),
-    "forest": lambda: figures.forest(differences(), TASKS, 0.02, "A caption."),
+    "forest": lambda: figures.forest(differences(), TASKS, 0.02),
     "curves": lambda: figures.curves(curve_frame(), "Title"),
     "confusion": lambda: figures.confusion(counts(["no", "yes"]), ["no", "yes"], "Title"),
     "confusion_7": lambda: figures.confusion(counts(list("abcdefg")), list("abcdefg"), "Title"),

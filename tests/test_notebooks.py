@@ -55,6 +55,16 @@ def test_it_asks_a_question_and_says_how_to_read_the_answer(cells):
     assert last.startswith("## How to read this") and "Surprising" in last
 
 
+def test_what_a_grid_draws_has_its_caption(cells):
+    code = "".join("".join(cell["source"]) + "\n" for cell in code_of(cells))
+    if "caption: str" not in code:
+        return  # of one run, or the split passport, whose title says what it is of
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    written = [c for c in calls if ast.unparse(c.func) in ("plots.save", "tables.save_table")]
+    assert len(written) >= 3
+    assert all("caption" in {n.id for n in ast.walk(c) if isinstance(n, ast.Name)} for c in written)
+
+
 def test_cells_are_few_and_short_and_define_nothing(cells):
     code = ["".join(cell["source"]) for cell in code_of(cells)]
     assert 15 <= len(cells) <= 25
@@ -124,7 +134,7 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
             + written("claims", "confounds") + [results / "differences.csv"],
         ),
         "09_look_closer": (
-            shown | {"task": "glioma_flair", "resamples": 50},
+            shown | {"task": "glioma_flair", "resamples": 200, "drawn_bands": 50},
             drawn(*(f"{name}_glioma_flair" for name in
                     ("curves", "confusion", "reliability", "embeddings", "seen"))),
         ),
@@ -158,6 +168,15 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
     embedded = pd.read_csv(figures / "embeddings_glioma_flair.csv")
     where = embedded["patient"].str.split("_").str[1]  # TCGA_<site>_<patient>
     assert (embedded["site"] == where).all() and embedded["site"].nunique() > 1
+    ends = pd.read_csv(results / "summary_over_seeds.csv").query(
+        "metric == 'auprc' and regime == 'frozen' and head == 'linear' and label_fraction == 1"
+    )  # fmt: skip
+    curves = pd.read_csv(figures / "curves_glioma_flair.csv")
+    printed = curves[curves["curve"] == "pr"].groupby("backbone")["area"].first()
+    assert printed.to_dict() == {
+        row.backbone: f"{row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]"
+        for row in ends.itertuples()
+    }, "the interval of the table is another"
     claimed = pd.read_csv(figures / "claims.csv")
     assert set(claimed["verdict"]) == {"not tested"} and claimed["missing"].notna().all()
     assert set(pd.read_csv(results / "differences.csv")["contrast"]) == {"backbones", "regimes"}

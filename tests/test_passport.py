@@ -181,6 +181,8 @@ def test_patient_has_one_age_and_one_sex_the_first_that_is_known():
         "40–44": 0, "45–49": 0, "50–54": 0, "55–59": 0, "60–64": 1, "65–69": 2,
     }  # fmt: skip
     assert part(table, "sex", CLASSES[1]) == {"f": 1, "m": 1, "unknown": 1}
+    # In the order of their names, not of their counts: in every task the same.
+    assert list(part(table, "sex", passport.ALL)) == ["f", "m", "unknown"]
 
 
 @pytest.mark.parametrize("empty", ["", None, np.nan, "unknown", "NA", " "])

@@ -142,9 +142,9 @@ def test_random_weights_never_look_pretrained():
 def test_save_writes_four_valid_files_and_the_same_bytes_again(tmp_path):
     table = long_table(ARMS, sd=0.01)
     for folder in ("a", "b"):
-        fig = plots.main_comparison(table, TASKS, caption="a caption")
-        paths = plots.save(fig, tmp_path / folder / "deep" / "main.v2", table)
-        again = plots.save(fig, tmp_path / folder / "again" / "main.v2", table)
+        fig = plots.main_comparison(table, TASKS)
+        paths = plots.save(fig, tmp_path / folder / "deep" / "main.v2", table, "a caption")
+        again = plots.save(fig, tmp_path / folder / "again" / "main.v2", table, "a caption")
         assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
     assert [path.name for path in paths] == [f"main.v2.{k}" for k in ("png", "pdf", "svg", "csv")]
     for path in paths:
@@ -331,10 +331,25 @@ def test_roc_curves_state_the_auroc():
 # ---------------------------------------------------------------- the comparison
 
 
-def test_main_comparison_has_its_panels_rows_series_and_caption():
-    caption = "small ImageNet backbones and random controls on reduced-size real data; not DINOv2"
+def test_a_caption_follows_the_words_that_are_there_once_and_the_figure_grows_by_its_lines():
+    fig = plots.main_comparison(long_table(ARMS, sd=0.01), TASKS)
+    height, at = fig.get_figheight(), fig.axes[0]
+    fig.draw_without_rendering()
+    panel = at.get_window_extent().height
+    plots.caption_below(fig, "What is drawn.")
+    for _ in range(2):
+        plots.caption_below(fig, "small ImageNet backbones\nand random controls; " * 9)
+        text = fig.get_supxlabel()
+        assert " ".join(text.split()).startswith("What is drawn. small ImageNet backbones and")
+        assert text.count("random controls") == 9 and text.count("What is drawn.") == 1
+        assert fig.get_figheight() == pytest.approx(height + 0.14 * len(text.splitlines()))
+    fig.draw_without_rendering()
+    assert at.get_window_extent().height == pytest.approx(panel, abs=0.1 * panel)
+
+
+def test_main_comparison_has_its_panels_rows_and_series():
     table = long_table(ARMS, sd=0.01)
-    fig = plots.main_comparison(table, TASKS, caption=caption)
+    fig = plots.main_comparison(table, TASKS)
     assert isinstance(fig, Figure)
     assert [ax.get_title("left") for ax in fig.axes] == ["Glioma grade", "Dermoscopy"]
     assert row_names(fig) == [
@@ -344,7 +359,6 @@ def test_main_comparison_has_its_panels_rows_series_and_caption():
         "frozen, all labels", "frozen, same labels as fine-tuned", "fine-tuned",
         "random weights", "± 1 SD over seeds", "chance",
     ]  # fmt: skip
-    assert caption in " ".join(all_words(fig).split())
     assert "40 patients, 80 images" in all_words(fig)
     assert fig.axes[0].get_xlim() == fig.axes[1].get_xlim()
     # the values drawn are those of the table, and the random ones are hollow
