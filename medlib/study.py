@@ -196,16 +196,24 @@ class Watch:
         self.took[rule].append(self.clock() - self.working.pop(job, self.clock()))
 
     def seconds_left(self) -> float | None:
-        """An estimate: what is left, at each rule's mean duration and today's parallelism."""
+        """An estimate: what is left, at each rule's mean duration and today's parallelism.
+
+        A job that has run for longer than the mean is taken to need as long again as it is over.
+        """
         every = [seconds for took in self.took.values() for seconds in took]
         if len(every) < 3:
             return None
         usual = sum(every) / len(every)
         mean = {rule: sum(took) / len(took) for rule, took in self.took.items()}
-        now = self.clock()
-        ages = [now - since for since in self.working.values()]
-        work = sum(n * mean.get(rule, usual) for rule, n in self.left.items()) - sum(ages)
-        parallel = (sum(every) + sum(ages)) / max(now - self.begun, 1e-9)
+        now, waiting = self.clock(), Counter(self.left)
+        worked, work = sum(every), 0.0
+        for job, since in self.working.items():
+            rule = self.jobs.get(job, {}).get("rule", "")
+            waiting[rule] -= 1
+            worked += now - since
+            work += abs(mean.get(rule, usual) - (now - since))
+        work += sum(n * mean.get(rule, usual) for rule, n in waiting.items())
+        parallel = worked / max(now - self.begun, 1e-9)
         return max(work, 0) / max(parallel, 1e-9)
 
     def summary(self) -> dict:

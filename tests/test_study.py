@@ -524,6 +524,8 @@ def test_progress_tells_what_is_done_what_runs_and_for_how_long_it_may_go_on():
         "6 of 10 jobs (60%) · running: finetune t b lora-fraction0.5 seed 3 (5 s)"
     )
     assert words.endswith("about 15 s left")
+    clock[0] += 20  # far longer than usual: 15 s over, and two more that wait
+    assert watch.summary()["seconds_left"] == pytest.approx((2 * 15 + 2 * 10) / ((60 + 50) / 55))
 
 
 def test_a_job_that_went_well_at_a_second_attempt_has_not_failed():
