@@ -483,7 +483,7 @@ def reliability(table: pd.DataFrame, title: str = "") -> Figure:
                      fontsize=6.5)  # fmt: skip
         ax.set(xlim=(0, 1), ylim=(0, 1))
     _empty(axes, len(shown))
-    _label_below(axes, len(shown), "confidence in the class that is called")
+    _label_below(axes, len(shown), "confidence")
     fig.supylabel("share that is right", fontsize=7.5)
     fig.suptitle(title, fontsize=8, fontweight="bold", x=0.01, ha="left")
     return fig
