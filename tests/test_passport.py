@@ -181,8 +181,15 @@ def test_patient_has_one_age_and_one_sex_the_first_that_is_known():
         "40–44": 0, "45–49": 0, "50–54": 0, "55–59": 0, "60–64": 1, "65–69": 2,
     }  # fmt: skip
     assert part(table, "sex", CLASSES[1]) == {"f": 1, "m": 1, "unknown": 1}
-    # In the order of their names, not of their counts: in every task the same.
-    assert list(part(table, "sex", passport.ALL)) == ["f", "m", "unknown"]
+
+
+def test_sexes_stand_in_the_order_of_their_names_and_sites_in_that_of_their_counts():
+    values = ["x"] * 4 + ["m", "f", "f", "m"]
+    rows = small_manifest(sex=values, site=values)  # patients: x 2, f 1, m 1 and, the last, m
+    table = passport.table(rows, CLASSES, NO_PAIRS, NONE_LEFT_OUT)
+    assert part(table, "sex", passport.ALL) == {"f": 1, "m": 2, "x": 2}
+    assert list(part(table, "sex", passport.ALL)) == ["f", "m", "x"]
+    assert list(part(table, "site", passport.ALL)) == ["m", "x", "f"]
 
 
 @pytest.mark.parametrize("empty", ["", None, np.nan, "unknown", "NA", " "])
