@@ -391,7 +391,7 @@ def curves(table: pd.DataFrame, title: str = "") -> Figure:
     patients, and drawn for pretrained backbones.
     """
     rows = _named(table)
-    shown = _order(rows)
+    shown = list(plots.in_order(rows)["name"])
     dashes = dict(zip(shown, 3 * plots.DASHES, strict=False))
     fig, axes = plt.subplots(1, 2, figsize=(PAGE, 3.1 + 0.13 * len(shown)))
     words = {
@@ -424,7 +424,7 @@ def confusion(table: pd.DataFrame, classes: Sequence[str], title: str = "") -> F
     its row and, in matrices of up to four classes, the count.
     """
     rows = _named(table)
-    shown = _order(rows)
+    shown = list(plots.in_order(rows)["name"])
     columns = min(len(shown), 4)
     lines = -(-len(shown) // columns)
     panel = PAGE / columns
@@ -466,7 +466,7 @@ def reliability(table: pd.DataFrame, title: str = "") -> Figure:
     samples in each bin; one of fewer than five has no mark.
     """
     rows = _named(table)
-    shown = _order(rows)
+    shown = list(plots.in_order(rows)["name"])
     columns = min(len(shown), 4)
     lines = -(-len(shown) // columns)
     fig, axes = plt.subplots(lines, columns, figsize=(PAGE, lines * 1.95 + 0.3), squeeze=False,
@@ -505,7 +505,7 @@ def embeddings(points: pd.DataFrame, classes: Sequence[str], title: str = "") ->
             sizes = sizes[sizes.index.astype(str) != ""]
             if len(sizes) > 1 and sizes.iloc[0] > 1:
                 columns[name] = list(sizes.index[:8])
-    shown = _order(rows)
+    shown = list(plots.in_order(rows)["name"])
     fig, axes = plt.subplots(len(shown), len(columns), squeeze=False,
                              figsize=(PAGE, 2.1 * len(shown) + 0.5))  # fmt: skip
     for line, name in zip(axes, shown, strict=True):
@@ -616,13 +616,6 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
 def _linear(table: pd.DataFrame, tasks: Mapping[str, Mapping], metric: str) -> pd.DataFrame:
     rows = table[(table["metric"] == metric) & table["task"].isin(list(tasks))]
     return _named(rows[rows["head"] == "linear"])
-
-
-def _order(rows: pd.DataFrame) -> list[str]:
-    """Printed names in the order in which every figure has them."""
-    rows = rows.assign(architecture=rows["backbone"].str.partition("-")[0],
-                       random=rows["pretraining"] == "random")  # fmt: skip
-    return list(plots.in_order(rows)["name"])
 
 
 def _colours(rows: pd.DataFrame, names: Sequence[str]) -> list[str]:

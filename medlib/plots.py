@@ -541,7 +541,7 @@ def full_name(backbone: str, pretraining: str) -> str:
 def shown_rows(
     table: pd.DataFrame, tasks: Mapping[str, Mapping], metrics: Sequence[str]
 ) -> pd.DataFrame:
-    """The rows of the tasks and metrics, with the columns `name`, `architecture` and `random`.
+    """The rows of the tasks and metrics, with the columns `name` and `random`.
 
     From here on a backbone goes by `name`, as printed, so that random weights always show.
     """
@@ -556,19 +556,25 @@ def shown_rows(
         raise ValueError(f"several rows for {first}: average over seeds (notebook 05) first")
     weights = zip(rows["backbone"], rows["pretraining"], strict=True)
     rows["name"] = [full_name(backbone, pretraining) for backbone, pretraining in weights]
-    rows["architecture"] = rows["backbone"].str.partition("-")[0]
     rows["random"] = rows["pretraining"] == "random"
     return rows
 
 
 def in_order(rows: pd.DataFrame) -> pd.DataFrame:
-    """Each backbone's name, architecture and whether it is random, in the order of the figure.
+    """Each backbone of `rows` (backbone, pretraining) in the order that every figure has.
 
-    By architecture, known ones first; each random control directly after its pretrained twin.
+    By architecture, known ones first; each random control directly after its pretrained twin. With
+    the columns `name` (as printed), `architecture` and `random` (whether its weights are).
     """
-    networks = rows[["name", "architecture", "random"]].drop_duplicates()
+    networks = rows[["backbone", "pretraining"]].drop_duplicates()
     rank = {architecture: i for i, architecture in enumerate(ARCHITECTURES)}
-    networks = networks.assign(rank=networks["architecture"].map(rank))
+    architecture = networks["backbone"].str.partition("-")[0]
+    networks = networks.assign(
+        name=list(map(full_name, networks["backbone"], networks["pretraining"])),
+        architecture=architecture,
+        random=networks["pretraining"] == "random",
+        rank=architecture.map(rank),
+    ).drop_duplicates("name")
     by = ["rank", "architecture", "random", "name"]
     return networks.sort_values(by, na_position="last").reset_index(drop=True)
 
