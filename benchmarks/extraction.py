@@ -141,10 +141,9 @@ def one(name, title, target, paths, pack, options) -> np.ndarray:
     with torch.inference_mode():
         work = harness.flops(lambda: backbones.embed(row, peer, blank))
         model, _ = features.suitable(row, model, "auto", first)
-        size = features.find_batch_size(features.embedder(row, model), pack, harness.DEVICE)
-        rounds = 1
+        plain, rounds = features.embedder(row, model), 1
+        size = features.find_batch_size(plain, pack, harness.DEVICE)
         if cuda:  # what is over in a tenth of a second cannot be timed: two seconds of it
-            plain = features.embedder(row, model)
             ours(plain, pack, size)
             rounds = math.ceil(2 / harness.seconds(lambda: ours(plain, pack, size)))
         for engine in engines:

@@ -354,8 +354,6 @@ def _points_and_draws(
     points = [metrics.point(frame, classes, names) for frame in frames]
     draws = [
         metrics.bootstrap(frame, classes, resamples, stream(frame), names=names, threads=1)
-        if resamples
-        else dict.fromkeys(names, np.array([]))
         for frame in frames
     ]
     return points, draws

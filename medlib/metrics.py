@@ -392,7 +392,7 @@ def _draw_confusion(
         return stream.multinomial(n_patients, share, size=rows)
 
     with ThreadPoolExecutor(threads) as pool:
-        counts = np.concatenate(list(pool.map(draw, rng.spawn(-(-resamples // rows)))))
+        counts = np.concatenate(list(pool.map(draw, rng.spawn(-(-max(resamples, 1) // rows)))))
     # One product for all: in each thread it would have threads of its own.
     return (counts[:resamples] @ matrices).reshape(-1, k, k)
 
@@ -417,7 +417,7 @@ def _draw_patients(
     threads: int,
 ) -> dict[str, np.ndarray]:
     """``evaluate`` on how often each patient is drawn, ``rows`` resamples at once."""
-    starts, lock, parts = iter(range(0, resamples, rows)), Lock(), {}
+    starts, lock, parts = iter(range(0, max(resamples, 1), rows)), Lock(), {}
 
     def work(_: int) -> None:
         while True:
