@@ -144,7 +144,9 @@ def resize(picture: Image.Image | torch.Tensor, size: int, interpolation: str) -
         if _torch_may_shrink(width, height, size):
             from torch.nn.functional import interpolate
 
-            small = interpolate(picture[None], (size, size), mode=interpolation, antialias=True)
+            # Of picture[None], whose strides say less, torch makes planes, to be woven again.
+            pixels = picture.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+            small = interpolate(pixels, (size, size), mode=interpolation, antialias=True)
             return small[0].permute(1, 2, 0).numpy()
         picture = Image.fromarray(picture.permute(1, 2, 0).numpy())
     return np.asarray(picture.resize((size, size), RESAMPLING[interpolation]))

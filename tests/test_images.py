@@ -285,6 +285,7 @@ def pillows(path, size, interpolation):
 def most_apart(path, size, interpolation):
     found = images.resize(images.decode_to_resize(path, 14), size, interpolation)
     assert found.dtype == np.uint8 and found.shape == (size, size, 3)
+    assert found.flags.c_contiguous  # pixel by pixel: planes would have to be woven
     return np.abs(found - pillows(path, size, interpolation)).max()
 
 
