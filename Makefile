@@ -40,7 +40,7 @@ WHERE = $(if $(PROFILE),--profile profiles/$(PROFILE),--cores $(CORES))
 RUN = $(STUDY) run "$$GRID" $(WHERE) $(if $(filter failed,$(ONLY)),--only-failed)
 SINCE = $$(( ($$(date +%s) - start) / 60 )) min $$(( ($$(date +%s) - start) % 60 )) s
 
-.PHONY: study plan status report figures lab test test-slurm test-kill bench
+.PHONY: study plan status report figures lab test test-slurm test-attack bench
 .DEFAULT_GOAL := help
 .SILENT:
 
@@ -56,28 +56,21 @@ $(READY): requirements.txt pyproject.toml
 
 study: $(READY)
 	echo "Running grid '$$GRID': what is already there is kept. demo takes 8 to 15 minutes on two cores."
-	start=$$(date +%s); \
-	if $(RUN); then \
-		echo "Grid '$$GRID' is complete, after $(SINCE)."; \
-		echo "All its figures and tables, and a page that holds them: figures/$$GRID/report.html"; \
-	else \
-		echo "Grid '$$GRID' is not complete, after $(SINCE); what ran is kept, and the same command goes on."; exit 1; \
-	fi
+	$(RUN) || { echo "Grid '$$GRID' is not complete; what ran is kept, and the same command goes on."; exit 1; }
 
 plan status report: $(READY)
 	$(STUDY) $@ "$$GRID"
 
 figures: $(READY)
 	$(STUDY) figures "$$GRID" $(WHERE)
-	echo "All figures and tables, and a page that holds them: figures/$$GRID/report.html"
 
 test: $(READY)
 	start=$$(date +%s); echo "Lint, then tests: 10 to 20 minutes on two cores."; \
 	ruff check . && ruff format --check . && pytest -q -n auto --dist loadgroup && echo "Tests passed in $(SINCE)."
 
-test-kill: $(READY)
-	echo "A small grid, killed at 20 random moments: 5 to 20 minutes on two cores."
-	MEDLIB_KILLS=20 pytest -q -s tests/test_study.py -k killed_at_any_moment
+test-attack: $(READY)
+	echo "A small grid, killed, stopped, failed and short of disk at random moments: 15 to 40 minutes on two cores."
+	MEDLIB_ATTACKS=20 pytest -q -s tests/test_attack.py
 
 test-slurm: $(READY)
 	echo "A slice of a grid through a real Slurm of one node: 3 to 6 minutes on two cores."

@@ -12,6 +12,7 @@ import json
 import os
 
 from medlib import artifacts, backbones, cards, execute
+from medlib import report as page
 from medlib import grid as grids
 
 GRID = config.get("grid", "demo")
@@ -105,11 +106,13 @@ DRAWN = {
     + ["embeddings_{task}", "seen_{task}"] * bool(grid["frozen"]),
 }
 WRITTEN = {"compare": ["main_table", "full_table"], "claims": ["claims", "confounds"]}
+FIGURE = ("png", "pdf", "svg", "csv")  # the files of a figure
+SUMMARIES = ("summary", "summary_over_seeds", "costs")
 
 
 def shown(rule):
     """The figures and tables of a rule."""
-    figures = [f"{FIGURES}/{name}.{kind}" for name in DRAWN[rule] for kind in ("png", "pdf", "svg", "csv")]
+    figures = [f"{FIGURES}/{name}.{kind}" for name in DRAWN[rule] for kind in FIGURE]
     return figures + [
         f"{FIGURES}/{name}.{kind}" for name in WRITTEN.get(rule, ()) for kind in ("csv", "md", "tex")
     ]
@@ -147,9 +150,38 @@ def looked_at():
     return sorted({run.parents[2].name for run in done if grids.regime_of(run) == LOOKED_AT})
 
 
+# The page of a grid of which runs are missing has another name: it must not pass for the whole.
+REPORT = f"{FIGURES}/{page.page_name(grid, RESULTS) if PARTIAL else page.PAGE}"
+
+
+def everything():
+    """Every file of a complete grid.
+
+    All are named here, not only the page at the end: behind a file that is there, Snakemake does
+    not look whether those that it was made from are there as well.
+    """
+    if PARTIAL:
+        return [REPORT]
+    cells = [(task, backbone) for task in TASKS for backbone in BACKBONES]
+    return [
+        *(f"{RESULTS}/manifests/{task}.csv" for task in TASKS),
+        *(file for task in TASKS for file in packs(task, *grids.image_sizes(grid))),
+        *(f"{RESULTS}/features/{task}/{backbone}/meta.json"
+          for task, backbone in cells if backbone in grid["frozen"].get("backbones", ())),
+        *(file for cell in cells for file in finished(*cell)),
+        *summarised(TASKS),
+        *(f"{RESULTS}/{name}.csv" for name in SUMMARIES),
+        f"{RESULTS}/differences.csv",
+        *(f"{FIGURES}/passport_{task}.{kind}" for task in TASKS for kind in FIGURE),
+        *(name for rule in DRAWN if rule != "look" for name in shown(rule)),
+        *(name.format(task=task) for name in shown("look") for task in looked_at()),
+        REPORT,
+    ]
+
+
 rule all:
     input:
-        f"{FIGURES}/report.html",
+        everything(),
 
 
 rule prepare:
@@ -164,7 +196,7 @@ rule prepare:
     output:
         multiext(f"{RESULTS}/manifests/{{task}}", ".csv", ".yaml"),
         packs("{task}", *grids.image_sizes(grid)),
-        multiext(f"{FIGURES}/passport_{{task}}", ".png", ".pdf", ".svg", ".csv"),
+        multiext(f"{FIGURES}/passport_{{task}}", *(f".{kind}" for kind in FIGURE)),
     log:
         notebook=f"{RESULTS}/images/{{task}}/01_prepare_data.ipynb",
     params:
@@ -282,7 +314,7 @@ rule collect:
         notebook="notebooks/05_collect_results.ipynb",
         code=code("05_collect_results"),
     output:
-        multiext(f"{RESULTS}/", "summary.csv", "summary_over_seeds.csv", "costs.csv"),
+        multiext(f"{RESULTS}/", *(f"{name}.csv" for name in SUMMARIES)),
     log:
         notebook=f"{RESULTS}/05_collect_results.ipynb",
     params:
@@ -377,7 +409,7 @@ rule write_report:
         [name.format(task=task) for name in shown("look") for task in looked_at()],
         code=[os.path.relpath(execute.MEDLIB / "report.py")],
     output:
-        f"{FIGURES}/report.html",
+        REPORT,
     params:
         grid=f"grids/{GRID}.yaml",
     shell:

@@ -3,7 +3,8 @@
     python -m medlib.report GRID_FILE RESULTS FIGURES
 
 It holds the figures and tables that lie in FIGURES when it is written, how much of the grid is
-complete, the environment in which it ran, and how to cite it.
+complete, the environment in which it ran, and how to cite it. The page of a grid of which runs are
+missing has another name: a file that stands for the complete grid exists only when it is complete.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pandas as pd
 from medlib import artifacts, cards
 from medlib import grid as grids
 
+PAGE, INCOMPLETE = "report.html", "report_incomplete.html"  # of a complete grid, and of any other
 # The order of the page: a file's stem, or its beginning -> its heading and what to look for.
 SECTIONS = {
     "main_comparison": (
@@ -78,12 +80,26 @@ def environment(grid: dict, results: Path | str) -> pd.DataFrame:
     return table.sort_values(["what", "value"], ignore_index=True)
 
 
-def write(grid_file: Path | str, results: Path | str, figures: Path | str) -> Path:
-    """Write ``report.html`` into the folder of figures, whole or not at all; returns its path."""
+def page_name(grid: dict, results: Path | str) -> str:
+    """The file name of a grid's page: :data:`PAGE` if all its runs are complete."""
+    whole = len(grids.done(grid, results)) == len(grids.runs(grid, results))
+    return PAGE if whole else INCOMPLETE
+
+
+def write(
+    grid_file: Path | str, results: Path | str, figures: Path | str, stopped: bool = False
+) -> Path:
+    """Write the page into the folder of figures, whole or not at all; returns its path.
+
+    ``stopped``: the grid's command ended early, so that summaries or figures may be missing even
+    where all runs are complete; the page is then :data:`INCOMPLETE`. A page of the other name that
+    says of the runs what no longer holds is removed.
+    """
     figures, grid = Path(figures), grids.read(grid_file)
     states = grids.states(grid, results)
     counts = states[list(grids.STATES)].sum()
     whole = counts["done"] == counts.sum()
+    path = figures / (INCOMPLETE if stopped else page_name(grid, results))
     word = "All runs of the grid are complete." if whole else "<b>The grid is not complete:</b> "
     if not whole:
         word += ", ".join(f"{n} runs {state}" for state, n in counts.items() if n) + "."
@@ -107,8 +123,10 @@ def write(grid_file: Path | str, results: Path | str, figures: Path | str) -> Pa
         f'</title><meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
     )
     page = f"{head}<body>{''.join(parts)}</body></html>\n"
-    artifacts.save_text(figures / "report.html", page)
-    return figures / "report.html"
+    artifacts.save_text(path, page)
+    if path.name == PAGE or not whole:
+        (figures / (INCOMPLETE if path.name == PAGE else PAGE)).unlink(missing_ok=True)
+    return path
 
 
 def _sections(figures: Path):

@@ -36,6 +36,8 @@ from medlib import artifacts, execute, report
 from medlib import grid as grids
 
 LOCK, PROGRESS = "controller.lock", "progress.json"  # in results/<grid>/
+# After which of Snakemake's events the file of progress is written. A job's description comes last.
+SHOWN = (LogEvent.JOB_INFO, LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.JOB_ERROR)
 TARGET = "all"  # Snakefile's rule that only names what is wanted: not a job of its own
 # What Snakemake says of a job that failed: the table at the end says it better.
 NOISE = r"RuleException|WorkflowError:\s+At least one job did not|Exiting because a job execution"
@@ -183,7 +185,7 @@ class Watch:
                 self._finished(record.job_id)
             elif record.levelno >= logging.WARNING and not re.match(NOISE, record.getMessage()):
                 self.say(record.getMessage())
-            if event in (LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.JOB_ERROR):
+            if event in SHOWN:
                 self.show()
 
     def _finished(self, job: int) -> None:
@@ -288,6 +290,17 @@ def options(grid: str, *config: str) -> list[str]:
     return ["--config", f"grid={grid}", *config, "--nolock", "--rerun-incomplete", *same]
 
 
+def lost(asked: dict, results: Path) -> list[str]:
+    """Files that promise runs which are not there: a job that makes many runs has to run again."""
+    done = set(grids.done(asked, results))
+    missing = [run for run in grids.runs(asked, results) if run not in done]
+    return sorted({str(file) for file in map(grids.last_output, missing) if file.is_file()})
+
+
+def forced(files: list[str]) -> list[str]:
+    return ["--forcerun", *files] if files else []
+
+
 def failed_jobs(grid: dict, results: Path) -> dict[str, dict]:
     """The failures of the jobs of a grid: what a job writes first -> its record."""
     return {
@@ -298,12 +311,14 @@ def failed_jobs(grid: dict, results: Path) -> dict[str, dict]:
 
 
 def run(grid: str, arguments: list[str], only_failed: bool = False, partial: bool = False) -> int:
-    """Run what is not done of a grid; returns 0 where all of it is done.
+    """Run what is not done of a grid; returns 0 where all that was asked for is done.
 
     ``arguments`` are Snakemake's own; ``partial`` leaves out, of figures and tables, the runs that
-    are not there. Raises StudyError where it is being run already.
+    are not there. The grid is called complete only if, after all, no job is left. Raises StudyError
+    where it is being run already.
     """
     asked, results = grids.read(f"grids/{grid}.yaml"), Path("results") / grid
+    begun = time.monotonic()
     with alone(grid) as lock:
         if only_failed:
             known = failed_jobs(asked, results)
@@ -311,6 +326,8 @@ def run(grid: str, arguments: list[str], only_failed: bool = False, partial: boo
                 print(f"Nothing of grid '{grid}' has failed.")
                 return 0
             arguments = [*sorted({r["outputs"][0] for r in known.values()}), *arguments]
+        elif not partial:
+            arguments = [*arguments, *forced(lost(asked, results))]
         local = not any(a.split("=")[0] in ("--profile", "--executor", "-e") for a in arguments)
         if local:
             # Jobs that outlive a killed controller are a cluster's way, not a machine's.
@@ -324,13 +341,29 @@ def run(grid: str, arguments: list[str], only_failed: bool = False, partial: boo
         status = snakemake(watch, *options(grid, *config), "--keep-going", *arguments)
         over.set()
         (results / PROGRESS).unlink(missing_ok=True)
-    if status:
-        print(_failures(grid, watch))
-        with contextlib.suppress(ValueError, OSError):
-            report.write(f"grids/{grid}.yaml", results, Path("figures") / grid)
-    elif not watch.total:
-        print(f"Nothing to be done: grid '{grid}' is complete.")
+        if status:
+            print(_failures(grid, watch))
+            with contextlib.suppress(ValueError, OSError):
+                page = report.write(f"grids/{grid}.yaml", results, figures_of(grid), stopped=True)
+                print(f"What there is so far: {page}")
+        elif not partial:
+            print(ending(grid, len(planned(grid)), watch.total, time.monotonic() - begun))
     return status
+
+
+def figures_of(grid: str) -> Path:
+    return Path("figures") / grid
+
+
+def ending(grid: str, left: int, ran: int, seconds: float) -> str:
+    """What is said of a grid of which nothing has failed and so many jobs are left."""
+    if left:
+        more = f"{left} jobs of the grid are left: make study GRID={grid}"
+        return f"All {ran} jobs that were asked for are done. {more}"
+    page = f"All its figures and tables on one page: {figures_of(grid) / report.PAGE}"
+    if not ran:
+        return f"Nothing to be done: grid '{grid}' is complete. {page}"
+    return f"Grid '{grid}' is complete, after {duration(seconds)}. {page}"
 
 
 def draw(grid: str, arguments: list[str]) -> int:
@@ -341,7 +374,11 @@ def draw(grid: str, arguments: list[str]) -> int:
         raise StudyError(f"No run of grid '{grid}' is complete yet: make study GRID={grid}")
     print(f"Drawing figures/{grid} from {n} of {of} runs in results/{grid}.")
     rules = ["--allowed-rules", TARGET, "summarise", *DRAWING, "--forcerun", *DRAWING]
-    return run(grid, [*rules, *arguments], partial=True)
+    status = run(grid, [*rules, *arguments], partial=True)
+    if not status:
+        page = figures_of(grid) / report.page_name(asked, results)
+        print(f"All figures and tables of these runs on one page: {page}")
+    return status
 
 
 def _tick(watch: Watch, over: threading.Event) -> None:
@@ -386,7 +423,7 @@ REASONS = (
     (r"Code has changed", "its rule in the Snakefile has changed"),
     (r"Missing output files", NOT_MADE),
     (r"Input files updated by another job", FOLLOWS),
-    (r"Forced execution", "asked for"),
+    (r"Forced execution", "runs that it made are missing"),
 )
 
 
@@ -430,7 +467,8 @@ def planned(grid: str, arguments: list[str] | tuple = ()) -> list[dict]:
     registry.register_plugin("plan", plugin)
     # Quiet, a dry run ends when its graph stands.
     quietly = ("--executor", "plan", "--quiet", "progress", "rules", "--cores", "1")
-    if snakemake(listen, *options(grid), *quietly, *arguments):
+    again = lost(grids.read(f"grids/{grid}.yaml"), Path("results") / grid)
+    if snakemake(listen, *options(grid), *quietly, *arguments, *forced(again)):
         raise StudyError("\n".join(errors))
     return jobs
 

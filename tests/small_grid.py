@@ -5,7 +5,9 @@ Standard library only, so that scripts which start no test can use it as well.
 
 import json
 import os
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -25,6 +27,22 @@ SMALL = {
 }  # fmt: skip
 
 
+# What is printed of a grid that is done, and only of one.
+CALLED_COMPLETE = re.compile(r"(?i)grid '\w+' is complete")
+# What every process of a study does first: tell of whom it would call.
+NO_NETWORK = """
+import socket
+from pathlib import Path
+connect = socket.socket.connect
+def told(self, address):
+    if self.family != socket.AF_UNIX and not str(address[0]).startswith(("127.", "::1", "local")):
+        with open(Path(__file__).with_name("calls.log"), "a") as file:
+            print(address, file=file)
+    return connect(self, address)
+socket.socket.connect = told
+"""
+
+
 def lay(folder: Path) -> None:
     """Copy the parts of the repository that a run needs into a new folder, with the small grid."""
     for name in ("medlib", "notebooks", "data_manifests", "profiles"):
@@ -40,3 +58,53 @@ def environment(folder: Path) -> dict[str, str]:
     """The variables of a run in that folder: its medlib, and this interpreter's commands."""
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return os.environ | {"PYTHONPATH": str(folder), "PATH": tools, "OMP_NUM_THREADS": "1"}
+
+
+class Study:
+    """The parts of a repository that a run needs, in a folder of their own."""
+
+    def __init__(self, folder, grid=SMALL, **variables):
+        self.folder = folder
+        lay(folder)
+        self.grid(grid)
+        (folder / "sitecustomize.py").write_text(NO_NETWORK)
+        self.environment = environment(folder) | variables
+
+    def grid(self, grid):
+        import yaml
+
+        (self.folder / "grids" / "small.yaml").write_text(yaml.safe_dump(grid))
+
+    def begin(self, command="run", *arguments):
+        cores = ["--cores", "2"] if command in ("run", "figures") else []
+        return subprocess.Popen(
+            [sys.executable, "-m", "medlib.study", command, "small", *cores, *map(str, arguments)],
+            cwd=self.folder, env=self.environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def call(self, command="run", *arguments):
+        """Exit status and all that was printed."""
+        process = self.begin(command, *arguments)
+        said, _ = process.communicate(timeout=1800)
+        return process.returncode, said
+
+    def plan(self):
+        """The rules that would run, and the printed reasons."""
+        status, said = self.call("plan")
+        assert status == 0, said
+        lines = [line.split() for line in said.splitlines() if " × " in line]
+        return {line[2]: int(line[0]) for line in lines}, said
+
+    def processes(self, *words):
+        """The ids of this study's processes whose command line has all of these words."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                line = (process / "cmdline").read_bytes().decode(errors="replace")
+                here = os.readlink(process / "cwd")
+            except OSError:
+                continue
+            if here.startswith(str(self.folder)) and all(word in line for word in words):
+                found.append(int(process.name))
+        return found

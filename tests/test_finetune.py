@@ -1084,7 +1084,10 @@ def test_micro_batches_add_up_to_the_step_that_the_gpu_does_not_hold(held, parts
         losses.append([loss for _, loss in training])
         models.append(model)
     assert [course.micro_batches for course in courses] == [parts, 1]
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    # A sum of some 500 float32 terms (8 images × 5 tokens × 12 blocks) in another order differs by
+    # about √500 × 6e-8 = 1.3e-6. AdamW carries this through ten steps: 1.3e-5. Eight times that is
+    # allowed, since processors add in different orders. Wrong weights would give 1e-2 or more.
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
     one, other = (finetune.predict(model, pixels, np.arange(40)) for model in models)
     np.testing.assert_allclose(one, other, atol=2e-3)
 

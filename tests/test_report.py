@@ -49,7 +49,7 @@ def write(study):
 def test_the_page_holds_every_figure_and_table_and_nothing_from_elsewhere(study):
     path = write(study)
     page = path.read_text(encoding="utf-8")
-    assert path == study / "figures" / "report.html"
+    assert path == study / "figures" / "report_incomplete.html"  # of four runs three are there
     assert page.count("data:image/png;base64,") == 2
     assert (
         not re.search(r'(src|href)="(?!data:|#)', page)
@@ -76,7 +76,9 @@ def test_what_is_not_complete_is_said_on_top_and_marked(study):
     assert top.count("<td class='gap'>1</td>") == 1 and page.count("<td class='gap'>") == 2
     missing = grid.runs(grid.read(study / "small.yaml"), study / "results")[3]
     shutil.copytree(missing.parent.parent / "frozen-linear" / "seed0", missing)
-    assert "All runs of the grid are complete" in write(study).read_text(encoding="utf-8")
+    path = write(study)
+    assert "All runs of the grid are complete" in path.read_text(encoding="utf-8")
+    assert path.name == "report.html" and not path.with_name("report_incomplete.html").exists()
 
 
 def test_from_the_command_line_a_grid_that_cannot_be_read_is_one_message(

@@ -7,22 +7,18 @@ import itertools
 import json
 import logging
 import os
-import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import small_grid
 import yaml
 from PIL import Image
-from small_grid import SMALL
+from small_grid import CALLED_COMPLETE, SMALL, Study
 from snakemake_interface_logger_plugins.common import LogEvent
 from waiting import wait_for
 
@@ -34,70 +30,7 @@ CELL = Path("results/small/runs/fundus_pm/micro_resnet-random")
 FROZEN, TUNED = CELL / "frozen.csv", CELL / "finetuned" / "seed0" / "run.json"
 SUMMARY = Path("results/small/summary.csv")
 DRAWING = {"compare", "costs", "claims", "look", "write_report"}
-# What every process of a study does first: tell of whom it would call.
-NO_NETWORK = """
-import socket
-from pathlib import Path
-connect = socket.socket.connect
-def told(self, address):
-    if self.family != socket.AF_UNIX and not str(address[0]).startswith(("127.", "::1", "local")):
-        with open(Path(__file__).with_name("calls.log"), "a") as file:
-            print(address, file=file)
-    return connect(self, address)
-socket.socket.connect = told
-"""
-# How many times a grid is killed: `make test-kill` asks for 20. Too long to be part of every test.
-KILLS = int(os.environ.get("MEDLIB_KILLS", "0"))
-
 pytestmark = pytest.mark.xdist_group("study")
-
-
-class Study:
-    """The parts of a repository that a run needs, in a folder of their own."""
-
-    def __init__(self, folder, grid=SMALL, **environment):
-        self.folder = folder
-        small_grid.lay(folder)
-        self.grid(grid)
-        (folder / "sitecustomize.py").write_text(NO_NETWORK)
-        self.environment = small_grid.environment(folder) | environment
-
-    def grid(self, grid):
-        (self.folder / "grids" / "small.yaml").write_text(yaml.safe_dump(grid))
-
-    def begin(self, command="run", *arguments):
-        cores = ["--cores", "2"] if command in ("run", "figures") else []
-        return subprocess.Popen(
-            [sys.executable, "-m", "medlib.study", command, "small", *cores, *map(str, arguments)],
-            cwd=self.folder, env=self.environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-
-    def call(self, command="run", *arguments):
-        """Exit status and all that was printed."""
-        process = self.begin(command, *arguments)
-        said, _ = process.communicate(timeout=1800)
-        return process.returncode, said
-
-    def plan(self):
-        """The rules that would run, and the printed reasons."""
-        status, said = self.call("plan")
-        assert status == 0, said
-        lines = [line.split() for line in said.splitlines() if " × " in line]
-        return {line[2]: int(line[0]) for line in lines}, said
-
-    def processes(self, *words):
-        """The ids of this study's processes whose command line has all of these words."""
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                line = (process / "cmdline").read_bytes().decode(errors="replace")
-                here = os.readlink(process / "cwd")
-            except OSError:
-                continue
-            if here.startswith(str(self.folder)) and all(word in line for word in words):
-                found.append(int(process.name))
-        return found
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +210,57 @@ def test_other_weights_run_again_what_they_were_used_for(finished):
     assert "changed:" in said and "test_resnet" in said
 
 
+@pytest.mark.parametrize(
+    ("file", "rule"),
+    [
+        ("results/small/features/fundus_pm/micro_resnet-random/meta.json", "extract"),
+        (CELL / "frozen-linear" / "seed0" / "run.json", "probe"),
+        (TUNED, "finetune"),
+        (SUMMARY, "collect"),
+        ("figures/small/main_comparison.png", "compare"),
+        ("figures/small/report.html", "write_report"),
+    ],
+)
+def test_a_grid_that_lacks_any_of_its_files_is_not_complete(finished, file, rule):
+    file = finished.folder / file
+    away = file.with_name("away")
+    file.rename(away)
+    try:
+        rules, said = finished.plan()
+    finally:
+        away.rename(file)
+    assert rule in rules and not CALLED_COMPLETE.search(said), said
+
+
+def test_a_grid_without_its_weights_is_refused_as_often_as_it_is_asked_for(tmp_path):
+    backbones = {"frozen": SMALL["frozen"] | {"backbones": ["micro_resnet-imagenet"]}}
+    study = Study(tmp_path / "copy", SMALL | backbones, HF_HUB_OFFLINE="1", MEDLIB_WEIGHTS="",
+                  HF_HOME=str(tmp_path / "no cache"))  # fmt: skip
+    for _ in range(2):
+        status, said = study.call()
+        assert status == 1 and "No weights for micro_resnet-imagenet" in said
+        assert not CALLED_COMPLETE.search(said), said
+    assert "extract" in study.plan()[0]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_grid_that_is_stopped_goes_on_where_it_was(tmp_path, sent):
+    """`make test-attack` sends these, and others, at many random moments."""
+    study = Study(tmp_path / "copy")
+    process = study.begin("run")
+    wait_for((study.folder / "results/small/manifests/fundus_pm.csv").is_file)
+    wait_for(lambda: study.processes("medlib.execute"))  # the next job
+    process.send_signal(sent)
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode and not CALLED_COMPLETE.search(said), said
+    rules, said = study.plan()
+    assert {"probe", "finetune", "collect", *DRAWING} <= set(rules), said
+    if sent == signal.SIGTERM:
+        status, said = study.call()
+        assert status == 0 and CALLED_COMPLETE.search(said), said
+        assert study.plan()[0] == {} and (study.folder / SUMMARY).is_file()
+
+
 # ----------------------------------------------------------------------------------- one at a time
 
 
@@ -311,59 +295,6 @@ def test_a_second_run_is_refused_and_the_first_can_be_watched(tmp_path):
     assert "Being run" not in said
 
 
-@pytest.mark.skipif(not KILLS, reason="make test-kill sets MEDLIB_KILLS")
-def test_a_grid_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(finished, tmp_path):
-    """The controller, a job's papermill or its kernel, killed at seeded random moments."""
-    assert finished.first[0] == 0
-    chance, study = random.Random(0), Study(
-        tmp_path / "copy", finished.asked,
-        MEDLIB_WEIGHTS=finished.environment["MEDLIB_WEIGHTS"],
-    )  # fmt: skip
-    expected = (finished.folder / SUMMARY).read_bytes()
-    log = open(tmp_path / "log", "w")  # noqa: SIM115
-    started, killed = 0, []
-
-    def begin():
-        nonlocal started
-        started += 1
-        return subprocess.Popen(
-            [sys.executable, "-m", "medlib.study", "run", "small", "--cores", "2", SUMMARY],
-            cwd=study.folder, env=study.environment, stdout=log, stderr=log,
-        )  # fmt: skip
-
-    run = begin()
-    while len(killed) < KILLS:
-        time.sleep(chance.uniform(1, 15))
-        if run.poll() is not None:
-            if run.returncode == 0:  # once more, from nothing
-                assert (study.folder / SUMMARY).read_bytes() == expected
-                shutil.rmtree(study.folder / "results")
-                shutil.rmtree(study.folder / ".snakemake")
-            run = begin()
-            continue
-        victim = chance.choice(["controller", "medlib.execute", "ipykernel"])
-        processes = [run.pid] if victim == "controller" else study.processes(victim)
-        if processes:
-            os.kill(chance.choice(processes), signal.SIGKILL)
-            killed.append(victim)
-        if victim == "controller":
-            run.wait()
-            run = begin()
-    run.wait(1800)
-    for _ in range(3):
-        if run.returncode:  # a job was killed more often than it is tried
-            run = begin()
-            run.wait(1800)
-    log.close()
-    said = (tmp_path / "log").read_text()
-    print(f"{killed} in {started} runs")
-    assert run.returncode == 0, said[-3000:]
-    assert (study.folder / SUMMARY).read_bytes() == expected
-    assert "being run already" not in said
-    # Nothing half-written is left, nor a checkpoint of what is complete.
-    assert not list(study.folder.rglob("checkpoint.safetensors"))
-
-
 # ------------------------------------------------------------------------------------ failing well
 
 
@@ -390,17 +321,24 @@ def test_a_cell_that_fails_stops_no_other_and_is_told_with_the_way_out(tmp_path)
     assert "1 done, 1 failed, 0 stale, 0 missing" in said
     figures = study.folder / "figures" / "small"
     incomplete = "The grid is not complete:</b> 1 runs done, 1 runs failed."
-    assert incomplete in (figures / "report.html").read_text(encoding="utf-8")
+    page = figures / "report_incomplete.html"
+    assert incomplete in page.read_text(encoding="utf-8")
+    # The same command once more: not a word of "complete" while a run is missing.
+    status, said = study.call()
+    assert status == 1 and not CALLED_COMPLETE.search(said), said
+    assert not (figures / "report.html").exists()
     # What is there can be drawn, and says that it is not all.
     status, said = study.call("figures")
     assert status == 0 and "Drawing figures/small from 1 of 2 runs" in said, said
     assert set(pd.read_csv(figures / "main_comparison.csv")["regime"]) == {"frozen"}
     assert "Not the whole grid: 1 of 2 runs." in (figures / "main_table.md").read_text()
-    page = (figures / "report.html").read_text(encoding="utf-8")
+    assert not (figures / "report.html").exists()
+    page = page.read_text(encoding="utf-8")
     assert incomplete in page and "data:image/png" in page
     study.grid(SMALL)
     status, said = study.call("run", "--only-failed")
     assert status == 0 and "1 jobs to run." in said, said
+    assert "jobs of the grid are left: make study" in said and not CALLED_COMPLETE.search(said)
     assert (study.folder / TUNED).is_file()
     assert DRAWING | {"summarise", "collect"} == set(study.plan()[0])  # of all runs, this time
     status, said = study.call("run", "--only-failed")
