@@ -34,7 +34,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
 BENCHMARKS = bootstrap decode extraction finetuning frozen_study memory probes scale
 
-STUDY = python -m medlib.study
+STUDY = python -m medlib.grid.study
 # With a profile, jobs have machines of their own: the cores of this one are no limit.
 WHERE = $(if $(PROFILE),--profile profiles/$(PROFILE),--cores $(CORES))
 RUN = $(STUDY) run "$$GRID" $(WHERE) $(if $(filter failed,$(ONLY)),--only-failed)
@@ -70,7 +70,7 @@ test: $(READY)
 
 test-attack: $(READY)
 	echo "A small grid, killed, stopped, failed and short of disk at random moments: 15 to 40 minutes on two cores."
-	MEDLIB_ATTACKS=20 pytest -q -s tests/test_attack.py
+	MEDLIB_ATTACKS=20 pytest -q -s tests/grid/test_attack.py
 
 test-slurm: $(READY)
 	echo "A slice of a grid through a real Slurm of one node: 3 to 6 minutes on two cores."

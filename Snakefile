@@ -11,25 +11,27 @@ import gc
 import json
 import os
 
-from medlib import artifacts, backbones, cards, execute
-from medlib import report as page
-from medlib import grid as grids
+from medlib.core import backbones
+from medlib.core import weights as weight_files
+from medlib.data import cards
+from medlib.grid import address, gridfile, notebooks, records
+from medlib.show import report as page
 
 GRID = config.get("grid", "demo")
 RESULTS = f"results/{GRID}"
 FIGURES = f"figures/{GRID}"
-grid = grids.read(f"grids/{GRID}.yaml")
+grid = gridfile.read(f"grids/{GRID}.yaml")
 TASKS = grid["tasks"]
 PARTIAL = config.get("partial", False)  # draw from the runs that are there
-BACKBONES = sorted(grids.all_backbones(grid))
+BACKBONES = sorted(gridfile.all_backbones(grid))
 # A notebook names folders relative to its own.
 SHARED = {"data": grid["data"], "results": f"../{RESULTS}"}
 COMPARED = {"results": SHARED["results"], "grid_file": f"../grids/{GRID}.yaml"}
 DRAWN_IN = {"figures": f"../{FIGURES}"}
-CAPTION = {"caption": grids.caption(grid, RESULTS) if PARTIAL else grid.get("caption", "")}
-LOOKED_AT = next(regime for regime in artifacts.REGIMES if grid[regime])  # by notebook 09
+CAPTION = {"caption": records.caption(grid, RESULTS) if PARTIAL else grid.get("caption", "")}
+LOOKED_AT = next(regime for regime in address.REGIMES if grid[regime])  # by notebook 09
 RUN = (
-    "python -m medlib.execute {input.notebook:q} {log.notebook:q} --gpu {resources.gpu} "
+    "python -m medlib.grid.notebooks {input.notebook:q} {log.notebook:q} --gpu {resources.gpu} "
     "--attempt {resources.attempt} --parameters {params.json:q} --expect {output:q}"
 )
 
@@ -49,10 +51,10 @@ def code(notebook):
 
     The table of backbones is not among them: a job depends on its own row alone.
     """
-    modules = execute.sources(f"notebooks/{notebook}.ipynb")[1:]
+    modules = notebooks.sources(f"notebooks/{notebook}.ipynb")[1:]
     shows = int(notebook[:2]) > 5
-    drawing = () if shows else ("plots", "passport", "figures", "tables", "diagnostics")
-    return [os.path.relpath(path) for path in modules if path.stem not in drawing]
+    names = [path.relative_to(notebooks.MEDLIB) for path in modules]
+    return [f"medlib/{name}" for name in names if shows or name.parts[0] != "show"]
 
 
 def parameters(shared=SHARED, **values):
@@ -68,7 +70,7 @@ def settings(regime, *dropped):
 def packs(task, *sizes):
     """The packed images of a task, in both interpolations: a new backbone needs no new pack."""
     return [
-        str(artifacts.images_folder(RESULTS, task, size, interpolation) / "meta.json")
+        str(address.images_folder(RESULTS, task, size, interpolation) / "meta.json")
         for size in sizes
         for interpolation in ("bilinear", "bicubic")
     ]
@@ -82,13 +84,13 @@ def row(wildcards):
 def weights(wildcards):
     """The weights file, where there is one: other weights are other results."""
     backbone = backbones.get(wildcards.backbone)
-    file = None if backbone.pretraining == "random" else backbones.weights_file(backbone)
+    file = None if backbone.pretraining == "random" else weight_files.weights_file(backbone)
     return [str(file)] if file else []
 
 
 onstart:
     gc.enable()  # `study` leaves it off while the graph is built
-    grids.check_inputs(grid)
+    gridfile.check_inputs(grid)
 
 
 wildcard_constraints:
@@ -128,7 +130,7 @@ def finished(task, backbone):
     """The files that say that the runs of a backbone on a task are complete."""
     frozen = [f"{RESULTS}/runs/{task}/{backbone}/frozen.csv"]
     files = frozen * (backbone in grid["frozen"].get("backbones", ()))
-    files += [str(run / "run.json") for run in grids.fine_tuned(grid, RESULTS, task, backbone)]
+    files += [str(run / "run.json") for run in gridfile.fine_tuned(grid, RESULTS, task, backbone)]
     return [file for file in files if not PARTIAL or os.path.isfile(file)]
 
 
@@ -146,8 +148,8 @@ def looked_at():
     """The tasks that notebook 09 has something to look at of."""
     if not PARTIAL:
         return TASKS
-    done = grids.done(grid, RESULTS)
-    return sorted({run.parents[2].name for run in done if grids.regime_of(run) == LOOKED_AT})
+    done = records.done(grid, RESULTS)
+    return sorted({run.parents[2].name for run in done if gridfile.regime_of(run) == LOOKED_AT})
 
 
 # The page of a grid of which runs are missing has another name: it must not pass for the whole.
@@ -165,7 +167,7 @@ def everything():
     cells = [(task, backbone) for task in TASKS for backbone in BACKBONES]
     return [
         *(f"{RESULTS}/manifests/{task}.csv" for task in TASKS),
-        *(file for task in TASKS for file in packs(task, *grids.image_sizes(grid))),
+        *(file for task in TASKS for file in packs(task, *gridfile.image_sizes(grid))),
         *(f"{RESULTS}/features/{task}/{backbone}/meta.json"
           for task, backbone in cells if backbone in grid["frozen"].get("backbones", ())),
         *(file for cell in cells for file in finished(*cell)),
@@ -195,7 +197,7 @@ rule prepare:
         ],
     output:
         multiext(f"{RESULTS}/manifests/{{task}}", ".csv", ".yaml"),
-        packs("{task}", *grids.image_sizes(grid)),
+        packs("{task}", *gridfile.image_sizes(grid)),
         multiext(f"{FIGURES}/passport_{{task}}", *(f".{kind}" for kind in FIGURE)),
     log:
         notebook=f"{RESULTS}/images/{{task}}/01_prepare_data.ipynb",
@@ -203,7 +205,7 @@ rule prepare:
         json=lambda wildcards: parameters(
             task=wildcards.task,
             figures=f"../{FIGURES}",
-            image_sizes=grids.image_sizes(grid),
+            image_sizes=gridfile.image_sizes(grid),
             **grid["prepare"],
         ),
     resources:
@@ -249,8 +251,8 @@ rule probe:
         json=lambda wildcards: parameters(
             task=wildcards.task,
             backbone=wildcards.backbone,
-            seeds=grids.seeds(grid, "frozen"),
-            label_fractions=grids.label_fractions(grid, wildcards.task),
+            seeds=gridfile.seeds(grid, "frozen"),
+            label_fractions=gridfile.label_fractions(grid, wildcards.task),
             **settings("frozen", "backbones", "label_fractions", "seeds"),
         ),
     resources:
@@ -269,7 +271,7 @@ rule finetune:
     output:
         f"{RESULTS}/runs/{{task}}/{{backbone}}/{{regime}}{{labels}}/seed{{seed}}/run.json",
     wildcard_constraints:
-        regime="|".join(artifacts.TRAINED),
+        regime="|".join(address.TRAINED),
         labels="(-fraction[^/]+)?",
     log:
         notebook=f"{RESULTS}/runs/{{task}}/{{backbone}}/{{regime}}{{labels}}/seed{{seed}}/"
@@ -280,7 +282,7 @@ rule finetune:
             backbone=wildcards.backbone,
             seed=int(wildcards.seed),
             regime=wildcards.regime,
-            label_fraction=grids.label_fraction(grid, wildcards.task, wildcards.regime),
+            label_fraction=gridfile.label_fraction(grid, wildcards.task, wildcards.regime),
             **settings(wildcards.regime, "backbones", "label_fraction", "seeds"),
         ),
         row=row,
@@ -304,7 +306,7 @@ rule summarise:
     resources:
         **needs(4000, 120),
     shell:
-        "TQDM_DISABLE=1 python -m medlib.compare {params.grid:q} {RESULTS:q} "
+        "TQDM_DISABLE=1 python -m medlib.grid.summarise {params.grid:q} {RESULTS:q} "
         "{wildcards.task:q} {wildcards.backbone:q} --attempt {resources.attempt}"
 
 
@@ -407,10 +409,10 @@ rule write_report:
     input:
         [name for rule in ("compare", "costs", "claims") for name in shown(rule)],
         [name.format(task=task) for name in shown("look") for task in looked_at()],
-        code=[os.path.relpath(execute.MEDLIB / "report.py")],
+        code=[os.path.relpath(notebooks.MEDLIB / "show" / "report.py")],
     output:
         REPORT,
     params:
         grid=f"grids/{GRID}.yaml",
     shell:
-        "python -m medlib.report {params.grid:q} {RESULTS:q} {FIGURES:q}"
+        "python -m medlib.show.report {params.grid:q} {RESULTS:q} {FIGURES:q}"

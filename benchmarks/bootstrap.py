@@ -2,7 +2,7 @@
 
 The peer is the paper's way: draw rows, gather them, call scikit-learn's function for each metric.
 It gets arrays of whole numbers, and its time is that of some resamples, scaled: each takes as
-long. Ours is ``metrics.bootstrap``, from the data frame of predictions to the values of every
+long. Ours is ``bootstrap.bootstrap``, from the data frame of predictions to the values of every
 resample, on all cores; the loop runs on one, as such loops do.
 
 Three questions: the paper's four confusion metrics, which need not be paired and are then drawn as
@@ -18,7 +18,8 @@ import pandas as pd
 from harness import arguments, interleaved, report, seconds
 from sklearn import metrics as sk
 
-from medlib import metrics
+from medlib.core import metrics
+from medlib.stats import bootstrap
 
 FOUR = ("accuracy", "precision_weighted", "recall_weighted", "f1_weighted")
 SEVEN = ("accuracy", "balanced_accuracy", *FOUR[1:], "auroc", "auprc")
@@ -84,7 +85,7 @@ def contestants(
     loop = loop_of(y, proba, patients, names)
 
     def ours(paired: bool) -> None:
-        metrics.bootstrap(frame, classes, resamples, names=names, paired=paired)
+        bootstrap.bootstrap(frame, classes, resamples, names=names, paired=paired)
 
     def peer() -> float:
         return seconds(lambda: loop(part)) * resamples / part

@@ -6,7 +6,7 @@ as a plain data set class has them. "both" is what preparation does, a bilinear 
 there the peer, too, decodes once. The files are made here, with the spectrum of photographs, at
 the sizes of the original data sets; what counts is the geometric mean over them. A fourth set has
 JPEG quality 100: undoing its Huffman code, the same work for both sides, leaves little to gain.
-Beside it: `images.pack` with a thread a core against one thread, and the images in MEDLIB_DATA.
+Beside it: `packs.pack` with a thread a core against one thread, and the images in MEDLIB_DATA.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from medlib import images
+from medlib.data import decoding, packs
 
 SIZE = 224
 SETS = {  # height, width, channels, JPEG quality, whether it counts
@@ -32,13 +32,16 @@ SETS = {  # height, width, channels, JPEG quality, whether it counts
     "2000×2000 colour": (2000, 2000, 3, 90, True),
     "600×450 colour, finest": (450, 600, 3, 100, False),
 }
-INTERPOLATIONS = {**{name: [name] for name in images.RESAMPLING}, "both": list(images.RESAMPLING)}
+INTERPOLATIONS = {
+    **{name: [name] for name in decoding.RESAMPLING},
+    "both": list(decoding.RESAMPLING),
+}
 TRANSFORMS = {
     name: transforms.Compose([
         transforms.Resize((SIZE, SIZE), InterpolationMode(name), antialias=True),
         transforms.PILToTensor(),
     ])
-    for name in images.RESAMPLING
+    for name in decoding.RESAMPLING
 }  # fmt: skip
 PEER = "Pillow + torchvision v1"
 
@@ -71,8 +74,8 @@ def ours(paths: list[Path], names: list[str]) -> np.ndarray:
     """Our pixels: (files, interpolations, 224, 224, 3)."""
     done = []
     for path in paths:
-        picture = images.decode_to_resize(path, SIZE)
-        done.append([images.resize(picture, SIZE, name) for name in names])
+        picture = decoding.decode_to_resize(path, SIZE)
+        done.append([decoding.resize(picture, SIZE, name) for name in names])
     return np.array(done)
 
 
@@ -108,8 +111,8 @@ def scaling(paths: list[Path], repeats: int, quick: bool) -> None:
 
     def pack(workers: int) -> None:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-            folders = {Path(folder) / name: (SIZE, name) for name in images.RESAMPLING}
-            images.pack(rows, paths[0].parent, folders, workers=workers)
+            folders = {Path(folder) / name: (SIZE, name) for name in decoding.RESAMPLING}
+            packs.pack(rows, paths[0].parent, folders, workers=workers)
 
     times = interleaved({"one": lambda: pack(1), "all": lambda: pack(cores)}, repeats)
     rate = len(paths) / float(np.median(times["all"]))

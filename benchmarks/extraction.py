@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from medlib import backbones, features
+from medlib.core import backbones, features, loading, networks
+from medlib.core.fast import fusing
 
 BACKBONES = {
     "vgg16-random": ("VGG16", 0.85),
@@ -59,7 +60,7 @@ def peers_loader(row: backbones.Backbone, paths: list[Path]) -> torch.utils.data
 @torch.inference_mode()
 def eager(row: backbones.Backbone, model: torch.nn.Module, loader) -> torch.Tensor:
     """The peer: an ordinary loop over a DataLoader."""
-    parts = [backbones.embed(row, model, batch.to(harness.DEVICE)).cpu() for batch, _ in loader]
+    parts = [networks.embed(row, model, batch.to(harness.DEVICE)).cpu() for batch, _ in loader]
     return torch.cat(parts)
 
 
@@ -68,7 +69,7 @@ def eager(row: backbones.Backbone, model: torch.nn.Module, loader) -> torch.Tens
 def ours(embed, pack: np.ndarray, batch_size: int, rounds: int = 1) -> torch.Tensor:
     """The loop of ``features.extract`` without its files, ``rounds`` times through the images."""
     rows = np.array_split(np.arange(len(pack)), len(pack) // batch_size) * rounds
-    return torch.cat([embed(b) for b in features.batches(pack, rows, harness.DEVICE)]).cpu()
+    return torch.cat([embed(b) for b in loading.batches(pack, rows, harness.DEVICE)]).cpu()
 
 
 def exported(row: backbones.Backbone, model: torch.nn.Module, batch_size: int) -> dict:
@@ -85,7 +86,7 @@ def exported(row: backbones.Backbone, model: torch.nn.Module, batch_size: int) -
             self.model = model
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return backbones.embed(row, self.model, x)
+            return networks.embed(row, self.model, x)
 
     example = torch.zeros(batch_size, 3, SIZE, SIZE)
     with tempfile.TemporaryDirectory() as folder:
@@ -131,15 +132,15 @@ def one(name, title, target, paths, pack, options) -> np.ndarray:
     row = backbones.get(name)
     engines = ["eager"] if quick or (cuda and row.patch == 1) else ["eager", "compiled"]
     peer = harness.timm_model(row, SIZE)
-    model = backbones.place(backbones.build(name, SIZE)[0], harness.DEVICE)
+    model = fusing.place(networks.build(name, SIZE)[0], harness.DEVICE)
     blank = torch.zeros(1, 3, SIZE, SIZE, device=harness.DEVICE)
-    model = backbones.fold_scales(model, blank)
+    model = fusing.fold_scales(model, blank)
     first = torch.from_numpy(pack[:16]).to(harness.DEVICE)
     loader = peers_loader(row, paths)
     eager(row, peer, loader)  # its workers start
     contestants = {"peer": lambda: eager(row, peer, loader)}
     with torch.inference_mode():
-        work = harness.flops(lambda: backbones.embed(row, peer, blank))
+        work = harness.flops(lambda: networks.embed(row, peer, blank))
         model, _ = features.suitable(row, model, "auto", first)
         plain, rounds = features.embedder(row, model), 1
         size = features.find_batch_size(plain, pack, harness.DEVICE)
@@ -156,7 +157,7 @@ def one(name, title, target, paths, pack, options) -> np.ndarray:
                 harness.seconds(lambda: ours(embed, pack, size, rounds)) / rounds
             )
         others = {} if quick else exported(row, peer, size)
-        normalised = backbones.normalise(row, torch.from_numpy(pack[:size])).contiguous().numpy()
+        normalised = networks.normalise(row, torch.from_numpy(pack[:size])).contiguous().numpy()
         for engine, run in others.items():
             contestants[engine] = lambda run=run: [run(normalised) for _ in range(n // size)]
     kind, dtype = ("bf16", torch.bfloat16) if cuda else ("fp32", torch.float32)

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from medlib import plots
+from medlib.show import style
 
 FIGURES = Path("figures/bench")
 PANELS = {  # title -> whether a peer belongs to it, and whether its axis is logarithmic
@@ -23,7 +23,7 @@ PANELS = {  # title -> whether a peer belongs to it, and whether its axis is log
 }
 
 
-@plots.styled
+@style.styled
 def draw(summary: pd.DataFrame) -> plt.Figure:
     """A panel per kind of peer; a dot is the median ratio, its line the range over repeats."""
     others = list(PANELS)[1:]
@@ -33,13 +33,13 @@ def draw(summary: pd.DataFrame) -> plt.Figure:
     groups = {title: summary[panel == title] for title in PANELS if (panel == title).any()}
     heights = [len(rows) + 2.5 for rows in groups.values()]
     fig, axes = plt.subplots(
-        len(groups), 1, figsize=(plots.PAGE, 0.135 * sum(heights)), height_ratios=heights,
+        len(groups), 1, figsize=(style.PAGE, 0.135 * sum(heights)), height_ratios=heights,
         squeeze=False,
     )  # fmt: skip
     for ax, (title, rows) in zip(axes.flat, groups.items(), strict=True):
         places = range(len(rows))
         reached = rows["ratio"] >= rows["target"]
-        colours = reached.map({True: plots.BLUE, False: plots.VERMILION})
+        colours = reached.map({True: style.BLUE, False: style.VERMILION})
         ax.hlines(places, rows["low"], rows["high"], color=colours, linewidth=1)
         ax.scatter(rows["ratio"], places, c=colours, s=14, zorder=3)
         ax.scatter(rows["target"], places, marker="|", c="black", s=40, zorder=2)
@@ -71,7 +71,7 @@ def main() -> None:
         # What has no target stands in the table alone.
         figure = draw(summary.dropna(subset="target"))
         stem = FIGURES / path.stem.replace("summary", "ratios")
-        print(*plots.save(figure, stem, summary), sep="\n")
+        print(*style.save(figure, stem, summary), sep="\n")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from medlib import backbones, finetune
+from medlib.core import backbones, classifier, finetune, loading
+from medlib.core.fast import fusing
 
 SIZE, CLASSES = 224, 2
 TRAINING = {
@@ -79,11 +80,11 @@ def our_epoch(
     """Each call trains for one epoch: ``steps`` batches."""
     rng, n = np.random.default_rng(0), batch * steps
     images = rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8)
-    model = backbones.place(finetune.Classifier(backbone, size, CLASSES), device)
+    model = fusing.place(classifier.Classifier(backbone, size, CLASSES), device)
     if compiled:
         model.compile()
     training = finetune.train(
-        model, finetune.resident(images, torch.device(device)), np.arange(n) % CLASSES,
+        model, loading.resident(images, torch.device(device)), np.arange(n) % CLASSES,
         np.arange(n), batch_size=batch, **TRAINING,
     )  # fmt: skip
     return lambda: next(training)

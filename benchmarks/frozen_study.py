@@ -23,7 +23,9 @@ import torch
 from sklearn import metrics as sk
 from torch import nn
 
-from medlib import backbones, features, images, manifest, metrics, probe
+from medlib.core import backbones, features, heads
+from medlib.data import manifest, packs
+from medlib.stats import bootstrap
 
 BACKBONES = {"dinov2_small-random": "DINOv2 ViT-S/14", "resnet50-random": "ResNet50"}
 SIZE, EPOCHS, RESAMPLES = 224, 100, 5000
@@ -89,12 +91,12 @@ def our_way(name: str, rows: pd.DataFrame, data: Path) -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as folder:
         interpolation = backbones.get(name).preprocessing["interpolation"]
         packed = Path(folder) / "pack"
-        pack = images.pack(rows, data, {packed: (SIZE, interpolation)})[packed]
+        pack = packs.pack(rows, data, {packed: (SIZE, interpolation)})[packed]
         made = features.extract(pack, name, Path(folder) / "features")
         runs = [{"head": "linear", "label_fraction": 1.0, "seed": 0}]
-        ((_, predictions, *_),) = probe.sweep(made.embeddings, made.index, CLASSES, runs)
-        draws = metrics.bootstrap(predictions, CLASSES, RESAMPLES)
-        return pd.DataFrame({name: metrics.interval(values) for name, values in draws.items()})
+        ((_, predictions, *_),) = heads.sweep(made.embeddings, made.index, CLASSES, runs)
+        draws = bootstrap.bootstrap(predictions, CLASSES, RESAMPLES)
+        return pd.DataFrame({name: bootstrap.interval(values) for name, values in draws.items()})
 
 
 def main() -> None:

@@ -23,7 +23,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from medlib import artifacts, backbones
+from medlib import files
+from medlib.core import backbones
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SUMMARY = Path(f"results/bench/summary{'_cuda' if DEVICE == 'cuda' else ''}.json")
@@ -204,7 +205,7 @@ def report(
         "name": name, "peer": peer, "ratio": _digits(ratio), "target": target,
         "value": _digits(value), "unit": unit, "low": _digits(low), "high": _digits(high),
     })  # fmt: skip
-    artifacts.save_json(SUMMARY, records)
+    files.save_json(SUMMARY, records)
 
 
 def _digits(value: float) -> float:

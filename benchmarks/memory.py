@@ -20,20 +20,24 @@ import pandas as pd
 LIMIT = 3 * 2**30  # bytes
 EXTRACT = """
 import sys
-from medlib import artifacts, features, images
-pack = images.load(sys.argv[1])
+from medlib import files
+from medlib.core import features, loading
+from medlib.data import packs
+pack = packs.load(sys.argv[1])
 features.extract(pack, "dinov2_small-random", sys.argv[2])
-print(artifacts.peak_memory_bytes()["resident"])
+print(files.peak_memory_bytes()["resident"])
 """
 READ = """
 import sys
 import numpy as np
-from medlib import artifacts, features, images
-pack = images.load(sys.argv[1])
+from medlib import files
+from medlib.core import features, loading
+from medlib.data import packs
+pack = packs.load(sys.argv[1])
 order = np.random.default_rng(0).permutation(len(pack.images))
-for batch in features.batches(pack.images, np.array_split(order, len(order) // 16), "cpu"):
+for batch in loading.batches(pack.images, np.array_split(order, len(order) // 16), "cpu"):
     batch[0, 0, 0, 0].item()
-print(artifacts.peak_memory_bytes()["resident"])
+print(files.peak_memory_bytes()["resident"])
 """
 
 

@@ -35,7 +35,9 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from medlib import artifacts, probe
+from medlib.core import heads
+from medlib.core.fast import logistic
+from medlib.grid import address
 
 FOLDS = 5
 GAP = 1e-6
@@ -77,17 +79,17 @@ def objective(x: np.ndarray, y: np.ndarray, w: np.ndarray, b: np.ndarray, c: flo
 
 
 def ours(x: np.ndarray, y: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    weights, bias = probe.logistic_regression(torch.from_numpy(x), torch.from_numpy(y), c)
+    weights, bias = logistic.logistic_regression(torch.from_numpy(x), torch.from_numpy(y), c)
     return weights.numpy(), bias.numpy()
 
 
 def lowest(x: np.ndarray, y: np.ndarray, c: np.ndarray) -> list[float]:
     """The objectives of our solver when it is not let go before a gap of 1e-12."""
-    usual, probe.GAP = probe.GAP, 1e-12
+    usual, logistic.GAP = logistic.GAP, 1e-12
     try:
         return [objective(x, y, w, b, v) for w, b, v in zip(*ours(x, y, c), c, strict=True)]
     finally:
-        probe.GAP = usual
+        logistic.GAP = usual
 
 
 def theirs(
@@ -170,7 +172,7 @@ def one_at_a_time(
         scores = [roc_auc_score(y["val"], p(x["val"]), multi_class="ovr") for p in predictors]
         return predictors[int(np.argmax(scores))](x["test"])
 
-    grids = {name: head.grid for name, head in probe.HEADS.items()}
+    grids = {name: head.grid for name, head in heads.HEADS.items()}
     choose([
         LogisticRegression(C=c / len(y["train"]), max_iter=300).fit(x["train"], y["train"])
         .predict_proba for c in grids["linear"]
@@ -208,10 +210,10 @@ def frozen_half(n: int, d: int, k: int, seeds: list[int], options: argparse.Name
     shift, scale = x[sides["train"]].mean(0), x[sides["train"]].std(0)
     parts = {side: (x[rows] - shift) / scale for side, rows in sides.items()}
     labels = {side: y[rows] for side, rows in sides.items()}
-    runs = artifacts.frozen_runs(probe.HEADS, [1.0], seeds)
+    runs = address.frozen_runs(heads.HEADS, [1.0], seeds)
 
     def batched() -> None:
-        for _ in probe.sweep(x, index, classes, runs, device="cpu"):
+        for _ in heads.sweep(x, index, classes, runs, device="cpu"):
             pass
 
     def loop() -> float:

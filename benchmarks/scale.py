@@ -23,7 +23,11 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from medlib import artifacts, backbones, cards, compare, metrics
+from medlib import files
+from medlib.core import backbones, metrics
+from medlib.data import cards
+from medlib.grid import address, records
+from medlib.stats import summaries
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
@@ -43,14 +47,16 @@ sys.exit(code)
 """
 COLLECT = """
 import sys
-from medlib import artifacts, compare
+from medlib import files
+from medlib.grid import address
+from medlib.stats import runs, summaries
 results = sys.argv[1]
-folders = artifacts.find_runs(results)
-records = compare.read_records(folders)
-costs = compare.costs(folders, results)
-summary, over_seeds = compare.summarise(folders, int(sys.argv[2]))
+folders = address.find_runs(results)
+records = runs.read_records(folders)
+costs = summaries.costs(folders, results)
+summary, over_seeds = summaries.summarise(folders, int(sys.argv[2]))
 for name, table in ("costs", costs), ("summary", summary), ("summary_over_seeds", over_seeds):
-    artifacts.save_csv(f"{results}/{name}.csv", table)
+    files.save_csv(f"{results}/{name}.csv", table)
 """
 
 
@@ -86,7 +92,7 @@ def measured(command: list[str], folder: Path) -> tuple[str, float, int]:
 
 def plan(folder: Path, grid: str) -> tuple[int, float, int]:
     """The jobs of a grid, and the seconds and peak memory, in bytes, of planning them."""
-    text, taken, peak = measured(["-m", "medlib.study", "plan", grid], folder)
+    text, taken, peak = measured(["-m", "medlib.grid.study", "plan", grid], folder)
     (jobs,) = re.findall(r"^(\d+) jobs would run", text, re.M)
     return int(jobs), taken, peak
 
@@ -105,10 +111,10 @@ def make_runs(results: Path, task: str, size: tuple[int, int, int], seeds: int) 
         for seed in range(seeds):
             proba = 0.7 * rng.dirichlet(np.ones(k), n) + 0.3 * np.eye(k)[y]
             frame[metrics.probability_columns(classes)] = proba
-            folder = artifacts.run_folder(
+            folder = address.run_folder(
                 results, task, "backbone000", regime, label_fraction=share, seed=seed
             )
-            artifacts.save_run(
+            records.save_run(
                 folder, parameters={"image_size": 224}, inputs={}, predictions=frame,
                 history=pd.DataFrame({"value": [1.0]}), metrics=metrics.point(frame, classes),
                 seconds=1.0, how={"parameters": 1},
@@ -118,8 +124,8 @@ def make_runs(results: Path, task: str, size: tuple[int, int, int], seeds: int) 
             )  # fmt: skip
             folders.append(folder)
     meta = {"seconds": 1.0, "parameters": 1, "hardware": {"gpu": None}}
-    meta |= {"peak_memory_bytes": artifacts.peak_memory_bytes()}
-    artifacts.save_json(results / "features" / task / "backbone000" / "meta.json", meta)
+    meta |= {"peak_memory_bytes": files.peak_memory_bytes()}
+    files.save_json(results / "features" / task / "backbone000" / "meta.json", meta)
     return folders
 
 
@@ -130,9 +136,9 @@ def as_other(results: Path, task: str, number: int) -> None:
         first = results / part / task / "backbone000"
         shutil.copytree(first, first.with_name(name), copy_function=os.link)
     for path in (results / "runs" / task / name).glob("*/*/run.json"):
-        record = artifacts.read_json(path)
+        record = files.read_json(path)
         record["coordinates"]["backbone"] = name
-        artifacts.save_json(path, record)  # a new file: the link is replaced
+        files.save_json(path, record)  # a new file: the link is replaced
 
 
 def main() -> None:
@@ -161,7 +167,7 @@ def main() -> None:
         for task, (samples, patients, k) in SIZES.items():
             size = (samples // 5, patients // 5, k) if quick else (samples, patients, k)
             folders = make_runs(results, task, size, seeds)
-            made[task] = harness.seconds(lambda: compare.summarise(folders, resamples))  # noqa: B023
+            made[task] = harness.seconds(lambda: summaries.summarise(folders, resamples))  # noqa: B023
             for number in range(1, others):
                 as_other(results, task, number)
             n += others * len(folders)

@@ -1,4 +1,4 @@
-"""The wording of errors: every offender is named, and the valid choices, and the way out."""
+"""The wording of errors: every offender is named, with the valid choices and the way out."""
 
 from __future__ import annotations
 

@@ -237,7 +237,7 @@ def devices() -> dict[str, str]:
     seen = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it may have ended
-            if b"medlib.execute" in (process / "cmdline").read_bytes():
+            if b"medlib.grid.notebooks" in (process / "cmdline").read_bytes():
                 variables = dict(
                     entry.split("=", 1)
                     for entry in (process / "environ").read_text(errors="replace").split("\0")
@@ -264,7 +264,7 @@ def use(profile: Path) -> None:
 
 def start(work: Path, log: Path) -> subprocess.Popen:
     command = [
-        sys.executable, "-m", "medlib.study", "run", "small", "--profile", "profiles/slurm", TARGET
+        sys.executable, *small_grid.STUDY, "run", "small", "--profile", "profiles/slurm", TARGET
     ]  # fmt: skip
     with log.open("wb") as output:
         return subprocess.Popen(

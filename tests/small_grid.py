@@ -27,6 +27,7 @@ SMALL = {
 }  # fmt: skip
 
 
+STUDY = ["-m", "medlib.grid.study"]
 # What is printed of a grid that is done, and only of one.
 CALLED_COMPLETE = re.compile(r"(?i)grid '\w+' is complete")
 # What every process of a study does first: tell of whom it would call.
@@ -78,7 +79,7 @@ class Study:
     def begin(self, command="run", *arguments):
         cores = ["--cores", "2"] if command in ("run", "figures") else []
         return subprocess.Popen(
-            [sys.executable, "-m", "medlib.study", command, "small", *cores, *map(str, arguments)],
+            [sys.executable, *STUDY, command, "small", *cores, *map(str, arguments)],
             cwd=self.folder, env=self.environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip

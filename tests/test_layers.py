@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import medlib
-from medlib import execute
+from medlib.grid import notebooks
 
 MODULES = {path.stem for path in Path(medlib.__file__).parent.glob("*.py")} - {"__init__"}
 LAYERS = {m[2]: int(m[1]) for m in re.finditer(r"^\| (\d) +\| `(\w+)`", medlib.__doc__, re.M)}
@@ -21,7 +21,7 @@ def test_a_module_imports_only_from_layers_below_its_own():
     upward = [
         f"{module} (layer {LAYERS[module]}) imports {imported} (layer {LAYERS[imported]})"
         for module in sorted(MODULES)
-        for imported in execute.imports((execute.MEDLIB / f"{module}.py").read_text("utf-8"))
+        for imported in notebooks.imports((notebooks.MEDLIB / f"{module}.py").read_text("utf-8"))
         if LAYERS[imported] >= LAYERS[module]
     ]
     assert upward == []

@@ -7,7 +7,10 @@ import re
 import pandas as pd
 import pytest
 
-from medlib import artifacts, cards, execute, phantoms
+from medlib import files
+from medlib.data import cards, phantoms
+from medlib.grid import jobs
+from medlib.grid.notebooks import execute
 
 NAMES = ["01_prepare_data", "02_extract_features", "03_probe_features", "04_fine_tune",
          "05_collect_results", "06_compare_backbones", "07_weigh_costs", "08_test_claims",
@@ -60,7 +63,7 @@ def test_what_a_grid_draws_has_its_caption(repository, name):
     cells = json.loads((repository / "notebooks" / f"{name}.ipynb").read_text())["cells"]
     code = "".join("".join(cell["source"]) + "\n" for cell in code_of(cells))
     calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
-    written = [c for c in calls if ast.unparse(c.func) in ("plots.save", "tables.save_table")]
+    written = [c for c in calls if ast.unparse(c.func) in ("style.save", "tables.save_table")]
     assert len(written) >= 3
     assert all("caption" in {n.id for n in ast.walk(c) if isinstance(n, ast.Name)} for c in written)
 
@@ -150,14 +153,14 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
     for name, (parameters, expected) in order:
         notebook = repository / "notebooks" / f"{name}.ipynb"
         output = notebooks / f"{name}.ipynb"
-        execute.execute(notebook, output, parameters, [str(path) for path in expected])
+        execute(notebook, output, parameters, [str(path) for path in expected])
         assert pictures(output) >= 1, name
-    record = artifacts.read_json(runs / "finetuned-fraction0.5" / "seed0" / "run.json")
+    record = files.read_json(runs / "finetuned-fraction0.5" / "seed0" / "run.json")
     assert record["coordinates"]["pretraining"] == "random"
-    adapted = artifacts.read_json(runs / "lora-fraction0.5" / "seed0" / "run.json")
+    adapted = files.read_json(runs / "lora-fraction0.5" / "seed0" / "run.json")
     assert adapted["how"]["trained_parameters"] < record["how"]["trained_parameters"]
     assert set(pd.read_csv(results / "summary.csv")["regime"]) == {"frozen", "finetuned", "lora"}
-    frozen = artifacts.read_json(runs / "frozen-linear" / "seed0" / "run.json")
+    frozen = files.read_json(runs / "frozen-linear" / "seed0" / "run.json")
     assert record["inputs"]["mask_at_test_time"] is frozen["inputs"]["mask_at_test_time"] is True
     assert cards.used(results, "glioma_flair").volumes.slices == 3
     assert record["inputs"]["weights_digest"].startswith("random-")
@@ -187,7 +190,7 @@ def test_a_notebook_opened_on_its_own_gets_its_inputs(repository, tmp_path):
     results = tmp_path / "results"
     parameters = {"results": str(results), "task": "fundus_pm", "image_size": 28, "heads": ["knn"]}
     notebook = repository / "notebooks" / "03_probe_features.ipynb"
-    execute.execute(notebook, tmp_path / "out.ipynb", parameters)
+    execute(notebook, tmp_path / "out.ipynb", parameters)
     assert (results / "runs/fundus_pm/micro_resnet-random/frozen-knn/seed0/run.json").is_file()
 
 
@@ -200,11 +203,11 @@ def test_bad_files_stop_the_notebook_with_a_list_or_are_set_aside(repository, tm
     parameters = {"task": "fundus_pm", "data": str(tmp_path / "data"), "results": str(results),
                   "image_sizes": [28], "from_folder": True}  # fmt: skip
     notebook = repository / "notebooks" / "01_prepare_data.ipynb"
-    with pytest.raises(execute.ExecutionError) as error:
-        execute.execute(notebook, tmp_path / "out.ipynb", parameters)
+    with pytest.raises(jobs.ExecutionError) as error:
+        execute(notebook, tmp_path / "out.ipynb", parameters)
     assert "N0001.jpg" in str(error.value) and "P0002.jpg" in str(error.value)
     assert not (results / "manifests").exists() and not (results / "images").exists()
-    execute.execute(notebook, tmp_path / "out.ipynb", parameters | {"quarantine": True})
+    execute(notebook, tmp_path / "out.ipynb", parameters | {"quarantine": True})
     reasons = (results / "manifests" / "fundus_pm.excluded.csv").read_text()
     assert "N0001,set aside:" in reasons and "P0002,set aside:" in reasons
     kept = folder / "PALM-Training400" / "N0002.jpg"
@@ -212,8 +215,8 @@ def test_bad_files_stop_the_notebook_with_a_list_or_are_set_aside(repository, tm
     parameters = {"task": "fundus_pm", "backbone": "micro_resnet-random", "image_size": 28,
                   "data": str(tmp_path / "data"), "results": str(results)}  # fmt: skip
     notebook = repository / "notebooks" / "02_extract_features.ipynb"
-    with pytest.raises(execute.ExecutionError, match=r"N0002\.jpg \(N0002\) has changed"):
-        execute.execute(notebook, tmp_path / "out.ipynb", parameters)
+    with pytest.raises(jobs.ExecutionError, match=r"N0002\.jpg \(N0002\) has changed"):
+        execute(notebook, tmp_path / "out.ipynb", parameters)
 
 
 @pytest.mark.xdist_group("alone")
@@ -223,8 +226,8 @@ def test_bad_parameters_stop_a_notebook_with_one_message(repository, tmp_path):
         ({"task": "fundos"}, "Unknown task 'fundos'. Did you mean 'fundus_pm'?"),
         ({"task": "fundus_pm", "data": str(tmp_path / "none")}, "does not exist"),
     ):
-        with pytest.raises(execute.ExecutionError) as error:
-            execute.execute(notebook, tmp_path / "out.ipynb", parameters | {"results": "r"})
+        with pytest.raises(jobs.ExecutionError) as error:
+            execute(notebook, tmp_path / "out.ipynb", parameters | {"results": "r"})
         assert message in str(error.value)
     assert not (repository / "notebooks" / "r").exists()
 
@@ -238,13 +241,13 @@ def test_the_papers_largest_networks_run_through_their_notebooks(
     shared = {"task": "fundus_pm", "results": str(tmp_path / "results"), "image_size": size}
     prepare = repository / "notebooks" / "01_prepare_data.ipynb"
     small = {"task": "fundus_pm", "results": shared["results"], "image_sizes": [size]}
-    execute.execute(prepare, tmp_path / "01.ipynb", small | {"phantom_scale": 0.05})
+    execute(prepare, tmp_path / "01.ipynb", small | {"phantom_scale": 0.05})
     for name, more in (
         ("02_extract_features", {}),
         ("04_fine_tune", {"learning_rates": [0.001], "epochs": 1, "label_fraction": 0.3}),
     ):
         notebook = repository / "notebooks" / f"{name}.ipynb"
         parameters = shared | {"backbone": backbone} | more
-        execute.execute(notebook, tmp_path / f"{name}.ipynb", parameters)
+        execute(notebook, tmp_path / f"{name}.ipynb", parameters)
     runs = tmp_path / "results" / "runs" / "fundus_pm" / backbone
     assert (runs / "finetuned-fraction0.3" / "seed0" / "run.json").is_file()

@@ -17,7 +17,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from medlib import backbones, cards, layouts, manifest
+from medlib.core import backbones, networks
+from medlib.data import cards, manifest
+from medlib.data.layouts import reader
 
 
 def block(repository, kind, containing):
@@ -32,7 +34,7 @@ def test_a_backbone_is_one_row(repository, monkeypatch, tmp_path):
     file.write_text(block(repository, "yaml", "timm_name"))
     for name, row in backbones.read_table(file).items():
         monkeypatch.setitem(backbones.TABLE, name, row)
-    model, digest = backbones.build("convnext_tiny-random", 32)
+    model, digest = networks.build("convnext_tiny-random", 32)
     assert digest.startswith("random-") and model.num_features == 768
 
 
@@ -110,7 +112,7 @@ def test_every_layout_stands_in_the_table_of_layouts(repository):
     text = (repository / "data_manifests" / "README.md").read_text("utf-8")
     section = text.split("## Layouts")[1].split("\n## ")[0]
     named = set(re.findall(r"^\| `(\w+)` \|", section, re.M)) - {"layout"}
-    assert named == set(layouts.LAYOUTS)
+    assert named == set(reader.LAYOUTS)
     section = text.split("## The card")[1].split("\n## ")[0]
     named = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\|([^|]+)\|", section, re.M))))
     assert named == {f.name for f in dataclasses.fields(cards.Card)} - {"task"} | {"like"}

@@ -1,0 +1,115 @@
+"""The table of backbones, and how one is built with its weights checked.
+
+A backbone is one row of ``backbones.yaml``. Its key carries its pretraining: ``vit_tiny-imagenet``,
+``dinov2_small``. Every row has a control arm with the same architecture at random
+initialisation: ``vit_tiny-random``, ``dinov2_small-random``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+
+import yaml
+
+from medlib.errors import listed, unknown
+
+TABLE_FILE = Path(__file__).with_name("backbones.yaml")
+EMBEDDINGS = ("gap", "cls", "cls+patches")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One row: how to build a network and where its weights come from.
+
+    ``timm_name`` is ``architecture.tag`` in timm; the weights file is ``<timm_name>.safetensors``.
+    ``embedding``: ``gap`` global average pool of the last feature map, ``cls`` class token,
+    ``cls+patches`` class token joined with the mean of the patch tokens. ``patch`` is the size, in
+    pixels, that must divide the image size. ``build`` are further arguments of the architecture,
+    ``config`` overrides timm's ``pretrained_cfg`` where the weights want other preprocessing.
+    """
+
+    name: str
+    timm_name: str
+    pretraining: str
+    embedding: str
+    licence: str
+    patch: int = 1
+    hub: bool = True  # False: timm's hub does not have these weights, only a file
+    fixed_norm: bool = False  # batch norm is folded into the convolutions: see `_load`
+    build: Mapping = field(default_factory=dict)
+    config: Mapping = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> str:
+        return self.timm_name.partition(".")[0]
+
+    @functools.cached_property
+    def preprocessing(self) -> dict:
+        """Mean and standard deviation (of RGB in 0 … 1), interpolation: timm's own."""
+        config = timm_config(self) | self.config
+        colours = {name: tuple(config[name]) for name in ("mean", "std")}
+        return colours | {"interpolation": config["interpolation"]}
+
+
+def read_table(path: Path = TABLE_FILE) -> dict[str, Backbone]:
+    """The rows of a table of backbones; raises ValueError that lists all that is wrong in it."""
+    table, problems = {}, []
+    known = {field.name: field.default is MISSING and field.default_factory is MISSING
+             for field in fields(Backbone) if field.name != "name"}  # fmt: skip
+    for name, row in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        row = row if isinstance(row, dict) else {}
+        wrong = [f"{name}: {unknown('field', n, list(known))}" for n in row if n not in known]
+        wrong += [f"{name}: {n} is missing" for n, must in known.items() if must and n not in row]
+        if row.get("embedding", "gap") not in EMBEDDINGS:
+            wrong.append(f"{name}: {unknown('embedding', row['embedding'], EMBEDDINGS)}")
+        if not wrong:
+            table[name] = Backbone(name, **row)
+        problems += wrong
+    if problems:
+        raise ValueError(f"{path} cannot be used:\n{listed(problems)}")
+    return table
+
+
+TABLE = read_table()
+
+
+def timm_config(backbone: Backbone) -> dict:
+    """timm's ``pretrained_cfg`` of the weights, or of the architecture where timm lacks them."""
+    import timm
+
+    name = backbone.timm_name if backbone.hub else backbone.architecture
+    return timm.get_pretrained_cfg(name).to_dict()
+
+
+def names() -> list[str]:
+    """Every key: the table's rows, then the random control of each architecture."""
+    return list(TABLE) + [control(row) for row in TABLE.values()]
+
+
+def control(row: Backbone) -> str:
+    return row.name.removesuffix(f"-{row.pretraining}") + "-random"
+
+
+def get(name: str) -> Backbone:
+    """The row of a key; raises ValueError, with the valid keys, for an unknown one."""
+    if name in TABLE:
+        return TABLE[name]
+    for row in TABLE.values():
+        if name == control(row):
+            return replace(row, name=name, pretraining="random", fixed_norm=False)
+    way_out = "A new backbone is one row in medlib/core/backbones.yaml."
+    raise ValueError(unknown("backbone", name, names(), way_out))
+
+
+def check_image_size(backbone: Backbone, image_size: int) -> None:
+    """Raise ValueError when the backbone's patches do not divide the image size."""
+    if image_size % backbone.patch:
+        below = image_size // backbone.patch * backbone.patch
+        nearest = [size for size in (below, below + backbone.patch) if size > 0]
+        raise ValueError(
+            f"{backbone.name} needs an image size that is a multiple of {backbone.patch}, not "
+            f"{image_size}; the nearest are {' and '.join(map(str, nearest))}."
+        )

@@ -1,0 +1,162 @@
+"""A backbone and a linear head on its embedding, as it is trained."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from medlib.core import backbones, networks
+from medlib.core.loading import send
+
+
+class Classifier(nn.Module):
+    """A backbone and a linear head on its embedding: normalised (B, 3, H, W) -> logits (B, K).
+
+    With ``frozen_norm``, batch norm keeps the statistics of pretraining; where they are folded into
+    the convolutions (``fixed_norm``), and under LoRA, it always does. ``lora_rank`` 0 trains all
+    weights; a higher one the head and :func:`add_lora`'s additions of that rank.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        image_size: int,
+        n_classes: int,
+        seed: int = 0,
+        *,
+        frozen_norm: bool = False,
+        lora_rank: int = 0,
+        lora_alpha: float = 16.0,
+    ):
+        super().__init__()
+        self.row = backbones.get(backbone)
+        self.backbone, self.weights_digest = networks.build(backbone, image_size, seed)
+        self.frozen_norm = frozen_norm or self.row.fixed_norm or lora_rank > 0
+        with torch.inference_mode():
+            blank = torch.zeros(1, 3, image_size, image_size)
+            width = networks.embed(self.row, self.backbone, blank).shape[1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.head = nn.Linear(width, n_classes)
+            if lora_rank:
+                add_lora(self.backbone, lora_rank, lora_alpha)
+
+    def train(self, mode: bool = True) -> Classifier:
+        """Training mode, but for batch norm that must keep its statistics."""
+        super().train(mode)
+        if self.frozen_norm:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def forward(self, normalised: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cuda", torch.bfloat16, enabled=normalised.is_cuda):
+            embedded = networks.embed(self.row, self.backbone, normalised)
+        return self.head(embedded.float())  # bfloat16 would make many logits equal
+
+
+def add_lora(network: nn.Module, rank: int, alpha: float) -> None:
+    """Freeze a network in place, and add to its layers the low-rank matrices that will be trained.
+
+    The added product is scaled by ``alpha / rank`` and starts at zero: the network computes what it
+    did before. Vision transformers get it on every linear layer (qkv, proj, fc1, fc2), networks
+    without any on every convolution that is not grouped. (Of a ResNet's random control little can
+    learn: each block ends in a batch norm that starts at zero, and stays there.) Raises ImportError
+    where peft is missing.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ImportError(
+            f"The regime lora needs peft ({error}): pip install -r requirements.txt, or leave lora "
+            "out of the grid."
+        ) from error
+    layers = dict(network.named_modules())
+    linear = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
+    plain = [n for n, layer in layers.items() if isinstance(layer, nn.Conv2d) and layer.groups == 1]
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=linear or plain)
+    inject_adapter_in_model(config, network)
+
+
+def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Light augmentation of normalised images (B, 3, H, W), each drawn on its own.
+
+    A mirror image half of the time; rotation within ±10°, scale within ±10 %, shift within ±5 %;
+    contrast within ±20 % and brightness within ±0.2 standard deviations.
+    """
+    return augmented(images, send(drawn(len(images), generator), images.device))
+
+
+def drawn(n: int, generator: torch.Generator) -> torch.Tensor:
+    """What is done to each of ``n`` images (n, 8): an affine matrix, contrast and brightness."""
+
+    def draw(*shape: int) -> torch.Tensor:  # uniform in -1 … 1; on the CPU, the same everywhere
+        return torch.rand(*shape, generator=generator).mul_(2).sub_(1)
+
+    angle, zoom = draw(n) * math.radians(10), 1 + 0.1 * draw(n)
+    mirror = torch.where(draw(n) < 0, -1.0, 1.0)
+    cos, sin = zoom * angle.cos(), zoom * angle.sin()
+    # An affine grid is in half image widths: ±0.1 is a shift by ±5 % of the width.
+    right, down = (0.1 * draw(n, 2)).unbind(1)
+    contrast, brightness = 0.2 * draw(n), 0.2 * draw(n)
+    return torch.stack(
+        [mirror * cos, -sin, right, mirror * sin, cos, down, contrast, brightness], dim=1
+    )
+
+
+def augmented(images: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    matrix = drawn[:, :6].reshape(-1, 2, 3)
+    grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
+    moved = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    contrast, brightness = drawn[:, 6:, None, None].split(1, dim=1)
+    return moved.mul_(1 + contrast).add_(brightness)
+
+
+def parameter_groups(
+    model: Classifier, learning_rate: float, weight_decay: float, layer_decay: float
+) -> list[dict]:
+    """What AdamW is to train, with the learning rate and the weight decay of each group.
+
+    The head learns at ``learning_rate``; each layer below at ``layer_decay`` times the rate of the
+    one above it (Clark et al., arXiv 2003.10555). A layer is what timm's ``group_matcher`` says: a
+    block of a transformer, a stage of a CNN.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    above = dict.fromkeys(named, 0)  # the number of layers between a parameter and the loss
+    if layer_decay != 1:
+        from timm.models import group_parameters
+
+        matcher = model.backbone.group_matcher(coarse=True)
+        layer = group_parameters(model.backbone, matcher, reverse=True)
+        last = max(layer.values())
+        above |= {f"backbone.{name}": last + 1 - number for name, number in layer.items()}
+    groups = {}
+    for name, parameter in named.items():
+        # Norms and biases are not shrunk: weight decay is about the weights of a projection.
+        shrunk = parameter.ndim > 1
+        group = {
+            "params": [],
+            "lr": learning_rate * layer_decay ** above[name],
+            "weight_decay": weight_decay if shrunk else 0,
+        }
+        groups.setdefault((above[name], shrunk), group)["params"].append(parameter)
+    return list(groups.values())
+
+
+def learnt(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What training changes: parameters that are not frozen, and batch norm's statistics."""
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    return trained | dict(model.named_buffers())
+
+
+def copied(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in learnt(model).items()}
+
+
+def assign(target: dict[str, torch.Tensor], source: dict[str, torch.Tensor]) -> None:
+    for name, value in target.items():
+        value.copy_(source[name])

@@ -1,0 +1,170 @@
+"""The same network with fewer or faster layers."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def place(model: nn.Module, device: str) -> nn.Module:
+    """A model on its device, laid out as it runs fastest there; its numbers stay what they are.
+
+    Convolutions run channels-last. On a CPU with AVX-512 the linear layers on tokens run as
+    convolutions of width one: oneDNN computes those at full width also on AMD's cores, where MKL,
+    to which torch gives matrix products, uses half of it. With AVX2 both are as fast, and training
+    is faster by matrix products (``benchmarks/README.md``).
+    """
+    import torch
+    from torch import nn
+
+    model = model.to(device, memory_format=torch.channels_last)
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    if torch.device(device).type == "cpu" and wide:
+        for module in model.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = _pointwise_linear()  # parameters and their names stay
+    return model
+
+
+@functools.cache
+def _pointwise_linear() -> type:
+    import torch
+    from torch.nn import functional
+
+    class PointwiseLinear(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if x.ndim != 3:
+                return super().forward(x)
+            tokens = x.transpose(1, 2).unsqueeze(2)  # (B, N, d) -> (B, d, 1, N), channels-last
+            weight = self.weight[:, :, None, None]
+            return functional.conv2d(tokens, weight, self.bias).squeeze(2).transpose(1, 2)
+
+    return PointwiseLinear
+
+
+def fold_scales(model: nn.Module, images: torch.Tensor) -> nn.Module:
+    """A copy without the layers that only rescale another's output: that one does both at once.
+
+    Folded are batch norm that directly follows a convolution, as it is in evaluation mode, and
+    timm's LayerScale that follows a linear layer; for training the copy is of no use. Which follow
+    is seen from a forward pass of ``images`` (B, 3, H, W), normalised. A model with nothing to
+    fold, and one that would then compute something else (where the output is used unscaled as
+    well), is returned as it is.
+    """
+    import torch
+    from timm.layers import LayerScale
+    from torch import nn
+
+    folded = copy.deepcopy(model)
+    names = {module: name for name, module in folded.named_modules()}
+    kinds = {nn.BatchNorm2d: nn.Conv2d, LayerScale: nn.Linear}
+    with torch.inference_mode():
+        pairs, expected = _followers(folded, images, kinds)
+        if not pairs:
+            return model
+        for scaling, layer in pairs.items():
+            if isinstance(scaling, LayerScale):
+                layer.weight.mul_(scaling.gamma[:, None])
+                if layer.bias is not None:
+                    layer.bias.mul_(scaling.gamma)
+            else:
+                fused = nn.utils.fuse_conv_bn_eval(layer, scaling)
+                folded.set_submodule(names[layer], fused)
+            # timm's BatchNormAct2d ends in an activation; what is left of the others is nothing.
+            folded.set_submodule(names[scaling], getattr(scaling, "act", nn.Identity()))
+        return folded if _close(folded.forward_features(images), expected, 1e-3) else model
+
+
+def lowered(model: nn.Module, dtype: torch.dtype, images: torch.Tensor) -> nn.Module:
+    """A copy that computes in a lower precision, activations between its layers included.
+
+    On CUDA, ReLU and GELU that directly follow a layer are computed by that layer's kernel, so that
+    its output does not go through the device's memory once more. That GELU is the one with tanh, at
+    most 5e-4 off: what float16 rounds 1 by. ``images`` (B, 3, H, W), normalised, are for a forward
+    pass, as in :func:`fold_scales`.
+    """
+    import torch
+    from torch import nn
+
+    model, images = copy.deepcopy(model).to(dtype), images.to(dtype)
+    if not images.is_cuda:
+        return model
+    fused, kinds = copy.deepcopy(model), {nn.ReLU: nn.Conv2d, nn.GELU: nn.Linear}
+    names = {module: name for name, module in fused.named_modules()}
+    with torch.inference_mode():
+        pairs, expected = _followers(fused, images, kinds)
+        for activation, layer in pairs.items():
+            if type(layer) in _with_activation():
+                layer.__class__ = _with_activation()[type(layer)]
+                fused.set_submodule(names[activation], nn.Identity())
+        try:
+            same = _close(fused.forward_features(images), expected, 0.05)
+        except (RuntimeError, TypeError):  # no such kernel: of a shape, or of padding by name
+            same = False
+    return fused if same else model
+
+
+@functools.cache
+def _with_activation() -> dict[type, type]:
+    """Layers that end in their activation, computed by one kernel on CUDA."""
+    import torch
+    from torch import nn
+
+    class ConvReLU(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cudnn_convolution_relu(
+                x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+            )
+
+    class LinearGELU(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            flat = x.flatten(0, -2)
+            made = torch._addmm_activation(self.bias, flat, self.weight.T, use_gelu=True)
+            return made.unflatten(0, x.shape[:-1])
+
+    return {nn.Conv2d: ConvReLU, nn.Linear: LinearGELU}
+
+
+def _followers(
+    model: nn.Module, images: torch.Tensor, kinds: Mapping[type, type]
+) -> tuple[dict[nn.Module, nn.Module], torch.Tensor]:
+    """Which modules of the kinds that are keys take in the output of a layer of the other kind.
+
+    Seen from a forward pass, whose feature maps are returned, too. Modules that are used more than
+    once are left out.
+    """
+    outputs, sources, calls, hooks = {}, {}, Counter(), []
+
+    def after(module, inputs, output):
+        calls[module] += 1
+        outputs[id(output)] = module, output  # held, so that no other tensor gets its id
+
+    def before(module, inputs, kind):
+        calls[module] += 1
+        source = outputs.pop(id(inputs[0]), (None,))[0]
+        if isinstance(source, kind):
+            sources[module] = source
+
+    for module in model.modules():
+        if isinstance(module, tuple(kinds.values())):
+            hooks.append(module.register_forward_hook(after))
+        for follower, kind in kinds.items():
+            if isinstance(module, follower):
+                hook = functools.partial(before, kind=kind)
+                hooks.append(module.register_forward_pre_hook(hook))
+    features = model.forward_features(images)
+    for hook in hooks:
+        hook.remove()
+    once = {m: source for m, source in sources.items() if calls[m] == calls[source] == 1}
+    return once, features
+
+
+def _close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())

@@ -1,0 +1,69 @@
+"""A training step as one CUDA graph."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable
+
+import torch
+
+RECORD_AFTER = 3  # steps, before a CUDA graph is made of one
+
+
+def fits(step: Callable[..., None], inputs: tuple[torch.Tensor, ...]) -> bool:
+    """Run a step; False where the GPU's memory did not hold it, and nothing has been learnt."""
+    try:
+        step(*inputs)
+        return True
+    except torch.OutOfMemoryError:
+        pass
+    # Only here, where the error no longer holds the step's tensors, is there anything to free.
+    torch.cuda.empty_cache()
+    return False
+
+
+def replayed(step: Callable[..., None], stream: torch.cuda.Stream) -> Callable[..., None]:
+    """A training step as a CUDA graph, recorded on a stream: launched as a whole, where launching
+    it kernel by kernel takes the host longer than the device takes to run them.
+
+    The first calls run as they are, to allocate and to choose kernels; the next one is recorded.
+    Inputs keep their shapes. A step that cannot be recorded runs on as it is, after a warning.
+    """
+    device, calls, graph, held = stream.device, itertools.count(), None, ()
+
+    def plainly(*inputs: torch.Tensor) -> None:
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            step(*inputs)
+        torch.cuda.current_stream(device).wait_stream(stream)
+
+    def run(*inputs: torch.Tensor) -> None:
+        nonlocal graph, held
+        if next(calls) < RECORD_AFTER or graph is False:
+            return plainly(*inputs)
+        if graph is None:
+            held, graph = [part.clone() for part in inputs], torch.cuda.CUDAGraph()
+            random = torch.cuda.default_generators[device.index or 0]
+            usual = random.clone_state()
+            try:
+                with (
+                    torch.cuda.stream(torch.cuda.current_stream(device)),  # also after an error
+                    # Other threads, which read images, may go on meanwhile.
+                    torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+                ):
+                    step(*held)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                reason = str(error).strip().partition("\n")[0]
+                warnings.warn(f"No CUDA graph of this network, going on without: {reason}",
+                              stacklevel=3)  # fmt: skip
+                graph = False
+                random.graphsafe_set_state(usual)  # what failed has left it recording
+                return plainly(*inputs)
+        for own, given in zip(held, inputs, strict=True):
+            own.copy_(given, non_blocking=True)
+        return graph.replay()
+
+    return run

@@ -1,0 +1,219 @@
+"""Logistic regressions, for many strengths of the penalty at once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+GAP = 3e-8  # where a regression stops: the estimated gap to its optimum, relative to the objective
+ITERATIONS = 5000  # at most, in float32 and again in float64
+PATIENCE = 10  # iterations in float32 that may bring no smaller gap: what is left is rounding
+TRIALS = 10  # step lengths tried at most
+MEMORY = 10  # steps that L-BFGS remembers
+REFRESH = 5  # iterations that an approximation of the Hessian serves
+
+
+def logistic_regression(x: Tensor, y: Tensor, c: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """L2-regularised logistic regressions on one training set, for every value of C at once.
+
+    ``x`` (n, d) standardised embeddings, ``y`` (n,) labels 0 … K-1, all of which occur. For each C
+    the minimum of the mean cross-entropy + ``|W|² / (2 C)``, the bias free: one value of C means
+    the same at every number of training images (scikit-learn's C, which weighs the sum, is C / n).
+    Returns weights (len(c), K, d) and biases (len(c), K) in float64; for two classes not K rows
+    but one, the log-odds of the second class.
+
+    The embeddings are turned into the eigenbasis of their Gram matrix, where the penalty is
+    unchanged and the Hessian nearly diagonal over features; then L-BFGS (Nocedal & Wright 2006,
+    algorithm 7.4) runs over all problems at once, first in float32, then in float64. A problem
+    stops when its estimated gap is below :data:`GAP` of its objective; a RuntimeWarning names the
+    values of C that do not get there. Raises ValueError where there is only one class.
+    """
+    n_classes = int(y.max()) + 1
+    if n_classes < 2:
+        raise ValueError("Logistic regression needs training images of at least two classes.")
+    basis = _eigenbasis(x)
+    # The bias is one more weight, of a feature that is 1 everywhere, without a penalty.
+    z = torch.cat([x @ basis, x.new_ones(len(x), 1)], 1)
+    hot = y[None] if n_classes == 2 else nn.functional.one_hot(y, n_classes).T
+    penalty = (1 / torch.tensor(c, dtype=torch.float64, device=x.device))[:, None, None]
+    penalty = penalty.repeat(1, 1, z.shape[1])
+    penalty[:, :, -1] = 0
+    start = penalty.new_zeros(len(c), len(hot), z.shape[1])
+    rough, _ = _minimise(z, hot.to(z), penalty.to(z), start.to(z), PATIENCE)
+    found, gap = _minimise(z.double(), hot.double(), penalty, rough.double(), ITERATIONS)
+    if missed := [f"{c[i]:g} (gap {gap[i]:.1g})" for i in (~(gap <= GAP)).nonzero().flatten()]:
+        warnings.warn(
+            f"Logistic regression has not converged for C = {', '.join(missed)}; relative to the "
+            f"objective, the gap should be below {GAP:g}. Drop these values, or the result is that "
+            "of a somewhat smaller C.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return found[:, :, :-1] @ basis.T.double(), found[:, :, -1]
+
+
+def _eigenbasis(x: Tensor) -> Tensor:
+    """Orthonormal columns (d, min(n, d)) that span the rows of x and diagonalise its Gram matrix.
+
+    Rounding in it costs nothing: any orthonormal basis has the same optimum, and what is not
+    quite orthonormal moves the objective's value at that optimum in second order only.
+    """
+    if len(x) >= x.shape[1]:
+        return torch.linalg.eigh(x.T @ x)[1]
+    q, r = torch.linalg.qr(x.T)
+    return q @ torch.linalg.eigh(r @ r.T)[1]
+
+
+def _minimise(
+    z: Tensor, hot: Tensor, penalty: Tensor, start: Tensor, patience: int
+) -> tuple[Tensor, Tensor]:
+    """The weights that minimise P objectives, and their estimated relative gaps (P,).
+
+    ``z`` (n, r), ``hot`` (k, n) labels, ``penalty`` (P, 1, r), ``start`` (P, k, r). Problems that
+    have converged, or have not come closer for ``patience`` iterations, leave the batch. The gap is
+    gᵀH⁻¹g / 2, by the larger of two estimates of H⁻¹.
+    """
+    n, squares, eps = len(z), z.square(), torch.finfo(z.dtype).eps
+    found, gaps = start.clone(), penalty.new_full((len(start),), torch.inf)
+    live, weights, history = torch.arange(len(start), device=z.device), start, []
+    stale = torch.zeros_like(live)
+    logits = weights @ z.T
+    proba = probabilities(logits)
+    residual = proba - hot
+    gradient = residual @ z / n + penalty * weights
+    for iteration in range(ITERATIONS + 1):
+        if iteration % REFRESH == 0:
+            turn, curvature = _hessian(proba, squares, penalty)
+        direction = _lbfgs(gradient, turn, curvature, history)
+        slope = _dot(gradient, direction)
+        # The own class's probability by what it lacks of 1: exact where it lacks little.
+        losses = -torch.log1p(-residual.abs().amax(1).clamp(max=1 - eps))
+        objective = losses.mean(1) + _dot(penalty * weights, weights) / 2
+        decrement = _dot(gradient, _solve(gradient, turn, curvature))
+        gap = torch.maximum(-slope, decrement) / 2 / objective
+        better = gap < gaps[live]
+        found[live[better]], gaps[live[better]] = weights[better], gap[better]
+        stale = torch.where(better, 0, stale + 1)
+        open_ = (gap > GAP) & gap.isfinite() & (stale < patience)
+        if iteration == ITERATIONS or not open_.any():
+            break
+        if not open_.all():
+            live, stale, weights, penalty, logits, proba = (
+                part[open_] for part in (live, stale, weights, penalty, logits, proba)
+            )
+            gradient, direction, slope, turn, curvature = (
+                part[open_] for part in (gradient, direction, slope, turn, curvature)
+            )
+            history = [tuple(part[open_] for part in pair) for pair in history]
+        length, logits, proba, residual = _line_search(
+            logits, direction @ z.T, proba, hot, slope,
+            _dot(penalty * weights, direction), _dot(penalty * direction, direction),
+        )  # fmt: skip
+        step = length[:, None, None] * direction
+        weights, before = weights + step, gradient
+        gradient = residual @ z / n + penalty * weights
+        history = [*history, _pair(step, gradient - before)][-MEMORY:]
+    return found, gaps
+
+
+def probabilities(logits: Tensor, dim: int = 1) -> Tensor:
+    """Softmax over ``dim``, or the sigmoid where that holds the log-odds of the second class."""
+    return logits.sigmoid() if logits.shape[dim] == 1 else logits.softmax(dim)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products (P,) of tensors (P, …)."""
+    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+
+
+def _variance(proba: Tensor, values: Tensor) -> Tensor:
+    """Sums (P,) over images of the variance over classes of ``values`` (P, k, n).
+
+    Centred first: where p is nearly 0 or 1, Σ p v² - (Σ p v)² would be rounding.
+    """
+    if proba.shape[1] == 1:
+        return _dot(proba - proba.square(), values.square())
+    return _dot(proba, (values - (proba * values).sum(1, keepdim=True)).square())
+
+
+def _hessian(proba: Tensor, squares: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
+    """A Kronecker approximation of the Hessian (classes × features), by its eigenvectors.
+
+    The mean over images of diag(p) - ppᵀ couples the classes; the features, uncoupled by the
+    eigenbasis, are scaled by their squares (n, r), weighted by each image's Σ p (1 - p). Where
+    all images have the same p it is the Hessian itself. Returns the eigenvectors over classes
+    (P, k, k) and the eigenvalues (P, k, r).
+    """
+    spread = (proba - proba.square()).sum(1)
+    features = spread @ squares / spread.sum(1, keepdim=True)
+    classes = -proba @ proba.transpose(1, 2) / len(squares)
+    classes.diagonal(dim1=1, dim2=2).add_(proba.mean(2))
+    scale, turn = torch.linalg.eigh(classes)
+    # One logit more for every class changes nothing: that direction has no curvature to divide by.
+    scale = scale.clamp(min=1e-6 * scale.amax(1, keepdim=True))
+    return turn, scale[:, :, None] * features[:, None] + penalty
+
+
+def _solve(vector: Tensor, turn: Tensor, curvature: Tensor) -> Tensor:
+    """The inverse of that Hessian, applied to (P, k, r)."""
+    return turn @ (turn.transpose(1, 2) @ vector / curvature)
+
+
+def _lbfgs(
+    gradient: Tensor, turn: Tensor, curvature: Tensor, history: list[tuple[Tensor, ...]]
+) -> Tensor:
+    """The descent direction (P, k, r): the two-loop recursion over what :func:`_pair` remembers."""
+    direction, shares = -gradient, []
+    for step, change, inverse in reversed(history):
+        shares.append(inverse * _dot(step, direction)[:, None, None])
+        direction = direction - shares[-1] * change
+    direction = _solve(direction, turn, curvature)
+    for (step, change, inverse), share in zip(history, reversed(shares), strict=True):
+        direction = direction + (share - inverse * _dot(change, direction)[:, None, None]) * step
+    return direction
+
+
+def _pair(step: Tensor, change: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A step, the gradient's change along it, and the inverse (P, 1, 1) of their product.
+
+    That is 0 where rounding has left no curvature: the step is forgotten.
+    """
+    product = _dot(step, change)
+    return step, change, torch.where(product > 0, 1 / product, 0)[:, None, None]
+
+
+def _line_search(
+    logits: Tensor,
+    change: Tensor,
+    proba: Tensor,
+    hot: Tensor,
+    slope: Tensor,
+    linear: Tensor,
+    quadratic: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Step lengths (P,) that at least halve the slope; logits, probabilities and residuals there.
+
+    ``change`` is what a step of 1 adds to the logits (P, k, n); ``linear`` and ``quadratic`` are
+    the penalty's own derivatives. Newton's method with exact second derivatives, kept in a
+    bracket: the objective along a line is convex, so its slope only rises.
+    """
+    n = logits.shape[2]
+    length = -slope / (_variance(proba, change) / n + quadratic)
+    low, high = torch.zeros_like(length), torch.full_like(length, torch.inf)
+    for trial in range(TRIALS):
+        moved = torch.addcmul(logits, length[:, None, None], change)
+        proba = probabilities(moved)
+        residual = proba - hot
+        there = _dot(residual, change) / n + linear + length * quadratic
+        steep = there.abs() > slope.abs() / 2
+        if trial == TRIALS - 1 or not steep.any():
+            break
+        low, high = torch.where(there < 0, length, low), torch.where(there > 0, length, high)
+        better = length - there / (_variance(proba, change) / n + quadratic)
+        middle = torch.where(high.isinf(), 4 * length, (low + high) / 2)
+        better = torch.where((better > low) & (better < high), better, middle)
+        length = torch.where(steep, better, length)
+    return length, moved, proba, residual

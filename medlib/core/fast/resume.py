@@ -1,0 +1,158 @@
+"""Checkpoints of a fine-tuning: how far it has come, written after each epoch."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from medlib import files
+from medlib.core.classifier import Classifier, assign, learnt
+
+
+@dataclass
+class Course:
+    """How far a training has come: beside the model, all that its next epoch depends on."""
+
+    epoch: int = 0  # the last one that is done
+    micro_batches: int = 1  # into which a step is cut, as the GPU's memory demands
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)  # see :func:`state`
+
+
+def _trained(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
+
+
+def state(optimiser: torch.optim.Optimizer, order: torch.Generator) -> dict[str, torch.Tensor]:
+    """The moments of the optimiser, by the number of their parameter, and all random states."""
+    found = {"order": order.get_state(), "random": torch.get_rng_state()}
+    parameters = _trained(optimiser)
+    if parameters[0].is_cuda:
+        found["random_cuda"] = torch.cuda.get_rng_state(parameters[0].device)
+    for number, parameter in enumerate(parameters):
+        for name, value in optimiser.state[parameter].items():
+            found[f"{number}.{name}"] = value
+    return found
+
+
+def restore(
+    optimiser: torch.optim.Optimizer, order: torch.Generator, state: dict[str, torch.Tensor]
+) -> None:
+    """What :func:`state` has given, put back into a new optimiser of the same parameters."""
+    order.set_state(state["order"])
+    torch.set_rng_state(state["random"])
+    parameters = _trained(optimiser)
+    if "random_cuda" in state:
+        torch.cuda.set_rng_state(state["random_cuda"], parameters[0].device)
+    for number, parameter in enumerate(parameters):
+        moments = {}
+        for key, value in state.items():
+            if key.startswith(f"{number}."):
+                # The memory layout is the parameter's, as the fused optimiser wants it.
+                like = parameter if value.shape == parameter.shape else value
+                place = torch.empty_like(like, dtype=value.dtype, device=parameter.device)
+                moments[key.partition(".")[2]] = place.copy_(value)
+        optimiser.state[parameter] = moments
+
+
+WORST = (-1.0, -math.inf)
+LONG = 1.0  # seconds of writing a checkpoint that are not spent after each epoch
+
+
+@dataclass
+class Progress:
+    """How far a run has come: beside the model and the best one so far, all that it needs."""
+
+    rate: int = 0  # the number of the learning rate at work
+    course: Course = field(default_factory=Course)  # of that training
+    best: tuple[float, float] = WORST  # (AUROC, -loss) of the rotation at work
+    records: list[tuple] = field(default_factory=list)  # its rows of the history
+    history: list[dict] = field(default_factory=list)  # rows of the rotations that are done
+    probabilities: list[np.ndarray] = field(default_factory=list)  # of their test parts
+    images: int = 0  # that have been trained on
+    resumed: int = 0  # how often
+    seconds: float = 0.0  # of all earlier attempts, up to the checkpoint that was gone on from
+    begun: float = field(default_factory=time.perf_counter)
+    rests_until: float = 0.0  # no checkpoint is written before
+
+
+IN_WORDS = ("rate", "best", "records", "history", "images", "resumed")  # what JSON can hold
+
+
+def keep(
+    path: Path | None,
+    identity: str,
+    at: Progress,
+    model: Classifier,
+    best_state: dict[str, torch.Tensor],
+) -> None:
+    """Write a checkpoint: one safetensors file, under a temporary name and renamed.
+
+    After each epoch. Only where that takes long, of a large network, it is not done more often
+    than costs a tenth of the time: with few images, an epoch is trained faster than it is written.
+    """
+    from safetensors.torch import save_file
+
+    begun = time.perf_counter()
+    if path is None or begun < at.rests_until:
+        return
+    parts = {
+        "model": learnt(model), "best": best_state, "course": at.course.tensors,
+        "test": {str(i): torch.from_numpy(p) for i, p in enumerate(at.probabilities)},
+    }  # fmt: skip
+    tensors = {
+        f"{part}/{name}": value.detach().cpu().contiguous()
+        for part, values in parts.items()
+        for name, value in values.items()
+    }
+    words = {name: getattr(at, name) for name in IN_WORDS} | {
+        "epoch": at.course.epoch, "micro_batches": at.course.micro_batches,
+        "seconds": at.seconds + begun - at.begun,
+    }  # fmt: skip
+    with files.replacing(path) as temporary:
+        save_file(tensors, temporary, {"identity": identity, "progress": json.dumps(words)})
+    end = time.perf_counter()
+    if end - begun > LONG:
+        at.rests_until = end + 10 * (end - begun)
+
+
+def restored(
+    path: Path | None, identity: str, model: Classifier, best_state: dict[str, torch.Tensor]
+) -> Progress:
+    """What :func:`keep` wrote, put into ``model`` and ``best_state``; else a new beginning."""
+    if path is None or not path.is_file():
+        return Progress()
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            fits = header.get("identity") == identity
+            tensors = {name: file.get_tensor(name) for name in file.keys() if fits}  # noqa: SIM118
+    except SafetensorError:
+        fits = False
+    if not fits:
+        warnings.warn(
+            f"{path} is not a checkpoint of these images, settings and code: starting anew.",
+            stacklevel=3,
+        )
+        return Progress()
+    parts: dict = {"model": {}, "best": {}, "course": {}, "test": {}}
+    for name, value in tensors.items():
+        part, _, rest = name.partition("/")
+        parts[part][rest] = value
+    words = json.loads(header["progress"])
+    assign(learnt(model), parts["model"])
+    assign(best_state, parts["best"])
+    course = Course(words.pop("epoch"), words.pop("micro_batches"), parts["course"])
+    at = Progress(course=course, **words)
+    at.best, at.records, at.resumed = tuple(at.best), [tuple(r) for r in at.records], at.resumed + 1
+    at.probabilities = [parts["test"][str(i)].numpy() for i in range(len(parts["test"]))]
+    return at

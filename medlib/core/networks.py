@@ -1,0 +1,99 @@
+"""A backbone as a network: built with its weights, and what it gives for an image."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from medlib.core.backbones import Backbone, check_image_size, get
+from medlib.core.weights import find_weights, load
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def build(name: str, image_size: int, seed: int = 0) -> tuple[nn.Module, str]:
+    """A backbone without its classifier, in evaluation mode, and the digest of its weights.
+
+    Pretrained weights are loaded strictly: a parameter without a value is an error. The control
+    arm is initialised from ``seed``. The digest is the sha256 of the weights file, or ``random-``
+    and that of the initial values. Raises ValueError for an unknown name or an image size that
+    does not fit, FileNotFoundError when weights cannot be had.
+    """
+    import timm
+    import torch
+
+    backbone = get(name)
+    check_image_size(backbone, image_size)
+    path = None if backbone.pretraining == "random" else find_weights(backbone)
+    arguments = dict(backbone.build)
+    if backbone.patch > 1:
+        arguments["img_size"] = image_size
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = timm.create_model(backbone.architecture, num_classes=0, **arguments)
+    if path is None:
+        digest = "random-" + state_digest(model)
+    else:
+        load(model, backbone, path)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if hasattr(model, "pre_logits"):  # VGG's fully connected layers come after the embedding
+        model.pre_logits = torch.nn.Identity()
+    return model.eval(), digest
+
+
+def state_digest(model: nn.Module) -> str:
+    """sha256 (16 digits) over all parameters and buffers of a model."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def normalise(backbone: Backbone, images: torch.Tensor) -> torch.Tensor:
+    """uint8 images (B, H, W, 3) -> float32 (B, 3, H, W), channels-last, on the backbone's scale."""
+    import torch
+
+    scale = backbone.preprocessing
+    factor, offset = _scale(tuple(scale["mean"]), tuple(scale["std"]), images.device)
+    return torch.addcmul(offset, images.permute(0, 3, 1, 2).float(), factor)
+
+
+_SCALES: dict = {}  # not functools.cache: torch.compile warns of that
+
+
+def _scale(mean: tuple, std: tuple, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """1 / (255 std) and -mean / std, moved to the device once: each copy would wait for it."""
+    import torch
+
+    if (mean, std, device) not in _SCALES:
+        m, s = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (mean, std))
+        pair = 1 / (255 * s), -m / s
+        _SCALES[mean, std, device] = tuple(tensor.float().to(device) for tensor in pair)
+    return _SCALES[mean, std, device]
+
+
+def embed(backbone: Backbone, model: nn.Module, normalised: torch.Tensor) -> torch.Tensor:
+    """Embeddings (B, d) in float32 of normalised images (B, 3, H, W)."""
+    import torch
+
+    features = model.forward_features(normalised)
+    if backbone.embedding == "gap":
+        return features.mean((2, 3), dtype=torch.float32)
+    first = features[:, 0].float()
+    if backbone.embedding == "cls":
+        return first
+    patches = features[:, model.num_prefix_tokens :].mean(1, dtype=torch.float32)
+    return torch.cat([first, patches], dim=1)
+
+
+def local_features(model: nn.Module, normalised: torch.Tensor) -> torch.Tensor:
+    """What a network sees where: its patch tokens, or its last feature map, as (B, h, w, d)."""
+    features = model.forward_features(normalised).float()
+    if features.ndim == 4:
+        return features.permute(0, 2, 3, 1)
+    patches = features[:, model.num_prefix_tokens :]
+    return patches.unflatten(1, (round(patches.shape[1] ** 0.5),) * 2)

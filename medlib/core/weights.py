@@ -1,0 +1,125 @@
+"""Pretrained weights: where their file is found, and how it is loaded and checked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medlib.core.backbones import Backbone, control, timm_config
+
+if TYPE_CHECKING:
+    from torch import nn
+HUB_TIMEOUT = 5  # seconds; a hub that cannot be reached must be an error, soon
+
+
+def weights_file(backbone: Backbone) -> Path | None:
+    """The backbone's file in ``MEDLIB_WEIGHTS``, if it is there."""
+    folder = os.environ.get("MEDLIB_WEIGHTS", "")
+    path = Path(folder) / f"{backbone.timm_name}.safetensors"
+    return path if folder and path.is_file() else None
+
+
+def find_weights(backbone: Backbone) -> Path:
+    """The file of pretrained weights: from ``MEDLIB_WEIGHTS``, else from timm's hub (or its cache).
+
+    Raises FileNotFoundError within seconds, naming the backbone, the file that was looked for and
+    the ways out, when neither has it.
+    """
+    if (path := weights_file(backbone)) is not None:
+        return path
+    folder = os.environ.get("MEDLIB_WEIGHTS", "")
+    looked = f"{backbone.timm_name}.safetensors in " + (
+        f"MEDLIB_WEIGHTS={folder!r} (not there)" if folder else "MEDLIB_WEIGHTS (not set)"
+    )
+    reason = "which does not have these weights"
+    if backbone.hub:
+        try:
+            return _from_hub(backbone)
+        except Exception as error:  # offline, refused, gated, not found: all have one way out
+            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    raise FileNotFoundError(
+        f"No weights for {backbone.name}. Looked for {looked}, then on the hub ({reason}). Either "
+        f"put {backbone.timm_name}.safetensors into a folder and name that (make … WEIGHTS=folder, "
+        "or MEDLIB_WEIGHTS), or run where the hub can be reached. Random weights are a backbone of "
+        f"their own: {control(backbone)}."
+    )
+
+
+def _from_hub(backbone: Backbone) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    repository = timm_config(backbone)["hf_hub_id"]
+    file = "model.safetensors"
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, file, local_files_only=True))
+    except LocalEntryNotFoundError:
+        _reach_hub(repository, file)
+        return Path(huggingface_hub.hf_hub_download(repository, file, etag_timeout=HUB_TIMEOUT))
+
+
+def _reach_hub(repository: str, file: str) -> None:
+    """Fail at once where there is no hub: the hub's own client would retry for minutes."""
+    import urllib.error
+    import urllib.request
+
+    import huggingface_hub
+
+    if huggingface_hub.constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "") == "1":
+        raise ConnectionError("HF_HUB_OFFLINE is set")
+    # The file itself: a proxy or a hub in trouble may still answer for its front page.
+    request = urllib.request.Request(huggingface_hub.hf_hub_url(repository, file), method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
+    except urllib.error.HTTPError as error:
+        if error.code >= 500:  # the client would retry these; others it reports at once
+            raise
+
+
+def load(model: nn.Module, backbone: Backbone, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
+    if backbone.patch > 1:
+        # Position embeddings come for the size of pretraining; timm resamples them for ours.
+        from timm.models.vision_transformer import checkpoint_filter_fn
+
+        state = checkpoint_filter_fn(state, model)
+    classifier = timm_config(backbone)["classifier"]
+    try:
+        result = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # the same names, other shapes
+        shapes = [line.strip() for line in str(error).splitlines()[1:4]]
+        raise ValueError(
+            f"{path} does not fit {backbone.name} ({backbone.architecture}): {' '.join(shapes)}"
+        ) from error
+    unexpected = [key for key in result.unexpected_keys if not key.startswith(f"{classifier}.")]
+    if result.missing_keys or unexpected:
+        raise ValueError(
+            f"{path} does not fit {backbone.name} ({backbone.architecture}): it lacks "
+            f"{result.missing_keys[:5]} and has {unexpected[:5]} too many."
+        )
+    # Where batch norm was folded into the convolutions, what is left of it is the identity. In
+    # training it would standardise by the batch after all, and wipe out what was learned.
+    if folded_norm(model) != backbone.fixed_norm:
+        raise ValueError(
+            f"In {path} batch norm is {'' if folded_norm(model) else 'not '}folded into the "
+            f"convolutions: set fixed_norm={folded_norm(model)} in the row of {backbone.name} in "
+            "medlib/core/backbones.yaml, so that it is fine-tuned accordingly."
+        )
+
+
+def folded_norm(model: nn.Module) -> bool:
+    """Whether a model has batch norm, and all of it has the statistics of no data at all."""
+    from torch.nn import BatchNorm2d
+
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm2d)]
+    return bool(norms) and all(
+        norm.running_mean.eq(0).all() and norm.running_var.sub(1).abs().max() < 1e-3
+        for norm in norms
+    )

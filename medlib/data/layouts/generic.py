@@ -1,0 +1,164 @@
+"""Layouts of any data set: a folder per class, a table, MedMNIST."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from medlib.core.splits import SPLITS
+from medlib.data.cards import Card
+from medlib.data.layouts.base import (
+    COLUMNS,
+    FILES,
+    IMAGES,
+    SPLIT_WORDS,
+    TABLES,
+    VOLUMES,
+    Excluded,
+    Items,
+    Problem,
+    classes_of,
+    files,
+    no_class,
+    read_columns,
+    shown,
+    stem,
+    the_one,
+)
+from medlib.data.layouts.mri import modalities
+from medlib.errors import ManifestError, unknown
+
+
+def folder_per_class(
+    folder: Path, card: Card, *, patient: str = "", classes: dict | None = None
+) -> Items:
+    """``<class>/…`` or ``{train,val,test}/<class>/…``: images, or volumes where the card has them.
+
+    ``patient`` is a regular expression: what it (or its first group) finds in a file's name is the
+    patient; without, one file is one patient. ``classes`` maps names of folders to classes.
+    """
+    try:
+        pattern = re.compile(patient or ".*")
+    except re.error as error:
+        raise ManifestError(f"layout_options: patient is no regular expression: {error}") from error
+    named = classes_of(card, "classes", None) | classes_of(card, "classes", classes)
+    paths = files(folder, VOLUMES if card.volumes else IMAGES)
+    parts = {path: path.relative_to(folder).parts for path in paths}
+    splits = {
+        p[0]: SPLIT_WORDS[p[0].lower()] for p in parts.values() if p[0].lower() in SPLIT_WORDS
+    }
+    if splits and not {"train", "test"} <= set(splits.values()):
+        raise ManifestError(
+            f"{folder}: there are images in {', '.join(splits)}; there must be some in train and "
+            "in test, or the folders of the classes must lie here, beside no such folder."
+        )
+    for path in paths:
+        shown, depth = "/".join(parts[path]), 1 if splits else 0
+        split, (*within, _) = splits.get(parts[path][0], ""), parts[path][depth:]
+        at, match = "/".join(parts[path][: depth + 1]), pattern.search(path.name)
+        whose = match and match[min(pattern.groups, 1)]
+        if not within or (splits and not split):
+            yield Problem(shown, "it lies in no folder of a class")
+        elif within[0] not in named:
+            reason = f"the folder is no class of the card ({', '.join(card.all_classes)})"
+            yield Problem(at, f"{reason}: name its class in layout_options, classes")
+        elif card.volumes and "mask" in modalities([path]):
+            yield Excluded(shown, "a mask, by its name")
+        elif not whose:
+            yield Problem(shown, f"its name tells no patient: it has no {patient!r}")
+        else:
+            sample = stem(shown.replace("/", "-"))
+            row = {"sample_id": sample, "patient_id": whose if patient else sample, "path": path}
+            yield row | {"label": named[within[0]], "split": split}
+
+
+def own_table(
+    folder: Path, card: Card, *, table: str, columns: dict | None = None, names: dict | None = None
+) -> Items:
+    """A user's CSV, TSV or Excel table, with a row a sample; its paths start at its own folder.
+
+    ``columns`` maps our columns to the table's; path and label are needed. ``names`` maps the
+    table's labels to classes.
+    """
+    path = folder / table
+    if not path.is_file():
+        there = ", ".join(shown(p, folder) for p in files(folder, TABLES)) or "no table"
+        raise ManifestError(f"{folder}: the table {table} is missing; there is: {there}.")
+    for column in columns or {}:
+        if column not in COLUMNS:
+            raise ManifestError(unknown("column", column, COLUMNS, "Correct layout_options."))
+    needed = {"path": "path", "label": "label"} | (columns or {})
+    cells = read_columns(path, needed, {c: c for c in COLUMNS if c not in needed})
+    rows, classes = cells.to_dict("records"), classes_of(card, "names", names)
+    for index, row in zip(cells.index, rows, strict=True):
+        sample = row.get("sample_id") or stem(row["path"]).replace("/", "-")
+        row["sample_id"] = sample or f"row {index + 2}"
+        row["patient_id"] = row.get("patient_id", row["sample_id"])
+    times = Counter(row["sample_id"] for row in rows)
+    for row in rows:
+        reasons, split = [], row.get("split", "")
+        if times[row["sample_id"]] > 1:
+            reasons.append(f"it stands in {times[row['sample_id']]} rows of {table}")
+        if split and split.lower() not in SPLIT_WORDS:
+            reasons.append(f"its split is {split!r}, not one of {', '.join(SPLITS)}")
+        if row["label"] not in classes:
+            reasons.append(no_class(row["label"], classes, table))
+        for column in (c for c in FILES if row.get(c)):
+            if not (path.parent / row[column]).is_file():
+                reasons.append(f"{row[column]} is not there")
+            row[column] = path.parent / row[column]
+        yield from (Problem(row["sample_id"], reason) for reason in reasons)
+        if not reasons:
+            yield row | {
+                "label": classes[row["label"]],
+                "split": SPLIT_WORDS.get(split.lower(), ""),
+            }
+
+
+def medmnist(folder: Path, card: Card, *, flag: str, size: int = 28) -> Items:
+    """A set of MedMNIST (Yang et al. 2023), ``<flag>.npz`` (28 px) or ``<flag>_<size>.npz``.
+
+    A sample's path is ``<file>#<split>/<index>``; one image is one patient. Images are counted and
+    measured by their headers, and not read.
+    """
+    from medmnist.info import INFO  # takes seconds: it imports torch
+
+    if flag not in INFO:
+        raise ManifestError(unknown("flag", flag, list(INFO)))
+    if flag.endswith("3d") or "multi-label" in INFO[flag]["task"]:
+        why = "has volumes, not images" if flag.endswith("3d") else "has several labels an image"
+        raise ManifestError(f"{flag} {why}: choose another set of MedMNIST.")
+    classes = tuple(INFO[flag]["label"][str(code)] for code in range(len(INFO[flag]["label"])))
+    if classes != card.classes:
+        raise ManifestError(
+            f"The card's classes must be those of {flag}, in their order.\n"
+            f"{flag}: {list(classes)}\n{card.task}: {list(card.classes)}"
+        )
+    name = f"{flag}.npz" if size == 28 else f"{flag}_{size}.npz"
+    path = the_one(files(folder, pattern=name), folder, f"the file {name}")
+    for split in SPLITS:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                with archive.open(f"{split}_labels.npy") as file:
+                    labels = np.lib.format.read_array(file)
+                with archive.open(f"{split}_images.npy") as file:
+                    version, _ = np.lib.format.read_magic(file)
+                    shape, *_ = getattr(np.lib.format, f"read_array_header_{version}_0")(file)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise ManifestError(f"{path} cannot be read: {error}. Download it again.") from error
+        if shape[1:3] != (size, size) or labels.shape != (shape[0], 1):
+            raise ManifestError(
+                f"{path}: {split} has images of shape {shape} and labels of shape {labels.shape}, "
+                f"not n × {size} × {size} and n × 1."
+            )
+        for index, code in enumerate(labels[:, 0].tolist()):
+            sample = f"{split}-{index:06d}"
+            if code not in range(len(classes)):
+                yield Problem(sample, f"labelled {code}, not one of 0 to {len(classes) - 1}")
+                continue
+            row = {"sample_id": sample, "patient_id": sample, "split": split}
+            yield row | {"path": Path(f"{path}#{split}/{index}"), "label": classes[int(code)]}

@@ -1,0 +1,148 @@
+"""The folder layouts in which data sets are distributed, read into manifest rows.
+
+A layout is a generator ``(folder, card, **options)`` over a data set's folder. It yields rows
+(dicts of the columns below; path, mask and grid as Path), and Excluded and Problem with name and
+reason. Its keyword arguments are the card's ``layout_options``. What every layout needs (one file
+an id, labels that are classes, paths below the data folder) is checked once, in :func:`read`.
+
+Hidden names (``._x.jpg``, ``.DS_Store``) and ``__MACOSX`` are no part of any data set.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from medlib.data import cards, manifest
+from medlib.data.cards import Card
+from medlib.data.layouts.base import COLUMNS, FILES, Excluded, Found, Items, Problem, shown
+from medlib.data.layouts.generic import folder_per_class, medmnist, own_table
+from medlib.data.layouts.mri import brats, tcga_lgg, ucsf_pdgm
+from medlib.data.layouts.photographs import ham10000, ichallenge, isic2017, kermany
+from medlib.errors import ManifestError, listed, unknown
+
+
+def read(card: Card, data: Path | str) -> Found:
+    """Read the card's data set below ``data``.
+
+    Raises ManifestError, naming the folder and ways out, when nothing can be read: an unknown
+    layout or option, a folder, table or column that is missing, or no sample at all.
+    """
+    data = Path(data)
+    if not card.layout:
+        raise ManifestError(
+            f"{card.task}: nothing says which samples there are. Write data_manifests/"
+            f"{card.task}.csv ({', '.join(manifest.REQUIRED)}), or name a layout in the card: "
+            f"{', '.join(LAYOUTS)}."
+        )
+    if card.layout not in LAYOUTS:
+        way_out = f"Correct `layout` in data_manifests/{card.task}.yaml."
+        raise ManifestError(unknown("layout", card.layout, list(LAYOUTS), way_out))
+    options = _options(card)
+    names = (card.folder, *card.other_folders)
+    folder = cards.data_set_folder(card, data)
+    if folder is None:
+        raise ManifestError(
+            f"{card.task}: there is no folder {' or '.join(map(repr, names))} in {data}. Get the "
+            f"data set from {card.source} and put it there, or name another data folder."
+        )
+    found = list(LAYOUTS[card.layout](folder, card, **options))
+    rows = [
+        row | {c: shown(row[c], data) if row[c] else "" for c in FILES if c in row}
+        for row in found
+        if isinstance(row, dict)
+    ]
+    found += [problem for row in rows for problem in _row_problems(row, card)]
+    rows, copies = _one_file_an_id(rows, data)
+    found += copies
+    problems = _frame(item for item in found if isinstance(item, Problem))
+    bad = set(problems["name"])
+    excluded = _frame(i for i in found if isinstance(i, Excluded) and i.name not in bad)
+    rows = [row for row in rows if row["sample_id"] not in bad]
+    if not rows:
+        reasons = [f"{name}: {reason}" for name, reason in [*problems.values, *excluded.values]]
+        raise ManifestError(
+            f"{card.task}: no sample was found in {folder} ({card.layout}).\n{listed(reasons)}"
+        )
+    there = [c for c in COLUMNS if c in manifest.REQUIRED or any(row.get(c) for row in rows)]
+    return Found(pd.DataFrame(rows, columns=there, dtype=str).fillna(""), excluded, problems)
+
+
+def _options(card: Card) -> dict:
+    """The card's layout options, checked against the keyword arguments of its layout."""
+    given, arguments = card.layout_options, inspect.signature(LAYOUTS[card.layout]).parameters
+    taken = {name: p for name, p in arguments.items() if p.kind is p.KEYWORD_ONLY}
+    problems = [unknown("option", o, list(taken) or ["none"]) for o in given if o not in taken]
+    for name, option in taken.items():
+        kind = {"str": str, "int": int, "list": list}.get(option.annotation, dict)
+        if name not in given and option.default is option.empty:
+            problems.append(f"The option {name!r} is missing. There are: {', '.join(taken)}.")
+        elif name in given and not isinstance(given[name], kind):
+            problems.append(f"The option {name!r} is {given[name]!r}, not of type {kind.__name__}.")
+    if problems:
+        raise ManifestError(
+            f"Correct `layout_options` in data_manifests/{card.task}.yaml (layout {card.layout}):\n"
+            f"{listed(problems)}"
+        )
+    return given
+
+
+def _row_problems(row: dict, card: Card) -> Iterator[Problem]:
+    for column in manifest.REQUIRED:
+        if not row[column]:
+            yield Problem(row["sample_id"], f"its {column} is empty")
+    if row["label"] and row["label"] not in card.all_classes:
+        classes = ", ".join(card.all_classes)
+        yield Problem(row["sample_id"], f"labelled {row['label']!r}, not one of {classes}")
+    for column in FILES:
+        if row.get(column, "").split("/")[0] == "..":
+            yield Problem(row["sample_id"], f"its {column} leads out of the data folder")
+
+
+def _one_file_an_id(rows: list[dict], data: Path) -> tuple[list[dict], list[Excluded | Problem]]:
+    """The first row of every id, and what becomes of further ones: copies, or other images."""
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(row["sample_id"], []).append(row)
+    further: list[Excluded | Problem] = []
+    for sample, (first, *others) in groups.items():
+        if all(_is_copy(first, other, data) for other in others):
+            reason = f"a second copy of {first['path']}"
+            further += [Excluded(other["path"], reason) for other in others]
+        else:
+            files = ", ".join(row["path"] for row in groups[sample])
+            further.append(Problem(sample, f"{len(groups[sample])} files have this id: {files}"))
+    return [group[0] for group in groups.values()], further
+
+
+def _is_copy(row: dict, other: dict, data: Path) -> bool:
+    alike = all(row[c] == other.get(c) for c in row if c not in FILES)
+    paths = data / row["path"], data / other["path"]
+    return alike and all(p.is_file() for p in paths) and filecmp.cmp(*paths, shallow=False)
+
+
+def _frame(items: Iterable[Excluded | Problem]) -> pd.DataFrame:
+    """Names and reasons; a name that comes several times has all its reasons in one row."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in items:
+        reasons.setdefault(name, []).append(reason)
+    joined = [(name, "; ".join(dict.fromkeys(of_one))) for name, of_one in reasons.items()]
+    return pd.DataFrame(joined, columns=["name", "reason"], dtype=str)
+
+
+LAYOUTS: dict[str, Callable[..., Items]] = {
+    "kermany": kermany,
+    "ichallenge": ichallenge,
+    "ham10000": ham10000,
+    "isic2017": isic2017,
+    "brats": brats,
+    "ucsf_pdgm": ucsf_pdgm,
+    "tcga_lgg": tcga_lgg,
+    "folder_per_class": folder_per_class,
+    "table": own_table,
+    "medmnist": medmnist,
+}

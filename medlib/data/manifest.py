@@ -1,0 +1,427 @@
+"""Manifests: which samples a task has, whose they are, and how they are split.
+
+A manifest (``data_manifests/<task>.csv``) has one row per sample, an image file or a volume:
+``sample_id, patient_id, path, label``, then either ``split`` (train, val, test; where there is an
+official test set) or ``fold`` (0 … k-1, for cross-validation), and ``sha256`` where the file is at
+hand. ``path`` is relative to the data folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from medlib.core.splits import SPLITS, sides, split_column
+from medlib.data import cards
+from medlib.data.cards import Card
+from medlib.errors import ManifestError, listed
+from medlib.files import file_sha256, save_csv, save_text
+
+REQUIRED = ("sample_id", "patient_id", "path", "label")
+BESIDE = ("mask", "grid")  # columns that name further files of a sample
+KNOWN = ("age", "sex", "site")  # columns of what is known of a patient: possible confounders
+
+
+def read(path: Path | str, card: Card, data: Path | str | None = None) -> pd.DataFrame:
+    """Read and validate a manifest; with ``data``, its files are checked as well.
+
+    Raises ManifestError listing every problem at once.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ManifestError(
+            f"{path} does not exist: run notebook 01_prepare_data with task={card.task!r} first."
+        )
+    rows = read_rows(path)
+    validate(rows, card, data, name=str(path))
+    return rows
+
+
+def read_rows(path: Path | str) -> pd.DataFrame:
+    """A manifest's rows as they stand, not validated."""
+    # Everything is text: an id of "007" must not become 7, nor a label of "NA" missing.
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if "fold" in rows and rows["fold"].str.fullmatch(r"\d+").all():
+        rows["fold"] = rows["fold"].astype(int)
+    return rows
+
+
+def excluded_path(path: Path | str) -> Path:
+    """Where a manifest's list of what was left out lies: columns name and reason."""
+    return Path(path).with_suffix(".excluded.csv")
+
+
+def read_excluded(path: Path | str) -> pd.DataFrame:
+    """What was left out of a manifest and why (name, reason); empty where nothing was."""
+    file = excluded_path(path)
+    if file.is_file():
+        return pd.read_csv(file, dtype=str, keep_default_na=False)
+    return pd.DataFrame(columns=["name", "reason"], dtype=str)
+
+
+def write(
+    rows: pd.DataFrame,
+    excluded: pd.DataFrame,
+    path: Path | str,
+    card: Card | None = None,
+    duplicates: pd.DataFrame | None = None,
+) -> None:
+    """Write a manifest, after validating it where its card is given.
+
+    Beside it lie the card as it was used (``.yaml``) and, where there are any, what was left out
+    and why (``.excluded.csv``) and the images that are there twice (``.duplicates.csv``).
+    """
+    path = Path(path)
+    if card is not None:
+        validate(rows, card, name=str(path))
+        save_text(path.with_suffix(".yaml"), cards.text(card))
+    beside = {excluded_path(path): excluded, path.with_suffix(".duplicates.csv"): duplicates}
+    for file, frame in beside.items():
+        if frame is not None and len(frame):
+            save_csv(file, frame)
+        else:
+            file.unlink(missing_ok=True)
+    save_csv(path, rows)
+
+
+def validate(
+    rows: pd.DataFrame, card: Card, data: Path | str | None = None, name: str = "manifest"
+) -> None:
+    """Raise ManifestError that lists everything wrong with ``rows``, or return.
+
+    Checks columns, ids, labels and paths, that no patient and (by sha256) no image stands in two
+    splits, that every class can be learned and judged and, with ``data``, that files are there and
+    unchanged.
+    """
+    import pandera.pandas as pandera  # here, since machines that only train may not have it
+
+    missing = [column for column in REQUIRED if column not in rows]
+    if missing:
+        problems = [f"columns missing: {', '.join(missing)}; found: {', '.join(rows.columns)}"]
+    elif split_column(rows) is None:
+        problems = ["there is neither a column split nor a column fold (or there are both)"]
+    elif data is not None and not Path(data).is_dir():
+        problems = [f"the data folder {data} does not exist"]
+    else:
+        problems, facts = [], _facts(rows, None if data is None else Path(data))
+        try:
+            _schema(rows, card).validate(facts, lazy=True)
+        except pandera.errors.SchemaErrors as error:
+            problems = _messages(error.failure_cases, facts)
+    if problems:
+        raise ManifestError(
+            f"{name}: {len(problems)} problem(s):\n{listed(problems)}\n"
+            "Correct the rows, or remove them, and run notebook 01_prepare_data again."
+        )
+
+
+def _facts(rows: pd.DataFrame, data: Path | None) -> pd.DataFrame:
+    """``rows`` with what has to be known of other rows, and of files, to judge each of them."""
+    side = split_column(rows)
+    rows = rows.reset_index(drop=True)
+    hashes = rows["sha256"].fillna("") if "sha256" in rows else pd.Series("", rows.index)
+    own = hashes.where(hashes != "", rows.index.astype(str))  # no hash: an image of its own
+    twins = rows["sample_id"].groupby(own)
+
+    return rows.assign(
+        sha256=hashes,
+        row_number=rows.index + 2,  # as a spreadsheet counts, below the header
+        times=rows.groupby("sample_id")["path"].transform("size"),
+        patient_sides=sides(rows[side], rows["patient_id"]),
+        image_sides=sides(rows[side], own),
+        image_samples=own.map({k: ", ".join(v) for k, v in twins.agg(list).items()}),
+        file_problem="" if data is None else _file_problems(rows, data),
+    )
+
+
+def _schema(rows: pd.DataFrame, card: Card):
+    """The pandera schema of ``_facts``. The error of a check is a message with columns to fill."""
+    import pandera.pandas as pandera
+
+    def column(holds: Callable[[pd.Series], pd.Series], message: str) -> pandera.Column:
+        return pandera.Column(checks=[pandera.Check(holds, error=message)])
+
+    side = split_column(rows)
+    present = _required(rows, card)
+    filled = {name: column(lambda v: v != "", f"{name} is empty in row {{row_number}}")
+              for name in ("sample_id", "patient_id", "path")}  # fmt: skip
+    label = pandera.Column(checks=[
+        pandera.Check(lambda v: v != "", error="label is empty in row {row_number}"),
+        pandera.Check(
+            lambda v: v.isin([*card.all_classes, ""]),
+            error="label {label!r} of {sample_id} is not a class of the card "
+            f"({_literal(', '.join(card.all_classes))})",
+        ),
+    ])  # fmt: skip
+    if side == "split":
+        known = column(
+            lambda v: v.isin(SPLITS), f"split {{split!r}} of {{sample_id}} is not one of {SPLITS}"
+        )
+    else:
+        known = column(
+            lambda v: v.astype(str).str.fullmatch(r"\d+"),
+            "fold {fold!r} of {sample_id} is not a whole number from 0 on",
+        )
+    several = f"stand in several {side}s"
+    return pandera.DataFrameSchema(
+        filled
+        | {
+            "label": label,
+            side: known,
+            "times": column(lambda v: v == 1, "sample_id {sample_id!r} stands in several rows"),
+            "patient_sides": column(
+                lambda v: ~v.str.contains(", "),
+                f"patient {{patient_id!r}} {several.replace('stand', 'stands')}: {{patient_sides}}",
+            ),
+            "image_sides": column(
+                lambda v: ~v.str.contains(", "),
+                f"{{image_samples}} are one image but {several}: {{image_sides}}",
+            ),
+            "file_problem": column(lambda v: v == "", "{file_problem}"),
+        },
+        checks=[
+            pandera.Check(lambda rows, message=message: False, error=message)
+            for message in _side_problems(rows, side, present)
+        ],
+    )
+
+
+def _literal(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _messages(failures: pd.DataFrame, facts: pd.DataFrame) -> list[str]:
+    """The failures of a schema in words, each once: those of rows, then those of the whole."""
+    records = facts.to_dict("index")
+    failures = failures.sort_values("index", key=pd.Series.isna, kind="stable")
+    return list(dict.fromkeys(
+        check if pd.isna(index) else check.format(**records[int(index)])
+        for check, index in zip(failures["check"], failures["index"], strict=True)
+    ))  # fmt: skip
+
+
+def _side_problems(rows: pd.DataFrame, side: str, present: tuple[str, ...]) -> list[str]:
+    """What is wrong with a split as a whole."""
+    if side == "split":
+        sides = list(SPLITS)
+    elif not pd.api.types.is_integer_dtype(rows["fold"]):
+        return []  # each of them is named
+    else:
+        sides = sorted(rows["fold"].unique().tolist())
+    problems = []
+    if side == "fold" and sides != list(range(len(sides))):
+        problems.append(f"folds count from 0 on without a gap (fold 0, 1, …), not {sides}")
+    if side == "fold" and len(sides) < 3:
+        problems.append(f"{len(sides)} fold(s): three or more are needed (train, val and test)")
+    for one in sides:
+        labels = set(rows["label"][rows[side] == one])
+        problems += [f"class {label!r} has no sample in {side} {one}"
+                     for label in present if label not in labels]  # fmt: skip
+    return problems
+
+
+def _required(rows: pd.DataFrame, card: Card) -> tuple[str, ...]:
+    return card.classes + tuple(c for c in card.optional_classes if (rows["label"] == c).any())
+
+
+def sound_rows(rows: pd.DataFrame, card: Card) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows whose ids and labels can be used; and the others, with reasons (name, reason)."""
+    rows = rows.reset_index(drop=True)
+    reasons = pd.Series("", rows.index, dtype=object)
+
+    def complain(wrong: pd.Series, reason: Callable[[str], str]) -> None:
+        for index in rows.index[wrong & (reasons == "")]:
+            reasons[index] = reason(rows["label"][index])
+
+    for column in REQUIRED:
+        complain(rows[column] == "", lambda _, column=column: f"its {column} is empty")
+    complain(rows["sample_id"].duplicated(keep=False), lambda _: "several rows have this id")
+    choices = ", ".join(card.all_classes)
+    complain(
+        ~rows["label"].isin(card.all_classes),
+        lambda label: f"label {label!r} is not a class of the card ({choices})",
+    )
+    names = rows["sample_id"].where(rows["sample_id"] != "", "row " + (rows.index + 2).astype(str))
+    bad = pd.DataFrame({"name": names, "reason": reasons})[reasons != ""]
+    return rows[reasons == ""].reset_index(drop=True), bad.reset_index(drop=True)
+
+
+def sample_file(path: str) -> str:
+    """The file of a sample's path; what follows a ``.npz#`` names an image within that file."""
+    file, mark, _ = path.partition(".npz#")
+    return file + ".npz" if mark else path
+
+
+def sample_sha256(data: Path | str, path: str) -> str:
+    """The sha256 of a sample's file; within an ``.npz``, of that file's hash and the rest."""
+    file = sample_file(path)
+    stat = (Path(data) / file).stat()
+    digest = _file_sha256(Path(data) / file, stat.st_mtime_ns, stat.st_size)
+    if file == path:
+        return digest
+    return hashlib.sha256(f"{digest}{path[len(file) :]}".encode()).hexdigest()
+
+
+@lru_cache(maxsize=16)
+def _file_sha256(path: Path, mtime_ns: int, size: int) -> str:
+    return file_sha256(path)
+
+
+def _file_problems(rows: pd.DataFrame, data: Path) -> list[str]:
+    """For each row, what keeps its files from being read, or says that they changed; or nothing."""
+    problems = [""] * len(rows)
+    for column in ("path", *(c for c in BESIDE if c in rows)):
+        digests = rows.get(_hash_column(column), pd.Series("", rows.index)).fillna("")
+        files = zip(rows["sample_id"], rows[column], digests, strict=True)
+        for number, (sample, path, digest) in enumerate(files):
+            if problems[number] or not path:
+                continue
+            problem = file_problem(data, path)
+            if not problem and digest and (found := sample_sha256(data, path)) != digest.lower():
+                problem = f"has changed: sha256 {found[:12]}…, manifest says {digest[:12]}…"
+            what = f"{path} ({sample})" if column == "path" else f"its {column} {path}"
+            problems[number] = problem and f"{what} {problem}"
+    return problems
+
+
+def _hash_column(column: str) -> str:
+    return "sha256" if column == "path" else f"{column}_sha256"
+
+
+def file_problem(data: Path | str, path: str) -> str:
+    """What keeps a manifest's path from being read below ``data``, in words; or nothing."""
+    data, relative = Path(data), Path(sample_file(path))
+    if relative.is_absolute() or ".." in relative.parts:
+        return f"leads out of the data folder {data}: paths are relative to it, and go down"
+    file = data / relative
+    if file.is_symlink() and not file.exists():
+        return f"is a link to {file.readlink()}, which does not exist"
+    if not file.is_file():
+        return f"is not in {data}"
+    target = file.resolve()
+    if not target.is_relative_to(data.resolve()):
+        return (
+            f"is a link that leads out of the data folder, to {target}: copy it in, or name a "
+            "data folder that holds both"
+        )
+    return "" if file.stat().st_size else "is empty (0 bytes): get it again"
+
+
+def with_hashes(rows: pd.DataFrame, data: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows whose files can be read, with each file's sha256; and the others, with reasons.
+
+    Returns (rows, problems); problems has the columns name and reason. A file that differs from
+    the sha256 that its row has is a problem. Files that a row names beside its own (``mask``,
+    ``grid``) get a hash of their own.
+    """
+    data, rows = Path(data), rows.reset_index(drop=True)
+    reasons = pd.Series(_file_problems(rows, data), rows.index, dtype=object)
+    good = rows[reasons == ""].reset_index(drop=True)
+    for column in ("path", *(c for c in BESIDE if c in rows)):
+        hashes = [sample_sha256(data, path) if path else "" for path in good[column]]
+        good[_hash_column(column)] = hashes
+    bad = pd.DataFrame({"name": rows["sample_id"], "reason": reasons})[reasons != ""]
+    return good, bad.reset_index(drop=True)
+
+
+def classes(rows: pd.DataFrame, card: Card) -> list[str]:
+    """The task's classes in the card's order; optional ones only where the data have them."""
+    return list(_required(rows, card))
+
+
+def drop_duplicates(
+    rows: pd.DataFrame, groups: Iterable[Iterable[str]]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows in which each group of sample ids, which are one image, is on one side of the split.
+
+    Kept is what is tested, before what validates, before what trains (of several folds, the
+    first sample's); samples on that same side stay as well. Returns (rows, dropped), the latter
+    with name and reason. Rows that have no split yet lose nothing: :func:`assign_splits` keeps
+    such patients together.
+    """
+    column = split_column(rows)
+    if column is None:
+        return rows, pd.DataFrame(columns=["name", "reason"], dtype=str)
+    sides, reasons = dict(zip(rows["sample_id"], rows[column], strict=True)), {}
+    for group in groups:
+        there = sorted(sample for sample in group if sample in sides and sample not in reasons)
+        if column == "split":
+            there.sort(key=lambda sample: -SPLITS.index(sides[sample]))
+        for sample in there[1:]:
+            if sides[sample] != sides[there[0]]:
+                where = f"the {sides[there[0]]} set" if column == "split" else "another fold"
+                reasons[sample] = f"the same image as {there[0]} of {where}"
+    dropped = pd.DataFrame(sorted(reasons.items()), columns=["name", "reason"], dtype=str)
+    return rows[~rows["sample_id"].isin(reasons)].reset_index(drop=True), dropped
+
+
+def assign_splits(
+    rows: pd.DataFrame, card: Card, seed: int = 0, pairs: Iterable[tuple[str, str]] = ()
+) -> pd.DataFrame:
+    """Give every row its side, by patient and stratified by label.
+
+    Rows that come with a ``split`` keep it, and where none is ``val`` a fifth of the training
+    patients become it; other rows get a ``fold``. Patients of whom there is an identical file
+    (sha256), or one of the ``pairs`` of sample ids, stay together. The result depends on patients,
+    labels, such images and ``seed`` only, so tasks on the same patients are split alike.
+    """
+    rows = rows.sort_values(["patient_id", "sample_id"]).reset_index(drop=True)
+    if "split" in rows:
+        train = rows["split"] == "train"
+        if (rows["split"] == "val").any():
+            return rows
+        part = _folds(rows[train], 5, seed, card.task, pairs)
+        return rows.assign(split=rows["split"].mask(train & (part.reindex(rows.index) == 0), "val"))
+    if card.split == "official":
+        raise ManifestError(f"{card.task}: the card says 'split: official', the data have none")
+    return rows.assign(fold=_folds(rows, card.folds, seed, card.task, pairs))
+
+
+def _folds(
+    rows: pd.DataFrame, n_folds: int, seed: int, task: str, pairs: Iterable[tuple[str, str]]
+) -> pd.Series:
+    patients = rows.groupby("label")["patient_id"].nunique()
+    short = patients[patients < n_folds]
+    if len(short):
+        raise ManifestError(
+            f"{task}: {n_folds} folds need at least {n_folds} patients of each class; too few: "
+            + ", ".join(f"{label} has {n}" for label, n in short.items())
+        )
+    # Here, not above: it takes a second or more to import, and only notebook 01 divides patients.
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    folds = pd.Series(-1, index=rows.index)
+    parts = splitter.split(rows["sample_id"], rows["label"], _groups(rows, pairs))
+    for fold, (_, inside) in enumerate(parts):
+        folds.iloc[inside] = fold
+    return folds
+
+
+def _groups(rows: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> np.ndarray:
+    """Patients as group numbers; patients of whom there is the same image are one group."""
+    patient = dict(zip(rows["sample_id"], rows["patient_id"], strict=True))
+    same = [(patient[a], patient[b]) for a, b in pairs if a in patient and b in patient]
+    if "sha256" in rows:
+        hashed = rows[rows["sha256"].fillna("") != ""]
+        first = hashed.groupby("sha256")["patient_id"].transform("first")
+        same += list(zip(first, hashed["patient_id"], strict=True))
+    leader = {member: group[0] for group in linked(same) for member in group}
+    return pd.factorize(rows["patient_id"].map(lambda one: leader.get(one, one)))[0]
+
+
+def linked(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """The names that pairs link, directly or through others: sorted groups of sorted names."""
+    pairs = list(pairs)
+    numbers, names = pd.factorize(np.array(pairs, dtype=object).ravel(), sort=True)
+    one, other = numbers.reshape(-1, 2).T
+    graph = coo_array((np.ones(len(one)), (one, other)), shape=(len(names), len(names)))
+    component = connected_components(graph, directed=False)[1]
+    return [list(names[component == number]) for number in range(component.max(initial=-1) + 1)]

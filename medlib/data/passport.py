@@ -1,0 +1,194 @@
+"""The numbers of a split passport: who stands where, and how classes differ besides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from medlib.core.splits import SPLITS, split_column
+
+ALL, UNKNOWN, REST = "all classes", "unknown", "all others"  # rows and columns
+CONFOUNDERS = {"age": "age in years", "sex": "sex", "site": "site"}  # manifest's columns → panels
+
+
+def table(
+    manifest: pd.DataFrame, classes: Sequence[str], duplicates: pd.DataFrame, excluded: pd.DataFrame
+) -> pd.DataFrame:
+    """The numbers of the split passport in long form; aggregates, never one patient's age.
+
+    `manifest` has sample_id, patient_id, path, label, and `split` or `fold`; it may have age
+    (years), sex and site, "" where unknown. `duplicates` has first, second (sample ids), kind
+    (exact, near), correlation, first_side, second_side, same_patient and action; `excluded` has
+    name and reason. Raises ValueError for a manifest that is not split.
+
+    Columns: part, class (or "all classes"; "" in the last three parts), name, count, unit (what is
+    counted), share, correlation, detail. The parts are classes (share: of all), patients and images
+    by side, images per patient, age, sex and site (share: of the class, where the value is known),
+    duplicates, pairs (up to six, the gravest first; detail: what was done) and left out (by reason;
+    detail: some names). A patient with images of two classes counts in both, once in "all classes";
+    a patient's age, sex and site are the first ones known.
+    """
+    side = split_column(manifest)
+    if side is None:
+        raise ValueError(
+            "the manifest needs a `split` or a `fold` column, not both: split it first"
+        )
+    present = set(manifest[side])
+    sides = [part for part in SPLITS if part in present] if side == "split" else sorted(present)
+    rows = pd.concat([manifest, manifest.assign(label=ALL)]).set_index("label")
+    rows[side] = pd.Categorical(rows[side], sides)
+    patients = rows.groupby(["label", "patient_id"], sort=False)
+    unit = "volumes" if rows["path"].str.contains(r"\.nii(?:\.gz)?$").all() else "images"
+    once = ~rows.reset_index().duplicated(["label", "patient_id", side]).to_numpy()
+    parts = {
+        f"patients by {side}": rows.loc[once, side],
+        f"{unit} by {side}": rows[side],
+        f"{unit} per patient": _count_bands(patients.size()),
+    }
+    for column in rows.columns.intersection(list(CONFOUNDERS)):
+        values = _years(rows[column]) if column == "age" else _known(rows[column])
+        firsts = values.groupby([rows.index, rows["patient_id"]], sort=False).first()
+        if firsts.notna().any():
+            banded = {"age": _age_bands, "sex": _categories, "site": _largest}[column](firsts)
+            parts[CONFOUNDERS[column]] = banded
+    units = {f"{unit} by {side}": unit}
+    tables = [_class_rows(patients.size(), unit, classes)]
+    for part, values in parts.items():
+        counted = _by_class(values, classes)
+        tables.append(counted.assign(part=part, unit=units.get(part, "patients")))
+    ids = {*manifest["sample_id"], *manifest["patient_id"], *excluded["name"]}
+    ids |= {*duplicates["first"], *duplicates["second"]}
+    # a word or a bare number may be meant as such: "fewer than 5 slices"
+    ids = {name for name in ids if re.search(r"\d", name) and not name.isdigit()}
+    tables += [_duplicate_rows(duplicates, ids), _excluded_rows(excluded, ids)]
+    columns = ["part", "class", "name", "count", "unit", "share", "correlation", "detail"]
+    table = pd.concat(tables, ignore_index=True).reindex(columns=columns)
+    return table.fillna({"class": "", "detail": ""})
+
+
+def _known(values: pd.Series) -> pd.Series:
+    """Texts, with nothing where a value is unknown."""
+    texts = values.astype("string").str.strip()
+    return texts.mask(texts.str.lower().isin(["", "nan", "none", "na", UNKNOWN]))
+
+
+def _years(ages: pd.Series) -> pd.Series:
+    """Ages as numbers, with nothing where one is unknown or none that a patient can have."""
+    years = pd.to_numeric(ages, errors="coerce").astype(float)
+    return years.where(years.between(0, 120))
+
+
+def _with_unknown(values: pd.Series) -> pd.Series:
+    """The categories with one more for values that are missing, where any are."""
+    return values.cat.add_categories(UNKNOWN).fillna(UNKNOWN) if values.isna().any() else values
+
+
+def _count_bands(counts: pd.Series) -> pd.Series:
+    """Numbers of images in bands, from that of the smallest to that of the largest."""
+    bands = ["1", "2", "3", "4–5", "6–10", "11–20", "21+"]
+    cut = pd.cut(counts, [0, 1, 2, 3, 5, 10, 20, np.inf], labels=bands)
+    return cut.cat.set_categories(bands[cut.cat.codes.min() : cut.cat.codes.max() + 1])
+
+
+def _age_bands(ages: pd.Series) -> pd.Series:
+    """Ages in bands of ten years, of five where they lie close; from 90 on, one band for all."""
+    years = ages.clip(upper=90)
+    width = 10 if years.max() - years.min() > 40 else 5
+    lows = np.arange(years.min() // width * width, years.max() + 1, width).astype(int)
+    bands = {low: f"{low}–{low + width - 1}" if low < 90 else "90+" for low in lows}
+    named = (years // width * width).map(bands)
+    return _with_unknown(named.astype(pd.CategoricalDtype(list(bands.values()))))
+
+
+def _categories(values: pd.Series) -> pd.Series:
+    """The values as categories, in the order of their names: the same in every task."""
+    return _with_unknown(values.astype(pd.CategoricalDtype(sorted(values.dropna().unique()))))
+
+
+def _largest(values: pd.Series, most: int = 10) -> pd.Series:
+    """The most frequent values as categories, and the rest as one: "12 other"."""
+    counts = values.xs(ALL).value_counts()
+    ranked = sorted(counts.index, key=lambda value: (-counts[value], value))
+    if len(ranked) > most:
+        rest = ranked[most - 1 :]
+        ranked = [*ranked[: most - 1], f"{len(rest)} other"]
+        values = values.mask(values.isin(rest), ranked[-1])
+    return _with_unknown(values.astype(pd.CategoricalDtype(ranked)))
+
+
+def _by_class(values: pd.Series, classes: Sequence[str]) -> pd.DataFrame:
+    """Long form of how often each category stands in each class; the index starts with labels."""
+    counts = values.groupby(level="label").value_counts().unstack(fill_value=0)
+    counts = counts.reindex([*classes, ALL], columns=values.cat.categories, fill_value=0)
+    known = counts.drop(columns=UNKNOWN, errors="ignore")
+    shares = known.div(known.sum(axis=1), axis=0).round(4).reindex_like(counts)
+    long = pd.DataFrame({"count": counts.stack(), "share": shares.stack()})
+    long = long.rename_axis(["class", "name"]).reset_index()
+    return long.assign(name=long["name"].astype(str))
+
+
+def _class_rows(sizes: pd.Series, unit: str, classes: Sequence[str]) -> pd.DataFrame:
+    """How many patients and images a class has; `sizes` are the images of each patient."""
+    of_class = sizes.groupby(level="label").agg(patients="size", images="sum")
+    of_class = of_class.reindex([*classes, ALL], fill_value=0).set_axis(["patients", unit], axis=1)
+    counts, shares = of_class.stack(), (of_class / of_class.loc[ALL]).round(4).stack()
+    long = pd.DataFrame({"count": counts, "share": shares}).rename_axis(["class", "unit"])
+    return long.reset_index().assign(part="classes", name="all")
+
+
+def _without_ids(texts: pd.Series, ids: set[str]) -> pd.Series:
+    """Texts that differ in nothing but the ids in them become one."""
+
+    def without(text: str) -> str:
+        pairs = [(word, word.strip(".,:;()[]'\"")) for word in text.split()]
+        return " ".join(word.replace(bare, "…") if bare in ids else word for word, bare in pairs)
+
+    return texts.map(without)
+
+
+def _duplicate_rows(duplicates: pd.DataFrame, ids: set[str], most: int = 6) -> pd.DataFrame:
+    """Pairs by kind, patient and side; then up to `most` of them by name, the gravest first."""
+    total = pd.DataFrame({"name": ["all"], "count": len(duplicates), "unit": "pairs"})
+    if duplicates.empty:
+        return total.assign(part="duplicates")
+    pairs = duplicates.astype(str)
+    pairs["correlation"] = pd.to_numeric(pairs["correlation"], errors="coerce").round(4)
+    first, second, same = pairs["first_side"], pairs["second_side"], pairs["same_patient"] == "True"
+    # a sample that was dropped before the split has no side
+    where = np.select([(first == "") | (second == ""), first == second], [2, 1], 0)
+    wheres = np.array([", on two sides", ", on one side", ", not both split"])
+    pairs["group"] = pairs["kind"] + np.where(same, ", of one patient", ", of two patients")
+    pairs["group"] += wheres[where]
+    pairs["name"] = pairs["first"] + (" (" + first + ")").where(first != "", "") + " and "
+    pairs["name"] += pairs["second"] + (" (" + second + ")").where(second != "", "")
+    pairs = pairs.assign(where=where, same=same).sort_values(
+        ["where", "same", "kind", "correlation", "name"], ascending=[True, True, True, False, True]
+    )
+    groups = pairs.assign(name=pairs["group"], detail=_without_ids(pairs["action"], ids))
+    groups = groups.groupby(["name", "detail"], sort=False).size().rename("count").reset_index()
+    named = pairs.head(most).assign(count=1, detail=pairs["kind"] + ", " + pairs["action"])
+    named = named[["name", "count", "correlation", "detail"]].assign(part="pairs")
+    if len(pairs) > most:
+        others = pd.DataFrame({"name": [REST], "count": len(pairs) - most, "part": "pairs"})
+        named = pd.concat([named, others])
+    counted = pd.concat([total, groups]).assign(part="duplicates")
+    return pd.concat([counted, named]).assign(unit="pairs")
+
+
+def _excluded_rows(excluded: pd.DataFrame, ids: set[str], most: int = 6) -> pd.DataFrame:
+    """What was left out, by reason, with the first three names of each."""
+    total = pd.DataFrame({"name": ["all"], "count": len(excluded)})
+    reasons = excluded.assign(reason=_without_ids(excluded["reason"], ids)).groupby("reason")
+    by_reason = reasons["name"].agg(
+        count="size", detail=lambda names: ", ".join([*names[:3], *["…"][: len(names) - 3]])
+    )
+    by_reason = by_reason.rename_axis("name").reset_index()
+    by_reason = by_reason.sort_values(["count", "name"], ascending=[False, True])
+    named = [total, by_reason.head(most)]
+    if len(by_reason) > most:
+        others = by_reason["count"].iloc[most:].sum()
+        named.append(pd.DataFrame({"name": [REST], "count": others}))
+    return pd.concat(named).assign(part="left out", unit="names")

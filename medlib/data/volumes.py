@@ -1,0 +1,304 @@
+"""NIfTI volumes as pictures: axial slices, upright and windowed, chosen with or without a mask.
+
+Whatever way a volume, its mask and its patient's reference volume are stored, they are brought to
+RAS+ (x to the patient's right, y to the front, z up) by their affines, and compared there.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from medlib.data.cards import Volumes
+
+MAX_VOXELS = 2**30  # 4 GiB as float32; a header of 352 bytes may claim anything
+
+
+def slices(
+    path: Path | str,
+    settings: Volumes,
+    *,
+    mask: Path | str | None = None,
+    grid: Path | str | None = None,
+) -> dict[int, Image.Image]:
+    """The axial slices of a volume that ``settings`` choose: RGB pictures by RAS+ slice number.
+
+    They are drawn in radiological convention, anterior up and the patient's right on the left, and
+    windowed to the percentiles of the whole volume's head. ``mask`` (any label above 0 is tumour)
+    is read where the settings need one. ``grid`` is the patient's reference volume: a volume or a
+    mask that lies otherwise is resampled onto it where the settings say so.
+
+    Raises ValueError, with the way out, for a file that is no whole 3-D NIfTI volume, for values
+    that are not finite or all alike, for too few slices, for a mask that is missing or empty, and
+    for another grid than the reference's. FileNotFoundError where there is no file.
+    """
+    if settings.needs_mask and not mask:
+        by_tumour = settings.choice == "largest_tumour"
+        needs = "choice largest_tumour" if by_tumour else "crop_margin"
+        raise ValueError(
+            f"it has no mask, which {needs} needs: name one in the manifest, or write "
+            "`choice: central` without `crop_margin` under `volumes` in the card"
+        )
+    volume, lies = _read(path, "it")
+    if volume.min() == volume.max():
+        raise ValueError(f"it is constant ({volume.min():g}): there is nothing to see, replace it")
+    if grid:
+        wanted = _open(grid, f"its reference volume {Path(grid).name}").grid
+        volume = _onto(wanted, volume, lies, settings, f"reference volume {Path(grid).name}")
+        lies = wanted
+    if volume.shape[2] < settings.slices:
+        raise ValueError(
+            f"it has {volume.shape[2]} axial slices, {settings.slices} were asked for: lower "
+            "`slices` under `volumes` in the card, or take it out of the manifest"
+        )
+    tumour = _tumour(mask, lies, settings) if settings.needs_mask else None
+    head = _head(volume)
+    grey = window(volume, head, settings.percentiles)
+    if grey.min() == grey.max():
+        raise ValueError(
+            "its head has one grey value only, as a mask has: replace it, or widen `percentiles` "
+            "under `volumes` in the card"
+        )
+    if settings.crop_margin is not None:
+        grey = grey[_box(tumour, lies.sizes, settings.crop_margin)]
+    return {z: _picture(grey, z, settings.neighbours) for z in _chosen(settings, head, tumour)}
+
+
+def window(
+    values: np.ndarray,
+    inside: np.ndarray | None = None,
+    percentiles: tuple[float, float] = (0.5, 99.5),
+) -> np.ndarray:
+    """Scale values to 0 … 255 (uint8) between two of their percentiles, or those of ``inside``.
+
+    Raises ValueError for values that are not finite.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError("it holds NaN or infinite values")
+    low, high = np.percentile(values if inside is None else values[inside], percentiles)
+    with np.errstate(over="ignore"):  # both ends alike: what lies above them is white
+        scaled = (values - low) / max(high - low, np.finfo(np.float32).tiny)
+    return np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
+
+
+def describe(path: Path | str) -> str:
+    """The grid of a volume in words: shape, voxel size, and where it lies in RAS+ millimetres."""
+    return str(_open(path, "it").grid)
+
+
+class Grid(NamedTuple):
+    """Where voxels lie: ``shape`` in voxels, ``affine`` (4×4) to millimetres, both in RAS+."""
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """The three edges of a voxel in millimetres."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    def __str__(self) -> str:
+        far = self.affine @ [*np.subtract(self.shape, 1), 1]  # tells rotated grids apart
+        return (
+            f"{' × '.join(map(str, self.shape))} voxels of {_numbers(self.sizes, ' × ')} mm, origin"
+            f" ({_numbers(self.affine[:3, 3])}) mm, last voxel at ({_numbers(far[:3])}) mm"
+        )
+
+
+def _numbers(values: np.ndarray, between: str = ", ") -> str:
+    return between.join(f"{round(value, 3) + 0.0:g}" for value in values.tolist())  # never -0
+
+
+class _Opened(NamedTuple):
+    image: object  # nibabel's, its voxels not read yet
+    orientation: np.ndarray  # 3×2, nibabel's: how its axes become those of RAS+
+    grid: Grid
+
+
+def _open(path: Path | str, what: str) -> _Opened:
+    """Read and check a volume's header; ``what`` begins the messages."""
+    import nibabel  # here, since machines that only train on packed images may not have it
+
+    try:
+        image = nibabel.load(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # nibabel, gzip and zlib have each their own
+        raise ValueError(
+            f"{what} is not a NIfTI file ({_reason(error)}): copy or download it again"
+        ) from error
+    # Analyze files, which nibabel reads as well, do not say which side is left.
+    if not isinstance(image, nibabel.Nifti1Pair):
+        raise ValueError(f"{what} is not a NIfTI file but {type(image).__name__}: convert it")
+    shape, kind = image.shape, image.get_data_dtype()
+    if len(shape) < 3 or set(shape[3:]) - {1}:
+        raise ValueError(
+            f"{what} must be one volume, a 3-D volume is needed, its shape is {shape}: store the "
+            "one that is meant as a file of its own"
+        )
+    shape = shape[:3]
+    if min(shape) < 1:
+        raise ValueError(f"{what} is empty, its shape is {shape}: replace it")
+    if math.prod(shape) > MAX_VOXELS:
+        raise ValueError(
+            f"{what} has {' × '.join(map(str, shape))} voxels by its header, more than the "
+            f"{MAX_VOXELS} that are read: the file is damaged, or must be cropped or downsampled"
+        )
+    if kind.kind not in "iuf":
+        raise ValueError(f"{what} holds values of type {kind}, not grey values: convert it")
+    affine = np.asarray(image.affine, float)
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    # A parallelepiped that is a millionth of its box is flat: its orientation is undefined.
+    if not (
+        np.isfinite(affine).all()
+        and abs(np.linalg.det(affine[:3, :3])) > 1e-6 * math.prod(sizes) > 0
+    ):
+        raise ValueError(
+            f"{what} has an affine that is singular or not finite, {affine[:3].tolist()}, so that "
+            "left and right are not known: convert it from its DICOM series again"
+        )
+    orientation = nibabel.io_orientation(affine)
+    upright = tuple(shape[axis] for axis in np.argsort(orientation[:, 0]))
+    affine = affine @ nibabel.orientations.inv_ornt_aff(orientation, shape)
+    return _Opened(image, orientation, Grid(upright, affine))
+
+
+def _read(path: Path | str, what: str) -> tuple[np.ndarray, Grid]:
+    """A volume's values in RAS+ (X×Y×Z, float32), and its grid."""
+    import nibabel
+
+    image, orientation, grid = _open(path, what)
+    try:
+        values = np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
+        if str(path).lower().endswith(".gz"):  # nibabel stops before the checksum at the end
+            with gzip.open(path) as packed:
+                while packed.read(1 << 20):
+                    pass
+    except Exception as error:  # truncated or damaged: nibabel, mmap, gzip and zlib say it each
+        raise ValueError(
+            f"{what} cannot be read to its end ({_reason(error)}): copy or download it again"
+        ) from error
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"{what} holds NaN or infinite values: replace them (0 where there is nothing)"
+        )
+    return nibabel.apply_orientation(values, orientation), grid
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _agree(a: Grid, b: Grid) -> bool:
+    """Whether the voxels of two grids lie at the same places."""
+    if a.shape != b.shape:
+        return False
+    # Quaternions in float32 place the corners of one and the same grid up to 0.1 mm apart; what
+    # is below a tenth of a voxel shows in no picture.
+    corners = np.array(list(product(*((0, n) for n in a.shape), [1])))
+    apart = np.linalg.norm((corners @ (a.affine - b.affine).T), axis=1)
+    return bool(apart.max() < 0.1 * min(*a.sizes, *b.sizes))
+
+
+def _onto(wanted: Grid, volume: np.ndarray, lies: Grid, settings: Volumes, name: str) -> np.ndarray:
+    """The volume on the grid ``wanted``, that of ``name``: as it is, resampled, or refused."""
+    if _agree(lies, wanted):
+        return volume
+    both = f"its grid ({lies}) is not that of its {name} ({wanted})"
+    if not settings.resample:
+        raise ValueError(f"{both}: write `resample: true` under `volumes` in the card")
+    resampled = _resampled(volume, lies, wanted, order=1, outside=_rim(volume))
+    if resampled.min() == resampled.max():
+        raise ValueError(f"{both}, and nothing of it lies there: register the two, or replace it")
+    return resampled
+
+
+def _resampled(
+    values: np.ndarray, lies: Grid, wanted: Grid, order: int, outside: float
+) -> np.ndarray:
+    import nibabel
+    import nibabel.processing
+
+    # With SciPy's mode "constant", a voxel that rounding puts 1e-15 outside is lost.
+    return nibabel.processing.resample_from_to(
+        nibabel.Nifti1Image(values, lies.affine), wanted, order, mode="grid-constant", cval=outside
+    ).get_fdata(dtype=np.float32)
+
+
+def _tumour(mask: Path | str, wanted: Grid, settings: Volumes) -> np.ndarray:
+    """Where the mask is above 0, on the grid ``wanted`` of its volume: X×Y×Z, bool."""
+    what = f"its mask {Path(mask).name}"
+    values, lies = _read(mask, what)
+    tumour = values > 0
+    if not tumour.any():
+        raise ValueError(f"{what} is empty, no voxel is above 0: draw it, or take the row out")
+    if _agree(lies, wanted):
+        return tumour
+    both = f"{what} has another grid ({lies}) than the volume ({wanted})"
+    if not settings.resample:
+        raise ValueError(f"{both}: write `resample: true` under `volumes` in the card")
+    tumour = _resampled(tumour.astype(np.uint8), lies, wanted, order=0, outside=0) > 0
+    if not tumour.any():
+        raise ValueError(f"{both}, and nothing of it lies there: register the two, or replace it")
+    return tumour
+
+
+def _rim(volume: np.ndarray) -> float:
+    """The grey value of the background: the median of the four outer planes in x and y."""
+    return np.median(np.concatenate([volume[[0, -1]].ravel(), volume[:, [0, -1]].ravel()]))
+
+
+def _head(volume: np.ndarray) -> np.ndarray:
+    """Where the head is: X×Y×Z, bool; not empty unless the volume is constant."""
+    # Real backgrounds may be grey and real values negative: the head is what differs from the
+    # rim, not what is greater than zero. Differs: by 2 % of the range of values. That is 1 to 3
+    # times the 99th percentile in real heads; a hot voxel, which may make it 1000, counts as 4.
+    contrast = np.abs(volume - _rim(volume))
+    return contrast > 0.02 * min(np.ptp(volume), 4 * np.percentile(contrast, 99))
+
+
+def _chosen(settings: Volumes, head: np.ndarray, tumour: np.ndarray | None) -> list[int]:
+    """The numbers of the slices to draw, ascending."""
+    n, depth = settings.slices, head.shape[2]
+    if settings.choice == "all_head":
+        areas = head.sum((0, 1))
+        within = np.flatnonzero(4 * areas >= areas.max())
+        if len(within) < n:
+            raise ValueError(
+                f"its head has {len(within)} axial slices, {n} were asked for: lower `slices` "
+                "under `volumes` in the card (0: every slice of the head)"
+            )
+        if n == 1:
+            return [int(within[(len(within) - 1) // 2])]
+        if n > 0:
+            within = within[np.rint(np.linspace(0, len(within) - 1, n)).astype(int)]
+        return within.tolist()
+    first = (depth - n) // 2
+    if settings.choice == "largest_tumour":
+        first = min(max(int(tumour.sum((0, 1)).argmax()) - n // 2, 0), depth - n)
+    return list(range(first, first + n))
+
+
+def _box(tumour: np.ndarray, sizes: np.ndarray, margin: float) -> tuple[slice, slice]:
+    """The part of x and y that holds the tumour of all slices and ``margin`` mm around it."""
+    box = []
+    for axis in (0, 1):
+        there = np.flatnonzero(tumour.any(axis=(1 - axis, 2)))
+        # At least the margin; but a voxel of 0.9 mm is 0.89999998 in a header.
+        wide = np.ceil(margin / sizes[axis] - 0.01)
+        start, stop = max(there[0] - wide, 0), min(there[-1] + 1 + wide, tumour.shape[axis])
+        box.append(slice(int(start), int(stop)))
+    return tuple(box)
+
+
+def _picture(grey: np.ndarray, z: int, neighbours: bool) -> Image.Image:
+    """Slice ``z`` of X×Y×Z uint8: rows from front to back, columns from right to left."""
+    around = np.clip([z - 1, z, z + 1], 0, grey.shape[2] - 1) if neighbours else [z, z, z]
+    upright = grey[::-1, ::-1, around].transpose(1, 0, 2)
+    return Image.fromarray(np.ascontiguousarray(upright))

@@ -1,0 +1,131 @@
+"""Files written whole or not at all, content hashes, and the record of the environment."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+PACKAGES = ("medlib", "torch", "torchvision", "timm", "peft", "numpy", "scikit-learn", "pandas")
+
+
+@contextlib.contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it becomes ``path``, else it is removed.
+
+    Works for a file and for a folder (an existing folder is replaced).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = handle / path.name
+    try:
+        yield temporary
+        if temporary.is_dir() and path.exists():
+            # A folder cannot be renamed over a full one; set the old one aside first.
+            os.rename(path, handle / "replaced")
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if (handle / "replaced").exists() and not path.exists():
+                os.rename(handle / "replaced", path)
+            raise
+    finally:
+        shutil.rmtree(handle, ignore_errors=True)
+
+
+def save_text(path: Path | str, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def save_json(path: Path | str, value: object) -> None:
+    save_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def save_csv(path: Path | str, frame: pd.DataFrame) -> None:
+    """Write a frame with floats at full precision, so that reading it back loses nothing."""
+    with replacing(path) as temporary:
+        frame.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def read_samples(path: Path | str) -> pd.DataFrame:
+    """A table of samples: ids and labels stay text, so that "007" and "NA" are what they say."""
+    text = dict.fromkeys(("sample_id", "patient_id", "label", "y_true"), str)
+    return pd.read_csv(path, dtype=text, keep_default_na=False)
+
+
+def read_json(path: Path | str) -> dict:
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def file_sha256(path: Path | str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_hash(*parts: object) -> str:
+    """A 16-digit sha256 of frames, arrays and JSON values, the same on every machine."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, pd.DataFrame):
+            part = part.to_csv(index=False, lineterminator="\n")
+        elif isinstance(part, np.ndarray):
+            part = [part.dtype.str, list(part.shape), hashlib.sha256(part.tobytes()).hexdigest()]
+        digest.update(json.dumps(part, sort_keys=True).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return None
+
+
+def _version(package: str) -> str | None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
+
+
+def environment() -> dict:
+    """Package versions, git commit and hardware, for a run's record."""
+    torch = sys.modules.get("torch")  # named only where the run has used it
+    cuda = torch is not None and torch.cuda.is_available()
+    return {
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "git_commit": _git_commit(),
+        "hardware": {
+            "machine": platform.machine(),
+            "cpu_count": os.cpu_count(),
+            "threads": torch.get_num_threads() if torch is not None else None,
+            "gpu": torch.cuda.get_device_name() if cuda else None,
+        },
+    }
+
+
+def peak_memory_bytes() -> dict:
+    """Peak resident memory of this process, and of the GPU where one was used, in bytes."""
+    # ru_maxrss is in kilobytes on Linux and in bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    torch = sys.modules.get("torch")
+    cuda = torch is not None and torch.cuda.is_available()
+    return {
+        "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "gpu": torch.cuda.max_memory_allocated() if cuda else None,
+    }

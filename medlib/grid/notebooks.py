@@ -1,0 +1,203 @@
+"""One notebook, one set of parameters: papermill, made strict.
+
+    python -m medlib.grid.notebooks NOTEBOOK OUTPUT --parameters '{"seed": 1}' --expect FILE …
+
+Parameters are JSON and must be named, and typed, as the cell tagged ``parameters`` has them; the
+kernel is ``python3``, started in the notebook's own folder; a promised output that is not there at
+the end is a failure. What failed stands in a record beside the executed notebook (:func:`failed`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import functools
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from medlib.errors import listed, unknown
+from medlib.grid.jobs import CONTROLLER, ExecutionError, failed, room, run_job
+
+MEDLIB = Path(__file__).resolve().parents[1]
+
+
+# papermill's JSON-schema validator loads, if it is there, a checker of internationalised URLs that
+# compiles a grammar for most of a second in every job. No notebook needs it: it is optional, and
+# a module that is None in this table counts as not installed.
+sys.modules.setdefault("rfc3987_syntax", None)
+
+
+def check_parameters(notebook: Path | str, parameters: dict) -> None:
+    """Raise ExecutionError that lists every unknown or wrongly typed parameter."""
+    import papermill
+
+    try:
+        cell = papermill.inspect_notebook(str(notebook))
+    except ValueError as error:  # as saved by an editor that leaves the kernel out
+        message = f"{notebook} names no kernel: give it the kernelspec python3."
+        raise ExecutionError(message) from error
+    problems = []
+    for name, value in parameters.items():
+        if name not in cell:
+            problems.append(unknown("parameter", name, list(cell)))
+            continue
+        default = ast.literal_eval(cell[name]["default"])
+        if not _fits(value, default):
+            problems.append(
+                f"{name} is {json.dumps(value)} ({type(value).__name__}), but must be "
+                f"{type(default).__name__} like its default {default!r}"
+            )
+    if problems:
+        raise ExecutionError(f"{notebook} cannot take these parameters:\n{listed(problems)}")
+
+
+def _fits(value: object, default: object) -> bool:
+    """Whether a value has its default's type; whole numbers pass as float, anything for None."""
+    if default is None:
+        return True
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if type(value) is not type(default):
+        return False
+    if isinstance(default, list) and default:
+        return all(_fits(item, default[0]) for item in value)
+    return True
+
+
+def execute(
+    notebook: Path | str,
+    output: Path | str,
+    parameters: dict | None = None,
+    expect: tuple[str, ...] | list[str] = (),
+) -> float:
+    """Run a notebook and save the executed copy as ``output``; returns the seconds it took.
+
+    Raises ExecutionError for parameters that do not fit, a cell that fails (its message, and
+    where the executed notebook lies) and expected files that were not written.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    notebook, output = Path(notebook), Path(output)
+    if not notebook.is_file():
+        raise ExecutionError(f"There is no notebook {notebook}.")
+    check_parameters(notebook, parameters or {})
+    output.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    try:
+        papermill.execute_notebook(
+            str(notebook), str(output), parameters or {}, kernel_name="python3",
+            cwd=str(notebook.parent), progress_bar=False,
+            extra_arguments=["--log-level=CRITICAL"],
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        raise ExecutionError(
+            f"{notebook.name} failed in its code cell {error.exec_count}.\n"
+            f"{error.ename}: {error.evalue}{room(str(error.evalue), output)}\n"
+            f"The executed notebook: {output}", error.exec_count, error.ename,
+        ) from error  # fmt: skip
+    except (RuntimeError, TimeoutError, ConnectionError) as error:  # nbclient's, of a kernel
+        raise ExecutionError(
+            f"{notebook.name}: its kernel died, or did not answer: killed, or the machine ran out "
+            f"of memory. ({type(error).__name__}: {error})\n"
+            f"The executed notebook, as far as it came: {output}", kind="DeadKernelError",
+        ) from error  # fmt: skip
+    except OSError as error:  # of the executed notebook itself
+        raise ExecutionError(
+            f"{notebook.name}: {output} cannot be written.\n{type(error).__name__}: {error}"
+            f"{room(str(error), output)}", kind=type(error).__name__,
+        ) from error  # fmt: skip
+    missing = [name for name in expect if not Path(name).exists()]
+    if missing:
+        raise ExecutionError(
+            f"{notebook.name} ran to its end but did not write:\n{listed(missing)}\n"
+            f"The executed notebook: {output}"
+        )
+    return time.perf_counter() - start
+
+
+def ensure(notebook: str, *promised: Path, **parameters: object) -> None:
+    """Where a promised file is missing, run the notebook that writes it, and say so.
+
+    This is how a notebook opened on its own gets its inputs; in a grid they are always there. The
+    notebook's name is relative to the working folder, and its executed copy lies beside the first
+    promised file.
+    """
+    if all(path.exists() for path in promised):
+        return
+    print(f"{promised[0]} is not there yet: running {notebook} …", flush=True)
+    command = [
+        sys.executable, "-m", "medlib.grid.notebooks", notebook, str(promised[0].parent / notebook),
+        "--parameters", json.dumps(parameters), "--expect", *map(str, promised),
+    ]  # fmt: skip
+    # A process of its own: papermill cannot start its event loop inside a running kernel's.
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        # Under a controller nothing is printed: why it failed stands in its record alone.
+        known = failed(promised[0].parent / notebook)
+        words = known["error"] if known else done.stderr.strip()
+        raise ExecutionError(words or f"{notebook} ended with {done.returncode}")
+
+
+def sources(notebook: Path | str) -> list[Path]:
+    """The notebook and the medlib modules that it imports, directly or through others.
+
+    What a grid has to run again when one of them is edited.
+    """
+    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    found, todo = set(), set(imports(code))
+    while todo:
+        module = todo.pop()
+        if module not in found:
+            found.add(module)
+            todo |= imports(module.read_text(encoding="utf-8"))
+    return [Path(notebook), *sorted(found)]
+
+
+@functools.cache  # of each module once, however many rules depend on it
+def imports(code: str) -> frozenset[Path]:
+    """The files of the medlib modules that Python code imports."""
+    named = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            named |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            named |= {alias.name for alias in node.names}
+    ours = (name.split(".")[1:] for name in named if name.startswith("medlib."))
+    files = (MEDLIB.joinpath(*parts).with_suffix(".py") for parts in ours)
+    return frozenset(file for file in files if file.is_file())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("output", type=Path, help="where the executed notebook is saved")
+    parser.add_argument("--parameters", default="{}", help="a JSON object")
+    parser.add_argument("--expect", nargs="*", default=[], help="files that the run must write")
+    parser.add_argument("--gpu", type=int, default=0, help="1: take a GPU, where there is one")
+    parser.add_argument("--attempt", type=int, default=1, help="from 2 on: only what is transient")
+    arguments = parser.parse_args()
+    notebook, output, expect = arguments.notebook, arguments.output, arguments.expect
+    try:
+        parameters = json.loads(arguments.parameters)
+    except json.JSONDecodeError as error:
+        print(f"--parameters is not JSON ({error}): {arguments.parameters}", file=sys.stderr)
+        return 2
+
+    def work() -> None:
+        if not isinstance(parameters, dict):
+            raise ExecutionError(f"--parameters is not a JSON object: {arguments.parameters}")
+        seconds = execute(notebook, output, parameters, expect)
+        if not os.environ.get(CONTROLLER):
+            print(f"{notebook.stem}: {seconds:.1f} s -> {output}")
+
+    return run_job(work, output, notebook, expect, arguments.attempt, bool(arguments.gpu))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

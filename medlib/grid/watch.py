@@ -1,0 +1,190 @@
+"""What a run of a grid is doing, from Snakemake's events."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+from snakemake_interface_logger_plugins.base import LogHandlerBase
+from snakemake_interface_logger_plugins.common import LogEvent
+
+from medlib import files
+from medlib.grid import jobs
+
+# After which of Snakemake's events the file of progress is written. A job's description comes last.
+SHOWN = (LogEvent.JOB_INFO, LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.JOB_ERROR)
+TARGET = "all"  # Snakefile's rule that only names what is wanted: not a job of its own
+# What Snakemake says of a job that failed: the table at the end says it better.
+NOISE = r"RuleException|WorkflowError:\s+At least one job did not|Exiting because a job execution"
+COORDINATES = ("task", "backbone", "regime", "labels", "seed")
+
+
+class LogHandler(LogHandlerBase):
+    """Snakemake's events, handed on to a function in place of being printed."""
+
+    listener: Callable[[logging.LogRecord], object]
+    writes_to_stream, writes_to_file = True, False
+    has_filter, has_formatter, needs_rulegraph = True, True, False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            type(self).listener(record)
+        except Exception:  # as every handler: what is shown must not end what runs
+            self.handleError(record)
+
+
+def describe(rule: str, wildcards: dict | None) -> str:
+    """A job in words: "finetune fundus_pm vit_tiny-random seed 0"."""
+    values = {name: str((wildcards or {}).get(name, "")) for name in COORDINATES}
+    if values["regime"]:
+        values["regime"] += values.pop("labels")
+    if values["seed"]:
+        values["seed"] = f"seed {values['seed']}"
+    return " ".join([rule, *filter(None, values.values())])
+
+
+class Watch:
+    """What a run is doing, from Snakemake's events: a line now and then, and a file.
+
+    The lines become rarer the longer it runs: some four hundred in three days.
+    """
+
+    def __init__(self, path: Path | None = None, out=None, clock=time.time):
+        self.path, self.out, self.clock = path, out or sys.stdout, clock
+        self.begun = self.shown = clock()
+        self.jobs: dict[int, dict] = {}  # id -> rule, words, what it writes first
+        self.working: dict[int, float] = {}  # id -> since when
+        self.failed: dict[int, dict] = {}
+        self.left: Counter = Counter()  # jobs of each rule that are not done
+        self.took: dict[str, list[float]] = defaultdict(list)
+        self.done, self.total = 0, 0
+        self.lock = threading.RLock()
+
+    def __call__(self, record: logging.LogRecord) -> None:
+        with self.lock:
+            event = getattr(record, "event", None)
+            if event == LogEvent.RUN_INFO and not self.total:
+                self.left = Counter(record.stats)
+                del self.left["total"], self.left[TARGET]
+                self.total = self.left.total()
+                self.say(f"{self.total} jobs to run.")
+            elif event in (LogEvent.JOB_INFO, LogEvent.JOB_ERROR):
+                known = self.jobs.setdefault(record.jobid, {})
+                writes = next(iter([*(record.log or ()), *(record.output or ())]), "")
+                known |= {"rule": record.rule_name, "writes": writes}
+                known.setdefault("words", describe(record.rule_name, None))
+                if event == LogEvent.JOB_INFO:
+                    known["words"] = describe(record.rule_name, record.wildcards)
+                else:
+                    self.working.pop(record.jobid, None)
+                    if record.jobid not in self.failed:
+                        self.failed[record.jobid] = known
+                        self.say(f"failed: {known['words']}: {why(known)[1]}")
+            elif event == LogEvent.JOB_STARTED:
+                for job in record.jobs:
+                    self.working[job] = self.clock()
+            elif event == LogEvent.JOB_FINISHED:
+                self._finished(record.job_id)
+            elif record.levelno >= logging.WARNING and not re.match(NOISE, record.getMessage()):
+                self.say(record.getMessage())
+            if event in SHOWN:
+                self.show()
+
+    def _finished(self, job: int) -> None:
+        self.failed.pop(job, None)  # it went well at a later attempt
+        rule = self.jobs.get(job, {}).get("rule", "")
+        if rule == TARGET:
+            return
+        self.done += 1
+        self.left[rule] -= 1
+        self.took[rule].append(self.clock() - self.working.pop(job, self.clock()))
+
+    def seconds_left(self) -> float | None:
+        """An estimate: what is left, at each rule's mean duration and today's parallelism.
+
+        A job that has run for longer than the mean is taken to need as long again as it is over.
+        """
+        every = [seconds for took in self.took.values() for seconds in took]
+        if len(every) < 3:
+            return None
+        usual = sum(every) / len(every)
+        mean = {rule: sum(took) / len(took) for rule, took in self.took.items()}
+        now, waiting = self.clock(), Counter(self.left)
+        worked, work = sum(every), 0.0
+        for job, since in self.working.items():
+            rule = self.jobs.get(job, {}).get("rule", "")
+            waiting[rule] -= 1
+            worked += now - since
+            work += abs(mean.get(rule, usual) - (now - since))
+        work += sum(n * mean.get(rule, usual) for rule, n in waiting.items())
+        parallel = worked / max(now - self.begun, 1e-9)
+        return max(work, 0) / max(parallel, 1e-9)
+
+    def summary(self) -> dict:
+        now = self.clock()
+        return {
+            "done": self.done, "failed": len(self.failed), "total": self.total,
+            "seconds_left": self.seconds_left(),
+            "running": [
+                {"job": self.jobs[job]["words"], "seconds": now - since,
+                 "writes": self.jobs[job]["writes"]}
+                for job, since in self.working.items() if job in self.jobs
+            ],
+        }  # fmt: skip
+
+    def show(self) -> None:
+        """Say how far it is, if the last time is long enough ago; keep it in the file."""
+        now = self.clock()
+        with self.lock:
+            if not self.total:
+                return
+            if self.path is not None:
+                with contextlib.suppress(OSError):  # a full disk is told by the job that needs it
+                    files.save_json(self.path, self.summary())
+            if now - self.shown >= max(10, 0.02 * (now - self.begun)):
+                self.shown = now
+                self.say(progress_words(self.summary()))
+
+    def say(self, words: str) -> None:
+        print(words, file=self.out, flush=True)
+
+
+def progress_words(now: dict) -> str:
+    """A line: jobs done of all, what is running, and for how long it may go on."""
+    words = f"{now['done']} of {now['total']} jobs ({now['done'] / max(now['total'], 1):.0%})"
+    words += f", {now['failed']} failed" * bool(now["failed"])
+    names = [f"{job['job']} ({duration(job['seconds'])})" for job in now["running"]]
+    if names:
+        rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        words += f" · running: {', '.join(names[:3])}{rest}"
+    if now["seconds_left"] is not None and now["done"] < now["total"]:
+        words += f" · about {duration(now['seconds_left'])} left"
+    return words
+
+
+def duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def why(job: dict) -> tuple[str, str, str]:
+    """Where a job failed, the first line of its error, and its executed notebook, if it has one."""
+    notebook = job["writes"] if job["writes"].endswith(".ipynb") else ""
+    found = jobs.failed(job["writes"]) if job["writes"] else None
+    if found is None:
+        return "", "it ended without a word: killed, or out of memory?", notebook
+    where = Path(found["source"]).name
+    if found["cell"] is not None:
+        where = f"code cell {found['cell']} of {where}"
+    line = found["line"]
+    return where, line if len(line) < 300 else line[:300] + " …", notebook

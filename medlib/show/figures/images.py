@@ -1,0 +1,113 @@
+"""Figures of packed images: examples of each class, slices of a volume."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from medlib.show.names import spoken
+from medlib.show.style import PAGE, styled, text_width, wrapped
+
+
+@styled
+def sample_grid(
+    images: np.ndarray, labels: Sequence[str], classes: Sequence[str], per_class: int = 6,
+    title: str | None = None,
+) -> Figure:  # fmt: skip
+    """Example images, one row per class, with the class's name and its number of images at left.
+
+    `images` is uint8 of shape (N, H, W, 3), `labels` the N class names. The examples are spread
+    evenly over the class's images in their order, so that neighbouring slices of one patient do
+    not fill the row. A class without images keeps its (empty) row.
+    """
+    rows = {}
+    for name in classes:
+        members = np.flatnonzero(np.asarray(labels) == name)
+        words = f"{textwrap.fill(spoken(name), 18)}\n{len(members):,} images"
+        rows[words] = members[_spread(len(members), per_class)]
+    return _picture_rows(images, rows, per_class, title)[0]
+
+
+@styled
+def slice_strip(
+    images: np.ndarray, index: pd.DataFrame, classes: Sequence[str] | None = None,
+    title: str | None = None,
+) -> Figure:  # fmt: skip
+    """The packed slices of one volume of each class, in order, each with its slice's number.
+
+    `images` is uint8 of shape (N, H, W, 3); `index` has N rows in the same order, with sample_id,
+    label and slice. A class (given, or all in order of appearance) is shown by its first sample,
+    of which eight slices are taken, spread evenly, where there are more. The letters at the first
+    picture's edges say how it must lie: anterior above, the patient's right at the left.
+    """
+    rows = {}
+    for name in index["label"].unique() if classes is None else classes:
+        sample = index["sample_id"][index["label"] == name].head(1)
+        members = np.flatnonzero(index["sample_id"].isin(sample))
+        members = members[np.argsort(index["slice"].iloc[members].astype(int), kind="stable")]
+        words = [*textwrap.wrap(spoken(name), 18), *textwrap.wrap("".join(sample), 18)]
+        rows["\n".join(words)] = members[_spread(len(members), 8)]
+    fig, axes = _picture_rows(images, rows, max(1, *map(len, rows.values())), title)
+    for row, members in zip(axes, rows.values(), strict=True):
+        for ax, number in zip(row, index["slice"].iloc[members], strict=False):
+            _on_picture(ax, 0.97, 0.03, f"{int(number)}")
+    for letter, place in {"A": (0.5, 0.98), "P": (0.5, 0.02), "R": (0, 0.5), "L": (1, 0.5)}.items():
+        _on_picture(axes[0, 0], *place, letter, fontweight="bold")
+    return fig
+
+
+def _spread(n: int, most: int) -> np.ndarray:
+    """Up to `most` of the positions 0 to n-1, spread evenly from the first to the last."""
+    return np.linspace(0, n - 1, min(most, n)).round().astype(int)
+
+
+def _picture_rows(
+    images: np.ndarray, rows: Mapping[str, np.ndarray], columns: int, title: str | None
+) -> tuple[Figure, np.ndarray]:
+    """A figure of rows of pictures: `rows` maps the words at a row's left to its positions."""
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"images must be uint8, (N, H, W, 3); got {images.dtype} {images.shape}")
+    # all sizes are known, in inches: so the pictures fill their places, as no layout engine does
+    left, gap = max(text_width(words, 7.5) for words in rows) + 0.12, 0.03
+    width = min((PAGE - left) / columns - gap, 1.5)
+    height = width * images.shape[1] / images.shape[2]
+    full = left + columns * (width + gap)
+    heading = wrapped(title or "", full - 0.1, 8, weight="bold")
+    top = 0.05 + 0.15 * len(heading.splitlines())
+    size = full, top + len(rows) * (height + gap)
+    places = {
+        "left": left / size[0], "right": 1 - gap / size[0], "wspace": gap / width,
+        "top": 1 - top / size[1], "bottom": gap / size[1], "hspace": gap / height,
+    }  # fmt: skip
+    fig, axes = plt.subplots(
+        len(rows), columns, figsize=size, squeeze=False, layout="none", gridspec_kw=places
+    )
+    for row, (words, members) in zip(axes, rows.items(), strict=True):
+        for ax in row:
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+        for ax, index in zip(row, members, strict=False):
+            ax.imshow(images[index])
+        row[0].set_ylabel(words, rotation=0, ha="right", va="center", labelpad=4)
+    fig.text(0.05 / full, 1 - 0.05 / size[1], heading, va="top", fontsize=8, fontweight="bold")
+    return fig, axes
+
+
+def _on_picture(ax: Axes, x: float, y: float, words: str, **look) -> None:
+    """White words with a black rim, readable on any picture, on the inside of its edge."""
+    ha, va = (
+        "center" if at == 0.5 else low if at < 0.5 else high
+        for at, low, high in ((x, "left", "right"), (y, "bottom", "top"))
+    )  # fmt: skip
+    rim = withStroke(linewidth=1.5, foreground="black")
+    ax.text(
+        x, y, words, transform=ax.transAxes, ha=ha, va=va, color="white", fontsize=6.5,
+        path_effects=[rim], **look,
+    )  # fmt: skip

@@ -1,0 +1,78 @@
+"""Figures of choosing and training: validation and learning curves."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from medlib.show.names import HEADS
+from medlib.show.style import BLUE, CHOSEN, COLUMN, PAGE, SKY, legend_above, styled
+
+
+@styled
+def validation_curve(history: pd.DataFrame) -> Figure:
+    """Validation AUROC against each head's hyper-parameter: how the value used was chosen.
+
+    `history` has the columns head, hyperparameter (its name), value, fold, val_auroc and chosen
+    (bool), one row per head, value and fold. One panel per head; a thin line per fold, the mean
+    thick, a star where the fold's choice fell.
+    """
+    heads = [head for head in HEADS if head in set(history["head"])]
+    width = COLUMN if len(heads) == 1 else PAGE
+    fig, axes = plt.subplots(1, len(heads), figsize=(width, 2.2), sharey=True, squeeze=False)
+    thin, thick = {"color": SKY, "linewidth": 0.7}, {"color": BLUE, "linewidth": 1.8}
+    for ax, head in zip(axes[0], heads, strict=True):
+        rows = history[history["head"] == head]
+        folds = rows.pivot(index="value", columns="fold", values="val_auroc")
+        ax.plot(folds, **thin)
+        ax.plot(folds.mean(axis=1), **thick)
+        chosen = rows[rows["chosen"]]
+        ax.plot(chosen["value"], chosen["val_auroc"], **CHOSEN)
+        ax.set(title=HEADS[head], xlabel=rows["hyperparameter"].iloc[0].replace("_", " "))
+        ax.set_xscale("log")
+        short = [f"{v:g}" if v < 1000 else f"{v / 1000:g}k" for v in folds.index]
+        ax.set_xticks(folds.index, short)
+        ax.minorticks_off()
+        ax.grid(axis="y")
+    axes[0, 0].set_ylabel("validation AUROC")
+    handles = [Line2D([], [], **look) for look in (thin, thick, CHOSEN)]
+    legend_above(fig, handles, ["one fold", "mean over folds", "chosen"])
+    return fig
+
+
+@styled
+def learning_curves(history: pd.DataFrame) -> Figure:
+    """Fine-tuning: loss (left) and validation AUROC (right) over epochs, by learning rate.
+
+    `history` has the columns fold, learning_rate, epoch (from 1), train_loss, val_loss,
+    val_auroc and chosen (bool: the learning rate and epoch that were kept for the fold). A thin
+    line per fold, darker for smaller rates; training loss is dashed; a star marks the choice.
+    """
+    import seaborn as sns  # here: it is slow to import, and the other figures do without
+
+    fig, (loss, auroc) = plt.subplots(1, 2, figsize=(PAGE, 2.3))
+    names = history["learning_rate"].map("{:g}".format).str.replace("e-0", "e-")
+    history = history.assign(rate=names).sort_values("learning_rate")
+    keys = {"train_loss": "training", "val_loss": "validation"}
+    losses = history.melt(["rate", "fold", "epoch"], list(keys), "part", "loss").replace(keys)
+    look = {"x": "epoch", "hue": "rate", "palette": "viridis", "units": "fold", "estimator": None,
+            "linewidth": 0.9}  # fmt: skip
+    dashes = {"training": (3, 1.5), "validation": ""}
+    sns.lineplot(losses, y="loss", style="part", dashes=dashes, ax=loss, **look)
+    sns.lineplot(history, y="val_auroc", legend=False, ax=auroc, **look)
+    kept = history[history["chosen"]]
+    loss.plot(kept["epoch"], kept["val_loss"], label="kept", **CHOSEN)
+    auroc.plot(kept["epoch"], kept["val_auroc"], **CHOSEN)
+    loss.set(title="loss", ylabel="cross-entropy")
+    auroc.set(title="validation AUROC", ylabel="AUROC")
+    for ax in (loss, auroc):
+        ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+        ax.grid(axis="y")
+    handles, words = loss.get_legend_handles_labels()
+    loss.get_legend().remove()
+    headings = {"rate": "learning rate:", "part": "loss in:"}
+    legend_above(fig, handles, [headings.get(word, word) for word in words])
+    return fig

@@ -1,0 +1,184 @@
+"""The figure of a split passport."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+
+from medlib.data.passport import ALL, REST, UNKNOWN, table
+from medlib.show.names import spoken
+from medlib.show.style import COLOURS, PAGE, styled, text_width, wrapped
+
+
+@styled
+def draw(
+    manifest: pd.DataFrame, classes: Sequence[str], duplicates: pd.DataFrame,
+    excluded: pd.DataFrame, title: str | None = None,
+) -> Figure:  # fmt: skip
+    """What the later numbers rest on: who stands on which side, and how classes differ besides.
+
+    Takes the frames of `table`, and draws its numbers. A row per class and one for all;
+    a panel each for patients and images by side, images per patient, and the patients' age, sex
+    and site where the manifest knows them. Below stand the duplicates that were found, and what
+    was left out and why. Bars show shares, so that classes of unlike size can be compared.
+    """
+    numbers = table(manifest, classes, duplicates, excluded)
+    names = _class_labels(numbers)
+    room = PAGE - max(map(text_width, names)) - 0.2  # inches beside the names
+    bands = _in_bands(_panels_of_passport(numbers, room), room)
+    words = [
+        _wrapped_lines(lines) for lines in (_duplicate_lines(numbers), _excluded_lines(numbers))
+    ]
+    title = wrapped(title or "", PAGE - 0.2, 8, weight="bold")
+
+    rows_height = len(names) * max(0.3, 0.1 * max(name.count("\n") + 1 for name in names) + 0.1)
+    ticks = [max(tick.count("\n") for panel in band for tick in panel.ticks) for band in bands]
+    heights = [rows_height + 0.45 + 0.1 * lines for lines in ticks]  # with titles and ticks
+    heights.append(0.3 + 0.115 * max(len(text.splitlines()) for _, text in words))
+    fig = plt.figure(figsize=(PAGE, sum(heights) + 0.4 + 0.15 * title.count("\n")))
+    fig.get_layout_engine().set(w_pad=0.06, h_pad=0.06, wspace=0, hspace=0)
+    *parts, bottom = fig.subfigures(len(heights), 1, height_ratios=heights)
+    for part, band in zip(parts, bands, strict=True):
+        _draw_band(part, band, names, room)
+    for x, (heading, text) in zip((0.01, 0.51), words, strict=True):
+        top, below = 1 - np.array([0.05, 0.23]) / heights[-1]
+        bottom.text(x, top, heading, va="top", fontsize=8, fontweight="bold")
+        bottom.text(x, below, text, va="top", fontsize=6.5, parse_math=False)
+    fig.suptitle(title, x=0.01, ha="left", fontsize=8, fontweight="bold")
+    note = (
+        "Beside a class: its patients, and their share of all. Numbers: patients, or what the "
+        "panel names.\nBars: their share of the class, among known values; one scale per panel."
+    )
+    fig.supxlabel(note, x=0.01, ha="left", fontsize=6.5, color="0.25")
+    fig.draw_without_rendering()
+    fig.set_layout_engine("none")  # laid out again at each save, its last digits would wander
+    return fig
+
+
+class _Panel(NamedTuple):
+    """A table of the passport as it is drawn: a row per class, a column per bar."""
+
+    title: str
+    counts: pd.DataFrame
+    shares: pd.DataFrame
+    ticks: list[str]
+    column: float  # inches, for a bar
+    width: float  # inches, for all bars and the title
+
+
+def _class_labels(table: pd.DataFrame) -> list[str]:
+    """The rows' names with their patients, and the class's share of all patients."""
+    rows = table[(table["part"] == "classes") & (table["unit"] == "patients")]
+    return [
+        f"{wrapped(spoken(name), 1.1, 7)}\n{count:,}"
+        + (f" ({100 * share:.1f} %)" if name != ALL else "")
+        for name, count, share in rows[["class", "count", "share"]].itertuples(index=False)
+    ]
+
+
+def _panels_of_passport(table: pd.DataFrame, room: float) -> list[_Panel]:
+    """The tables that a passport has; images are not told apart from patients if one each."""
+    tables = table[(table["class"] != "") & (table["part"] != "classes")]
+    patients, images, each = tables["part"].unique()[:3]
+    if set(tables["name"][tables["part"] == each]) == {"1"}:
+        one_each = f"{patients}, one {images.split()[0].removesuffix('s')} each"
+        tables = tables[~tables["part"].isin([images, each])].replace(patients, one_each)
+    panels = []
+    for part, rows in tables.groupby("part", sort=False):
+        order = {"index": rows["class"].unique(), "columns": rows["name"].unique()}
+        wide = rows.pivot(index="class", columns="name")
+        counts, shares = wide["count"].reindex(**order), wide["share"].reindex(**order)
+        most = min(0.62, room / len(order["columns"]) - 0.07)  # long names get narrow lines
+        ticks = [
+            "not\nknown" if name == UNKNOWN else wrapped(name, most, 6.5)
+            for name in order["columns"]
+        ]
+        widest = max(map(text_width, [*ticks, f"{counts.max(axis=None):,}"]))
+        column = max(widest + 0.05, 0.3)
+        width = max(len(ticks) * column, text_width(part, 8, "bold") + 0.1)
+        panels.append(_Panel(part, counts, shares, ticks, column, width))
+    return panels
+
+
+def _in_bands(panels: list[_Panel], room: float) -> list[list[_Panel]]:
+    """The panels in lines of at most `room` inches, as words are set on a page."""
+    bands, used = [[]], 0.0
+    for panel in panels:
+        if bands[-1] and used + panel.width > room:
+            bands.append([])
+            used = 0.0
+        bands[-1].append(panel)
+        used += panel.width + 0.1  # between two panels
+    return bands
+
+
+def _draw_band(part: SubFigure, band: list[_Panel], names: list[str], room: float) -> None:
+    """Panels side by side, the classes' names at their left; few panels do not fill the page."""
+    widths = [panel.width for panel in band]
+    spare = max(0.01, 0.7 * room - sum(widths))
+    grid = part.add_gridspec(1, len(band) + 1, width_ratios=[*widths, spare])
+    for ax, panel in zip([part.add_subplot(grid[i]) for i in range(len(band))], band, strict=True):
+        _draw_panel(ax, panel)
+    part.axes[0].set_yticks(np.arange(len(names))[::-1] + 0.35, names, parse_math=False)
+
+
+def _draw_panel(ax: Axes, panel: _Panel) -> None:
+    """A row of bars per class; the highest bar of the panel fills its row."""
+    x = np.arange(len(panel.ticks))
+    highest = max(panel.shares.max(axis=None), 0.01)
+    colours = itertools.cycle(COLOURS)
+    for y, name in zip(reversed(range(len(panel.counts))), panel.counts.index, strict=True):
+        colour = "0.8" if name == ALL else next(colours)
+        heights = (0.58 * panel.shares.loc[name] / highest).fillna(0)
+        bars = ax.bar(x, heights, 0.8, bottom=y, color=colour)
+        numbers = [f"{count:,}" for count in panel.counts.loc[name]]
+        ax.bar_label(bars, numbers, fontsize=6, padding=1)
+    ax.hlines(range(len(panel.counts)), -0.5, len(x) - 0.5, color="0.6", linewidth=0.5)
+    ax.set(
+        xlim=(-0.5, panel.width / panel.column - 0.5), ylim=(-0.04, len(panel.counts)), yticks=[]
+    )
+    ax.set_title(panel.title, pad=0)  # above the first row there is room for its numbers
+    ax.set_xticks(x, panel.ticks, fontsize=6.5, linespacing=1, parse_math=False)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+
+
+def _duplicate_lines(table: pd.DataFrame) -> list[str]:
+    """A heading, and what the passport says on duplicates."""
+    rows = table[table["part"].isin(["duplicates", "pairs"])]
+    rows = rows[["part", "name", "count", "correlation", "detail"]]
+    (_, _, total, _, _), *rows = rows.itertuples(index=False)
+    lines = [f"duplicates found: {total:,} pairs" if total else "duplicates found: none"]
+    for part, name, count, correlation, detail in rows:
+        r = "" if pd.isna(correlation) else f", r\u00a0=\u00a0{correlation:.3f}"  # no break
+        words = f"{name}{r}: {detail}"
+        lines.append(f"{count:,} × {words}" if part == "duplicates" else words)
+        if name == REST:
+            lines[-1] = f"and {count:,} more"
+    return lines
+
+
+def _excluded_lines(table: pd.DataFrame) -> list[str]:
+    """A heading, and what the passport says on what was left out."""
+    rows = table.loc[table["part"] == "left out", ["name", "count", "detail"]]
+    (_, total, _), *rows = rows.itertuples(index=False)
+    lines = [f"left out: {total:,}" if total else "left out: nothing"]
+    for name, count, detail in rows:
+        rest = name == REST
+        lines.append(
+            f"and {count:,} for other reasons" if rest else f"{count:,} × {name} ({detail})"
+        )
+    return lines
+
+
+def _wrapped_lines(lines: list[str]) -> tuple[str, str]:
+    """The heading, and the other lines as one text as wide as half a page."""
+    heading, *rest = lines
+    return heading, "\n".join(wrapped(line, PAGE / 2 - 0.2, 6.5, indent="    ") for line in rest)

@@ -1,0 +1,146 @@
+"""The house style: sizes, colours, legends, captions, and how a figure is saved."""
+
+from __future__ import annotations
+
+import functools
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.legend_handler import HandlerTuple
+from matplotlib.textpath import text_to_path
+
+from medlib.files import replacing, save_csv
+
+COLUMN, PAGE = 3.35, 7.0  # widths in inches: one column of a two-column journal, and both
+
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK, BROWN = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F5B3A",
+)  # fmt: skip
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK, BROWN)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (9, 2)))
+GREY = "0.42"  # random weights, and only they
+CHOSEN = {"marker": "*", "linestyle": "none", "color": VERMILION, "markersize": 8,
+          "markeredgecolor": "black", "markeredgewidth": 0.5, "zorder": 5}  # fmt: skip
+
+STYLE = {
+    "figure.dpi": 120,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 200,
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same text everywhere
+    "font.size": 7.5,
+    "axes.titlesize": 8,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 7.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.prop_cycle": mpl.cycler(color=COLOURS),
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # TrueType, embedded: editable, and accepted by journals
+    "svg.hashsalt": "medlib",  # else the ids in an SVG are random
+}
+
+
+def use_style() -> None:
+    """Set matplotlib's rcParams to the house style; call once at the top of a notebook."""
+    mpl.rcParams.update(STYLE)
+
+
+def save(
+    fig: Figure, path_stem: Path, data: pd.DataFrame | None = None, caption: str = ""
+) -> list[Path]:
+    """Write a figure as `<stem>.png` (200 dpi), `.pdf` and `.svg`, and its data as `<stem>.csv`.
+
+    `caption` is put beneath it first (:func:`caption_below`). The folder is made where needed, each
+    file appears whole (written beside, then renamed), and the same data drawn again give the same
+    bytes: no dates, no random ids. Returns the paths.
+    """
+    if caption:
+        caption_below(fig, caption)
+    undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    paths = [Path(f"{path_stem}.{kind}") for kind in undated]
+    with mpl.rc_context(STYLE):
+        for path, (kind, metadata) in zip(paths, undated.items(), strict=True):
+            with replacing(path) as temporary:
+                fig.savefig(temporary, format=kind, metadata=metadata)
+    if data is not None:
+        paths.append(Path(f"{path_stem}.csv"))
+        save_csv(paths[-1], data)
+    return paths
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw in the house style whatever the caller's rcParams, then let pyplot forget the figure."""
+
+    @functools.wraps(draw)
+    def styled(*args, **kwargs) -> Figure:
+        with mpl.rc_context(STYLE):
+            fig = draw(*args, **kwargs)
+        plt.close(fig)
+        return fig
+
+    return styled
+
+
+def legend_above(fig: Figure, handles: list, names: list[str]) -> None:
+    """A legend over the panels, in as many columns as fit, for which the figure grows taller."""
+    for columns in range(len(names), 0, -1):
+        legend = fig.legend(
+            handles, names, loc="outside upper center", ncols=columns, columnspacing=1.4,
+            handler_map={tuple: HandlerTuple(ndivide=None, pad=0.3)},
+        )  # fmt: skip
+        if columns == 1 or legend.get_window_extent().width <= fig.bbox.width:
+            break
+        legend.remove()
+    fig.set_figheight(fig.get_figheight() + legend.get_window_extent().height / fig.dpi)
+
+
+def caption_below(fig: Figure, caption: str) -> None:
+    """Words under the panels, in lines as long as the figure is wide; it grows taller by them.
+
+    They follow those that are there already, unless these end in them.
+    """
+    before = fig.get_supxlabel()
+    words = " ".join(before.split())
+    if words.endswith(" ".join(caption.split())):
+        return
+    text = textwrap.fill(f"{words} {caption}".strip(), int(20 * fig.get_figwidth()))  # an inch: 20
+    more = len(text.splitlines()) - len(before.splitlines())
+    fig.set_figheight(fig.get_figheight() + 0.14 * more)
+    fig.supxlabel(text, x=0.01, ha="left", fontsize=6.5, color="0.25")
+
+
+def text_width(text: str, size: float = 7, weight: str = "normal") -> float:
+    """Inches that the longest line takes."""
+    font = FontProperties(size=size, weight=weight)
+    lines = (text_to_path.get_text_width_height_descent(t, font, False) for t in text.split("\n"))
+    return max(points for points, _, _ in lines) / 72
+
+
+def wrapped(text: str, inches: float, size: float, indent: str = "", weight: str = "normal") -> str:
+    """The text in lines of at most that many inches; words that are longer are broken."""
+    for letters in range(max(int(40 * inches), 2), len(indent) + 1, -1):
+        lines = "\n".join(textwrap.wrap(text, letters, subsequent_indent=indent))
+        if text_width(lines, size, weight) <= inches:
+            break
+    return lines

@@ -1,0 +1,243 @@
+"""Tables of the study, from tidy frames, as CSV, Markdown and LaTeX.
+
+A table's CSV holds the frame as it is; Markdown and LaTeX hold readable headings, the best of each
+task in bold, and with it what is shown to be equivalent (`ties`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from medlib.core.metrics import LOSSES
+from medlib.files import replacing, save_csv
+from medlib.show.names import HEADS, METRICS, PAPER_METRICS, REGIMES, in_order, shown_rows
+
+LONG = 44  # letters; a longer column is set in lines
+WIDE, TALL = 150, 60  # letters and rows of a LaTeX table; a larger one becomes several
+
+
+def main_table(
+    table: pd.DataFrame, tasks: Mapping[str, Mapping], metrics: Sequence[str] = PAPER_METRICS
+) -> pd.DataFrame:
+    """The long table made wide: one row per task, backbone, regime, head and label fraction.
+
+    Columns: task (its title), backbone (its printed name), pretraining, regime, head,
+    label_fraction, n_patients, then one per metric whose cells read `value [low, high]` with
+    three decimals, empty where there is no result. Rows come in the order of `tasks`, then of
+    the figure's backbones, then regimes, heads, and the larger fraction first.
+    """
+    rows = shown_rows(table, tasks, metrics)
+    cells = [
+        f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if pd.notna(low) else "")
+        for value, low, high in rows[["value", "ci_low", "ci_high"]].itertuples(index=False)
+    ]
+    wide = _wide(rows.assign(cell=cells), tasks, metrics, "")
+    wide["task"] = wide["task"].map(lambda task: tasks[task]["title"])
+    return wide
+
+
+def ties(
+    table: pd.DataFrame, tasks: Mapping[str, Mapping], metrics: Sequence[str] = PAPER_METRICS
+) -> pd.DataFrame:
+    """Which cells of :func:`main_table` hold the best of their task, or what is equivalent to it.
+
+    `table` has, beside the columns that :func:`main_table` takes, the column `tied` (bool), as
+    `compare.tied_with_best` finds it. One column a metric, in the order of the rows there.
+    """
+    tied = table[["task", "backbone", "pretraining", "regime", "head", "label_fraction", "metric"]]
+    rows = shown_rows(table, tasks, metrics).merge(tied.assign(cell=table["tied"]))
+    return _wide(rows, tasks, metrics, False)[list(metrics)].astype(bool)
+
+
+def _wide(
+    rows: pd.DataFrame, tasks: Mapping[str, Mapping], metrics: Sequence[str], empty: object
+) -> pd.DataFrame:
+    """The column `cell` of long rows, a column a metric, in the order of tables."""
+    names = list(in_order(rows)["name"])
+    order = {"task": list(tasks), "name": names, "regime": list(REGIMES), "head": list(HEADS)}
+    for column, categories in order.items():
+        rows[column] = pd.Categorical(rows[column], categories)
+    keys = ["task", "name", "pretraining", "regime", "head", "label_fraction", "n_patients"]
+    wide = rows.pivot(index=keys, columns="metric", values="cell").astype(object)
+    wide = wide.reindex(columns=list(metrics), fill_value=empty)
+    wide = wide.where(wide.notna(), empty).rename_axis(columns=None).reset_index()
+    by = [*order, "label_fraction"]
+    wide = wide.sort_values(by, ascending=[column != "label_fraction" for column in by])
+    wide = wide.astype(dict.fromkeys(order, str)).rename(columns={"name": "backbone"})
+    return wide.reset_index(drop=True)
+
+
+def all_metrics(table: pd.DataFrame) -> list[str]:
+    """The metrics of a long table, in the order in which they are printed."""
+    return [name for name in METRICS if name in set(table["metric"])]
+
+
+def claims_table(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """`claims.verdicts` as it is printed: a row a part of a claim, its effect and its verdict."""
+    words = {"within the margin": "within ± {:g}", "above -margin": "above −{:g}"}
+    pairs = zip(verdicts["expected"], verdicts["margin"], strict=True)
+    return pd.DataFrame({
+        "claim": verdicts["claim"], "contrast": verdicts["part"],
+        "expected": [words.get(expected, expected).format(margin) for expected, margin in pairs],
+        "difference in AUROC": _effects(verdicts), "verdict": verdicts["verdict"],
+        "missing": [_missing_backbones(words) for words in verdicts["missing"]],
+    })  # fmt: skip
+
+
+def confounds_table(parts: pd.DataFrame, tasks: Mapping[str, Mapping]) -> pd.DataFrame:
+    """`claims.confounds` as it is printed: a row a task, regime and size, a column a part."""
+    cells = parts.assign(cell=_effects(parts), task=parts["task"].map(
+        lambda task: tasks[task]["title"] if task in tasks else f"mean over {task} tasks"
+    ))  # fmt: skip
+    keys = ["task", "regime", "size"]
+    wide = cells.pivot(index=keys, columns="part", values="cell")
+    order = cells[keys].drop_duplicates()
+    wide = wide.loc[[tuple(row) for row in order.itertuples(index=False)], parts["part"].unique()]
+    return wide.rename_axis(columns=None).reset_index()
+
+
+def _effects(rows: pd.DataFrame) -> list[str]:
+    """Differences with their intervals; what was not tested says so."""
+    return [
+        f"{row.difference:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]"
+        if pd.notna(row.difference) else "not tested"
+        for row in rows.itertuples()
+    ]  # fmt: skip
+
+
+def _missing_backbones(words: str) -> str:
+    """Of "task: backbone, regime; …" the backbones, each once."""
+    arms = [arm.partition(": ")[2].partition(", ")[0] for arm in words.split("; ") if arm]
+    return ", ".join(dict.fromkeys(arms))
+
+
+def save_table(
+    df: pd.DataFrame, path_stem: Path, caption: str = "", note: str = "",
+    best: pd.DataFrame | None = None, data: pd.DataFrame | None = None,
+) -> list[Path]:  # fmt: skip
+    """Write a table as `<stem>.csv`, `.md` (pipes) and `.tex` (booktabs), each whole or not at all.
+
+    The CSV holds `data`, or else the frame as it is; the other two readable headings. The .tex
+    needs nothing but `\\usepackage{booktabs}`. Where the frame has a `task` column a rule parts the
+    tasks. Bold are the cells where `best` (of the same rows, columns as in `df`) is true; without
+    it the best of each task in every column named in `METRICS`, compared by the number that the
+    cell starts with, equals alike.
+    """
+    readable = _readable(df)
+    bold = pd.DataFrame(False, readable.index, readable.columns)
+    if best is not None:
+        best = best.reset_index(drop=True).rename(columns=METRICS)
+        bold[list(best)] = best
+    else:
+        bold = _best_cells(readable)
+    texts = {
+        "md": _markdown(readable, bold, caption, note),
+        "tex": _latex(readable, bold, caption, note, label=Path(path_stem).name),
+    }
+    paths = [Path(f"{path_stem}.{kind}") for kind in ("csv", "md", "tex")]
+    save_csv(paths[0], df if data is None else data)
+    for path, text in zip(paths[1:], texts.values(), strict=True):
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+    return paths
+
+
+def _best_cells(df: pd.DataFrame) -> pd.DataFrame:
+    """Where the readable `df` holds the best of at least two cells of its task, by metric."""
+    best = pd.DataFrame(False, df.index, df.columns)
+    if "task" in df:
+        for column in df.columns.intersection(list(METRICS.values())):
+            values = pd.to_numeric(df[column].astype(str).str.split().str[0], errors="coerce")
+            if column in [METRICS[name] for name in LOSSES]:
+                values = -values
+            of_task = values.groupby(df["task"])
+            best[column] = (values == of_task.transform("max")) & (of_task.transform("count") > 1)
+    return best
+
+
+def _readable(df: pd.DataFrame) -> pd.DataFrame:
+    """The frame with the words of a printed table: headings, shares of labels, regimes."""
+    df = df.reset_index(drop=True)  # a copy, with the unique index that a Styler needs
+    if {"backbone", "pretraining"} <= set(df):
+        pairs = zip(df["backbone"], df["pretraining"], strict=True)
+        if all(weights.lower() in name.lower() for name, weights in pairs):
+            del df["pretraining"]  # every name says it already
+    if "label_fraction" in df:
+        df["label_fraction"] = [f"{100 * fraction:g} %" for fraction in df["label_fraction"]]
+    if "regime" in df:
+        df["regime"] = df["regime"].replace(REGIMES)
+    headings = {"label_fraction": "labels", "n_patients": "patients", **METRICS}
+    return df.rename(columns=lambda name: headings.get(name, name.replace("_", " ")))
+
+
+def _text(cell: object) -> str:
+    """A cell as printed: a dash for no value, four digits of a number."""
+    if pd.isna(cell) or cell == "":
+        return "–"
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+
+
+def _markdown(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str) -> str:
+    texts = df.map(_text)
+    texts = texts.where(~best, "**" + texts + "**")
+    table = texts.to_markdown(index=False, disable_numparse=True)
+    return "\n\n".join(part for part in (caption, table, note) if part) + "\n"
+
+
+def _latex(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str, label: str) -> str:
+    """One table, or several where one would leave the page: by task, and by groups of metrics."""
+    letters = df.map(_text).apply(lambda column: column.str.len().max()).clip(upper=LONG)
+    metrics = [column for column in df if column in METRICS.values()]
+    keys = [column for column in df if column not in metrics]
+    groups = [list(df)]
+    if letters.sum() > WIDE and metrics:
+        room = max(1, int((WIDE - letters[keys].sum()) // letters[metrics].max()))
+        groups = [keys + metrics[i : i + room] for i in range(0, len(metrics), room)]
+    rows = [df.index]
+    if len(df) > TALL and "task" in df:
+        rows = [part.index for _, part in df.groupby("task", sort=False)]
+    parts = [
+        _latex_part(df.loc[some, columns], best.loc[some, columns], caption, note)
+        for some in rows for columns in groups
+    ]  # fmt: skip
+    for number, part in enumerate(parts, start=1):
+        name = label if len(parts) == 1 else f"{label}-{number}"
+        parts[number - 1] = part.replace("LABEL", f"tab:{name}")
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
+
+
+def _latex_part(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str) -> str:
+    bold = best.map({True: "textbf:--rwrap;", False: ""}.get)
+    style = df.style.hide(axis="index").apply(lambda _: bold, axis=None)
+    style = style.format(_text, escape="latex").format_index(escape="latex", axis="columns")
+    longest = df.map(_text).apply(lambda column: column.str.len().max())
+    columns = "".join(f"p{{{LONG / 2:g}em}}" if n > LONG else "l" for n in longest)
+    lines = style.to_latex(
+        column_format=columns, hrules=True, position_float="centering",
+        caption=_tex(caption) or None, label="LABEL",
+    ).splitlines()  # fmt: skip
+    if "task" in df:
+        body = lines.index(r"\midrule") + 1
+        for row in reversed(np.flatnonzero(df["task"] != df["task"].shift())[1:]):
+            lines.insert(body + row, r"\midrule")
+    # an article's line holds about 90 characters; a table that stays wider is centred on the page
+    size = r"\footnotesize" if longest.clip(upper=LONG).sum() < 90 else r"\tiny"
+    start = next(i for i, line in enumerate(lines) if line.startswith(r"\begin{tabular}"))
+    lines.insert(start, rf"{size}\setlength{{\tabcolsep}}{{3pt}}\makebox[\textwidth][c]{{%")
+    end = lines.index(r"\end{tabular}")
+    lines[end] += "}" + (rf"\par\smallskip {_tex(note)}" if note else "")
+    # in an article's default fonts < and > print as inverted ! and ?, and a minus sign not at all
+    text = "\n".join(lines) + "\n"
+    for sign, command in {"<": r"\textless{}", ">": r"\textgreater{}", "−": "$-$"}.items():
+        text = text.replace(sign, command)
+    return text
+
+
+def _tex(sentence: str) -> str:
+    """Escape a caption or note: Styler escapes cells and headings, but not these."""
+    return re.sub(r"([&%$#_{}])", r"\\\1", sentence)

@@ -1,0 +1,708 @@
+"""Backbones: the table tells the truth, and weights are the right ones or a clear refusal."""
+
+import contextlib
+import copy
+import hashlib
+import pickle
+import socket
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
+
+from medlib.core import backbones, networks
+from medlib.core import weights as weight_files
+from medlib.core.fast import fusing
+from medlib.core.weights import find_weights, weights_file
+from medlib.data import decoding
+
+RESNET, EFFICIENTNET = "micro_resnet-imagenet", "micro_efficientnet-imagenet"
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(autouse=True)
+def hub(monkeypatch, tmp_path):
+    """A machine without weights, its hub cache empty; `hub(endpoint)` says where its hub is."""
+
+    def at(endpoint):
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+    for name in ("MEDLIB_WEIGHTS", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    at("http://127.0.0.1:9")  # where nobody listens
+    return at
+
+
+@pytest.fixture
+def weights(monkeypatch, tmp_path):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    monkeypatch.setenv("MEDLIB_WEIGHTS", str(folder))
+    return folder
+
+
+def trained(architecture, num_classes=0, **arguments):
+    """The state of a network whose every value, batch statistics included, is its own."""
+    torch.manual_seed(1)
+    model = timm.create_model(architecture, num_classes=num_classes, **arguments)
+    state = model.state_dict()
+    for name, value in state.items():
+        if value.is_floating_point():
+            state[name] = value + 0.1 * torch.rand_like(value)
+    return state
+
+
+def save(folder, name, state):
+    path = folder / f"{backbones.get(name).timm_name}.safetensors"
+    save_file({key: value.contiguous() for key, value in state.items()}, path)
+    return path
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def same(model, state):
+    """Whether all values of the model are those of the state."""
+    found = model.state_dict()
+    return all(torch.equal(value, state[name]) for name, value in found.items())
+
+
+def refusal(name, image_size=32):
+    with pytest.raises(ValueError) as caught:
+        networks.build(name, image_size)
+    return str(caught.value)
+
+
+def pictures(n, size):
+    rng = np.random.default_rng(3)
+    return torch.from_numpy(rng.normal(size=(n, 3, size, size)).astype(np.float32))
+
+
+# ------------------------------------------------------------------------------------- table
+
+
+def test_the_papers_six_and_the_controls_are_there():
+    assert {
+        "vgg16-imagenet", "resnet50-imagenet", "densenet121-imagenet", "dinov2_small",
+        "dinov2_base", "dinov2_large", "vit_tiny-imagenet", "vit_small-imagenet",
+        "mobilenetv2-imagenet",
+    } <= set(backbones.TABLE)  # fmt: skip
+
+
+def test_every_row_has_a_key_of_its_own_and_a_random_control():
+    names = backbones.names()
+    assert len(names) == len(set(names)) == 2 * len(backbones.TABLE)
+    for key, row in backbones.TABLE.items():
+        assert row.name == key
+        control = backbones.get(key.split("-")[0] + "-random")
+        assert control.name in names
+        assert control.pretraining == "random"
+        for field in ("timm_name", "embedding", "patch", "build", "config", "licence"):
+            assert getattr(control, field) == getattr(row, field)
+
+
+@pytest.mark.parametrize("name", backbones.TABLE)
+def test_a_row_fits_its_architecture_in_timm(name):
+    row = backbones.get(name)
+    assert timm.is_model(row.architecture)
+    assert row.pretraining in ("imagenet", "dinov2")
+    assert name.endswith("-imagenet") == (row.pretraining == "imagenet")
+    assert row.licence
+    size = {"img_size": 2 * row.patch} if row.patch > 1 else {}
+    with torch.device("meta"):
+        model = timm.create_model(row.architecture, num_classes=0, **size, **row.build)
+    if hasattr(model, "patch_embed"):
+        assert model.patch_embed.patch_size == (row.patch, row.patch)
+        assert row.embedding == ("cls+patches" if row.pretraining == "dinov2" else "cls")
+        assert model.num_prefix_tokens == 1
+    else:
+        assert (row.patch, row.embedding) == (1, "gap")
+
+
+@pytest.mark.parametrize("name", [n for n, row in backbones.TABLE.items() if row.hub])
+def test_weights_and_preprocessing_are_those_of_timm(name):
+    row = backbones.get(name)
+    assert row.timm_name in timm.list_pretrained(f"{row.architecture}.*")
+    config = timm.get_pretrained_cfg(row.timm_name)
+    assert config.hf_hub_id == f"timm/{row.timm_name}"
+    assert row.preprocessing == {
+        "mean": config.mean, "std": config.std, "interpolation": config.interpolation,
+    }  # fmt: skip
+
+
+def test_weights_from_elsewhere_say_how_they_want_their_images():
+    half = (0.5, 0.5, 0.5)
+    expected = {"mean": half, "std": half, "interpolation": "bilinear"}
+    assert backbones.get("mobilenetv2-imagenet").preprocessing == expected
+    assert backbones.get("mobilenetv2-random").preprocessing == expected
+
+
+@pytest.mark.parametrize("name", backbones.TABLE)
+def test_images_can_be_packed_as_every_backbone_wants_them(name):
+    assert backbones.get(name).preprocessing["interpolation"] in decoding.RESAMPLING
+
+
+@pytest.mark.parametrize(
+    "name, meant",
+    [("dinov2_smal", "dinov2_small"), ("resnet50_imagenet", "resnet50-imagenet"),
+     ("dinov2-large", "dinov2_large"), ("vit_tiny-rand", "vit_tiny-random")],
+)  # fmt: skip
+def test_an_unknown_name_is_answered_with_the_nearest_one(name, meant):
+    message = refusal(name)
+    assert f"Unknown backbone {name!r}. Did you mean {meant!r}?" in message
+    assert all(key in message for key in backbones.names())
+    assert "medlib/core/backbones.yaml" in message
+
+
+def test_a_row_that_cannot_be_is_refused_with_all_that_is_wrong(tmp_path):
+    file = tmp_path / "table.yaml"
+    file.write_text(
+        "a: {timm_name: resnet18.x, pretraining: imagenet, embeding: gap, licence: MIT}\n"
+        "b: {timm_name: resnet18.x, pretraining: imagenet, embedding: token, licence: MIT}\n"
+        "c:\n"
+    )
+    with pytest.raises(ValueError, match="table.yaml cannot be used") as error:
+        backbones.read_table(file)
+    for words in (
+        "a: Unknown field 'embeding'. Did you mean 'embedding'?",
+        "a: embedding is missing",
+        "b: Unknown embedding 'token'",
+        "c: timm_name is missing",
+    ):
+        assert words in str(error.value)
+
+
+# -------------------------------------------------------------------------------- image sizes
+
+
+@pytest.mark.parametrize(
+    "name, size, nearest",
+    [("dinov2_small", 225, "224 and 238"), ("dinov2_large-random", 256, "252 and 266"),
+     ("vit_tiny-imagenet", 100, "96 and 112")],
+)  # fmt: skip
+def test_an_image_size_that_patches_do_not_divide_is_refused_with_the_nearest(name, size, nearest):
+    message = refusal(name, size)
+    assert name in message
+    assert f"not {size}; the nearest are {nearest}" in message
+
+
+def test_an_image_size_below_one_patch_is_not_answered_with_zero():
+    message = refusal("dinov2_small-random", 10)
+    assert "not 10" in message
+    assert "14" in message
+    assert " 0 " not in message
+
+
+@pytest.mark.parametrize("size", [0, -14])
+def test_an_image_size_of_nothing_is_refused(size):
+    assert str(size) in refusal("dinov2_small-random", size)
+
+
+@pytest.mark.parametrize("name, size", [("dinov2_small", 224), ("vit_tiny-imagenet", 224),
+                                        ("resnet50-imagenet", 225)])  # fmt: skip
+def test_an_image_size_that_fits_passes(name, size):
+    backbones.check_image_size(backbones.get(name), size)
+
+
+# ------------------------------------------------------------------------------------ random arm
+
+
+def test_random_values_depend_on_the_seed_alone():
+    torch.manual_seed(11)
+    first, digest = networks.build("micro_resnet-random", 32, seed=7)
+    torch.manual_seed(12)
+    again, digest_again = networks.build("micro_resnet-random", 32, seed=7)
+    other, digest_other = networks.build("micro_resnet-random", 32, seed=8)
+    assert same(again, first.state_dict())
+    assert digest == digest_again != digest_other
+    assert digest.startswith("random-")
+    assert not same(other, first.state_dict())
+
+
+def test_building_leaves_the_callers_chance_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    networks.build("micro_resnet-random", 32)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_random_arm_never_touches_weights(weights, monkeypatch):
+    def fail(*_):
+        raise AssertionError("the random arm asked for weights")
+
+    for row in backbones.TABLE.values():
+        (weights / f"{row.timm_name}.safetensors").write_text("no weights")
+    monkeypatch.setattr(networks, "find_weights", fail)
+    for name in ("weights_file", "_from_hub"):
+        monkeypatch.setattr(weight_files, name, fail)
+    monkeypatch.setattr(socket.socket, "connect", fail)
+    for name in ("micro_resnet-random", "mobilenetv2-random", "vit_tiny-random"):
+        _, digest = networks.build(name, 32)
+        assert digest.startswith("random-")
+
+
+def test_a_digest_sees_values_names_and_buffers():
+    model = timm.create_model("test_resnet", num_classes=0)
+    digests = [networks.state_digest(model)]
+    assert networks.state_digest(model) == digests[0]
+    parts = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        parts.update(name.encode() + value.numpy().tobytes())
+    assert digests[0] == parts.hexdigest()[:16]
+    model.bn1.running_mean[0] += 1
+    digests.append(networks.state_digest(model))
+    with torch.no_grad():
+        model.conv1[0].weight[0, 0, 0, 0] += 1
+    digests.append(networks.state_digest(model))
+    assert len(set(digests)) == 3
+
+
+# ------------------------------------------------------------------------- preprocessing, embedding
+
+
+def test_images_are_normalised_to_the_backbones_own_scale():
+    grey = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), dtype=np.uint8)
+    found = networks.normalise(backbones.get("resnet50-imagenet"), torch.from_numpy(grey))
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    expected = ((grey / 255 - mean) / std).transpose(0, 3, 1, 2)
+    assert found.shape == (2, 3, 5, 4)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    half = networks.normalise(backbones.get("vit_tiny-imagenet"), torch.from_numpy(grey))
+    np.testing.assert_allclose(half.permute(0, 2, 3, 1).numpy(), grey / 127.5 - 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [("resnet50-random", 0), ("mobilenetv2-random", 0), ("densenet121-random", 62),
+     ("micro_efficientnet-random", 0)],
+)  # fmt: skip
+def test_a_batch_norm_after_a_convolution_is_folded_into_it_and_no_number_changes(name, left):
+    model, _ = networks.build(name, 64)
+    generator = torch.Generator().manual_seed(0)
+    for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        for values, low, high in (
+            (norm.weight, 0.5, 1.5), (norm.bias, -0.2, 0.2),
+            (norm.running_mean, -0.2, 0.2), (norm.running_var, 0.5, 2),
+        ):  # fmt: skip
+            values.data.uniform_(low, high, generator=generator)
+    digest = networks.state_digest(model)
+    images = torch.randn(3, 3, 64, 64, generator=generator)
+    folded = fusing.fold_scales(model, images[:1])
+    with torch.inference_mode():
+        found, expected = (networks.embed(backbones.get(name), m, images) for m in (folded, model))
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * scale)
+    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules()) == left
+    assert networks.state_digest(model) == digest, "the model itself was changed"
+
+
+def test_the_scale_of_a_transformers_layers_is_folded_into_them_and_no_number_changes():
+    model = fusing.place(networks.build("dinov2_small-random", 28)[0], "cpu")
+    generator = torch.Generator().manual_seed(0)
+    scales = [m for m in model.modules() if isinstance(m, timm.layers.LayerScale)]
+    assert len(scales) == 24
+    for scale in scales:
+        scale.gamma.data.uniform_(-1, 1, generator=generator)
+    digest = networks.state_digest(model)
+    images = torch.randn(3, 3, 28, 28, generator=generator)
+    folded = fusing.fold_scales(model, images[:1])
+    with torch.inference_mode():
+        found, expected = (m.forward_features(images) for m in (folded, model))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert not any(isinstance(m, timm.layers.LayerScale) for m in folded.modules())
+    assert networks.state_digest(model) == digest, "the model itself was changed"
+
+
+def test_a_model_with_nothing_to_fold_and_one_that_would_change_are_left_alone():
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution, self.norm = torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)
+
+        def forward_features(self, x):
+            x = self.convolution(x)
+            return x + self.norm(x)
+
+    plain, _ = networks.build("vit_tiny-random", 32)
+    assert fusing.fold_scales(plain, torch.randn(1, 3, 32, 32)) is plain
+    model = Twice().eval()
+    model.norm.running_var.fill_(4)
+    assert fusing.fold_scales(model, torch.randn(1, 3, 5, 5)) is model
+
+
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+@pytest.mark.parametrize("name", ["vit_tiny-random", "dinov2_small-random", "micro_resnet-random"])
+def test_where_a_model_is_placed_changes_its_speed_and_no_number(monkeypatch, name, capability):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    plain, _ = networks.build(name, 56 if "dino" in name else 32)
+    placed = fusing.place(copy.deepcopy(plain), "cpu")
+    assert networks.state_digest(placed) == networks.state_digest(plain)
+    changed = {type(layer) for layer in placed.modules()} - {type(own) for own in plain.modules()}
+    assert bool(changed) == (capability == "AVX512" and "resnet" not in name)
+    images = torch.randn(16, 3, *(2 * [56 if "dino" in name else 32]))
+    found, expected = (
+        networks.embed(backbones.get(name), model, images) for model in (placed, plain)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    found.square().mean().backward()
+    expected.square().mean().backward()
+    for own, other in zip(placed.parameters(), plain.parameters(), strict=True):
+        if other.grad is not None:
+            torch.testing.assert_close(own.grad, other.grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, width",
+    [("micro_resnet-random", 96), ("micro_efficientnet-random", 256), ("mobilenetv2-random", 1280),
+     ("densenet121-random", 1024), ("vgg16-random", 512)],
+)  # fmt: skip
+@torch.no_grad()
+def test_a_cnn_is_embedded_by_the_average_of_its_last_feature_map(name, width):
+    model, _ = networks.build(name, 64)
+    assert not model.training
+    x = pictures(2, 64)
+    found = networks.embed(backbones.get(name), model, x)
+    assert found.shape == (2, width)
+    features = model.forward_features(x).numpy()
+    assert features.shape[2] > 1
+    np.testing.assert_allclose(found.numpy(), features.mean((2, 3)), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(found.numpy(), model(x).numpy(), rtol=1e-3, atol=1e-6)  # timm's own
+    assert np.ptp(found.numpy(), axis=0).max() > 0  # two pictures, two embeddings
+
+
+@torch.no_grad()
+def test_a_supervised_transformer_is_embedded_by_its_class_token():
+    model, _ = networks.build("vit_tiny-random", 48)
+    x = pictures(2, 48)
+    tokens = model.forward_features(x).numpy()
+    assert tokens.shape == (2, 1 + 9, 192)
+    found = networks.embed(backbones.get("vit_tiny-random"), model, x).numpy()
+    np.testing.assert_array_equal(found, tokens[:, 0])
+    np.testing.assert_allclose(found, model(x).numpy(), rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_dinov2_is_embedded_by_its_class_token_and_the_mean_of_its_patches():
+    model, _ = networks.build("dinov2_small-random", 42)
+    x = pictures(2, 42)
+    tokens = model.forward_features(x).numpy()
+    assert tokens.shape == (2, 1 + 9, 384)
+    found = networks.embed(backbones.get("dinov2_small-random"), model, x).numpy()
+    assert found.shape == (2, 768)
+    np.testing.assert_array_equal(found[:, :384], tokens[:, 0])
+    np.testing.assert_allclose(found[:, 384:], tokens[:, 1:].mean(1), rtol=1e-4, atol=1e-6)
+
+
+# -------------------------------------------------------------------------- weights from a folder
+
+
+@pytest.mark.parametrize("num_classes", [0, 1000])
+def test_weights_of_the_folder_are_loaded_with_or_without_a_classifier(weights, num_classes):
+    state = trained("test_resnet", num_classes)
+    assert ("fc.weight" in state) == (num_classes > 0)
+    path = save(weights, RESNET, state)
+    model, digest = networks.build(RESNET, 64, seed=3)
+    assert digest == sha256(path)
+    assert same(model, state)
+    assert not [name for name in model.state_dict() if name.startswith("fc.")]
+    assert not model.training
+
+
+def test_folded_batch_norm_is_declared_in_the_row(weights):
+    torch.manual_seed(0)
+    fresh = timm.create_model("mobilenetv2_100", num_classes=0).state_dict()  # statistics 0 and 1
+    save(weights, "mobilenetv2-imagenet", fresh)
+    model, _ = networks.build("mobilenetv2-imagenet", 32)
+    assert same(model, fresh)
+    path = save(weights, "mobilenetv2-imagenet", trained("mobilenetv2_100"))
+    message = refusal("mobilenetv2-imagenet")
+    assert str(path) in message
+    assert "fixed_norm=False" in message
+    save(weights, RESNET, timm.create_model("test_resnet", num_classes=0).state_dict())
+    assert "fixed_norm=True" in refusal(RESNET)
+
+
+@pytest.mark.parametrize(
+    "name, other", [(RESNET, "test_efficientnet"), ("vit_tiny-imagenet", "test_resnet")]
+)
+def test_weights_of_another_architecture_are_refused(weights, name, other):
+    path = save(weights, name, trained(other))
+    message = refusal(name)
+    assert str(path) in message
+    assert name in message
+
+
+@pytest.mark.parametrize(
+    "name, state",
+    [(RESNET, lambda: {**trained("test_resnet"), "bn1.weight": torch.ones(5)}),
+     ("vit_tiny-imagenet", lambda: trained("vit_tiny_patch16_224", embed_dim=96, img_size=32))],
+)  # fmt: skip
+def test_weights_of_another_width_are_refused(weights, name, state):
+    path = save(weights, name, state())
+    message = refusal(name)
+    assert str(path) in message
+    assert name in message
+
+
+def test_a_parameter_without_a_value_is_refused(weights):
+    state = trained("test_resnet")
+    del state["layer3.0.conv1.weight"]
+    path = save(weights, RESNET, state)
+    message = refusal(RESNET)
+    assert str(path) in message
+    assert "lacks ['layer3.0.conv1.weight']" in message
+
+
+def test_a_value_without_a_parameter_is_refused(weights):
+    path = save(weights, RESNET, trained("test_resnet") | {"neck.weight": torch.ones(1)})
+    message = refusal(RESNET)
+    assert str(path) in message
+    assert "['neck.weight'] too many" in message
+
+
+@pytest.mark.parametrize("part", [0, 5, 1000, -1])
+def test_a_truncated_file_is_refused(weights, part):
+    path = save(weights, RESNET, trained("test_resnet"))
+    path.write_bytes(path.read_bytes()[:part])
+    message = refusal(RESNET)
+    assert f"{path} is not a complete safetensors file" in message
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch", "torch of old"])
+def test_nothing_is_ever_unpickled(weights, tmp_path, how):
+    path, mark = weights / "test_resnet.r160_in1k.safetensors", tmp_path / "mark"
+    if how == "pickle":
+        path.write_bytes(f"cbuiltins\nopen\n(S'{mark}'\nS'w'\ntR.".encode())  # opens the mark
+    else:
+        torch.save(trained("test_resnet"), path, _use_new_zipfile_serialization=how == "torch")
+    assert f"{path} is not a complete safetensors file" in refusal(RESNET)
+    assert not mark.exists()
+    if how == "pickle":
+        pickle.loads(path.read_bytes()).close()
+        assert mark.exists()  # as it would have been
+
+
+def test_position_embeddings_are_resampled_to_the_image_size(weights):
+    state = trained("vit_small_patch14_dinov2", img_size=42)  # 3 x 3 patches
+    path = save(weights, "dinov2_small", state)
+    model, digest = networks.build("dinov2_small", 56)  # 4 x 4
+    assert digest == sha256(path)
+    found = model.state_dict()
+    positions, before = found.pop("pos_embed"), state["pos_embed"]
+    assert before.shape == (1, 1 + 9, 384)
+    assert positions.shape == (1, 1 + 16, 384)
+    assert torch.equal(positions[:, 0], before[:, 0])  # the class token's
+    grid = before[:, 1:].reshape(1, 3, 3, 384).permute(0, 3, 1, 2)
+    grid = torch.nn.functional.interpolate(grid, (4, 4), mode="bicubic", antialias=True)
+    expected = grid.permute(0, 2, 3, 1).reshape(1, 16, 384)
+    torch.testing.assert_close(positions[:, 1:], expected, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, state[name]) for name, value in found.items())
+    unchanged, _ = networks.build("dinov2_small", 42)
+    assert same(unchanged, state)
+
+
+# ----------------------------------------------------------------------------- weights from the hub
+
+
+def reply(status, content=b"", length=None, **headers):
+    length = len(content) if length is None else length
+    headers = {"Content-Length": length, "Connection": "close"} | headers
+    lines = [f"HTTP/1.1 {status} x", *(f"{k.replace('_', '-')}: {v}" for k, v in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + content
+
+
+@contextlib.contextmanager
+def serving(respond):
+    """A hub on this machine: yields its address and the list of what it was asked.
+
+    `respond(method, path)` gives the reply; None: the connection stays open without a word.
+    """
+    asked, stop = [], threading.Event()
+
+    def talk(connection):
+        with connection, contextlib.suppress(OSError):
+            method, path, _ = connection.recv(65536).decode().split(" ", 2)
+            if "agent-harnesses" in path:  # the client library's own curiosity
+                connection.sendall(reply(404))
+                return
+            asked.append((method, path))
+            if (answer := respond(method, path)) is None:
+                stop.wait(30)
+            else:
+                connection.sendall(answer)
+
+    def accept(server):
+        while not stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                connection, _ = server.accept()
+                threading.Thread(target=talk, args=(connection,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.05)
+        thread = threading.Thread(target=accept, args=(server,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}", asked
+        finally:
+            stop.set()
+            thread.join()
+
+
+def missing(name, seconds=10):
+    """The message of the FileNotFoundError that comes within that many seconds."""
+    outcome = []
+
+    def call():
+        try:
+            outcome.append(find_weights(backbones.get(name)))
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)  # a call that hangs must not hang the tests
+    thread.start()
+    thread.join(seconds)
+    assert outcome, f"there is no answer after {seconds} seconds"
+    assert isinstance(outcome[0], FileNotFoundError), repr(outcome[0])
+    return str(outcome[0])
+
+
+def names_all(message, name=RESNET):
+    parts = (
+        f"No weights for {name}", f"{backbones.get(name).timm_name}.safetensors",
+        "MEDLIB_WEIGHTS", "WEIGHTS=folder", "where the hub can be reached",
+        name.split("-")[0] + "-random",
+    )  # fmt: skip
+    return all(part in message for part in parts)
+
+
+def test_without_folder_and_hub_the_message_names_the_file_and_both_ways_out(weights, monkeypatch):
+    message = missing(RESNET)
+    assert names_all(message)
+    assert f"MEDLIB_WEIGHTS={str(weights)!r} (not there)" in message
+    monkeypatch.delenv("MEDLIB_WEIGHTS")
+    message = missing(RESNET)
+    assert names_all(message)
+    assert "MEDLIB_WEIGHTS (not set)" in message
+    with pytest.raises(FileNotFoundError, match="No weights for dinov2_small"):
+        networks.build("dinov2_small", 28)
+
+
+def test_a_hub_that_never_answers_is_given_up_within_ten_seconds(hub):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections wait in its queue
+        hub(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert names_all(missing(RESNET))
+
+
+@pytest.mark.parametrize("status", [404, 401, 403, 503])
+def test_a_hub_that_refuses_is_given_up_within_ten_seconds(hub, status):
+    with serving(lambda *_: reply(status)) as (endpoint, asked):
+        hub(endpoint)
+        assert names_all(missing(RESNET))
+    assert asked
+
+
+@pytest.mark.parametrize("rest", [reply(200), reply(503), None], ids=["portal", "503", "silence"])
+def test_a_hub_of_which_only_the_front_page_answers_is_given_up_too(hub, monkeypatch, rest):
+    monkeypatch.setattr(weight_files, "HUB_TIMEOUT", 1)
+    with serving(lambda _, path: reply(200) if path == "/" else rest) as (endpoint, _):
+        hub(endpoint)
+        assert names_all(missing(RESNET))
+
+
+@pytest.mark.parametrize("value", ["1", "true", "True", "ON", "yes"])
+def test_offline_means_that_nothing_is_asked(hub, monkeypatch, value):
+    monkeypatch.setenv("HF_HUB_OFFLINE", value)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # as the library reads any of these
+    with serving(lambda *_: reply(404)) as (endpoint, asked):
+        hub(endpoint)
+        message = missing(RESNET, seconds=5)
+    assert names_all(message)
+    assert "offline" in message.lower()
+    assert asked == []
+
+
+def test_weights_that_the_hub_does_not_have_are_not_asked_for(hub):
+    with serving(lambda *_: reply(404)) as (endpoint, asked):
+        hub(endpoint)
+        message = missing("mobilenetv2-imagenet", seconds=5)
+    assert "mobilenetv2_100.tf_in1k.safetensors" in message
+    assert "does not have these weights" in message
+    assert asked == []
+
+
+def test_an_error_without_words_is_a_missing_file_as_well(monkeypatch):
+    def fail(backbone):
+        raise TimeoutError
+
+    monkeypatch.setattr(weight_files, "_from_hub", fail)
+    message = missing(RESNET)
+    assert names_all(message)
+    assert "TimeoutError" in message
+
+
+def write_cache(cache, state):
+    """The cache as huggingface_hub lays it out."""
+    folder = cache / "models--timm--test_resnet.r160_in1k"
+    snapshot = folder / "snapshots" / REVISION
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(REVISION)
+    save_file(state, snapshot / "model.safetensors")
+    return snapshot / "model.safetensors"
+
+
+def test_weights_in_the_hubs_cache_are_found_without_any_network(hub):
+    state = trained("test_resnet", 1000)
+    path = write_cache(Path(constants.HF_HUB_CACHE), state)
+    with serving(lambda *_: reply(503)) as (endpoint, asked):
+        hub(endpoint)
+        model, digest = networks.build(RESNET, 32)
+    assert asked == []
+    assert digest == sha256(path)
+    assert same(model, state)
+
+
+def test_a_file_in_the_folder_comes_before_the_cache(weights):
+    save_file({"x": torch.ones(1)}, weights / "test_efficientnet.r160_in1k.safetensors")
+    path = save(weights, RESNET, trained("test_resnet"))
+    assert find_weights(backbones.get(RESNET)) == path
+    assert weights_file(backbones.get("dinov2_small")) is None
+
+
+def test_weights_are_downloaded_once_from_a_hub_that_answers(hub, tmp_path):
+    state = trained("test_resnet", 1000)
+    save_file(state, tmp_path / "served.safetensors")
+    content = (tmp_path / "served.safetensors").read_bytes()
+
+    etag = f'"{hashlib.sha256(content).hexdigest()}"'
+
+    def respond(method, path):
+        if path == "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors":
+            body = content if method == "GET" else b""
+            return reply(200, body, len(content), ETag=etag, X_Repo_Commit=REVISION)
+        return reply(200 if path == "/" else 404)
+
+    with serving(respond) as (endpoint, asked):
+        hub(endpoint)
+        model, digest = networks.build(RESNET, 32)
+        assert [method for method, _ in asked].count("GET") == 1
+        asked.clear()
+        _, again = networks.build(RESNET, 32)
+        assert asked == []
+    assert digest == again == hashlib.sha256(content).hexdigest()
+    assert same(model, state)

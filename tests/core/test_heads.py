@@ -1,0 +1,589 @@
+"""medlib.probe: heads that reach their optimum, chosen without a look at the test part."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.optimize
+import torch
+from scipy.special import log_softmax
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+
+from medlib.core import heads, metrics, splits
+from medlib.core.fast import logistic
+from medlib.grid import address, gridfile
+
+CLASSES = ["a", "b", "c"]
+SIDES = ("train", "val", "test")
+
+
+def cloud(n, d, k, seed=0, spread=1.5):
+    """Standardised Gaussian clouds, overlapping, one a class."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % k
+    x = rng.normal(0, spread, (n, d)) + rng.normal(0, 1, (k, d))[y]
+    return (x - x.mean(0)) / x.std(0), y
+
+
+def problem(k=3, per_side=30, d=4, seed=0, spread=1.0):
+    """Embeddings, index and the one rotation of an official split; a row a patient."""
+    x, y = cloud(3 * per_side, d, k, seed, spread)
+    index = pd.DataFrame({"sample_id": [f"s{i}" for i in range(len(y))]})
+    index["patient_id"] = index["sample_id"]
+    index["label"] = [CLASSES[label] for label in y]
+    index["split"] = np.repeat(SIDES, per_side)
+    return x.astype(np.float32), index, splits.rotations(index)
+
+
+def swept(head, x, index, classes=CLASSES, label_fraction=1.0, seed=0):
+    """Predictions and history of one run."""
+    run = {"head": head, "label_fraction": label_fraction, "seed": seed}
+    [(_, predictions, history, _)] = heads.sweep(x, index, classes, [run], device="cpu")
+    return predictions, history
+
+
+def fitted(fit, x, y, k, problems):
+    """Embeddings (m, d) -> probabilities (problems, m, K) of a head's models."""
+    predict = fit(torch.tensor(x, dtype=torch.float32), torch.tensor(y), k, problems)
+    return lambda z: predict(torch.tensor(z, dtype=torch.float32), range(len(problems)))
+
+
+def probabilities(frame, classes=CLASSES):
+    return frame[[f"prob_{name}" for name in classes]].to_numpy()
+
+
+def optimum(x, y, c, k):
+    """Weights, bias and value of the linear head's objective at its minimum, in float64.
+
+    Mean cross-entropy + |W|²/(2C), the bias free. For two classes W is one vector, of the second
+    class; for more it has a row a class.
+    """
+    n, d = x.shape
+    outputs = 1 if k == 2 else k
+    hot = np.eye(k)[y]
+
+    def unpack(flat):
+        w, b = flat[: outputs * d].reshape(outputs, d), flat[outputs * d :]
+        return (np.vstack([np.zeros(d), w]), np.append(0.0, b)) if k == 2 else (w, b)
+
+    def objective(flat):
+        w, b = unpack(flat)
+        log_p = log_softmax(x @ w.T + b, axis=1)
+        slope = (np.exp(log_p) - hot) / n
+        gradient = slope.T @ x + w / c
+        if k == 2:
+            gradient, slope = gradient[1:], slope[:, 1:]
+        value = -(log_p * hot).sum(1).mean() + (w**2).sum() / (2 * c)
+        return value, np.append(gradient.ravel(), slope.sum(0))
+
+    start = np.zeros(outputs * (d + 1))
+    found = scipy.optimize.minimize(
+        objective, start, jac=True, method="L-BFGS-B",
+        options={"maxiter": 5000, "ftol": 1e-14, "gtol": 1e-9},
+    )  # fmt: skip
+    return *unpack(found.x), found.fun
+
+
+# -------------------------------------------------------------------------------------- linear
+
+EVERY_C = np.logspace(-4, 6, 11)
+
+
+def embedded(n, d, k, seed=0, scale=3.0):
+    """Standardised, correlated features of eigenvalues 1/rank, and labels that overlap."""
+    rng = np.random.default_rng(seed)
+    root = 1 / np.sqrt(np.arange(1, d + 1))
+    u = rng.normal(size=(n, d))
+    x = (u * root) @ np.linalg.qr(rng.normal(size=(d, d)))[0]
+    logits = u @ (rng.normal(size=(d, k)) * np.sqrt(root)[:, None])
+    y = (scale * logits / logits.std() + rng.gumbel(size=(n, k))).argmax(1)
+    y[:k] = np.arange(k)
+    return ((x - x.mean(0)) / x.std(0)).astype(np.float32), y
+
+
+def separable(n, d, k):
+    x, y = cloud(n, d, k, seed=3, spread=0.2)
+    return x.astype(np.float32), y
+
+
+def constant_feature(n, d, k):
+    x, y = embedded(n, d, k)
+    x[:, 2], x[:, 4] = 0, x[:, 3]  # and one twice
+    return x, y
+
+
+def single_sample_of_a_class(n, d, k):
+    x, y = embedded(n, d, k)
+    y[y == 1] = 0
+    y[7] = 1
+    return x, y
+
+
+def barely_separable(n, d, k):
+    """Labels without a signal, in just enough dimensions: the slowest of all to converge."""
+    x, _ = cloud(n, d, k)
+    y = np.random.default_rng(1).permutation(np.arange(n) % k)
+    return x.astype(np.float32), y
+
+
+def solved(x, y, c):
+    return logistic.logistic_regression(torch.tensor(x), torch.tensor(y), c)
+
+
+def objective(x, y, w, b, c):
+    """Mean cross-entropy + |W|²/(2C), in float64; one row of weights is the second class's."""
+    logits = x.astype(np.float64) @ np.asarray(w, np.float64).T + np.asarray(b)
+    if len(w) == 1:
+        logits = np.hstack([np.zeros_like(logits), logits])
+    losses = -log_softmax(logits, axis=1)[np.arange(len(y)), y]
+    return losses.mean() + (np.asarray(w, np.float64) ** 2).sum() / (2 * c)
+
+
+def peer(x, y, c):
+    """scikit-learn's optimum, by its most exact solver; nothing is left to its tolerance."""
+    solver = LogisticRegression(C=c / len(y), solver="newton-cholesky", tol=1e-10, max_iter=1000)
+    with warnings.catch_warnings():
+        # Where an objective is 1e-5, a gradient of 1e-10 may be beyond rounding.
+        warnings.simplefilter("ignore")
+        return solver.fit(x.astype(np.float64), y)
+
+
+@pytest.mark.parametrize("k", [2, 7])
+@pytest.mark.parametrize(
+    ("draw", "n", "d"),
+    [(embedded, 300, 24), (embedded, 40, 60), (embedded, 30, 30), (separable, 210, 10),
+     (barely_separable, 90, 44), (constant_feature, 250, 12), (single_sample_of_a_class, 200, 12)],
+)  # fmt: skip
+def test_every_regularisation_reaches_the_optimum_of_scikit_learn(draw, n, d, k):
+    x, y = draw(n, d, k)
+    fresh, _ = embedded(2000, d, k, seed=9)
+    weights, bias = solved(x, y, EVERY_C)
+    assert weights.shape == (11, 1 if k == 2 else k, d) and bias.shape == weights.shape[:2]
+    differ = 0
+    for w, b, c in zip(weights.numpy(), bias.numpy(), EVERY_C, strict=True):
+        model = peer(x, y, c)
+        theirs = objective(x, y, model.coef_, model.intercept_, c)
+        assert objective(x, y, w, b, c) <= theirs * (1 + 1e-6), c
+        logits = fresh @ w.T + b
+        mine = (logits[:, 0] > 0) if k == 2 else logits.argmax(1)
+        differ += (mine != model.predict(fresh)).sum()
+    assert differ <= 0.001 * 11 * len(fresh)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("n", "d", "k"), [(300, 40, 2), (300, 40, 5), (50, 80, 3)])
+def test_a_cuda_device_finds_the_optimum_of_the_cpu(cuda, n, d, k):
+    x, y = embedded(n, d, k)
+    here = solved(x, y, EVERY_C)
+    there = logistic.logistic_regression(
+        torch.tensor(x, device=cuda), torch.tensor(y, device=cuda), EVERY_C
+    )
+    assert there[0].device.type == "cuda"
+    for i, c in enumerate(EVERY_C):
+        values = [objective(x, y, w[i].cpu(), b[i].cpu(), c) for w, b in (here, there)]
+        assert values[1] == pytest.approx(values[0], rel=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("head", heads.HEADS)
+def test_every_head_predicts_on_a_cuda_device_as_on_a_cpu(cuda, head):
+    x, index, _ = problem(spread=2.0)
+    run = {"head": head, "label_fraction": 1.0, "seed": 0}
+    here, there = (
+        next(heads.sweep(x, index, CLASSES, [run], device=device))[1] for device in ("cpu", cuda)
+    )
+    np.testing.assert_allclose(probabilities(there), probabilities(here), atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("c", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("k", [2, 3, 7])
+def test_the_linear_head_reaches_the_optimum_of_its_objective(k, c, dtype):
+    x, y = cloud(140, 6, k, seed=k)
+    fresh, _ = cloud(50, 6, k, seed=99)
+    w, b, _ = optimum(x, y, c, k)
+    [found] = fitted(heads.fit_linear, x.astype(dtype), y, k, [(c, 0)])(fresh)
+    assert found.shape == (50, k) and found.dtype == np.float64
+    np.testing.assert_allclose(found, np.exp(log_softmax(fresh @ w.T + b, axis=1)), atol=1e-3)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_a_value_of_c_means_the_same_at_every_number_of_training_images(k):
+    x, y = cloud(60, 5, k, seed=1)
+    once, weaker = fitted(heads.fit_linear, x, y, k, [(0.3, 0), (0.9, 0)])(x)
+    [thrice] = fitted(heads.fit_linear, np.tile(x, (3, 1)), np.tile(y, 3), k, [(0.3, 0)])(x)
+    np.testing.assert_allclose(once, thrice, atol=1e-3)
+    assert np.abs(once - weaker).max() > 0.02  # what C would mean for a sum of losses
+
+
+@pytest.mark.parametrize("k", [2, 7])
+def test_a_regularisation_does_not_depend_on_the_others_in_its_batch(k):
+    x, y = embedded(300, 24, k)
+    fresh, _ = embedded(200, 24, k, seed=9)
+    together = fitted(heads.fit_linear, x, y, k, [(c, 0) for c in EVERY_C])(fresh)
+    for i in (0, 4, 10):
+        [alone] = fitted(heads.fit_linear, x, y, k, [(EVERY_C[i], 0)])(fresh)
+        # Both stop within 1e-6 of the same objective: probabilities agree to about its root.
+        np.testing.assert_allclose(together[i], alone, atol=1e-3)
+
+
+def test_a_regression_that_does_not_converge_is_named(monkeypatch):
+    x, y = embedded(200, 20, 3)
+    monkeypatch.setattr(logistic, "ITERATIONS", 4)
+    with pytest.warns(RuntimeWarning, match=r"not converged for C = 1000 \(gap [^,]*\);"):
+        solved(x, y, [0.001, 1000.0])
+
+
+def test_a_single_class_is_refused():
+    x, _ = embedded(20, 4, 2)
+    with pytest.raises(ValueError, match="at least two classes"):
+        fitted(heads.fit_linear, x, np.ones(20, int), 2, [(1.0, 0)])
+
+
+# ----------------------------------------------------------------------------------------- knn
+
+
+def test_nearest_neighbours_vote_by_the_angle_between_embeddings():
+    # By direction the query's neighbours are 0°, 10°, 60°, 90°; by distance the last is nearest.
+    angle = np.deg2rad([0, 10, 60, 90])
+    length = np.array([50.0, 30.0, 20.0, 0.1])
+    x = length[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    y = np.array([0, 0, 2, 1])
+    query = np.array([[0.1, 0.001]])
+    found = fitted(heads.fit_knn, x, y, 3, [(k, 0) for k in (1, 2, 3, 4)])(query)
+    expected = [[1, 0, 0], [1, 0, 0], [2 / 3, 0, 1 / 3], [0.5, 0.25, 0.25]]
+    np.testing.assert_allclose(found[:, 0], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("block", [1, 5_000, 16_000_000])
+def test_one_blocked_search_votes_as_scikit_learn_does_for_every_k(monkeypatch, block):
+    monkeypatch.setattr(heads, "BLOCK", block)
+    x, y = embedded(150, 12, 4)
+    fresh, _ = embedded(40, 12, 4, seed=5)
+    found = fitted(heads.fit_knn, x, y, 4, [(k, 0) for k in heads.HEADS["knn"].grid])(fresh)
+    for shares, k in zip(found, heads.HEADS["knn"].grid, strict=True):
+        model = KNeighborsClassifier(k, metric="cosine", algorithm="brute").fit(x, y)
+        np.testing.assert_allclose(shares, model.predict_proba(fresh), atol=1e-12)
+
+
+def test_more_neighbours_than_training_images_are_all_of_them():
+    x, y = cloud(9, 3, 3)
+    [found] = fitted(heads.fit_knn, x[:8], y[:8], 3, [(100, 0)])(x)
+    np.testing.assert_allclose(found, np.tile([3 / 8, 3 / 8, 2 / 8], (9, 1)))
+
+
+# ----------------------------------------------------------------------------------------- mlp
+
+
+def test_the_mlp_separates_what_no_line_can():
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1.5, 1.5, (600, 2)).astype(np.float32)
+    x = x[np.abs(x).min(1) > 0.15]
+    y = (x[:, 0] * x[:, 1] > 0).astype(int)
+    train, fresh = slice(0, 300), slice(300, None)
+    [mlp] = fitted(heads.fit_mlp, x[train], y[train], 2, [(3e-3, 0)])(x[fresh])
+    [line] = fitted(heads.fit_linear, x[train], y[train], 2, [(1.0, 0)])(x[fresh])
+    assert roc_auc_score(y[fresh], mlp[:, 1]) > 0.97
+    assert roc_auc_score(y[fresh], line[:, 1]) < 0.7
+
+
+def plain_mlp(x, y, k, rate, seed):
+    """The paper's head, one at a time, by PyTorch's own layers and optimiser."""
+    inputs, labels = torch.tensor(x, dtype=torch.float32), torch.tensor(y)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = torch.nn.Sequential(
+            torch.nn.Linear(x.shape[1], 256), torch.nn.ReLU(), torch.nn.Linear(256, k)
+        )
+        optimiser = torch.optim.AdamW(model.parameters(), lr=rate)
+        for _ in range(30):
+            for rows in torch.randperm(len(y)).split(64):
+                optimiser.zero_grad()
+                torch.nn.functional.cross_entropy(model(inputs[rows]), labels[rows]).backward()
+                optimiser.step()
+        return model(inputs).softmax(1).detach().numpy()
+
+
+def test_every_mlp_of_a_batch_is_the_one_that_a_plain_loop_trains():
+    x, y = cloud(150, 5, 3)
+    problems = [(rate, seed) for seed in (0, 3) for rate in (1e-4, 3e-3)]
+    found = fitted(heads.fit_mlp, x, y, 3, problems)(x)
+    for proba, (rate, seed) in zip(found, problems, strict=True):
+        np.testing.assert_allclose(proba, plain_mlp(x, y, 3, rate, seed), atol=1e-3)
+    assert np.abs(found[0] - found[1]).max() > 0.05 and np.abs(found[1] - found[3]).max() > 0.02
+
+
+def test_the_seed_decides_every_bit_of_the_mlp_and_leaves_the_global_generator_alone():
+    x, y = cloud(80, 5, 3)
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    first, other = fitted(heads.fit_mlp, x, y, 3, [(1e-3, 4), (1e-3, 5)])(x)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(12)
+    again, _ = fitted(heads.fit_mlp, x, y, 3, [(1e-3, 4), (1e-3, 5)])(x)
+    np.testing.assert_array_equal(again, first)
+    assert np.abs(other - first).max() > 1e-3
+    np.testing.assert_allclose(first.sum(1), 1, atol=1e-12)
+
+
+# ----------------------------------------------------------------------------------- all heads
+
+
+@pytest.mark.parametrize("head", heads.HEADS)
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_a_class_that_is_not_in_the_training_part_keeps_its_column(head, missing):
+    x, y = cloud(90, 4, 3, spread=0.5)
+    seen = y != missing
+    problems = [(heads.HEADS[head].grid[1], 0)]
+    [proba] = fitted(heads.HEADS[head].fit, x[seen], y[seen], 3, problems)(x)
+    assert proba.shape == (90, 3)
+    np.testing.assert_allclose(proba.sum(1), 1, atol=1e-6)
+    assert roc_auc_score(y[seen] == y[seen].max(), proba[seen, y[seen].max()]) > 0.8
+    if head != "mlp":  # it has an output for every class, and no label to push it to zero
+        assert (proba[:, missing] == 0).all()
+
+
+@pytest.mark.parametrize("head", heads.HEADS)
+def test_a_feature_that_is_constant_changes_nothing_but_is_no_error(head):
+    x, index, _ = problem()
+    constant = np.hstack([x, np.full((len(x), 1), 7.5, np.float32)])
+    found, history = swept(head, constant, index, CLASSES)
+    assert np.isfinite(probabilities(found)).all()
+    assert history["val_auroc"].max() > 0.7
+    if head != "mlp":  # one more input draws other initial weights
+        expected, _ = swept(head, x, index, CLASSES)
+        np.testing.assert_allclose(probabilities(found), probabilities(expected), atol=1e-4)
+
+
+def test_embeddings_are_standardised_by_the_training_part_alone():
+    x, index, rotations = problem()
+    x = x * [1, 100, 1e-2, 5] + [0, 30, 1, -8]
+    x[rotations[0].test] += 3.0  # what only the test part has, the scaler must not see
+    found, history = swept("linear", x, index, CLASSES)
+    c = history.loc[history["chosen"], "value"].item()
+    y = index["label"].map(CLASSES.index).to_numpy()
+    train, test = rotations[0].train, rotations[0].test
+    scaler = StandardScaler().fit(x[train])
+    model = LogisticRegression(C=c / train.sum(), max_iter=1000).fit(
+        scaler.transform(x[train]), y[train]
+    )
+    expected = model.predict_proba(scaler.transform(x[test]))
+    np.testing.assert_allclose(probabilities(found), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("head", heads.HEADS)
+def test_test_labels_change_no_prediction_and_no_choice(head):
+    x, index, rotations = problem()
+    first, history = swept(head, x, index, CLASSES)
+    test = rotations[0].test
+    mixed = index.copy()
+    mixed.loc[test, "label"] = np.random.default_rng(0).permutation(index.loc[test, "label"])
+    assert (mixed["label"] != index["label"]).sum() > 5
+    second, other_history = swept(head, x, mixed, CLASSES)
+    np.testing.assert_array_equal(probabilities(first), probabilities(second))
+    assert second["y_true"].tolist() == mixed.loc[test, "label"].tolist()
+    pd.testing.assert_frame_equal(history, other_history)
+
+
+@pytest.mark.parametrize("head", heads.HEADS)
+def test_test_embeddings_change_their_own_predictions_alone(head):
+    x, index, rotations = problem()
+    first, history = swept(head, x, index, CLASSES)
+    test = np.flatnonzero(rotations[0].test)
+    order = np.random.default_rng(1).permutation(len(test))
+    moved = x.copy()
+    moved[test] = x[test[order]]
+    second, other_history = swept(head, moved, index, CLASSES)
+    np.testing.assert_allclose(probabilities(second), probabilities(first)[order], atol=1e-6)
+    pd.testing.assert_frame_equal(history, other_history)
+
+
+def fake(fit, values):
+    return heads.Head(fit, "strength", values)
+
+
+def test_the_setting_with_the_best_validation_auroc_predicts_the_test_part(monkeypatch):
+    # One feature holds the answer, in the validation part; how well it is seen is the setting.
+    y = np.tile([0, 1], 30)
+    index = pd.DataFrame({"sample_id": np.arange(60).astype(str), "label": np.array(CLASSES)[y]})
+    index["patient_id"], index["split"] = index["sample_id"], np.repeat(SIDES, 20)
+    noise = np.random.default_rng(0).normal(size=60)
+    seen = {1.0: 0.0, 2.0: 0.5, 3.0: 4.0, 4.0: 1.0}
+
+    def fit(x, y, n_classes, problems):
+        def predict(z, chosen):
+            z, found = z.double().numpy(), []
+            for value, _ in (problems[i] for i in chosen):
+                score = 1 / (1 + np.exp(-z[:, 1] - seen[value] * z[:, 0]))
+                # What a row lacks of 1 names the setting.
+                found.append(np.stack([1 - score, score], axis=1) * (1 - value / 100))
+            return np.stack(found)
+
+        return predict
+
+    x = np.stack([2.0 * y - 1, noise], axis=1)
+    monkeypatch.setitem(heads.HEADS, "fake", fake(fit, tuple(seen)))
+    found, history = swept("fake", x, index, CLASSES[:2])
+    scaled = StandardScaler().fit(x[:20]).transform(x)
+    expected = [
+        roc_auc_score(y[20:40], scaled[20:40, 1] + strength * scaled[20:40, 0])
+        for strength in seen.values()
+    ]
+    assert np.argmax(expected) == 2 and len(set(expected)) == 4
+    assert history["val_auroc"].tolist() == pytest.approx(expected, abs=1e-12)
+    assert history["chosen"].tolist() == [False, False, True, False]
+    assert history["value"].tolist() == list(seen)
+    assert set(history["hyperparameter"]) == {"strength"} and set(history["head"]) == {"fake"}
+    assert found["sample_id"].tolist() == index["sample_id"][40:].tolist()
+    np.testing.assert_allclose(probabilities(found, CLASSES[:2]).sum(1), 1 - 3 / 100)
+
+
+def test_on_a_tie_the_first_setting_is_chosen(monkeypatch):
+    x, index, _ = problem(k=2)
+    right = {1.0: -1.0, 2.0: 1.0, 3.0: 1.0, 4.0: 1.0}
+    x[:, 0] = np.where(index["label"] == "b", 1, -1)
+
+    def fit(x, y, n_classes, problems):
+        sign = np.array([right[value] for value, _ in problems])
+
+        def predict(z, chosen):
+            score = 0.1 * sign[list(chosen), None] * z[:, 0].numpy()
+            return np.stack([0.5 - score, 0.5 + score], axis=2)
+
+        return predict
+
+    monkeypatch.setitem(heads.HEADS, "fake", fake(fit, tuple(right)))
+    _, history = swept("fake", x, index, CLASSES[:2])
+    assert history["val_auroc"].tolist() == [0, 1, 1, 1]
+    assert history["chosen"].tolist() == [False, True, False, False]
+
+
+def test_separable_classes_are_given_to_the_strongest_penalty_and_the_smallest_k():
+    x, index, _ = problem(spread=0.01)
+    for head in ("linear", "knn"):
+        _, history = swept(head, x, index, CLASSES)
+        tied = history[history["val_auroc"] == 1]
+        assert len(tied) > 1
+        assert history.loc[history["chosen"], "value"].item() == heads.HEADS[head].grid[0]
+
+
+def test_every_setting_is_tried_in_every_fold_and_every_sample_is_predicted_once():
+    x, index, _ = problem(per_side=30)
+    index = index.drop(columns="split").assign(fold=np.arange(90) // 3 % 3)
+    found, history = swept("knn", x, index, CLASSES)
+    assert history.groupby("fold")["value"].apply(list).to_dict() == {
+        fold: list(heads.HEADS["knn"].grid) for fold in range(3)
+    }
+    assert history.groupby("fold")["chosen"].sum().tolist() == [1, 1, 1]
+    assert sorted(found["sample_id"]) == sorted(index["sample_id"])
+    truth = index.set_index("sample_id")
+    for column, theirs in (("y_true", "label"), ("fold", "fold"), ("patient_id", "patient_id")):
+        assert found[column].tolist() == truth.loc[found["sample_id"], theirs].tolist()
+
+
+def test_a_volume_is_predicted_by_the_mean_over_its_slices():
+    # Slices in two directions; by cosine each has one class as its nearest neighbour.
+    x = np.array([[1, 0], [0, 1], [1, 0], [0, 1]]  # train: a, b, a, b
+                 + [[1, 0.1], [0.1, 1]]  # val: a, b
+                 + [[1, 0.2], [1, 0.3], [0.2, 1]]  # test: v, three slices, two of them like a
+                 + [[0.2, 1]])  # fmt: skip  # test: w, one slice, like b
+    samples = ["t1", "t2", "t3", "t4", "v1", "v2", "v", "v", "v", "w"]
+    index = pd.DataFrame({"sample_id": samples, "patient_id": samples})
+    index["label"] = [*"abab", *"ab", *"bbb", "a"]
+    index["split"] = ["train"] * 4 + ["val"] * 2 + ["test"] * 4
+    found, history = swept("knn", x, index, ["a", "b"])
+    assert history.loc[history["chosen"], "value"].item() == 1
+    assert found["sample_id"].tolist() == ["v", "w"]
+    assert found["y_true"].tolist() == ["b", "a"]
+    np.testing.assert_allclose(probabilities(found, ["a", "b"]), [[2 / 3, 1 / 3], [0, 1]])
+
+
+def test_settings_are_judged_by_volume_and_not_by_slice():
+    x, index, rotations = problem(k=2, per_side=24, spread=2.0)
+    index = index.assign(sample_id=(np.arange(72) // 4 * 2 + np.arange(72) % 2).astype(str))
+    index["patient_id"] = index["sample_id"]
+    found, history = swept("linear", x, index, CLASSES[:2])
+    assert len(found) == 12  # two slices each
+    y = index["label"].map(CLASSES.index).to_numpy()
+    train, val = rotations[0].train, rotations[0].val
+    scaler = StandardScaler().fit(x[train])
+    model = LogisticRegression(C=1.0 / train.sum()).fit(scaler.transform(x[train]), y[train])
+    by_slice = pd.Series(model.predict_proba(scaler.transform(x[val]))[:, 1])
+    by_volume = by_slice.groupby(index.loc[val, "sample_id"].to_numpy(), sort=False).mean()
+    labels = pd.Series(y[val]).groupby(index.loc[val, "sample_id"].to_numpy(), sort=False).first()
+    expected = roc_auc_score(labels, by_volume)
+    assert expected != pytest.approx(roc_auc_score(y[val], by_slice))
+    assert history.loc[history["value"] == 1.0, "val_auroc"].item() == pytest.approx(expected)
+
+
+def test_runs_that_share_their_rows_are_what_each_is_alone():
+    x, index, _ = problem(per_side=30, d=6)
+    runs = address.frozen_runs(heads.HEADS, [1.0, 0.5], [0, 1])
+    results = list(heads.sweep(x, index, CLASSES, runs, device="cpu"))
+    assert [run for run, *_ in results] == runs and len(runs) == 10
+    assert all(seconds > 0 for *_, seconds in results)
+    for run, predictions, history, _ in results:
+        alone, own_history = swept(run["head"], x, index, CLASSES, *list(run.values())[1:])
+        # What is summed in another order may differ in the last digits, and 30 epochs on more.
+        np.testing.assert_allclose(probabilities(predictions), probabilities(alone), atol=1e-3)
+        pd.testing.assert_frame_equal(history, own_history, atol=0.01)
+    drawn = {run["seed"]: probabilities(predictions) for run, predictions, *_ in results
+             if run["head"] == "knn" and run["label_fraction"] == 0.5}  # fmt: skip
+    assert np.abs(drawn[0] - drawn[1]).max() > 0.1
+
+
+def test_few_labels_are_those_of_the_manifest_in_training_and_in_validation():
+    x, index, _ = problem(per_side=30)
+    found, history = swept("knn", x, index, CLASSES, label_fraction=0.5, seed=3)
+    [part] = splits.rotations(index, 0.5, seed=3)
+    assert part.train.sum() == 15 and len(found) == 30
+    scaler = StandardScaler().fit(x[part.train])
+    y = index["label"].map(CLASSES.index).to_numpy()
+    for row in history.itertuples():
+        k = min(int(row.value), 15)
+        model = KNeighborsClassifier(k, metric="cosine", algorithm="brute")
+        model.fit(scaler.transform(x[part.train]), y[part.train])
+        proba = model.predict_proba(scaler.transform(x[part.val]))
+        expected = roc_auc_score(y[part.val], proba, multi_class="ovr")
+        assert row.val_auroc == pytest.approx(expected, abs=1e-12), row.value
+
+
+def test_runs_come_one_after_the_other():
+    x, index, _ = problem()
+    runs = address.frozen_runs(["knn", "linear"], [1.0], [0])
+    sweeping = heads.sweep(x, index, CLASSES, runs, device="cpu")
+    assert next(sweeping)[0]["head"] == "knn"  # to be saved before the next is begun
+    assert [run["head"] for run, *_ in sweeping] == ["linear"]
+
+
+def test_predictions_and_history_have_the_columns_that_a_run_saves():
+    x, index, _ = problem()
+    found, history = swept("linear", x, index, CLASSES)
+    assert list(found.columns) == [
+        "sample_id", "patient_id", "split", "y_true", *metrics.probability_columns(CLASSES),
+    ]  # fmt: skip
+    assert list(history.columns) == [
+        "head", "hyperparameter", "value", "fold", "val_auroc", "chosen",
+    ]  # fmt: skip
+
+
+def test_the_rows_of_an_index_may_have_any_labels():
+    x, index, _ = problem()
+    expected, _ = swept("knn", x, index, CLASSES)
+    found, _ = swept("knn", x, index.set_index(index.index[::-1] + 7), CLASSES)
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def test_an_unknown_head_is_refused_with_the_valid_ones():
+    x, index, _ = problem()
+    with pytest.raises(ValueError, match="Unknown head 'lineer'. Did you mean 'linear'") as caught:
+        swept("lineer", x, index, CLASSES)
+    assert all(head in str(caught.value) for head in ("linear", "knn", "mlp"))
+
+
+def test_a_grid_may_ask_for_every_head_and_for_no_other():
+    assert tuple(heads.HEADS) == gridfile.HEADS

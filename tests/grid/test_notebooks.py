@@ -1,0 +1,287 @@
+"""medlib.grid.notebooks refuses what papermill lets pass, and says what to do instead."""
+
+import fcntl
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from waiting import wait_for
+
+from medlib.grid import notebooks
+from medlib.grid.jobs import (
+    CONTROLLER,
+    JOBS_PER_GPU,
+    ExecutionError,
+    claim_gpu,
+    failed,
+    visible_gpus,
+)
+
+
+def written(path, cells):
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+    return path
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    """A notebook with two parameters, that writes its sum, or fails when asked to."""
+    cell = nbformat.v4.new_code_cell(
+        "fold: int = 1  # which fold\nrate: float = 0.5  # learning rate\n"
+        "flag: bool = False  # fail\nnames: list = ['a']  # some names",
+        metadata={"tags": ["parameters"]},
+    )
+    body = nbformat.v4.new_code_cell(
+        "from pathlib import Path\nassert not flag, 'asked to fail'\n"
+        "Path('sum.txt').write_text(str(fold + rate))"
+    )
+    path = tmp_path / "sum.ipynb"
+    return written(path, [cell, body])
+
+
+def test_it_runs_in_the_notebooks_folder_with_its_parameters(notebook, tmp_path):
+    output = tmp_path / "out" / "sum.ipynb"
+    notebooks.execute(notebook, output, {"fold": 2, "rate": 1}, [str(tmp_path / "sum.txt")])
+    assert (tmp_path / "sum.txt").read_text() == "3"
+    assert nbformat.read(output, 4).metadata.kernelspec.name == "python3"
+
+
+def test_all_wrong_parameters_are_named_at_once_and_nothing_runs(notebook, tmp_path):
+    wrong = {"fald": 1, "fold": "02", "rate": "1e-4", "flag": 1, "names": [1]}
+    with pytest.raises(ExecutionError) as error:
+        notebooks.execute(notebook, tmp_path / "out.ipynb", wrong)
+    for part in (
+        "'fald'. Did you mean 'fold'?",
+        'fold is "02" (str), but must be int',
+        'rate is "1e-4" (str), but must be float',
+        "flag is 1 (int), but must be bool",
+        "names is [1] (list)",
+    ):
+        assert part in str(error.value)
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_true_is_no_number(notebook):
+    with pytest.raises(ExecutionError, match="fold is true"):
+        notebooks.check_parameters(notebook, {"fold": True})
+
+
+def test_a_failing_cell_is_reported_with_its_message_and_where_to_look(notebook, tmp_path):
+    output = tmp_path / "out.ipynb"
+    with pytest.raises(ExecutionError, match="asked to fail") as error:
+        notebooks.execute(notebook, output, {"flag": True})
+    assert str(output) in str(error.value)
+    assert "asked to fail" in output.read_text()
+
+
+def test_a_promised_file_that_is_not_written_is_a_failure(notebook, tmp_path):
+    with pytest.raises(ExecutionError, match="did not write:\n.*other.txt"):
+        notebooks.execute(notebook, tmp_path / "out.ipynb", {}, [str(tmp_path / "other.txt")])
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "medlib.grid.notebooks", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_command_line_takes_json_and_ends_with_a_status(notebook, tmp_path):
+    good = run(notebook, tmp_path / "o.ipynb", "--parameters", json.dumps({"fold": 40, "rate": 2}))
+    assert (good.returncode, (tmp_path / "sum.txt").read_text()) == (0, "42")
+    bad = run(notebook, tmp_path / "o.ipynb", "--parameters", '{"fold": 2')
+    assert bad.returncode == 2 and "is not JSON" in bad.stderr
+    missing = run(tmp_path / "none.ipynb", tmp_path / "o.ipynb")
+    assert missing.returncode == 1 and "There is no notebook" in missing.stderr
+
+
+def test_sources_follow_imports_from_the_notebook_through_the_modules(repository):
+    names = [p.name for p in notebooks.sources(repository / "notebooks" / "04_fine_tune.ipynb")]
+    assert names[0] == "04_fine_tune.ipynb"
+    assert {"finetune.py", "features.py", "metrics.py", "errors.py"} <= set(names)
+    assert not {"probe.py", "compare.py"} & set(names)
+
+
+# ---------------------------------------------------------------------------- failures and attempts
+
+
+def failing(tmp_path, code):
+    """A notebook that does this, and counts in a file how often it was run."""
+    cells = [
+        nbformat.v4.new_code_cell("times: int = 1  # nothing", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("open('runs', 'a').write('x')"),
+        nbformat.v4.new_code_cell(code),
+    ]
+    path = tmp_path / "failing.ipynb"
+    return written(path, cells)
+
+
+def attempt(notebook, tmp_path, number=1, **environment):
+    output = tmp_path / "executed" / "out.ipynb"
+    command = [sys.executable, "-m", "medlib.grid.notebooks", notebook, output,
+               "--attempt", str(number), "--expect", "a.csv"]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | environment, timeout=120
+    )
+    return done, failed(output)
+
+
+def test_a_failure_is_recorded_and_what_would_fail_again_is_not_tried_again(tmp_path):
+    notebook = failing(tmp_path, "raise ValueError('no such\\nlabel')")
+    done, record = attempt(notebook, tmp_path)
+    assert done.returncode == 1 and "no such" in done.stderr
+    assert record["line"] == "ValueError: no such" and record["cell"] == 3
+    assert record["outputs"] == ["a.csv"] and not record["transient"]
+    executed = tmp_path / "executed" / "out.ipynb"
+    shown = executed.read_text()
+    executed.write_text("")  # as Snakemake does before a second attempt
+    assert attempt(notebook, tmp_path, 2)[0].returncode == 1
+    assert (tmp_path / "runs").read_text() == "x" and executed.read_text() == shown
+    # A first attempt is made whatever has been: something may have been mended meanwhile.
+    failing(tmp_path, "open('../a.csv', 'w'); import os; os.chdir('..')")
+    done, record = attempt(notebook, tmp_path)
+    assert (tmp_path / "runs").read_text() == "xx"
+    assert record["line"].endswith("ran to its end but did not write:") and record["cell"] is None
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("raise MemoryError('4 GB')", "MemoryError"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "kernel died"),
+    ],
+)
+def test_what_may_go_well_the_next_time_is_tried_again(tmp_path, code, kind):
+    notebook = failing(tmp_path, code)
+    for number in (1, 2):
+        done, record = attempt(notebook, tmp_path, number)
+        assert done.returncode == 1 and kind in record["line"] and record["transient"]
+    assert (tmp_path / "runs").read_text() == "xx"
+
+
+def test_a_success_wipes_the_record_of_the_failure_before_it(notebook, tmp_path):
+    output = tmp_path / "o.ipynb"
+    for flag, expected in ((True, 1), (False, 0)):
+        done = run(notebook, output, "--parameters", json.dumps({"flag": flag}))
+        assert done.returncode == expected
+        assert (failed(output) is not None) == flag
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no small disk can be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_said_so_and_room_is_all_that_it_takes(small_disk, tmp_path):
+    saving = "from medlib import files; files.save_text('disk/kept', '.' * 700_000)"
+    notebook = failing(tmp_path, saving)
+    (small_disk / "other").write_bytes(bytes(600_000))
+    command = [notebook, tmp_path / "o.ipynb", "--expect", small_disk / "kept"]
+    done = run(*command)
+    assert done.returncode == 1
+    assert "is full, or your quota: make room and call the same command again" in done.stderr
+    assert [path.name for path in small_disk.iterdir()] == ["other"]  # no half-written file
+    (small_disk / "other").unlink()
+    assert run(*command).returncode == 0
+    assert (small_disk / "kept").stat().st_size == 700_000
+
+
+def test_a_disk_too_full_for_the_executed_notebook_is_said_so_too(small_disk, tmp_path):
+    notebook = failing(tmp_path, "print('.' * 700_000)")
+    (small_disk / "other").write_bytes(bytes(900_000))
+    done = run(notebook, small_disk / "o.ipynb")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "cannot be written" in done.stderr and "make room" in done.stderr
+
+
+# ------------------------------------------------------------------------- controller and devices
+
+
+def test_a_job_ends_with_its_controller_and_its_kernel_with_it(tmp_path):
+    notebook = failing(tmp_path, "open('pid', 'w').write(str(__import__('os').getpid()))\n"
+                                 "__import__('time').sleep(60)")  # fmt: skip
+    lock = open(tmp_path / "lock", "w")  # noqa: SIM115
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    job = subprocess.Popen(
+        [sys.executable, "-m", "medlib.grid.notebooks", notebook, tmp_path / "o.ipynb"],
+        env=os.environ | {CONTROLLER: str(tmp_path / "lock")},
+    )
+    pid = tmp_path / "pid"
+    wait_for(lambda: pid.is_file() and pid.read_text())
+    kernel = int((tmp_path / "pid").read_text())
+    lock.close()  # as when its process ends
+    assert job.wait(30) == 1
+    wait_for(lambda: state(kernel) == "Z")
+
+
+def state(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+CLAIM = """
+import os, sys, time
+from medlib.grid import jobs
+claim = jobs.claim_gpu()
+print(os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("share", "first"), [(1, ["3", "GPU-7"]), (2, ["3", "GPU-7", "3", "GPU-7"])]
+)
+def test_a_gpu_is_one_jobs_alone_until_it_ends_unless_told_to_share(tmp_path, share, first):
+    environment = os.environ | {
+        "CUDA_VISIBLE_DEVICES": "3, GPU-7", "TMPDIR": str(tmp_path),
+        JOBS_PER_GPU: str(share),
+    }  # fmt: skip
+    jobs = []
+
+    def begin():
+        jobs.append(subprocess.Popen([sys.executable, "-c", CLAIM], stdout=subprocess.PIPE,
+                                     env=environment, text=True))  # fmt: skip
+        return jobs[-1].stdout
+
+    try:
+        assert [begin().readline().strip() for _ in first] == first
+        waiting = begin()
+        assert not select.select([waiting], [], [], 2)[0]
+        jobs[1].kill()
+        assert waiting.readline().strip() == "GPU-7"
+    finally:
+        for job in jobs:
+            job.kill()
+            job.wait()
+
+
+def test_a_machine_without_a_gpu_claims_none(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == [] and claim_gpu() is None
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", "")
+    assert claim_gpu() is None
+
+
+def test_gpus_are_counted_as_nvidia_smi_lists_them(monkeypatch, tmp_path):
+    tool = tmp_path / "nvidia-smi"
+    listing = "GPU 0: H100 (UUID: GPU-1)\nGPU 1: H100 (UUID: GPU-2)\n  MIG 1g.10gb Device 0"
+    tool.write_text(f"#!/bin/sh\necho '{listing}'\n")
+    tool.chmod(0o755)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert visible_gpus() == ["0", "1"]

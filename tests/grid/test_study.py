@@ -1,0 +1,531 @@
+"""A small grid through `make study`'s command, on a copy of the repository: it runs, resumes, fails
+well, and runs again exactly what has changed."""
+
+import ast
+import io
+import itertools
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+from small_grid import CALLED_COMPLETE, SMALL, Study
+from snakemake_interface_logger_plugins.common import LogEvent
+from waiting import wait_for
+
+from medlib.core import backbones
+from medlib.grid import gridfile, jobs
+from medlib.grid.study import _failures, reason
+from medlib.grid.watch import Watch, progress_words
+
+CELL = Path("results/small/runs/fundus_pm/micro_resnet-random")
+FROZEN, TUNED = CELL / "frozen.csv", CELL / "finetuned" / "seed0" / "run.json"
+SUMMARY = Path("results/small/summary.csv")
+DRAWING = {"compare", "costs", "claims", "look", "write_report"}
+pytestmark = pytest.mark.xdist_group("study")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A grid that has been run, with a backbone that has a weights file; tests may change it, but
+    leave it complete."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("study")
+    weights = folder / "weights"
+    weights.mkdir()
+    row = backbones.get("micro_resnet-imagenet")
+    torch.manual_seed(0)
+    tensors = timm.create_model(row.architecture).state_dict()
+    for name, value in tensors.items():
+        if name.endswith("running_mean"):  # as in a network that has seen images
+            value.normal_()
+    save_file(tensors, weights / f"{row.timm_name}.safetensors")
+    grid = SMALL | {"frozen": SMALL["frozen"] | {"backbones": ["micro_resnet-random", row.name]}}
+    study = Study(folder / "copy", grid, MEDLIB_WEIGHTS=str(weights))
+    study.weights = weights / f"{row.timm_name}.safetensors"
+    study.first = study.call()
+    study.asked = grid
+    return study
+
+
+def test_a_grid_runs_to_its_figures_and_a_second_call_runs_nothing(finished):
+    folder, (status, said) = finished.folder, finished.first
+    assert status == 0, said
+    table = pd.read_csv(folder / "figures" / "small" / "main_comparison.csv")
+    assert set(table["regime"]) == {"frozen", "finetuned"}
+    assert set(table["pretraining"]) == {"random", "imagenet"}
+    assert table[["value", "ci_low", "ci_high"]].notna().all().all()
+    status, again = finished.call()
+    assert status == 0 and "Nothing to be done" in again
+    report = (folder / "figures" / "small" / "report.html").read_text(encoding="utf-8")
+    assert "All runs of the grid are complete" in report
+    for stem in ("main_comparison", "claims", "cost", "curves_fundus_pm", "seen_fundus_pm"):
+        assert (folder / "figures" / "small" / f"{stem}.csv").is_file()
+    assert (folder / CELL / "03_probe_features.ipynb").is_file()
+    assert (folder / TUNED.parent / "04_fine_tune.ipynb").is_file()
+    assert not list(folder.rglob("checkpoint.safetensors"))
+    # Progress is a line now and then, not Snakemake's pages.
+    assert "14 jobs to run." in said and len(said.splitlines()) < 60
+
+
+def test_garbage_is_collected_while_jobs_run(finished):
+    told = """
+import gc
+from medlib.grid import study, watch
+class Told(watch.Watch):
+    def __call__(self, record):
+        super().__call__(record)
+        if getattr(record, "event", None) == watch.LogEvent.JOB_STARTED:
+            print("collects garbage:", gc.isenabled())
+study.Watch = Told
+study.run("small", ["--cores", "2", "--forcerun", "write_report"])
+"""
+    command = [sys.executable, "-c", told]
+    said = subprocess.run(
+        command, cwd=finished.folder, env=finished.environment, capture_output=True, text=True
+    ).stdout
+    assert set(re.findall("collects garbage: .*", said)) == {"collects garbage: True"}
+
+
+def test_nothing_of_a_grid_reaches_a_shell_and_nobody_is_called(finished):
+    assert not list(finished.folder.parent.rglob("pwned"))
+    assert not (finished.folder / "calls.log").exists()
+    table = (finished.folder / "figures/small/main_table.md").read_text(encoding="utf-8")
+    assert "$(touch pwned) {wildcards.task}" in table
+
+
+def test_what_a_study_calls_is_noticed(finished):
+    code = "import socket; socket.create_connection(('192.0.2.1', 9), 0.1)"
+    subprocess.run([sys.executable, "-c", code], env=finished.environment, capture_output=True)
+    log = finished.folder / "calls.log"
+    assert "192.0.2.1" in log.read_text()
+    log.unlink()
+
+
+def test_the_state_of_a_complete_grid_is_told(finished):
+    status, said = finished.call("status")
+    assert status == 0 and "3 done, 0 failed, 0 stale, 0 missing" in said
+    assert not (finished.folder / "results" / "small" / "progress.json").exists()
+
+
+def edited(path, old, new):
+    """Change a file, and give back what undoes it, time stamp included."""
+    before, stamp = path.read_bytes(), path.stat()
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
+    assert path.read_bytes() != before
+
+    def undo():
+        path.write_bytes(before)
+        os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+
+    return undo
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "run"),
+    [
+        ("notebooks/03_probe_features.ipynb", "minutes for", "some minutes for",
+         {"probe": 2, "summarise": 2, "collect": 1, **dict.fromkeys(DRAWING, 1)}),
+        ("medlib/core/fast/graph.py", "RECORD_AFTER = 3", "RECORD_AFTER = 4",
+         {"finetune": 1, "summarise": 1, "collect": 1, **dict.fromkeys(DRAWING, 1)}),
+        ("medlib/core/heads.py", '"""', '"""Better: ',
+         {"probe": 2, "summarise": 2, "collect": 1, **dict.fromkeys(DRAWING, 1)}),
+        ("medlib/show/style.py", '"""', '"""Nicer: ', dict.fromkeys(DRAWING - {"write_report"}, 1)
+         | {"write_report": 1}),
+        ("medlib/stats/claims.py", '"""', '"""Bolder: ', {"claims": 1, "write_report": 1}),
+        ("data_manifests/fundus_pm.yaml", "title: ", "title: New ",
+         {"prepare": 1, "extract": 2, "probe": 2, "finetune": 1, "summarise": 2,
+          "collect": 1, **dict.fromkeys(DRAWING, 1)}),
+        ("grids/small.yaml", "epochs: 2", "epochs: 3",
+         {"finetune": 1, "summarise": 1, "collect": 1, **dict.fromkeys(DRAWING, 1)}),
+        ("grids/small.yaml", "resamples: 100", "resamples: 99",
+         {"summarise": 2, "collect": 1, **dict.fromkeys(DRAWING, 1)}),
+        ("medlib/core/backbones.yaml", "# The paper's six.",
+         "new-imagenet: {timm_name: resnet18.a1_in1k, pretraining: imagenet, embedding: gap, "
+         "licence: MIT}", {}),
+        ("medlib/core/backbones.yaml",
+         "test_resnet.r160_in1k, pretraining: imagenet, embedding: gap",
+         "test_resnet.r160_in1k, pretraining: imagenet, fixed_norm: true, embedding: gap",
+         # Of its random control nothing changes: there is no batch norm that was folded.
+         {"extract": 1, "probe": 1, "summarise": 1, "collect": 1, **dict.fromkeys(DRAWING, 1)}),
+    ],
+)  # fmt: skip
+def test_what_has_changed_decides_what_runs_again(finished, file, old, new, run):
+    undo = edited(finished.folder / file, old, new)
+    try:
+        rules, said = finished.plan()
+    finally:
+        undo()
+    assert rules == run, said
+    if run and file.startswith(("notebooks/0", "medlib/core/")):
+        assert f"changed: {file}" in said
+    if file.startswith("grids"):
+        assert "its settings have changed" in said
+
+
+def test_a_new_backbone_in_the_grid_runs_alone_and_a_touched_file_not_at_all(finished):
+    # The same content with a new time stamp, as of a copy; weights are large files.
+    assert finished.weights.stat().st_size > 1_000_000
+    for name in ("medlib/data/packs.py", "notebooks/04_fine_tune.ipynb", finished.weights):
+        (finished.folder / name).touch()
+    assert finished.plan()[0] == {}
+    more = finished.asked | {"frozen": finished.asked["frozen"] | {"backbones": [
+        *finished.asked["frozen"]["backbones"], "micro_efficientnet-random"]}}  # fmt: skip
+    finished.grid(more)
+    rules, said = finished.plan()
+    finished.grid(finished.asked)
+    expected = dict.fromkeys(("extract", "probe", "summarise", "collect", *DRAWING), 1)
+    assert rules == expected, said
+
+
+def test_other_weights_run_again_what_they_were_used_for(finished):
+    stamp = finished.weights.stat()
+    os.utime(finished.weights)
+    with open(finished.weights, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    try:
+        rules, said = finished.plan()
+    finally:
+        with open(finished.weights, "r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(last)
+        os.utime(finished.weights, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    expected = dict.fromkeys(("extract", "probe", "summarise", "collect", *DRAWING), 1)
+    assert rules == expected, said
+    assert "changed:" in said and "test_resnet" in said
+
+
+@pytest.mark.parametrize(
+    ("file", "rule"),
+    [
+        ("results/small/features/fundus_pm/micro_resnet-random/meta.json", "extract"),
+        (CELL / "frozen-linear" / "seed0" / "run.json", "probe"),
+        (TUNED, "finetune"),
+        (SUMMARY, "collect"),
+        ("figures/small/main_comparison.png", "compare"),
+        ("figures/small/report.html", "write_report"),
+    ],
+)
+def test_a_grid_that_lacks_any_of_its_files_is_not_complete(finished, file, rule):
+    file = finished.folder / file
+    away = file.with_name("away")
+    file.rename(away)
+    try:
+        rules, said = finished.plan()
+    finally:
+        away.rename(file)
+    assert rule in rules and not CALLED_COMPLETE.search(said), said
+
+
+def test_a_grid_without_its_weights_is_refused_as_often_as_it_is_asked_for(tmp_path):
+    backbones = {"frozen": SMALL["frozen"] | {"backbones": ["micro_resnet-imagenet"]}}
+    study = Study(tmp_path / "copy", SMALL | backbones, HF_HUB_OFFLINE="1", MEDLIB_WEIGHTS="",
+                  HF_HOME=str(tmp_path / "no cache"))  # fmt: skip
+    for _ in range(2):
+        status, said = study.call()
+        assert status == 1 and "No weights for micro_resnet-imagenet" in said
+        assert not CALLED_COMPLETE.search(said), said
+    assert "extract" in study.plan()[0]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_grid_that_is_stopped_goes_on_where_it_was(tmp_path, sent):
+    """`make test-attack` sends these, and others, at many random moments."""
+    study = Study(tmp_path / "copy")
+    process = study.begin("run")
+    wait_for((study.folder / "results/small/manifests/fundus_pm.csv").is_file)
+    wait_for(lambda: study.processes("medlib.grid.notebooks"))  # the next job
+    process.send_signal(sent)
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode and not CALLED_COMPLETE.search(said), said
+    rules, said = study.plan()
+    assert {"probe", "finetune", "collect", *DRAWING} <= set(rules), said
+    if sent == signal.SIGTERM:
+        status, said = study.call()
+        assert status == 0 and CALLED_COMPLETE.search(said), said
+        assert study.plan()[0] == {} and (study.folder / SUMMARY).is_file()
+
+
+# ----------------------------------------------------------------------------------- one at a time
+
+
+def test_a_second_run_is_refused_and_the_first_can_be_watched(tmp_path):
+    study = Study(tmp_path / "copy")
+    first = study.begin("run", SUMMARY)
+    notebook = study.folder / "results/small/images/fundus_pm/01_prepare_data.ipynb"
+    try:
+        wait_for(notebook.is_file)
+        status, said = study.call("run", SUMMARY)
+        assert status == 1 and f"being run already, by process {first.pid} on " in said
+        assert "make status GRID=small" in said
+        _, said = study.call("status")
+        assert f"Being run by process {first.pid}" in said
+        assert " of 6 jobs (" in said and " · running: " in said
+        assert re.search(r"fundus_pm.*: results/small/.*\.ipynb", said)
+        assert re.search(r"^\d done, 0 failed, 0 stale, \d missing$", said, re.M)
+        # What a job has done so far can be opened while it runs.
+        import nbformat
+
+        assert nbformat.read(notebook, 4).cells
+        # One job may have ended, and the next not begun its kernel.
+        wait_for(lambda: study.processes("medlib.grid.notebooks") and study.processes("ipykernel"))
+        first.kill()
+        first.wait()
+        wait_for(lambda: not study.processes("medlib.grid.notebooks"))
+        wait_for(lambda: not study.processes("ipykernel"))
+    finally:
+        first.kill()
+        first.wait()
+    _, said = study.call("status")
+    assert "Being run" not in said
+
+
+# ------------------------------------------------------------------------------------ failing well
+
+
+def test_a_cell_that_fails_stops_no_other_and_is_told_with_the_way_out(tmp_path):
+    broken = SMALL["finetuned"] | {"learning_rates": [0.001, 1e30]}
+    study = Study(tmp_path / "copy", SMALL | {"finetuned": broken})
+    status, said = study.call("run", FROZEN, TUNED)
+    assert status == 1
+    assert (study.folder / FROZEN).is_file() and not (study.folder / TUNED).exists()
+    table = said[said.index("1 of 4 jobs failed") :]
+    assert "- finetune fundus_pm micro_resnet-random finetuned seed 0" in table
+    assert (
+        "code cell" in table and "of 04_fine_tune.ipynb: FloatingPointError: The training" in table
+    )
+    notebook = TUNED.parent / "04_fine_tune.ipynb"
+    assert f"the executed notebook: {notebook}" in table
+    assert "make study GRID=small ONLY=failed" in table
+    assert "make figures GRID=small" in table
+    assert "FloatingPointError" in (study.folder / notebook).read_text()
+    assert said.count("take it out of learning_rates") == 2  # at once, and in the table
+    # Its last good checkpoint is kept; what cannot go well a second time was not tried again.
+    assert (study.folder / TUNED.parent / "checkpoint.safetensors").is_file()
+    _, said = study.call("status")
+    assert "1 done, 1 failed, 0 stale, 0 missing" in said
+    figures = study.folder / "figures" / "small"
+    incomplete = "The grid is not complete:</b> 1 runs done, 1 runs failed."
+    page = figures / "report_incomplete.html"
+    assert incomplete in page.read_text(encoding="utf-8")
+    # The same command once more: not a word of "complete" while a run is missing.
+    status, said = study.call()
+    assert status == 1 and not CALLED_COMPLETE.search(said), said
+    assert not (figures / "report.html").exists()
+    # What is there can be drawn, and says that it is not all.
+    status, said = study.call("figures")
+    assert status == 0 and "Drawing figures/small from 1 of 2 runs" in said, said
+    assert set(pd.read_csv(figures / "main_comparison.csv")["regime"]) == {"frozen"}
+    assert "Not the whole grid: 1 of 2 runs." in (figures / "main_table.md").read_text()
+    assert not (figures / "report.html").exists()
+    page = page.read_text(encoding="utf-8")
+    assert incomplete in page and "data:image/png" in page
+    study.grid(SMALL)
+    status, said = study.call("run", "--only-failed")
+    assert status == 0 and "1 jobs to run." in said, said
+    assert "jobs of the grid are left: make study" in said and not CALLED_COMPLETE.search(said)
+    assert (study.folder / TUNED).is_file()
+    assert DRAWING | {"summarise", "collect"} == set(study.plan()[0])  # of all runs, this time
+    status, said = study.call("run", "--only-failed")
+    assert status == 0 and "Nothing of grid 'small' has failed" in said
+
+
+def test_an_unknown_grid_and_a_broken_one_are_one_message(tmp_path):
+    study = Study(tmp_path / "copy", SMALL | {"tasks": ["fundus"]})
+    for command in ("run", "plan", "status"):
+        status, said = study.call(command)
+        assert status == 1 and "Unknown task 'fundus'. Did you mean 'fundus_pm'?" in said
+        assert "Traceback" not in said
+
+
+def test_of_a_grid_of_which_nothing_is_there_nothing_is_drawn(tmp_path):
+    status, said = Study(tmp_path / "copy").call("figures")
+    assert status == 1
+    assert said == "No run of grid 'small' is complete yet: make study GRID=small\n"
+
+
+def test_no_name_of_a_file_reaches_a_shell(tmp_path):
+    """Classes, patients and images of a folder with names that a shell would take for more."""
+    data = tmp_path / "my data $(touch pwned)"
+    rng = np.random.default_rng(0)
+    names = ["a b", "it's", '"q"', "$(touch pwned)", "`touch pwned`", "new\nline",
+             "semi;touch pwned", "{task}", "-x", "é%s"]  # fmt: skip
+    for name in names:
+        for label in ("the well & good", "ill $(touch pwned)"):
+            image = Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8))
+            (data / "odd set" / label).mkdir(parents=True, exist_ok=True)
+            image.save(data / "odd set" / label / f"{name}-{label[0]}.png")
+    grid = SMALL | {"tasks": ["odd"], "data": "real", "prepare": {}}
+    study = Study(tmp_path / "copy", grid, MEDLIB_DATA=str(data))
+    card = {
+        "title": "Odd; $(touch pwned)", "modality": "`touch pwned`", "folder": "odd set",
+        "classes": ["the well & good", "ill $(touch pwned)"], "layout": "folder_per_class",
+        "licence": "none", "citation": "'none'", "source": '"none"',
+    }  # fmt: skip
+    (study.folder / "data_manifests" / "odd.yaml").write_text(yaml.safe_dump(card))
+    status, said = study.call("run", "results/small/manifests/odd.csv")
+    assert status == 0, said
+    rows = pd.read_csv(study.folder / "results/small/manifests/odd.csv", keep_default_na=False)
+    assert (
+        len(rows) == 2 * len(names)
+        and rows["path"].str.contains("$(touch pwned)", regex=False).any()
+    )
+    assert not list(tmp_path.rglob("pwned"))
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "a'b", "$(touch pwned)", "a\nb", "a;b", "{task}", "-a", "..", "a/b"]
+)
+def test_names_that_become_paths_are_plain(tmp_path, name):
+    file = tmp_path / "small.yaml"
+    broken = SMALL | {"tasks": [name], "frozen": SMALL["frozen"] | {"backbones": [name]}}
+    file.write_text(yaml.safe_dump(broken))
+    with pytest.raises(ValueError) as error:
+        gridfile.read(file)
+    assert str(error.value).count("cannot be a name: letters, digits") == 2
+
+
+def test_nothing_that_is_read_can_run(repository):
+    """No pickle, no evaluated text, no shell, no archive unpacked to where its names point."""
+    banned = {"pickle", "joblib.load", "joblib.Memory", "dill", "shelve", "marshal", "read_pickle",
+              "torch.load", "extractall", "unpack_archive", "eval", "exec", "os.system", "os.popen",
+              "yaml.load", "shell", "allow_pickle"}  # fmt: skip
+    sources = [path.read_text("utf-8") for path in (repository / "medlib").glob("*.py")]
+    for notebook in (repository / "notebooks").glob("*.ipynb"):
+        cells = json.loads(notebook.read_text("utf-8"))["cells"]
+        sources += ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    found = set()
+    for node in itertools.chain(*(ast.walk(ast.parse(source)) for source in sources)):
+        if isinstance(node, ast.Attribute):
+            found |= {ast.unparse(node)} | ({node.attr} - {"eval"})  # a network's eval() is another
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.name for alias in node.names} | {getattr(node, "module", None)}
+        else:
+            found |= {getattr(node, "id", None), getattr(node, "arg", None)}
+    assert not found & banned
+
+
+# -------------------------------------------------------------------------------------- the watch
+
+
+def event(kind, **values):
+    record = logging.LogRecord("snakemake", logging.INFO, "", 0, values.pop("msg", ""), (), None)
+    record.__dict__.update(values, event=kind)
+    return record
+
+
+def job(number, rule="probe", **wildcards):
+    values = {"jobid": number, "rule_name": rule, "log": ["n.ipynb"], "output": ["o"]}
+    return event(LogEvent.JOB_INFO, wildcards=wildcards, **values)
+
+
+def failure(number, rule, log=(), output=()):
+    return event(LogEvent.JOB_ERROR, jobid=number, rule_name=rule, log=log, output=output)
+
+
+def test_progress_tells_what_is_done_what_runs_and_for_how_long_it_may_go_on():
+    clock, out = [0.0], io.StringIO()
+    watch = Watch(out=out, clock=lambda: clock[0])
+    watch(event(LogEvent.RUN_INFO, stats={"probe": 8, "finetune": 2, "all": 1, "total": 11}))
+    for number in range(3):  # two at a time, ten seconds each
+        watch(event(LogEvent.JOB_STARTED, jobs=[2 * number, 2 * number + 1]))
+        for one in (2 * number, 2 * number + 1):
+            watch(job(one, task=f"t{one}"))
+        clock[0] += 10
+        for one in (2 * number, 2 * number + 1):
+            watch(event(LogEvent.JOB_FINISHED, job_id=one))
+    watch(event(LogEvent.JOB_STARTED, jobs=[6, 7]))
+    watch(job(6, "finetune", task="t", backbone="b", regime="lora", labels="-fraction0.5", seed=3))
+    clock[0] += 5
+    now = watch.summary()
+    assert (now["done"], now["failed"], now["total"]) == (6, 0, 10)
+    assert [one["job"] for one in now["running"]] == ["finetune t b lora-fraction0.5 seed 3"]
+    # Four are left, of ten seconds each, two at a time; two of them have run for five seconds.
+    assert now["seconds_left"] == pytest.approx((4 * 10 - 2 * 5) / ((60 + 10) / 35))
+    words = progress_words(now)
+    assert words.startswith(
+        "6 of 10 jobs (60%) · running: finetune t b lora-fraction0.5 seed 3 (5 s)"
+    )
+    assert words.endswith("about 15 s left")
+    clock[0] += 20  # far longer than usual: 15 s over, and two more that wait
+    assert watch.summary()["seconds_left"] == pytest.approx((2 * 15 + 2 * 10) / ((60 + 50) / 55))
+
+
+def test_a_job_that_went_well_at_a_second_attempt_has_not_failed():
+    out = io.StringIO()
+    watch = Watch(out=out, clock=lambda: 0.0)
+    watch(event(LogEvent.RUN_INFO, stats={"probe": 2, "total": 2}))
+    for number in (1, 2):
+        watch(event(LogEvent.JOB_STARTED, jobs=[number]))
+        watch(job(number, task=f"t{number}"))
+        watch(failure(number, "probe", log=["n.ipynb"]))
+    watch(event(LogEvent.JOB_STARTED, jobs=[1]))
+    watch(event(LogEvent.JOB_FINISHED, job_id=1))
+    assert [one["words"] for one in watch.failed.values()] == ["probe t2"]
+    assert "it ended without a word: killed, or out of memory?" in out.getvalue()
+
+
+def test_a_job_without_a_notebook_says_why_it_failed_as_well(tmp_path):
+    def work():
+        raise jobs.ExecutionError("2 of 5 runs cannot be used:\n- a\n- b")
+
+    output, out = tmp_path / "intervals.json", io.StringIO()
+    output.write_text("{}")
+    assert jobs.run_job(work, output, Path("compare.py"), [str(output)]) == 1
+    assert output.read_text() == "{}"
+    watch = Watch(out=out, clock=lambda: 0.0)
+    watch(event(LogEvent.RUN_INFO, stats={"summarise": 1, "total": 1}))
+    watch(failure(1, "summarise", output=[str(output)]))
+    assert "failed: summarise: 2 of 5 runs cannot be used" in out.getvalue()
+    table = _failures("small", watch)
+    assert "compare.py: 2 of 5 runs" in table and "notebook" not in table
+    assert jobs.failures(tmp_path)[output]["outputs"] == [str(output)]
+
+
+def test_three_days_of_progress_are_some_hundred_lines():
+    clock, out = [0.0], io.StringIO()
+    watch = Watch(out=out, clock=lambda: clock[0])
+    watch(event(LogEvent.RUN_INFO, stats={"probe": 9000, "total": 9000}))
+    for number in range(9000):
+        watch(event(LogEvent.JOB_STARTED, jobs=[number]))
+        watch(job(number, task="t"))
+        clock[0] += 3 * 24 * 3600 / 9000
+        watch(event(LogEvent.JOB_FINISHED, job_id=number))
+    assert 100 < len(out.getvalue().splitlines()) < 500
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("Missing output files: a, b", "not made yet"),
+        ("Missing output files: a; Input files updated by another job: c", "not made yet"),
+        ("Updated input files: medlib/core/heads.py; Input files updated by another job: c",
+         "changed: medlib/core/heads.py"),
+        ("Input files updated by another job: c", "follows from the jobs above"),
+        ("Params have changed since last execution: a -> b", "its settings have changed"),
+        ("Something new", "Something new"),
+    ],
+)  # fmt: skip
+def test_reasons_are_told_in_few_words(theirs, ours):
+    assert reason(theirs) == ours
+
+
+def test_tests_that_share_a_finished_grid_stay_in_one_process(request):
+    if not getattr(request.config.option, "loadgroup", False):
+        pytest.skip("not among processes that share out the tests (make test)")
+    assert request.node.nodeid.endswith("@study")

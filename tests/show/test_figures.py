@@ -1,0 +1,321 @@
+"""medlib.figures: each shows what its frame says, names random weights, and repeats to the byte."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import pandas as pd
+import pytest
+from shown import TASKS, all_words, legend_words, long_table
+
+from medlib.show import style
+from medlib.show.figures import comparison, costs, embeddings, predictions
+from medlib.show.figures.differences import _cliques, critical_difference, forest, worth_showing
+from medlib.show.figures.parts import FAMILIES, family, look
+
+BACKBONES = {
+    "vit_tiny-imagenet": "imagenet",
+    "vit_base-imagenet": "imagenet",
+    "vit_base-random": "random",
+    "dinov2_small": "dinov2",
+    "dinov2_base": "dinov2",
+    "resnet50-imagenet": "imagenet",
+}
+PARAMETERS = {"vit_tiny": 5.5e6, "vit_base": 86e6, "dinov2_small": 22e6, "dinov2_base": 86e6,
+              "resnet50": 23.5e6}  # fmt: skip
+ARMS = [("frozen", "linear", 1.0), ("frozen", "linear", 0.1), ("finetuned", "linear", 0.1)]
+
+
+def table(tasks=TASKS, backbones=BACKBONES):
+    found = long_table(dict.fromkeys(tasks, ARMS), backbones, metrics=("auroc",))
+    name = found["backbone"].str.partition("-")[0]
+    return found.assign(parameters=name.map(PARAMETERS), seconds=100.0, memory=2.0**30)
+
+
+def by_seed():
+    """Three draws of patients at three shares of the labels."""
+    parts = []
+    for share, patients in ((0.1, 7), (0.5, 33), (1.0, 66)):
+        for seed in range(3):
+            part = long_table({"mri": [("frozen", "linear", share)]}, BACKBONES, ("auroc",))
+            part["value"] += 0.1 * share + 0.01 * seed
+            parts.append(part.assign(seed=seed, train_patients=patients))
+    tuned = long_table({"mri": [("finetuned", "linear", 0.5)]}, {"resnet50-imagenet": "imagenet"})
+    return pd.concat([*parts, tuned.assign(seed=0, train_patients=33)])
+
+
+def differences():
+    rows, names = [], list(BACKBONES)
+    for task in TASKS:
+        for i, one in enumerate(names):
+            for other in names[i + 1 :]:
+                value = 0.01 * (len(rows) % 7 - 3)
+                rows.append({
+                    "task": task, "head": "linear", "label_fraction": 1.0, "contrast": "backbones",
+                    "one_backbone": one, "other_backbone": other,
+                    "one_pretraining": BACKBONES[one], "other_pretraining": BACKBONES[other],
+                    "one_regime": "frozen", "other_regime": "frozen", "difference": value,
+                    "ci_low": value - 0.015, "ci_high": value + 0.015,
+                    "different": abs(value) > 0.02, "equivalent": value == 0,
+                })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def curve_frame():
+    grid = np.linspace(0, 1, 21)
+    parts = []
+    for backbone, pretraining in BACKBONES.items():
+        for kind, y in (("roc", np.sqrt(grid)), ("pr", 1 - grid / 2)):
+            part = pd.DataFrame({"curve": kind, "x": grid, "y": y, "low": y - 0.1, "high": y})
+            parts.append(part.assign(backbone=backbone, pretraining=pretraining, area="0.7 [0, 1]"))
+    return pd.concat(parts)
+
+
+def counts(classes):
+    pairs = pd.MultiIndex.from_product([classes, classes], names=["label", "called"])
+    one = pd.DataFrame({"count": np.arange(1, len(pairs) + 1)}, pairs).reset_index()
+    return pd.concat(one.assign(backbone=b, pretraining=p) for b, p in BACKBONES.items())
+
+
+def bins():
+    one = pd.DataFrame({"confidence": [0.55, 0.75, 0.95], "accuracy": [0.5, 0.6, 0.9]})
+    one = one.assign(low=one["accuracy"] - 0.1, high=one["accuracy"] + 0.1, count=[5, 10, 20])
+    return pd.concat(
+        one.assign(backbone=b, pretraining=p, ece="0.071") for b, p in BACKBONES.items()
+    )
+
+
+def points(n=60):
+    rng = np.random.default_rng(0)
+    one = pd.DataFrame({"x": rng.normal(size=n), "y": rng.normal(size=n)})
+    one["label"] = np.array(["a", "b"])[np.arange(n) % 2]
+    one["patient"] = [f"p{i // 4:02d}" for i in range(n)]
+    one["site"] = [f"s{i % 3}" for i in range(n)]
+    kept = {"vit_base-random": "random", "dinov2_small": "dinov2"}
+    return pd.concat(one.assign(backbone=b, pretraining=p, shares="9 % of variance")
+                     for b, p in kept.items())  # fmt: skip
+
+
+def ranks():
+    values = pd.Series({"DINOv2 S": 1.2, "ResNet50 (ImageNet)": 2.1, "ViT-B (random weights)": 2.7})
+    found = {"n_tasks": 6, "p_friedman": 0.03, "critical_difference": 1.35}
+    return {"frozen": values, "fine-tuned": values[::-1]}, {"frozen": found, "fine-tuned": found}
+
+
+def widths():
+    return pd.DataFrame({"way": ["patients", "images"], "value": 0.8, "ci_low": [0.7, 0.75],
+                         "ci_high": [0.9, 0.85], "ratio": [1, 2]})  # fmt: skip
+
+
+def seen():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, 28, 28, 3), dtype=np.uint8)
+    colours = {
+        "DINOv2 S": rng.random((3, 2, 2, 3)),
+        "ViT-B (random weights)": rng.random((3, 2, 2, 3)),
+    }
+    evidence = {"ResNet50 (ImageNet), evidence": rng.normal(size=(3, 7, 7))}
+    return images, ["no", "no", "yes"], colours, evidence
+
+
+DRAWN = {
+    "freezing": lambda: comparison.freezing(table(), TASKS),
+    "size": lambda: costs.size(table(), TASKS),
+    "label_efficiency": lambda: costs.label_efficiency(by_seed(), TASKS),
+    "cost": lambda: costs.cost(table({"mri": TASKS["mri"]}).query("label_fraction == 0.1")),
+    "critical_difference": lambda: critical_difference(*ranks(), note="Few tasks."),
+    "forest": lambda: forest(differences(), TASKS, 0.02),
+    "curves": lambda: predictions.curves(curve_frame(), "Title"),
+    "confusion": lambda: predictions.confusion(counts(["no", "yes"]), ["no", "yes"], "Title"),
+    "confusion_7": lambda: predictions.confusion(counts(list("abcdefg")), list("abcdefg"), "Title"),
+    "reliability": lambda: predictions.reliability(bins(), "Title"),
+    "embeddings": lambda: embeddings.embeddings(points(), ["a", "b"], "Title"),
+    "what_it_sees": lambda: embeddings.what_it_sees(*seen(), "Title"),
+    "interval_widths": lambda: predictions.interval_widths(widths(), "Title"),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_it_repeats_to_the_byte_and_fits_the_page(tmp_path, name):
+    first, again = (style.save(DRAWN[name](), tmp_path / n, pd.DataFrame()) for n in ("a", "b"))
+    assert [p.read_bytes() for p in first[:3]] == [p.read_bytes() for p in again[:3]]
+    assert DRAWN[name]().get_figwidth() <= style.PAGE + 1e-9
+
+
+def test_long_titles_stay_on_the_page():
+    title = "Glioma grade II versus III, FLAIR MRI and all that was seen on it"
+    tasks = {name: {"title": title, "chance": 0.5} for name in ("one", "two", "three")}
+    draws = pd.concat(by_seed().assign(task=name) for name in tasks)
+    pairs = pd.concat(differences().query("task == 'mri'").assign(task=name) for name in tasks)
+    for fig in (
+        comparison.freezing(table(tasks), tasks), costs.size(table(tasks), tasks),
+        costs.label_efficiency(draws, tasks), forest(pairs, tasks),
+    ):  # fmt: skip
+        fig.draw_without_rendering()
+        words = [t for ax in fig.axes for t in (ax._left_title, *ax.texts)]
+        assert sum(text.get_text().startswith("Glioma") for text in words) == 3
+        for text in words:
+            box = text.get_window_extent()
+            assert box.x0 >= -1 and box.x1 <= fig.bbox.x1 + 1, text.get_text()
+
+
+@pytest.mark.parametrize("name", sorted(set(DRAWN) - {"interval_widths", "size"}))
+def test_random_weights_are_named(name):
+    assert "random" in all_words(DRAWN[name]())
+
+
+def test_a_family_is_told_by_pretraining_and_architecture():
+    assert family("vit_tiny-imagenet", "imagenet") == "ViT, ImageNet"
+    assert family("resnet50-imagenet", "imagenet") == "CNN, ImageNet"
+    assert family("dinov2_small", "dinov2") == "DINOv2"
+    assert family("dinov2_small-random", "random") == "random weights"
+    assert look("random weights")["markerfacecolor"] == "white"
+    assert len({look(kind)["color"] for kind in FAMILIES}) == 4
+
+
+def test_slopes_lead_from_frozen_to_fine_tuned_on_the_same_labels():
+    rows = table()
+    fig = comparison.freezing(rows, TASKS)
+    task = rows[(rows["task"] == "mri") & (rows["label_fraction"] == 0.1)]
+    wide = task.pivot(index="backbone", columns="regime", values="value")
+    drawn = {tuple(line.get_ydata()) for line in fig.axes[0].lines if len(line.get_ydata()) == 2}
+    assert drawn == set(wide[["frozen", "finetuned"]].itertuples(index=False, name=None))
+    words = all_words(fig)
+    assert "10 % of labels" in words and "DINOv2 B" in words and "40 test patients" in words
+    alone = rows[rows["regime"] == "frozen"]
+    assert "no backbone in both regimes" in all_words(comparison.freezing(alone, TASKS))
+
+
+def test_sizes_of_a_family_are_joined_and_the_band_is_the_margin():
+    rows = table().query("task == 'mri'")
+    fig = costs.size(rows, {"mri": TASKS["mri"]}, margin=0.03)
+    lines = [line for line in fig.axes[0].lines if len(line.get_xdata()) == 2]
+    assert len(lines) == 4  # two families, two regimes
+    assert {tuple(line.get_xdata()) for line in lines} == {(5.5, 86.0), (22.0, 86.0)}
+    first = rows.query("backbone == 'dinov2_small' and regime == 'frozen' and label_fraction == 1")
+    bands = [patch.get_y() for patch in fig.axes[0].patches]
+    assert pytest.approx(first["value"].iloc[0] - 0.03) in bands
+    assert "± 0.03 of the smallest, frozen" in legend_words(fig)
+    one = rows[rows["backbone"] == "vit_tiny-imagenet"]
+    assert "one size only" in all_words(costs.size(one, {"mri": TASKS["mri"]}))
+    none = rows[rows["backbone"] == "resnet50-imagenet"]
+    assert "no vision transformer" in all_words(costs.size(none, {"mri": TASKS["mri"]}))
+
+
+def test_label_efficiency_shows_means_over_draws_and_their_range():
+    rows = by_seed()
+    fig = costs.label_efficiency(rows, {"mri": TASKS["mri"]})
+    own = rows[(rows["backbone"] == "dinov2_small")].groupby("train_patients")["value"]
+    lines = [line for line in fig.axes[0].lines if list(line.get_xdata()) == [7, 33, 66]]
+    assert len(lines) == len(BACKBONES)
+    assert any(np.allclose(line.get_ydata(), own.mean()) for line in lines)
+    assert {"fine-tuned", "worst to best draw of patients"} <= set(legend_words(fig))
+    edges = [path.vertices[:, 1] for c in fig.axes[0].collections for path in c.get_paths()]
+    assert any(np.isclose(e.min(), own.min().min()) and np.isclose(e.max(), own.max().max())
+               for e in edges)  # fmt: skip
+
+
+def test_the_pareto_front_holds_what_nothing_beats():
+    rows = pd.DataFrame({
+        "backbone": ["vit_tiny-imagenet", "resnet50-imagenet", "dinov2_small", "vit_base-random"],
+        "pretraining": ["imagenet", "imagenet", "dinov2", "random"], "regime": "frozen",
+        "value": [0.7, 0.6, 0.9, 0.9], "seconds": [60.0, 120, 240, 480],
+        "parameters": [5e6, 25e6, 22e6, 86e6], "memory": [2.0**30] * 4,
+    })  # fmt: skip
+    fig = costs.cost(rows)
+    (step,) = [line for line in fig.axes[0].lines if len(line.get_xdata()) > 1]
+    assert list(step.get_xdata()) == [1, 4] and list(step.get_ydata()) == [0.7, 0.9]
+    assert [text.get_text() for text in fig.axes[0].texts] == ["ViT-Ti", "DINOv2 S"]
+
+
+def test_bars_join_what_is_within_the_critical_difference():
+    assert _cliques(np.array([1.0, 1.5, 2.4, 4.0]), 1.0) == [(0, 1), (1, 2)]
+    assert _cliques(np.array([1.0, 1.1, 1.2]), 5.0) == [(0, 2)]
+    assert _cliques(np.array([1.0, 3.0]), 1.0) == []
+    fig = critical_difference(*ranks())
+    words = all_words(fig)
+    assert "DINOv2 S  1.20" in words and "2.70  ViT-B (random weights)" in words
+    assert "critical difference 1.35 ranks" in words and "p = 0.03" in words
+
+
+def test_of_many_pairs_those_of_pretrained_families_are_shown():
+    kept = worth_showing(differences())
+    pairs = set(zip(kept["one_backbone"], kept["other_backbone"], strict=True))
+    assert ("vit_tiny-imagenet", "dinov2_small") in pairs
+    assert ("dinov2_small", "resnet50-imagenet") in pairs
+    assert not any("random" in name for pair in pairs for name in pair)
+    assert ("dinov2_small", "dinov2_base") not in pairs
+    random = differences()[differences()["other_pretraining"] == "random"]
+    assert len(worth_showing(random)) == len(random)
+
+
+def test_a_forest_has_a_row_a_pair_and_a_mark_for_what_was_shown():
+    rows = differences()
+    fig = forest(rows, TASKS)
+    assert len(fig.axes[0].get_yticklabels()) == 15
+    marks = {line.get_marker() + str(line.get_markerfacecolor()): len(line.get_xdata())
+             for line in fig.axes[0].lines if line.get_marker() in "os"}  # fmt: skip
+    mri = rows[rows["task"] == "mri"]
+    assert marks[f"o{style.VERMILION}"] == mri["different"].sum()
+    assert marks[f"s{style.BLUE}"] == mri["equivalent"].sum()
+    assert sum(marks.values()) == 15
+    assert "Frozen, 95 % intervals over patients." in all_words(fig)
+    regimes = rows.assign(other_backbone=rows["one_backbone"], one_regime="finetuned",
+                          other_pretraining=rows["one_pretraining"])  # fmt: skip
+    regimes = regimes.drop_duplicates(["task", "one_backbone"])
+    words = all_words(forest(regimes, TASKS))
+    assert "Fine-tuned minus frozen" in words and "DINOv2 S − " not in words
+
+
+def test_confusions_show_the_share_of_each_label():
+    fig = predictions.confusion(counts(["no", "yes"]), ["no", "yes"])
+    assert "33 %\n1" in all_words(fig) and "57 %\n4" in all_words(fig)
+    image = fig.axes[0].images[0].get_array()
+    np.testing.assert_allclose(image, [[1 / 3, 2 / 3], [3 / 7, 4 / 7]])
+
+
+def test_the_panel_above_an_empty_place_names_the_classes():
+    fig = predictions.confusion(counts(["no", "yes"]), ["no", "yes"])  # six, in rows of four
+    named = [ax.xaxis.get_tick_params()["labelbottom"] for ax in fig.axes if ax.axison]
+    assert named == [False, False, True, True, True, True]
+
+
+def test_a_bin_of_too_few_samples_to_tell_has_no_mark():
+    few = bins().query("backbone == 'dinov2_small'").assign(count=[4, 5, 20])
+    (ax,) = predictions.reliability(few).axes
+    assert len(ax.patches) == 3
+    assert ax.lines[-1].get_xdata().tolist() == [0.75, 0.95]
+
+
+def test_embeddings_are_coloured_by_what_is_known():
+    fig = embeddings.embeddings(points(), ["a", "b"])
+    titles = [ax.get_title("left") for ax in fig.axes if ax.get_title("left")]
+    assert titles == ["by label", "by patient, the largest eight", "by site"]
+    few = points().query("backbone == 'dinov2_small'").iloc[:-10]
+    few["label"] = np.where(np.arange(len(few)) < 5, "a", "b")
+    large, small = embeddings.embeddings(few, ["b", "a"]).axes[0].collections[-2:]
+    assert small.get_zorder() > large.get_zorder() and len(small.get_offsets()) == 5
+    single = points().assign(patient=lambda f: [str(i) for i in range(len(f))], site="")
+    titles = [ax.get_title("left") for ax in embeddings.embeddings(single, ["a", "b"]).axes]
+    assert [title for title in titles if title] == ["by label"]
+
+
+def test_every_backbone_is_shown_on_the_same_images():
+    images, labels, colours, evidence = seen()
+    fig = embeddings.what_it_sees(images, labels, colours, evidence)
+    assert len(fig.axes) == 4 * 3
+    np.testing.assert_array_equal(fig.axes[0].images[0].get_array(), images[0])
+    np.testing.assert_array_equal(fig.axes[3].images[0].get_array(), colours["DINOv2 S"][0])
+    overlay = fig.axes[9].images[1]
+    most = np.abs(evidence["ResNet50 (ImageNet), evidence"]).max()
+    assert overlay.get_clim() == (-most, most)
+    assert "evidence for and against" in all_words(fig)
+    assert "evidence for" not in all_words(embeddings.what_it_sees(images, labels, colours, {}))
+
+
+def test_without_anything_to_compare_a_figure_says_so():
+    assert "Fewer than two backbones" in all_words(critical_difference({}, {}))
+    nothing = differences().iloc[:0]
+    assert "no pair" in all_words(forest(nothing, TASKS))
+    assert worth_showing(nothing).empty

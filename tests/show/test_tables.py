@@ -1,0 +1,208 @@
+"""medlib.tables: what the frames say, in all three formats; bold where it must be, and LaTeX that
+compiles."""
+
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+from shown import ARMS, FROZEN_ALL, TASKS, long_table, row_names
+
+from medlib.show import tables
+from medlib.show.figures import comparison
+from medlib.show.names import METRICS
+from medlib.stats import claims, differences
+
+
+def test_main_table_holds_the_numbers_of_the_long_table_in_order():
+    table = long_table(ARMS).sample(frac=1, random_state=0)
+    wide = tables.main_table(table, TASKS, metrics=("accuracy", "auroc"))
+    assert len(wide) == 2 * 4 * 4
+    assert list(wide["task"].unique()) == ["Glioma grade", "Dermoscopy"]
+    assert list(wide["backbone"].unique()) == row_names(comparison.main_comparison(table, TASKS))
+    first = wide.iloc[:4]
+    assert list(zip(first.regime, first["head"], first.label_fraction, strict=True)) == [
+        ("frozen", "linear", 1.0), ("frozen", "linear", 0.1), ("frozen", "knn", 1.0),
+        ("finetuned", "linear", 0.1),
+    ]  # fmt: skip
+    source = table[
+        (table.task == "mri") & (table.backbone == "vit_tiny-random") & (table["head"] == "knn")
+        & (table.metric == "auroc")
+    ].iloc[0]  # fmt: skip
+    cell = wide[
+        (wide.task == "Glioma grade") & (wide.pretraining == "random") & (wide["head"] == "knn")
+    ].iloc[0]
+    assert cell["auroc"] == f"{source.value:.3f} [{source.ci_low:.3f}, {source.ci_high:.3f}]"
+    assert cell["n_patients"] == 40
+    gaps = table[(table.metric != "auroc") | (table.regime == "frozen")]
+    gaps = tables.main_table(gaps, TASKS)
+    assert (gaps.auroc[gaps.regime == "finetuned"] == "").all() and (gaps.f1_weighted == "").all()
+    assert len(gaps) == len(wide)
+
+
+def test_tables_agree_across_formats_and_bold_the_best(tmp_path):
+    wide = tables.main_table(long_table(ARMS), TASKS, metrics=("balanced_accuracy", "auroc"))
+    paths = tables.save_table(wide, tmp_path / "t" / "main_table", "100 % of_it & more", "A note.")
+    assert [path.name for path in paths] == ["main_table.csv", "main_table.md", "main_table.tex"]
+    csv, md, tex = (path.read_text() for path in paths)
+    back = pd.read_csv(paths[0], keep_default_na=False)
+    assert list(back["auroc"]) == list(wide["auroc"])
+    number = r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]"
+    for text in (md, tex):
+        assert re.findall(number, text) == list(wide["auroc"])
+    # values rise down the long table: the last backbone's last arm is the best of its task
+    long = long_table(ARMS)
+    long = long[long.metric == "auroc"]
+    best = [f"{v:.3f}" for v in long.groupby("task", sort=False)["value"].max()]
+    assert [cell[:5] for cell in re.findall(r"\\textbf\{(.*?)\}", tex)] == best
+    assert [cell[:5] for cell in re.findall(r"\*\*(.*?)\*\*", md)] == best
+    assert "\\caption{100 \\% of\\_it \\& more}" in tex
+    headings = [
+        "task", "backbone", "regime", "head", "labels", "patients", "balanced accuracy", "AUROC",
+    ]  # fmt: skip
+    lines = tex.splitlines()
+    assert lines[lines.index(r"\toprule") + 1] == " & ".join(headings) + r" \\"
+    assert [word.strip() for word in md.splitlines()[2].strip("|").split("|")] == headings
+    assert list(back.columns) == list(wide.columns)  # raw in the CSV, pretraining included
+    assert "100 \\%" in tex and "| 10 %" in md
+    body = tex.split("\\midrule\n", 1)[1].split("\\bottomrule")[0]
+    assert body.count("\\midrule") == 1  # between the two tasks
+    columns = re.search(r"\\begin\{tabular\}\{([lr]+)\}", tex)[1]
+    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == len(wide)
+    assert all(line.count(" & ") == len(columns) - 1 for line in rows)
+    assert tex.count("{") - tex.count("\\{") == tex.count("}") - tex.count("\\}")
+    assert "A note." in tex and md.rstrip().endswith("A note.")
+    again = tables.save_table(wide, tmp_path / "u" / "main_table", "100 % of_it & more", "A note.")
+    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
+
+
+def test_best_is_decided_by_number_and_only_for_metrics(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "task": ["a", "a", "a", "b"],
+            "auroc": ["0.9 [0.8, 1.0]", "0.95", "", "0.5"],
+            "p_value": [0.5, 0.001, np.nan, 1.0],
+            "what": ["p < 5 %", "$ # {y} ^", "a_b", "±"],
+        }
+    )
+    _, md, tex = (path.read_text() for path in tables.save_table(frame, tmp_path / "claims"))
+    assert re.findall(r"\\textbf\{(.*?)\}", tex) == ["0.95"]  # b has nothing to compare with
+    assert r"p \textless{} 5 \%" in tex and r"\$ \# \{y\} \textasciicircum" in tex
+    assert r"a\_b" in tex and "p value" in tex
+    assert "| – " in md and "| 0.001 " in md and "**0.95**" in md
+
+
+def test_pretraining_is_printed_where_a_name_does_not_say_it(tmp_path):
+    table = long_table({"mri": [FROZEN_ALL]}, {"new_net": "radimagenet"})
+    _, md, tex = tables.save_table(tables.main_table(table, TASKS), tmp_path / "table")
+    assert "| radimagenet" in md.read_text() and "& radimagenet" in tex.read_text()
+
+
+def test_bold_is_what_is_tied_with_the_best_where_that_is_known(tmp_path):
+    table = long_table(ARMS).sample(frac=1, random_state=3)
+    names = ("accuracy", "auroc")
+    table["tied"] = table["backbone"].isin(["dinov2_small"]) & (table["metric"] == "auroc")
+    table = table[table["head"] == "linear"]
+    wide, best = (make(table, TASKS, names) for make in (tables.main_table, tables.ties))
+    assert list(best) == list(names) and len(best) == len(wide)
+    assert (best["auroc"] == (wide["backbone"] == "DINOv2 S")).all() and not best["accuracy"].any()
+    _, md, tex = (p.read_text() for p in tables.save_table(wide, tmp_path / "t", best=best))
+    bold = [line for line in md.splitlines() if "**" in line]
+    assert len(bold) == 6 and all("DINOv2 S" in line and line.count("**") == 2 for line in bold)
+    assert tex.count(r"\textbf{") == 6
+
+
+def test_less_is_better_for_losses(tmp_path):
+    frame = pd.DataFrame({"task": ["a", "a"], "brier": ["0.2", "0.1"], "auroc": ["0.9", "0.8"]})
+    _, md, _ = tables.save_table(frame, tmp_path / "t")
+    assert "**0.1**" in md.read_text() and "**0.9**" in md.read_text()
+
+
+def test_metrics_are_printed_in_one_order():
+    table = pd.DataFrame({"metric": ["brier", "auroc", "accuracy", "auroc"]})
+    assert tables.all_metrics(table) == ["accuracy", "auroc", "brier"]
+
+
+def verdicts():
+    rng = np.random.default_rng(0)
+    arms = []
+    for task in claims.MRI + claims.PUBLIC:
+        for backbone in (*claims.DINOV2.values(), *claims.CNNS[:2]):
+            for regime in claims.BOTH:
+                cell = {"task": task, "backbone": backbone, "pretraining": "imagenet",
+                        "regime": regime, "head": "linear", "label_fraction": 1.0}  # fmt: skip
+                draws = 0.8 + 0.002 * rng.normal(size=500)
+                arms.append(differences.Arm(cell, "auroc", 0.8, draws, [], ["a", "b"]))
+    return claims.verdicts(arms), claims.confounds(arms)
+
+
+def test_the_claims_table_says_what_was_not_tested_and_what_is_missing(tmp_path):
+    found, parts = verdicts()
+    table = tables.claims_table(found)
+    assert table["claim"].tolist() == found["claim"].tolist()
+    first = table.iloc[0]
+    assert first["difference in AUROC"] == first["verdict"] == "not tested"
+    assert first["missing"] == "densenet121-imagenet"
+    sizes = table[table["claim"] == "C3"]
+    assert set(sizes["verdict"]) == {"supported"} and set(sizes["missing"]) == {""}
+    assert sizes["expected"].iloc[0] == "within ± 0.02"
+    assert re.fullmatch(
+        r"[+-]0\.000 \[-0\.\d{3}, \+0\.\d{3}\]", sizes["difference in AUROC"].iloc[0]
+    )
+    csv, md, _ = tables.save_table(table, tmp_path / "claims", data=found)
+    assert {"p_for", "p_against", "verdict", "missing"} <= set(pd.read_csv(csv))
+    assert "not tested" in md.read_text()
+    titles = {task: {"title": task.upper()} for task in claims.MRI + claims.PUBLIC}
+    wide = tables.confounds_table(parts, titles)
+    assert list(wide) == ["task", "regime", "size", "total", "pretraining", "architecture",
+                          "architecture, random weights"]  # fmt: skip
+    assert len(wide) == 2 * 2 * 7 and wide["task"].iloc[:2].tolist() == ["GLIOMA_T1", "GLIOMA_T1CE"]
+    assert set(wide["pretraining"]) == {"not tested"} and "mean over all tasks" in set(wide["task"])
+
+
+def large_table():
+    arms = {f"t{i}": [("frozen", h, f) for h in ("linear", "knn", "mlp") for f in (1.0, 0.1)]
+            for i in range(6)}  # fmt: skip
+    tasks = {task: {"title": f"Task {task}, with a title & more", "chance": 0.5} for task in arms}
+    return tables.main_table(long_table(arms, metrics=tuple(METRICS)), tasks, METRICS)
+
+
+def test_a_table_that_would_leave_the_page_becomes_several(tmp_path):
+    wide = large_table()
+    _, md, tex = (p.read_text() for p in tables.save_table(wide, tmp_path / "full", "All, 95 %."))
+    parts = tex.split(r"\begin{table}")[1:]
+    assert len(parts) == 6 * 4 and md.count("\n|") == len(wide) + 2
+    labels = re.findall(r"\\label\{(.*?)\}", tex)
+    assert labels == [f"tab:full-{i}" for i in range(1, 25)]
+    number = r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]"
+    assert len(re.findall(number, tex)) == len(wide) * len(METRICS)
+    for part in parts:
+        longest = max(len(line) for line in part.splitlines() if "&" in line)
+        assert longest < 240 and part.count(r"\\") <= 26
+
+
+@pytest.mark.parametrize("engine", ["pdflatex", "xelatex", "tectonic"])
+def test_tables_compile_with_a_plain_article_class(tmp_path, engine):
+    if shutil.which(engine) is None:
+        pytest.skip(f"there is no {engine}")
+    found, _ = verdicts()
+    tables.save_table(large_table(), tmp_path / "full", "All metrics, 95 % & more", "A note.")
+    tables.save_table(
+        tables.claims_table(found), tmp_path / "claims", "Claims", "C1: less < more > 5 %."
+    )
+    tables.save_table(
+        tables.main_table(long_table(ARMS), TASKS), tmp_path / "main", "Main", "A_note #1"
+    )
+    (tmp_path / "all.tex").write_text(
+        "\\documentclass{article}\n\\usepackage{booktabs}\n\\extrafloats{100}\n"
+        "\\begin{document}\n\\input{full}\\input{claims}\\input{main}\n\\end{document}\n"
+    )
+    command = [engine, *(["-halt-on-error"] if engine != "tectonic" else []), "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "all.pdf").stat().st_size > 10_000
+    boxes = re.findall(r"Overfull .hbox \((\d+)", done.stdout)
+    assert not [points for points in boxes if float(points) > 60], boxes
