@@ -13,6 +13,7 @@ import os
 
 from medlib.core import backbones
 from medlib.core import weights as weight_files
+from medlib.core.settings import REGIMES, TRAINED
 from medlib.data import cards
 from medlib.grid import address, gridfile, notebooks, records
 from medlib.show import report as page
@@ -29,7 +30,7 @@ SHARED = {"data": grid["data"], "results": f"../{RESULTS}"}
 COMPARED = {"results": SHARED["results"], "grid_file": f"../grids/{GRID}.yaml"}
 DRAWN_IN = {"figures": f"../{FIGURES}"}
 CAPTION = {"caption": records.caption(grid, RESULTS) if PARTIAL else grid.get("caption", "")}
-LOOKED_AT = next(regime for regime in address.REGIMES if grid[regime])  # by notebook 09
+LOOKED_AT = next(regime for regime in REGIMES if grid[regime])  # by notebook 09
 RUN = (
     "python -m medlib.grid.notebooks {input.notebook:q} {log.notebook:q} --gpu {resources.gpu} "
     "--attempt {resources.attempt} --parameters {params.json:q} --expect {output:q}"
@@ -271,7 +272,7 @@ rule finetune:
     output:
         f"{RESULTS}/runs/{{task}}/{{backbone}}/{{regime}}{{labels}}/seed{{seed}}/run.json",
     wildcard_constraints:
-        regime="|".join(address.TRAINED),
+        regime="|".join(TRAINED),
         labels="(-fraction[^/]+)?",
     log:
         notebook=f"{RESULTS}/runs/{{task}}/{{backbone}}/{{regime}}{{labels}}/seed{{seed}}/"

@@ -19,7 +19,7 @@ from harness import arguments, interleaved, report, seconds
 from sklearn import metrics as sk
 
 from medlib.core import metrics
-from medlib.stats import bootstrap
+from medlib.stats import bootstrap, prediction
 
 FOUR = ("accuracy", "precision_weighted", "recall_weighted", "f1_weighted")
 SEVEN = ("accuracy", "balanced_accuracy", *FOUR[1:], "auroc", "auprc")
@@ -79,7 +79,7 @@ def contestants(
     """Ours with paired draws and without, and the loop, timed on a part of its resamples."""
     y, proba, patients = case(n, k, per_patient)
     classes = [f"class{c}" for c in range(k)]
-    frame = pd.DataFrame(proba, columns=metrics.probability_columns(classes))
+    frame = pd.DataFrame(proba, columns=prediction.probability_columns(classes))
     frame["y_true"] = np.array(classes)[y]
     frame["patient_id"] = [f"{patient:06d}" for patient in patients]
     loop = loop_of(y, proba, patients, names)

@@ -24,10 +24,10 @@ import pandas as pd
 import yaml
 
 from medlib import files
-from medlib.core import backbones, metrics
+from medlib.core import backbones
 from medlib.data import cards
 from medlib.grid import address, records
-from medlib.stats import summaries
+from medlib.stats import prediction, summaries
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
@@ -110,13 +110,13 @@ def make_runs(results: Path, task: str, size: tuple[int, int, int], seeds: int) 
     for regime, share in (("finetuned", 1.0), ("frozen", 0.5), ("frozen", 0.25), ("frozen", 0.1)):
         for seed in range(seeds):
             proba = 0.7 * rng.dirichlet(np.ones(k), n) + 0.3 * np.eye(k)[y]
-            frame[metrics.probability_columns(classes)] = proba
+            frame[prediction.probability_columns(classes)] = proba
             folder = address.run_folder(
                 results, task, "backbone000", regime, label_fraction=share, seed=seed
             )
             records.save_run(
                 folder, parameters={"image_size": 224}, inputs={}, predictions=frame,
-                history=pd.DataFrame({"value": [1.0]}), metrics=metrics.point(frame, classes),
+                history=pd.DataFrame({"value": [1.0]}), metrics=prediction.point(frame, classes),
                 seconds=1.0, how={"parameters": 1},
                 coordinates={"task": task, "backbone": "backbone000", "pretraining": "imagenet",
                              "regime": regime, "head": "linear", "label_fraction": share,

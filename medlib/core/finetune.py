@@ -45,6 +45,7 @@ from medlib.core.fast.resume import WORST, Course, keep, restore, restored, stat
 from medlib.core.loading import batches, device_name, resident, send
 from medlib.core.splits import Rotation
 from medlib.errors import unknown
+from medlib.stats import prediction
 
 HISTORY = ["fold", "learning_rate", "epoch", "train_loss", "val_loss", "val_auroc", "chosen"]
 REGIMES = ("finetuned", "lora")
@@ -201,8 +202,8 @@ def _judge(
     classes: list[str],
 ) -> tuple[float, float]:
     """Mean cross-entropy and macro AUROC of the samples (mean over slices) of a validation part."""
-    frame = metrics.prediction_frame(index.iloc[rows], predict(model, images, rows), classes)
-    y, proba = metrics.arrays(frame, classes)
+    frame = prediction.prediction_frame(index.iloc[rows], predict(model, images, rows), classes)
+    y, proba = prediction.arrays(frame, classes)
     loss = -np.log(proba[np.arange(len(y)), y].clip(1e-12)).mean()
     return float(loss), metrics.auroc(y, proba)
 
@@ -330,7 +331,7 @@ def run(
         at.rate, at.best, at.records = 0, WORST, []
     bar.close()
     predictions = [
-        metrics.prediction_frame(index.iloc[np.flatnonzero(rotation.test)], proba, classes)
+        prediction.prediction_frame(index.iloc[np.flatnonzero(rotation.test)], proba, classes)
         for rotation, proba in zip(rotations, at.probabilities, strict=True)
     ]
     how |= {"micro_batches": at.course.micro_batches, "resumed": at.resumed,

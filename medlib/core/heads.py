@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from medlib.core import metrics, splits
 from medlib.core.fast.logistic import logistic_regression, probabilities
 from medlib.errors import unknown
+from medlib.stats import prediction
 
 BLOCK = 16_000_000  # similarities and votes of kNN held at once, in elements
 
@@ -236,7 +237,7 @@ def _rotate(
     proba = predict((x[test] - shift) / scale, chosen)
     return [
         (
-            metrics.prediction_frame(index[rotation.test], proba[i], classes),
+            prediction.prediction_frame(index[rotation.test], proba[i], classes),
             pd.DataFrame({
                 "head": head, "hyperparameter": hyperparameter, "value": np.array(grid, float),
                 "fold": rotation.fold, "val_auroc": scores[i],

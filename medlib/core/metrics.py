@@ -36,24 +36,6 @@ NAMES = CONFUSION + RANKS + LOSSES
 BINS = 15  # of the expected calibration error
 
 
-def probability_columns(classes: list[str]) -> list[str]:
-    """The columns of predictions.csv that hold the classes' probabilities."""
-    return [f"prob_{name}" for name in classes]
-
-
-def prediction_frame(index: pd.DataFrame, proba: np.ndarray, classes: list[str]) -> pd.DataFrame:
-    """Predictions by sample: the mean probability over its rows (the slices of a volume).
-
-    ``index`` has a row per row of ``proba`` (n, K): sample_id, patient_id, label, split or fold.
-    """
-    columns = probability_columns(classes)
-    side = "split" if "split" in index else "fold"
-    frame = index[["sample_id", "patient_id", side]].assign(y_true=index["label"])
-    frame[columns] = proba
-    keys = ["sample_id", "patient_id", side, "y_true"]
-    return frame.groupby(keys, sort=False, as_index=False)[columns].mean()
-
-
 def applicable(n_classes: int, ordered: bool = False) -> tuple[str, ...]:
     """The metrics that a task has.
 
@@ -301,20 +283,6 @@ def codes(labels: pd.Series, classes: list[str]) -> np.ndarray:
             "text: read predictions with compare.read_predictions, manifests with manifest.read."
         )
     return found
-
-
-def arrays(predictions: pd.DataFrame, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (n,) in 0 … K-1 and probabilities (n, K) of a predictions frame."""
-    proba = predictions[probability_columns(classes)].to_numpy()
-    return codes(predictions["y_true"], classes), proba
-
-
-def point(
-    predictions: pd.DataFrame, classes: list[str], names: Sequence[str] | None = None
-) -> dict[str, float]:
-    """Metrics of a predictions frame (one row a sample), as :func:`compute` has them."""
-    found = compute(*arrays(predictions, classes), names=names)
-    return {name: float(value[0]) for name, value in found.items()}
 
 
 def confidence_bins(confidence: np.ndarray, n: int) -> np.ndarray:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-REGIMES = ("frozen", "finetuned", "lora")
-TRAINED = REGIMES[1:]  # those in which the backbone itself learns
+from medlib.core.settings import REGIMES
 
 
 def manifest_path(results: Path | str, task: str) -> Path:

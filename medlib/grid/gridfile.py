@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from medlib.core import backbones, weights
+from medlib.core import backbones, settings, weights
 from medlib.data import cards
 from medlib.errors import listed, unknown
 from medlib.grid import address
@@ -67,17 +67,17 @@ def read(path: Path | str) -> dict:
         problems += [unknown(f"setting of {part}", n, names) for n in grid[part] if n not in names]
     choices = cards.tasks()
     problems += [unknown("task", t, choices) for t in grid.get("tasks") or () if t not in choices]
-    for regime in address.REGIMES:
+    for regime in settings.REGIMES:
         problems += _regime_problems(regime, grid)
     heads = grid["frozen"].get("heads", ())
     problems += [unknown("head", head, HEADS) for head in heads if head not in HEADS]
     if heads and "linear" not in heads:
         problems.append("frozen: heads lack linear, with which backbones are compared")
-    trained = any(grid[regime] for regime in address.TRAINED)
+    trained = any(grid[regime] for regime in settings.TRAINED)
     if not trained and 1.0 not in grid["frozen"].get("label_fractions", [1.0]):
         problems.append("frozen: label_fractions lack 1.0, on which backbones are compared")
-    if not any(grid[regime] for regime in address.REGIMES):
-        problems.append(f"there is no regime: none of {', '.join(address.REGIMES)}")
+    if not any(grid[regime] for regime in settings.REGIMES):
+        problems.append(f"there is no regime: none of {', '.join(settings.REGIMES)}")
     if problems:
         raise ValueError(f"{path} cannot be run:\n{listed(problems)}")
     return grid
@@ -113,7 +113,7 @@ def _regime_problems(regime: str, grid: dict) -> list[str]:
 
 def image_sizes(grid: dict) -> list[int]:
     """The sizes, in pixels, at which images have to be packed."""
-    return sorted({grid[r]["image_size"] for r in address.REGIMES if grid[r]})
+    return sorted({grid[r]["image_size"] for r in settings.REGIMES if grid[r]})
 
 
 def seeds(grid: dict, regime: str) -> list[int]:
@@ -132,7 +132,7 @@ def label_fractions(grid: dict, task: str) -> list[float]:
 
     A frozen backbone is thereby always shown at the same labels as a fine-tuned one.
     """
-    own = {label_fraction(grid, task, regime) for regime in address.TRAINED if grid[regime]}
+    own = {label_fraction(grid, task, regime) for regime in settings.TRAINED if grid[regime]}
     return sorted(own | set(grid["frozen"].get("label_fractions", [1.0])), reverse=True)
 
 
@@ -169,7 +169,7 @@ def fine_tuned(
             label_fraction=label_fraction(grid, task, regime),
             seed=seed,
         )
-        for regime in address.TRAINED
+        for regime in settings.TRAINED
         for name in grid[regime].get("backbones", ())
         if backbone in (None, name)
         for seed in seeds(grid, regime)
@@ -178,7 +178,7 @@ def fine_tuned(
 
 def all_backbones(grid: dict) -> set[str]:
     """The names of the backbones of any regime."""
-    return {name for regime in address.REGIMES for name in grid[regime].get("backbones", ())}
+    return {name for regime in settings.REGIMES for name in grid[regime].get("backbones", ())}
 
 
 def asks_for(grid: dict, path: Path) -> bool:

@@ -9,8 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from medlib.core import settings
 from medlib.data import cards
-from medlib.grid import address, gridfile, jobs, records
+from medlib.grid import gridfile, jobs, records
 from medlib.stats.summaries import KEPT, summarise
 
 
@@ -28,7 +29,7 @@ def main() -> int:
         try:
             grid = gridfile.read(options.grid_file)
             done = records.done(grid | {"tasks": [task]}, options.results)
-            shares = [gridfile.label_fraction(grid, task, r) for r in address.TRAINED if grid[r]]
+            shares = [gridfile.label_fraction(grid, task, r) for r in settings.TRAINED if grid[r]]
             summarise(
                 [folder for folder in done if folder.is_relative_to(kept.parent)],
                 **grid["collect"], threads=1, trained=[(task, share) for share in shares],

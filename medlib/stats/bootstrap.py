@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from medlib.core.metrics import CONFUSION, arrays, checked, confusion_metrics, evaluator
+from medlib.core.metrics import CONFUSION, checked, confusion_metrics, evaluator
+from medlib.stats.prediction import arrays
 
 CHUNK = 1 << 17  # weights that a thread holds at once, in elements: its arrays fit the cache
 MAX_THREADS = 8  # more would wait for the draws, which are made one after another

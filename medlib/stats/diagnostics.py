@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from medlib.core import metrics
-from medlib.stats import bootstrap
+from medlib.stats import bootstrap, prediction
 
 GRID = np.linspace(0, 1, 201)  # of false positive rates, and of recalls
 BINS = 10  # of confidence
@@ -33,7 +33,7 @@ def curves(
     weights = np.vstack([np.ones(counts.shape[1], dtype=np.int64), counts])  # the sample itself
     drawn = {"roc": 0.0, "pr": 0.0}
     for frame in frames:
-        y, proba = metrics.arrays(frame.sort_values("sample_id"), classes)
+        y, proba = prediction.arrays(frame.sort_values("sample_id"), classes)
         ranked = [1] if len(classes) == 2 else range(len(classes))
         for c in ranked:
             one = _curves_of(y == c, proba[:, c], weights[:, owner])
@@ -78,7 +78,7 @@ def confusion(frames: Sequence[pd.DataFrame], classes: list[str]) -> pd.DataFram
     """
     k, counts = len(classes), 0.0
     for frame in frames:
-        y, proba = metrics.arrays(frame, classes)
+        y, proba = prediction.arrays(frame, classes)
         cells = np.bincount(y * k + proba.argmax(1), minlength=k * k)
         counts = counts + cells / len(frames)
     pairs = pd.MultiIndex.from_product([classes, classes], names=["label", "called"])
@@ -96,7 +96,7 @@ def reliability(
     owner, counts = _draws(frames[0], resamples, seed)
     sums = np.zeros((3, counts.shape[1], BINS))  # samples, confidence, hits: by patient and bin
     for frame in frames:
-        y, proba = metrics.arrays(frame.sort_values("sample_id"), classes)
+        y, proba = prediction.arrays(frame.sort_values("sample_id"), classes)
         confidence = proba.max(1)
         bins = metrics.confidence_bins(confidence, BINS)
         for part, values in zip(sums, (1, confidence, proba.argmax(1) == y), strict=True):
@@ -142,7 +142,7 @@ def interval_widths(
     ways = {
         "patients": by_patient, "images": by_image, "means of bootstrap values": means,
     }  # fmt: skip
-    value, rows = metrics.point(frame, classes, [metric])[metric], []
+    value, rows = prediction.point(frame, classes, [metric])[metric], []
     for way, drawn in ways.items():
         low, high = bootstrap.interval(drawn)
         rows.append({"way": way, "value": value, "ci_low": low, "ci_high": high})

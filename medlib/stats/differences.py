@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from medlib.core import metrics
+from medlib.core import metrics, settings
 from medlib.errors import listed
-from medlib.grid import address
 from medlib.stats import bootstrap
 from medlib.stats.runs import Run, by_cell, delong, points_and_draws, read, runs_by_cell
 from medlib.stats.summaries import ends
@@ -193,7 +192,7 @@ def ranks_by_regime(arms: Iterable[Arm]) -> dict[str, tuple[pd.Series, dict]]:
         values = part.pivot(index="task", columns="backbone", values="value").dropna(axis=1)
         if values.shape[1] > 1:
             found[regime] = mean_ranks(values)
-    return dict(sorted(found.items(), key=lambda item: address.REGIMES.index(item[0])))
+    return dict(sorted(found.items(), key=lambda item: settings.REGIMES.index(item[0])))
 
 
 def tied_with_best(arms: Iterable[Arm], margin: float = MARGIN) -> pd.DataFrame:

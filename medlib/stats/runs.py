@@ -16,9 +16,8 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from medlib import files
-from medlib.core import metrics
 from medlib.errors import MAX_LISTED, listed
-from medlib.stats import bootstrap
+from medlib.stats import bootstrap, prediction
 
 IDENTITY = ["sample_id", "patient_id", "y_true"]
 CELL = ["task", "backbone", "pretraining", "regime", "head", "label_fraction"]
@@ -211,7 +210,7 @@ def points_and_draws(
     frames: list[pd.DataFrame], classes: list[str], names: Sequence[str], resamples: int
 ) -> tuple[list[dict], list[dict]]:
     """Of each seed's predictions the metrics, and their values on the same draws of patients."""
-    points = [metrics.point(frame, classes, names) for frame in frames]
+    points = [prediction.point(frame, classes, names) for frame in frames]
     draws = [
         bootstrap.bootstrap(frame, classes, resamples, stream(frame), names=names, threads=1)
         for frame in frames
@@ -228,7 +227,7 @@ def delong(frames: list[pd.DataFrame], classes: list[str]) -> tuple[np.ndarray, 
     if len(classes) != 2:
         return np.full(m, np.nan), np.full((m, m), np.nan)
     y = frames[0]["y_true"] == classes[1]
-    column = metrics.probability_columns(classes)[1]
+    column = prediction.probability_columns(classes)[1]
     scores = np.stack([frame[column] for frame in frames])
     return bootstrap.delong(y, scores, frames[0]["patient_id"])
 

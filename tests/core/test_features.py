@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from medlib import files
-from medlib.core import backbones, features, heads, loading, metrics, networks, weights
+from medlib.core import backbones, features, heads, loading, networks, weights
 from medlib.data import manifest
 from medlib.data.packs import pack
 from medlib.grid import address
@@ -252,7 +252,7 @@ def cosines(one, other):
 def linear_auroc(made, classes):
     run = [{"head": "linear", "label_fraction": 1.0, "seed": 0}]
     ((_, predictions, *_),) = heads.sweep(made.embeddings, made.index, classes, run)
-    return metrics.point(predictions, classes)["auroc"]
+    return predictions.point(predictions, classes)["auroc"]
 
 
 # --------------------------------------------------------------------------------------- speed

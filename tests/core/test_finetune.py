@@ -30,13 +30,13 @@ from medlib.core import (
     features,
     finetune,
     loading,
-    metrics,
     networks,
     splits,
 )
 from medlib.core.fast import fusing, graph, memory, resume
 from medlib.core.fast.graph import replayed
 from medlib.data import packs
+from medlib.stats import prediction
 
 CNN = "micro_resnet-random"
 CLASSES = ["across", "down"]
@@ -71,7 +71,7 @@ def run(data, backbone=CNN, **settings):
 
 
 def probabilities(frame):
-    return frame[metrics.probability_columns(CLASSES)].to_numpy()
+    return frame[prediction.probability_columns(CLASSES)].to_numpy()
 
 
 @pytest.fixture(scope="module")

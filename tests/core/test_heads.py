@@ -13,9 +13,10 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from medlib.core import heads, metrics, splits
+from medlib.core import heads, splits
 from medlib.core.fast import logistic
 from medlib.grid import address, gridfile
+from medlib.stats import prediction
 
 CLASSES = ["a", "b", "c"]
 SIDES = ("train", "val", "test")
@@ -564,7 +565,7 @@ def test_predictions_and_history_have_the_columns_that_a_run_saves():
     x, index, _ = problem()
     found, history = swept("linear", x, index, CLASSES)
     assert list(found.columns) == [
-        "sample_id", "patient_id", "split", "y_true", *metrics.probability_columns(CLASSES),
+        "sample_id", "patient_id", "split", "y_true", *prediction.probability_columns(CLASSES),
     ]  # fmt: skip
     assert list(history.columns) == [
         "head", "hyperparameter", "value", "fold", "val_auroc", "chosen",

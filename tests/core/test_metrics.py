@@ -13,7 +13,7 @@ from sklearn import metrics as sk
 from sklearn.exceptions import UndefinedMetricWarning
 
 from medlib.core import metrics
-from medlib.stats import bootstrap
+from medlib.stats import bootstrap, prediction
 
 
 def names(k):
@@ -310,7 +310,7 @@ def test_probabilities_that_are_not_finite_never_give_an_auroc(k):
 def test_point_reads_labels_by_name_and_classes_in_the_order_of_the_task():
     y, proba = case(3, n=45, seed=6)
     rows = frame(y, proba)
-    found = metrics.point(rows[rows.columns[::-1]], names(3))  # column order does not matter
+    found = prediction.point(rows[rows.columns[::-1]], names(3))  # column order does not matter
     assert found == pytest.approx(by_sklearn(y, proba), rel=0, abs=1e-12)
     assert all(isinstance(value, float) for value in found.values())
 
@@ -320,7 +320,7 @@ def test_a_label_that_is_no_class_is_refused():
     rows = frame(np.array([0, 1, 0, 1]), np.full((4, 2), 0.5)).assign(y_true=[0, 1, 0, 1])
     rows = rows.rename(columns={"prob_class 0": "prob_0", "prob_class 1": "prob_1"})
     with pytest.raises(ValueError, match="y_true|label|class"):
-        metrics.point(rows, ["0", "1"])
+        prediction.point(rows, ["0", "1"])
 
 
 # ------------------------------------------------------------------------------------- frames
@@ -338,7 +338,7 @@ def test_a_prediction_is_the_mean_over_the_slices_of_a_sample_in_the_order_of_th
         index=[10, 11, 3, 8, 0, 1],  # any row labels
     )
     yes = np.array([0.5, 1.0, 0.25, 0.0, 0.25, 0.5])
-    found = metrics.prediction_frame(index, np.stack([1 - yes, yes], axis=1), ["no", "yes"])
+    found = prediction.prediction_frame(index, np.stack([1 - yes, yes], axis=1), ["no", "yes"])
     expected = pd.DataFrame(
         {
             "sample_id": ["b", "a", "c"],
@@ -362,7 +362,7 @@ def test_a_prediction_keeps_the_side_of_its_sample():
         }
     )
     proba = np.array([[0.1, 0.9], [0.6, 0.4]])
-    found = metrics.prediction_frame(index, proba, ["no", "yes"])
+    found = prediction.prediction_frame(index, proba, ["no", "yes"])
     assert list(found.columns) == [
         "sample_id", "patient_id", "split", "y_true", "prob_no", "prob_yes",
     ]  # fmt: skip

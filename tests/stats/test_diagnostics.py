@@ -8,8 +8,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
-from medlib.core import metrics
-from medlib.stats import diagnostics
+from medlib.stats import diagnostics, prediction
 
 
 def frame(k, n=80, seed=0, per_patient=1):
@@ -53,7 +52,7 @@ def test_curves_go_through_the_points_of_scikit_learn(k):
 def test_the_area_under_the_drawn_curves_is_that_of_the_metric():
     rows, classes = frame(3, n=400, seed=3)
     found = diagnostics.curves([rows], classes, resamples=5)
-    expected = metrics.point(rows, classes)
+    expected = prediction.point(rows, classes)
     for kind, name in (("roc", "auroc"), ("pr", "auprc")):
         part = found[found["curve"] == kind]
         assert np.trapezoid(part["y"], part["x"]) == pytest.approx(expected[name], abs=0.01)
@@ -106,7 +105,7 @@ def test_reliability_is_that_of_scikit_learn_bin_by_bin():
     assert len(full) >= 2
     assert ((full["low"] < full["accuracy"]) & (full["accuracy"] < full["high"])).all()
     gap = (found["count"] * (found["accuracy"] - found["confidence"]).abs()).sum() / 300
-    assert gap == pytest.approx(metrics.point(rows, classes)["ece"], abs=0.05)
+    assert gap == pytest.approx(prediction.point(rows, classes)["ece"], abs=0.05)
 
 
 def test_the_papers_interval_is_seventy_times_too_narrow():

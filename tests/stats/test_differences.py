@@ -16,7 +16,7 @@ from sklearn import metrics as sk
 from medlib import files
 from medlib.core import metrics
 from medlib.grid import address, jobs, records, summarise
-from medlib.stats import bootstrap, differences, summaries
+from medlib.stats import bootstrap, differences, prediction, summaries
 from medlib.stats.runs import is_main, read_predictions, stream
 
 CLASSES = {"mri": ["low", "high"], "skin": ["nv", "mel", "bcc"]}
@@ -199,7 +199,7 @@ def test_beside_percentiles_stand_the_corrected_interval_and_delongs(grid):
     for name in ("auroc", "accuracy"):
         draws = [bootstrap.bootstrap(f, classes, 300, stream(f))[name] for f in frames]
         left_out = [
-            np.mean([metrics.point(f[f["patient_id"] != p], classes)[name] for f in frames])
+            np.mean([prediction.point(f[f["patient_id"] != p], classes)[name] for f in frames])
             for p in patients
         ]
         expected = bootstrap.bca_interval(
@@ -380,7 +380,7 @@ def binormal(shift, n_patients=200, seed=0, noise=1.0, own=None):
 
 def arm(backbone, frames, task="mri", regime="frozen", fraction=1.0, resamples=2000):
     """An arm as `differences.arms` makes it, without files."""
-    values = [metrics.point(frame, CLASSES["mri"])["auroc"] for frame in frames]
+    values = [prediction.point(frame, CLASSES["mri"])["auroc"] for frame in frames]
     draws = [
         bootstrap.bootstrap(f, CLASSES["mri"], resamples, stream(f), names=["auroc"])["auroc"]
         for f in frames

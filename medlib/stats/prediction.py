@@ -1,0 +1,42 @@
+"""Predictions as a table: a row a sample, a column of probabilities a class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from medlib.core.metrics import codes, compute
+
+
+def probability_columns(classes: list[str]) -> list[str]:
+    """The columns of predictions.csv that hold the classes' probabilities."""
+    return [f"prob_{name}" for name in classes]
+
+
+def prediction_frame(index: pd.DataFrame, proba: np.ndarray, classes: list[str]) -> pd.DataFrame:
+    """Predictions by sample: the mean probability over its rows (the slices of a volume).
+
+    ``index`` has a row per row of ``proba`` (n, K): sample_id, patient_id, label, split or fold.
+    """
+    columns = probability_columns(classes)
+    side = "split" if "split" in index else "fold"
+    frame = index[["sample_id", "patient_id", side]].assign(y_true=index["label"])
+    frame[columns] = proba
+    keys = ["sample_id", "patient_id", side, "y_true"]
+    return frame.groupby(keys, sort=False, as_index=False)[columns].mean()
+
+
+def arrays(predictions: pd.DataFrame, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (n,) in 0 … K-1 and probabilities (n, K) of a predictions frame."""
+    proba = predictions[probability_columns(classes)].to_numpy()
+    return codes(predictions["y_true"], classes), proba
+
+
+def point(
+    predictions: pd.DataFrame, classes: list[str], names: Sequence[str] | None = None
+) -> dict[str, float]:
+    """Metrics of a predictions frame (one row a sample), as :func:`compute` has them."""
+    found = compute(*arrays(predictions, classes), names=names)
+    return {name: float(value[0]) for name, value in found.items()}
