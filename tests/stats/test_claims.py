@@ -1,4 +1,4 @@
-"""medlib.claims: verdicts on predictions whose truth is known, in all four outcomes."""
+"""medlib.stats.claims: verdicts on predictions whose truth is known, in all four outcomes."""
 
 import numpy as np
 import pandas as pd
@@ -8,8 +8,8 @@ from medlib.core import backbones
 from medlib.data import cards
 from medlib.stats import claims, differences
 
-EVERY = (*claims.DINOV2.values(), *claims.CNNS, "vit_small-imagenet", "vit_base-imagenet",
-         "vit_small-random", "resnet50-random")  # fmt: skip
+CONTROLS = ("vit_small-imagenet", "vit_base-imagenet", "vit_small-random", "resnet50-random")
+EVERY = (*claims.DINOV2.values(), *claims.CNNS, *CONTROLS)
 TASKS = claims.MRI + claims.PUBLIC
 
 
@@ -20,9 +20,9 @@ def arms(value, sd=0.004, backbones=EVERY, fractions=None, seed=0):
     for task in TASKS:
         for backbone in backbones:
             for regime, fraction in fractions.items():
-                cell = {"task": task, "backbone": backbone, "regime": regime, "head": "linear",
-                        "label_fraction": fraction,
-                        "pretraining": backbone.partition("-")[2] or "dinov2"}  # fmt: skip
+                cell = {"task": task, "backbone": backbone, "regime": regime, "head": "linear"}
+                cell |= {"label_fraction": fraction}
+                cell |= {"pretraining": backbone.partition("-")[2] or "dinov2"}
                 truth = value(task, backbone, regime)
                 draws = truth + sd * rng.normal(size=2000)
                 made.append(differences.Arm(cell, "auroc", truth, draws, [], ["no", "yes"]))
@@ -47,7 +47,7 @@ def reversed_(task, backbone, regime):
 
 
 def verdict(table):
-    return table.groupby("claim")["verdict"].agg(lambda found: " ".join(set(found))).to_dict()
+    return table.groupby("claim")["verdict"].agg(lambda verdicts: " ".join(set(verdicts))).to_dict()
 
 
 def test_what_the_paper_claims_is_supported_where_it_is_so():
@@ -166,12 +166,9 @@ def test_claims_speak_of_tasks_and_backbones_that_there_are():
 
 
 def test_the_difference_is_the_sum_of_pretraining_and_architecture():
-    def value(task, backbone, regime):
-        return {"dinov2_small": 0.9, "dinov2_base": 0.92, "vit_small-imagenet": 0.84,
-                "vit_base-imagenet": 0.85, "vit_small-random": 0.6, "resnet50-random": 0.7,
-                }.get(backbone, 0.80)  # fmt: skip
-
-    table = claims.confounds(arms(value))
+    values = {"dinov2_small": 0.9, "vit_small-imagenet": 0.84, "vit_small-random": 0.6}
+    values |= {"dinov2_base": 0.92, "vit_base-imagenet": 0.85, "resnet50-random": 0.7}
+    table = claims.confounds(arms(lambda task, backbone, regime: values.get(backbone, 0.80)))
     found = table.query("task == 'dermoscopy' and regime == 'frozen' and size == 'S'")
     found = found.set_index("part")["difference"]
     assert found["total"] == pytest.approx(0.10)

@@ -1,4 +1,4 @@
-"""medlib.diagnostics: the curves, matrices and bins of scikit-learn, with bands over patients."""
+"""medlib.stats.diagnostics: scikit-learn's curves, matrices and bins; bands over patients."""
 
 import numpy as np
 import pandas as pd
@@ -17,9 +17,8 @@ def frame(k, n=80, seed=0, per_patient=1):
     proba = np.round(0.6 * rng.dirichlet(np.ones(k), n) + 0.4 * np.eye(k)[y], 2)
     proba /= proba.sum(1, keepdims=True)
     ids = [f"{i:04d}" for i in range(n)]
-    rows = pd.DataFrame(
-        {"sample_id": ids, "patient_id": [f"p{i // per_patient}" for i in range(n)]}
-    )
+    patients = [f"p{i // per_patient}" for i in range(n)]
+    rows = pd.DataFrame({"sample_id": ids, "patient_id": patients})
     rows["y_true"] = [f"c{c}" for c in y]
     rows[[f"prob_c{c}" for c in range(k)]] = proba
     return rows, [f"c{c}" for c in range(k)]
@@ -28,21 +27,21 @@ def frame(k, n=80, seed=0, per_patient=1):
 @pytest.mark.parametrize("k", [2, 4])
 def test_curves_go_through_the_points_of_scikit_learn(k):
     rows, classes = frame(k)
-    found = diagnostics.curves([rows], classes, resamples=20)
-    grid, ranked = diagnostics.GRID, classes[1:] if k == 2 else classes
-    sensitivity, precision = np.zeros(len(grid)), np.zeros(len(grid))
+    found = diagnostics.roc_and_pr([rows], classes, resamples=20)
+    rates, ranked = diagnostics.RATES, classes[1:] if k == 2 else classes
+    sensitivity, precision = np.zeros(len(rates)), np.zeros(len(rates))
     for name in ranked:
         truth, score = rows["y_true"] == name, rows[f"prob_{name}"]
         x, y, _ = sk.roc_curve(truth, score, drop_intermediate=False)
         upper = pd.Series(y).groupby(x).max()  # on a vertical step its upper end
-        sensitivity += np.interp(grid, upper.index, upper) / len(ranked)
+        sensitivity += np.interp(rates, upper.index, upper) / len(ranked)
         p, r, _ = sk.precision_recall_curve(truth, score)
         # by falling threshold: the precision at the first one that has the recall
         p, r = p[-2::-1], r[-2::-1]
-        precision += np.array([p[np.argmax(r >= max(at, 1e-12))] for at in grid]) / len(ranked)
+        precision += np.array([p[np.argmax(r >= max(at, 1e-12))] for at in rates]) / len(ranked)
     roc, pr = (found[found["curve"] == kind] for kind in ("roc", "pr"))
-    inside = ~np.isin(grid, np.concatenate([[0, 1]]))
-    np.testing.assert_allclose(roc["x"], grid)
+    inside = ~np.isin(rates, [0, 1])
+    np.testing.assert_allclose(roc["x"], rates)
     np.testing.assert_allclose(pr["y"], precision, rtol=0, atol=1e-12)
     # between two points sklearn's curve may have several of one x: there the upper one counts
     close = np.abs(roc["y"].to_numpy() - sensitivity) < 1e-12
@@ -51,7 +50,7 @@ def test_curves_go_through_the_points_of_scikit_learn(k):
 
 def test_the_area_under_the_drawn_curves_is_that_of_the_metric():
     rows, classes = frame(3, n=400, seed=3)
-    found = diagnostics.curves([rows], classes, resamples=5)
+    found = diagnostics.roc_and_pr([rows], classes, resamples=5)
     expected = prediction.point(rows, classes)
     for kind, name in (("roc", "auroc"), ("pr", "auprc")):
         part = found[found["curve"] == kind]
@@ -60,7 +59,8 @@ def test_the_area_under_the_drawn_curves_is_that_of_the_metric():
 
 def test_bands_hold_the_curve_and_do_not_widen_where_a_patients_images_are_unrelated():
     wide, narrow = (
-        diagnostics.curves([frame(2, 240, per_patient=p)[0]], ["c0", "c1"], 300) for p in (12, 1)
+        diagnostics.roc_and_pr([frame(2, 240, per_patient=p)[0]], ["c0", "c1"], 300)
+        for p in (12, 1)
     )
     for found in (wide, narrow):
         middle = found[(found["x"] > 0.05) & (found["x"] < 0.95)]
@@ -70,11 +70,24 @@ def test_bands_hold_the_curve_and_do_not_widen_where_a_patients_images_are_unrel
     assert ratio == pytest.approx(1, abs=0.35)  # images of a patient do not depend here
 
 
+@pytest.mark.parametrize("draw", [diagnostics.roc_and_pr, diagnostics.reliability])
+def test_copies_of_an_image_do_not_narrow_the_bands_of_their_patients(draw):
+    rows, classes = frame(3, n=60)
+    copies = [rows.assign(sample_id=rows["sample_id"] + letter) for letter in "abcdefgh"]
+    copies = pd.concat(copies, ignore_index=True)
+    single, eight = draw([rows], classes, 200), draw([copies], classes, 200)
+    columns = ["low", "high"]
+    np.testing.assert_allclose(eight[columns], single[columns], rtol=0, atol=1e-12)
+    by_image = draw([copies.assign(patient_id=copies["sample_id"])], classes, 200)
+    width, narrow = ((table["high"] - table["low"]).mean() for table in (eight, by_image))
+    assert width > 2 * narrow  # taken for eight images, they would say sqrt(8) more
+
+
 def test_seeds_are_averaged_whatever_the_order_of_their_rows():
     rows, classes = frame(2)
     other = frame(2, seed=1)[0].assign(y_true=rows["y_true"])
-    both = diagnostics.curves([rows, other.sample(frac=1, random_state=0)], classes, 10)
-    each = [diagnostics.curves([f], classes, 10)["y"] for f in (rows, other)]
+    both = diagnostics.roc_and_pr([rows, other.sample(frac=1, random_state=0)], classes, 10)
+    each = [diagnostics.roc_and_pr([f], classes, 10)["y"] for f in (rows, other)]
     np.testing.assert_allclose(both["y"], sum(each) / 2)
     counts = diagnostics.confusion([rows, other], classes)["count"]
     single = [diagnostics.confusion([f], classes)["count"] for f in (rows, other)]
