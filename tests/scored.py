@@ -10,7 +10,7 @@ def names(k):
 
 
 def case(k, n, seed, never_predicted=None):
-    """Labels of every class, and probabilities with many ties among them."""
+    """Labels of every class, and probabilities with many ties."""
     rng = np.random.default_rng(seed)
     y = rng.permutation(np.arange(n) % k)
     proba = rng.dirichlet(np.ones(k), size=n) * 0.7 + 0.3 * np.eye(k)[y]
@@ -22,7 +22,7 @@ def case(k, n, seed, never_predicted=None):
 
 
 def by_sklearn(y, proba, weights=None):
-    """Every metric by scikit-learn's own function, areas class by class; one it does not have."""
+    """Every metric by scikit-learn, areas class by class; it lacks the calibration error."""
     k = proba.shape[1]
     predicted = proba.argmax(1)
     weighted = dict(sample_weight=weights)
@@ -99,7 +99,7 @@ def mixed(n_patients, k, seed=0):
     """Patients with one to four images, right in some of them and wrong in others; with ties."""
     rng = np.random.default_rng(seed)
     owner = np.repeat(np.arange(n_patients), rng.integers(1, 5, n_patients))
-    # A patient's images are alike, so that drawing images one by one would be another thing.
+    # A patient's images are alike, so that drawing single images gives another distribution.
     y = (rng.permutation(np.arange(n_patients) % k))[owner]
     own = rng.dirichlet(np.ones(k), n_patients)[owner]
     proba = 0.4 * own + 0.3 * rng.dirichlet(np.ones(k), len(owner)) + 0.3 * np.eye(k)[y]

@@ -142,7 +142,7 @@ def verdicts(arms: Iterable[differences.Arm], claims: Iterable[Claim] = CLAIMS) 
     :func:`differences.evidence`, p_for and p_against (not yet corrected), the verdict on the whole
     claim, and the missing arms. Of ``arms`` only the AUROC of linear heads is used.
     """
-    places, rows = by_place(arms), []
+    places, judged = by_place(arms), []
     for claim in claims:
         for part in claim.parts:
             value, draws, missing = contrast(places, part.backbones, part.regimes, claim.tasks)
@@ -151,10 +151,10 @@ def verdicts(arms: Iterable[differences.Arm], claims: Iterable[Claim] = CLAIMS) 
             row |= {"regimes": " ".join(part.regimes), "metric": "auroc", "margin": claim.margin}
             row |= differences.evidence(value, draws, claim.margin)
             row |= _sides(part.expected, draws, claim.margin) | {"missing": "; ".join(missing)}
-            rows.append(row)
-    table = pd.DataFrame(rows)
+            judged.append(row)
+    table = pd.DataFrame(judged)
     of_claim = table.groupby("claim", sort=False)
-    # A claim holds if all its parts hold (the largest p-value), and falls with any one of them.
+    # A claim needs all its parts: the largest p-value counts. One part can contradict it.
     p_for = of_claim["p_for"].max().where(of_claim["p_for"].count() == of_claim.size())
     p_against = (of_claim["p_against"].min() * of_claim.size()).clip(upper=1)
     tested = of_claim["missing"].agg(lambda missing: not any(missing)).astype(bool)
@@ -199,7 +199,7 @@ def confounds(arms: Iterable[differences.Arm]) -> pd.DataFrame:
     networks, with one CNN. The last rows are means over the tasks. DINOv2 L has no supervised ViT
     of its size. ``missing`` names the arms without which a part is not tested.
     """
-    places, rows, tasks = by_place(arms), [], MRI + PUBLIC
+    places, effects, tasks = by_place(arms), [], MRI + PUBLIC
     for regime in BOTH:
         for size, supervised in SUPERVISED.items():
             untrained = supervised.replace("imagenet", "random")
@@ -216,5 +216,5 @@ def confounds(arms: Iterable[differences.Arm]) -> pd.DataFrame:
                     effect = differences.evidence(value, draws)
                     row = {"task": task, "regime": regime, "size": size, "part": part}
                     row |= {name: effect[name] for name in ("difference", "ci_low", "ci_high")}
-                    rows.append(row | {"missing": "; ".join(missing)})
-    return pd.DataFrame(rows)
+                    effects.append(row | {"missing": "; ".join(missing)})
+    return pd.DataFrame(effects)

@@ -199,9 +199,9 @@ def _differing(folder: Path, other: Path) -> str:
 def is_main(cells: pd.DataFrame, trained: Collection[tuple[str, float]] = ()) -> pd.Series:
     """Which rows are of the main comparison: on all labels, or on those of a trained regime.
 
-    ``cells`` has the columns task, regime and label_fraction. Where they are a part of a grid,
-    ``trained`` holds the (task, label_fraction) of the regimes that train in the rest of it. Other
-    label fractions only show how a backbone's result grows with the labels.
+    ``cells`` has the columns task, regime and label_fraction. Where they are a part of a grid
+    file's runs, ``trained`` holds the (task, label_fraction) of the regimes that train in the rest.
+    Other label fractions only show how a backbone's result grows with the labels.
     """
     keys = ["task", "label_fraction"]
     here = cells.loc[cells["regime"] != "frozen", keys].itertuples(index=False, name=None)

@@ -55,25 +55,13 @@ def summarise(
     predictions are not those of their record, or that were judged on other samples than most runs
     of their task.
     """
-    read_kept = functools.lru_cache(16)(_read_kept)  # of the cells at hand, not of all
+
+    @functools.lru_cache(16)  # of the cells at hand, not of all
+    def read_kept(task: str, backbone: str) -> dict:
+        return _read_kept(kept(task, backbone)) if kept else {}
 
     def work(of_cell: list[runs.Run]) -> tuple:
-        task, backbone = of_cell[0].cell[:2]
-        main, made_of = of_cell[0].main, [[run.seed, run.predictions_sha256] for run in of_cell]
-        key = files.content_hash([_code(), resamples, task in ordered, main, made_of])
-        if kept and (made := read_kept(kept(task, backbone)).get(key)):
-            runs.each(of_cell, runs.content)
-            return (key, made, False), made["samples"]
-        frames, classes, samples = runs.read(of_cell)
-        names = metrics.applicable(len(classes), task in ordered)
-        seeds = [run.seed for run in of_cell]
-        by_seed, over_seeds = _summarise_cell(seeds, frames, classes, names, resamples, main)
-        made = {
-            "samples": samples,
-            "by_seed": _columns(by_seed),
-            "over_seeds": _columns(over_seeds),
-        }
-        return (key, made, True), samples
+        return _read_or_make(of_cell, of_cell[0].cell[0] in ordered, resamples, read_kept)
 
     tables: dict[str, dict[str, list]] = {"by_seed": {}, "over_seeds": {}}
     cells = runs.by_cell(runs.runs_by_cell(folders, trained), work, "intervals", threads)
@@ -108,8 +96,20 @@ def _read_kept(path: Path) -> dict:
     return {}
 
 
-def _columns(rows: list[dict]) -> dict[str, list]:
-    return {name: [row[name] for row in rows] for name in rows[0]}
+def _read_or_make(
+    of_cell: list[runs.Run], in_order: bool, resamples: int, read_kept: Callable[[str, str], dict]
+) -> tuple[tuple[str, dict, bool], str]:
+    """A cell's rows with their hash, and whether they are new; and the hash of its samples."""
+    main, made_of = of_cell[0].main, [[run.seed, run.predictions_sha256] for run in of_cell]
+    key = files.content_hash([_code(), resamples, in_order, main, made_of])
+    if made := read_kept(*of_cell[0].cell[:2]).get(key):
+        runs.each(of_cell, runs.content)
+        return (key, made, False), made["samples"]
+    frames, classes, samples = runs.read(of_cell)
+    names = metrics.applicable(len(classes), in_order)
+    seeds = [run.seed for run in of_cell]
+    made = _summarise_cell(seeds, frames, classes, names, resamples, main)
+    return (key, made | {"samples": samples}, True), samples
 
 
 def _summarise_cell(
@@ -119,8 +119,8 @@ def _summarise_cell(
     names: tuple[str, ...],
     resamples: int,
     main: bool,
-) -> tuple[list[dict], list[dict]]:
-    """The rows of one cell: for each seed and metric, and for each metric."""
+) -> dict[str, dict[str, list]]:
+    """The columns of one cell's rows: for each seed and metric, and for each metric."""
     points, draws = bootstrap.points_and_draws(frames, classes, names, resamples)
     none = dict.fromkeys(names, np.array([]))
     left_out = [bootstrap.jackknife(frame, classes, names) if main else none for frame in frames]
@@ -145,10 +145,12 @@ def _summarise_cell(
         values = [points[i][name] for i in every]
         sd = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
         over_seeds.append(row(name, every, {"n_seeds": len(every)}, {"sd": sd}))
-    return by_seed, over_seeds
+    tables = {"by_seed": by_seed, "over_seeds": over_seeds}
+    return {name: {c: [row[c] for row in rows] for c in rows[0]} for name, rows in tables.items()}
 
 
 def ends(name: str, ends: tuple[float, float]) -> dict[str, float]:
+    """The columns of an interval: ``<name>_low`` and ``<name>_high``."""
     return dict(zip((f"{name}_low", f"{name}_high"), ends, strict=True))
 
 
@@ -160,7 +162,7 @@ def costs(folders: list[Path]) -> pd.DataFrame:
     the GPU where there was one, else resident), and ``device``. Raises ValueError when a run is not
     complete, or a frozen one does not record what its embedding took.
     """
-    rows, lacking = [], []
+    costs, lacking = [], []
     for folder, record in zip(folders, runs.read_records(folders), strict=True):
         cell, how, gpu = record["coordinates"], record["how"], record["hardware"]["gpu"]
         seconds, peaks = record["seconds"], [record["peak_memory_bytes"]]
@@ -172,11 +174,11 @@ def costs(folders: list[Path]) -> pd.DataFrame:
             peaks.append(embedding["peak_memory_bytes"])
         took = {"seconds": seconds, "parameters": how["parameters"], "device": gpu or "CPU"}
         took["memory"] = max(peak["gpu"] or peak["resident"] for peak in peaks)
-        rows.append({name: cell[name] for name in runs.CELL} | took)
+        costs.append({name: cell[name] for name in runs.CELL} | took)
     if lacking:
         n = len(lacking)
         raise ValueError(
             f"{n} records do not say what embedding took. Run again:\n{listed(lacking)}"
         )
     of_cell = {"seconds": "mean", "parameters": "first", "memory": "max", "device": "first"}
-    return pd.DataFrame(rows).groupby(runs.CELL, as_index=False).agg(of_cell)
+    return pd.DataFrame(costs).groupby(runs.CELL, as_index=False).agg(of_cell)

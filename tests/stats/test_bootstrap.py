@@ -53,7 +53,7 @@ def test_only_the_metrics_that_are_asked_for_are_resampled_and_others_are_refuse
 
 def test_the_patient_bootstrap_is_that_of_drawing_patients_and_joining_their_rows():
     y, proba = case(3, n=23, seed=11)
-    # Patients have one to five images, and their rows stand apart.
+    # Patients have one to five images, in rows that are not neighbours.
     patients = np.array([f"p{i}" for i in "30441222566666013504213"])
     found = bootstrap.bootstrap(frame(y, proba, patients), names(3), resamples=40, seed=5)
     unique = sorted(set(patients))
@@ -132,7 +132,7 @@ def test_draws_that_need_not_be_paired_have_the_distribution_of_those_that_are(k
         a, b = apart[name][np.isfinite(apart[name])], together[name][np.isfinite(together[name])]
         assert abs(a.mean() - b.mean()) < 4 * b.std() * np.sqrt(2 / n), name
         assert a.std() == pytest.approx(b.std(), rel=4 / np.sqrt(n)), name
-        # The error of a quantile's rank is that of a share: sqrt(q (1 - q) / n), for both.
+        # The rank of a quantile has the error of a share, sqrt(q (1 - q) / n), in both samples.
         for q in (0.025, 0.5, 0.975):
             error = 4 * np.sqrt(2 * q * (1 - q) / n)
             assert np.quantile(b, max(0, q - error)) <= np.quantile(a, q), name
@@ -169,7 +169,8 @@ def test_copies_of_an_image_do_not_narrow_the_interval_of_their_patients():
     by_image = bootstrap.interval(bootstrap.bootstrap(alone, names(2), 4000)["accuracy"])
     single = rows.drop_duplicates("patient_id")
     by_single = bootstrap.interval(bootstrap.bootstrap(single, names(2), 4000)["accuracy"])
-    # Eight copies say no more than one image; taken for eight images, they say sqrt(8) more.
+    # Eight copies carry the information of one image. Drawn as images, the interval is sqrt(8)
+    # times too narrow.
     assert np.ptp(by_patient) == pytest.approx(np.ptp(by_single), rel=1e-12)
     assert np.ptp(by_patient) / np.ptp(by_image) == pytest.approx(np.sqrt(8), rel=0.15)
 
@@ -181,17 +182,19 @@ def test_the_size_of_a_chunk_does_not_change_a_draw(monkeypatch):
     for rows_at_once in (1, 4, 30):
         monkeypatch.setattr(bootstrap, "CHUNK", rows_at_once * len(rows))
         parts = bootstrap.bootstrap(rows, names(2), resamples=31, seed=2)
-        for name in whole:  # matrix products of other shapes round otherwise
+        for name in whole:  # matrix products of another shape round differently
             tolerance = 1e-14 if name in metrics.LOSSES else 0
             np.testing.assert_allclose(parts[name], whole[name], rtol=0, atol=tolerance)
-    monkeypatch.setattr(bootstrap, "CHUNK", 1)  # less than one row: still one at a time
+    monkeypatch.setattr(bootstrap, "CHUNK", 1)  # less than one resample: still one at a time
     parts = bootstrap.bootstrap(rows, names(2), resamples=31, seed=2)
     np.testing.assert_array_equal(parts["accuracy"], whole["accuracy"])
 
 
 @pytest.mark.parametrize(("paired", "chunk"), [(True, 8), (False, 4000)])
 def test_the_number_of_threads_does_not_change_a_bit(monkeypatch, paired, chunk):
-    monkeypatch.setattr(bootstrap, "CHUNK", chunk)  # few resamples at a time: threads overtake
+    monkeypatch.setattr(
+        bootstrap, "CHUNK", chunk
+    )  # few resamples at a time: threads overtake each other
     rows = frame(*mixed(50, 4))
     alone = bootstrap.bootstrap(rows, names(4), 600, seed=9, paired=paired, threads=1)
     patience = sys.getswitchinterval()
@@ -327,7 +330,7 @@ def test_delong_is_undefined_without_two_patients_of_each_class(y):
 
 
 def test_intervals_over_patients_cover_the_truth_and_those_over_images_do_not():
-    """Patients with one to six images, alike by their own effect; the true AUROC is known."""
+    """Patients with one to six images that share an effect; the true AUROC is known."""
     n, effect, noise, shift, repeats = 160, 1.0, 0.5, 1.2, 600
     truth = scipy.stats.norm.cdf(shift / np.sqrt(2 * (effect**2 + noise**2)))
     rng, covered = np.random.default_rng(5), {"patient": 0, "image": 0}

@@ -30,7 +30,7 @@ def arms(value, sd=0.004, backbones=EVERY, fractions=None, seed=0):
 
 
 def as_claimed(task, backbone, regime):
-    """The world of the paper."""
+    """AUROC as the paper claims it."""
     if backbone not in claims.DINOV2.values():
         return 0.85
     if task in claims.MRI:
@@ -39,7 +39,7 @@ def as_claimed(task, backbone, regime):
 
 
 def reversed_(task, backbone, regime):
-    """DINOv2 better on MRI, worse elsewhere, and the larger the better by far."""
+    """DINOv2 is better on MRI and worse elsewhere, and larger sizes are much better."""
     if backbone not in claims.DINOV2.values():
         return 0.80
     size = {"dinov2_small": -0.06, "dinov2_base": 0.0, "dinov2_large": 0.06}[backbone]
@@ -79,7 +79,7 @@ def test_it_is_inconclusive_where_the_intervals_are_wide():
 
 
 def test_one_part_of_a_claim_is_not_the_claim():
-    def value(task, backbone, regime):  # stronger on photographs, but as much when fine-tuned
+    def value(task, backbone, regime):  # stronger on photographs, frozen and fine-tuned
         return 0.93 if backbone in claims.DINOV2.values() and task in claims.PUBLIC else 0.85
 
     table = claims.verdicts(arms(value, sd=0.002)).set_index("claim")
@@ -136,11 +136,11 @@ def test_other_heads_and_other_metrics_are_left_out():
 
 
 def test_four_claims_are_corrected_for_their_number():
-    # With z = 2.2 a two-sided p of 0.028 passes by itself, and not as the least of four.
+    # z = 2.2, a two-sided p of 0.028: significant alone, but not as the smallest of four.
     def value(task, backbone, regime):
         return 0.85 - (0.03 if backbone in claims.DINOV2.values() and task in claims.MRI else 0)
 
-    sd = 0.03 / 2.2 * 3  # of an arm: the contrast of 6 backbones, 2 regimes and 3 tasks has a third
+    sd = 0.03 / 2.2 * 3  # of an arm; of the contrast (6 backbones, 2 regimes, 3 tasks) a third
     table = claims.verdicts(arms(value, sd=sd, seed=4)).set_index("claim")
     p = table.loc["C1", "p_for"]
     assert 0.0125 < p < 0.05 and table.loc["C1", "ci_high"] < 0

@@ -36,14 +36,14 @@ def test_curves_go_through_the_points_of_scikit_learn(k):
         upper = pd.Series(y).groupby(x).max()  # on a vertical step its upper end
         sensitivity += np.interp(rates, upper.index, upper) / len(ranked)
         p, r, _ = sk.precision_recall_curve(truth, score)
-        # by falling threshold: the precision at the first one that has the recall
+        # by falling threshold: the precision at the first threshold that reaches the recall
         p, r = p[-2::-1], r[-2::-1]
         precision += np.array([p[np.argmax(r >= max(at, 1e-12))] for at in rates]) / len(ranked)
     roc, pr = (found[found["curve"] == kind] for kind in ("roc", "pr"))
     inside = ~np.isin(rates, [0, 1])
     np.testing.assert_allclose(roc["x"], rates)
     np.testing.assert_allclose(pr["y"], precision, rtol=0, atol=1e-12)
-    # between two points sklearn's curve may have several of one x: there the upper one counts
+    # scikit-learn's curve may have several points at one x: the upper one counts
     close = np.abs(roc["y"].to_numpy() - sensitivity) < 1e-12
     assert close[inside].mean() > 0.9 and np.abs(roc["y"] - sensitivity).max() < 0.1
 
@@ -67,7 +67,7 @@ def test_bands_hold_the_curve_and_do_not_widen_where_a_patients_images_are_unrel
         assert ((middle["low"] <= middle["y"]) & (middle["y"] <= middle["high"])).mean() > 0.97
         assert found["low"].notna().all()
     ratio = (wide["high"] - wide["low"]).mean() / (narrow["high"] - narrow["low"]).mean()
-    assert ratio == pytest.approx(1, abs=0.35)  # images of a patient do not depend here
+    assert ratio == pytest.approx(1, abs=0.35)  # the images of a patient are independent here
 
 
 @pytest.mark.parametrize("draw", [diagnostics.roc_and_pr, diagnostics.reliability])
@@ -80,7 +80,7 @@ def test_copies_of_an_image_do_not_narrow_the_bands_of_their_patients(draw):
     np.testing.assert_allclose(eight[columns], single[columns], rtol=0, atol=1e-12)
     by_image = draw([copies.assign(patient_id=copies["sample_id"])], classes, 200)
     width, narrow = ((table["high"] - table["low"]).mean() for table in (eight, by_image))
-    assert width > 2 * narrow  # taken for eight images, they would say sqrt(8) more
+    assert width > 2 * narrow  # drawn as images, bands are sqrt(8) times too narrow
 
 
 def test_seeds_are_averaged_whatever_the_order_of_their_rows():
@@ -106,7 +106,7 @@ def test_confusion_is_that_of_scikit_learn():
 def test_reliability_is_that_of_scikit_learn_bin_by_bin():
     rows, classes = frame(3, n=300)
     columns = [f"prob_{c}" for c in classes]
-    rows[columns] = 0.99 * rows[columns] + 0.0033  # none lies on the edge of a bin
+    rows[columns] = 0.99 * rows[columns] + 0.0033  # none at the edge of a bin
     found = diagnostics.reliability([rows], classes, 200)
     proba = rows[[f"prob_{c}" for c in classes]].to_numpy()
     right = np.array(classes)[proba.argmax(1)] == rows["y_true"]
@@ -155,7 +155,7 @@ def test_evidence_lies_where_the_class_is_and_adds_up_to_the_heads_logit(k):
     rng = np.random.default_rng(1)
     y = np.arange(60) % k
     maps = rng.normal(size=(60, 4, 4, 5))
-    maps[np.arange(60), 1, 2, y] += 30  # each class has a feature of its own, in one place
+    maps[np.arange(60), 1, 2, y] += 30  # one feature for each class, in one place
     embeddings = maps.mean((1, 2))
     names = np.array(["a", "b", "c"])[y]
     found = diagnostics.class_activation(maps[:6], embeddings, names, names[:6])

@@ -40,13 +40,13 @@ def arm(backbone, frames, task="mri", regime="frozen", fraction=1.0, resamples=2
 
 
 def test_arms_are_the_cells_of_the_grid_with_draws_that_go_together(saved):
-    results, runs = saved
+    results, predicted = saved
     found = differences.arms(runs_below(results), ["auroc"], resamples=40)
     assert [(a.cell["task"], a.cell["backbone"]) for a in found] == [
         (task, backbone) for task in CLASSES for backbone in BACKBONES
     ]
     first = found[0]
-    frames = [runs["mri", "dinov2_small", seed] for seed in (0, 1)]
+    frames = [predicted["mri", "dinov2_small", seed] for seed in (0, 1)]
     expected = np.mean([frame_by_sklearn(f, CLASSES["mri"])["auroc"] for f in frames])
     assert first.value == pytest.approx(expected, abs=1e-12)
     seed = bootstrap.stream(frames[0])
@@ -66,7 +66,7 @@ def test_the_same_people_are_drawn_together_and_others_independently():
         bootstrap.bootstrap(f, CLASSES["mri"], 3000, bootstrap.stream(f))["accuracy"]
         for f in (a, other)
     ]
-    # Drawn by one stream they would be the same numbers.
+    # With the same stream, the draws would be identical.
     assert abs(np.corrcoef(draws)[0, 1]) < 0.1
 
 
@@ -86,7 +86,7 @@ def test_a_paired_difference_is_that_of_scipy_on_the_same_patients():
     rng = np.random.default_rng(0)
     expected = scipy.stats.bootstrap((np.arange(200),), statistic, **how, rng=rng)
     assert found["difference"] == pytest.approx(statistic(np.arange(200)), abs=1e-12)
-    error = 0.3 * expected.standard_error  # Monte-Carlo: 4 x sqrt(0.06^2 + 0.04^2) or so
+    error = 0.3 * expected.standard_error  # Monte-Carlo error, about 4 x sqrt(0.06^2 + 0.04^2)
     assert found["ci_low"] == pytest.approx(expected.confidence_interval.low, abs=error)
     assert found["ci_high"] == pytest.approx(expected.confidence_interval.high, abs=error)
     se = expected.standard_error
@@ -141,7 +141,7 @@ def test_differences_are_between_backbones_of_a_regime_and_regimes_of_a_backbone
         for i, (name, shift) in enumerate(shifts.items())
         for regime, f in (("frozen", 1.0), ("frozen", 0.1), ("finetuned", 0.1))
     ]
-    arms.append(arm("good", [binormal(3.0)], task="another"))  # has nothing to be compared with
+    arms.append(arm("good", [binormal(3.0)], task="another"))  # without any other arm on its task
     table = differences.differences(arms)
     between = table[table["contrast"] == "backbones"]
     assert len(between) == 3 * 3 and between.groupby("family").size().tolist() == [3, 3, 3]
@@ -215,7 +215,7 @@ def test_ranks_are_of_each_regime_at_its_most_labels_and_of_whoever_has_every_ta
             cell |= {"head": "linear", "label_fraction": fraction}
             arms.append(differences.Arm(cell, "auroc", value + shift, np.zeros(3), [], []))
     found = differences.ranks_by_regime(arms)
-    assert list(found) == ["frozen"]  # one backbone alone has no rank
+    assert list(found) == ["frozen"]  # a single backbone has no rank
     ranks, tests = found["frozen"]
     assert ranks.to_dict() == {"a": 1.5, "b": 1.5} and tests["n_tasks"] == 2
 

@@ -35,7 +35,7 @@ def test_runs_of_a_task_judged_on_other_samples_are_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize("column", ["y_true", "patient_id"])
 def test_runs_of_a_task_judged_on_other_labels_or_patients_are_refused_by_name(tmp_path, column):
-    # A manifest was corrected between the two runs: they are not about the same truth.
+    # The manifest was corrected between the two runs, so the truth is not the same.
     frame = predictions("mri", 0)
     changed = frame.copy()
     changed.loc[0, column] = {"y_true": "high", "patient_id": "014"}[column]
@@ -101,7 +101,7 @@ def test_all_runs_whose_predictions_cannot_be_used_are_named_at_once(tmp_path, m
     (folders[1] / "predictions.csv").unlink()
     text = (folders[2] / "predictions.csv").read_text()
     (folders[2] / "predictions.csv").write_text(text.replace("low", "high", 1))
-    for _ in range(2):  # the same of kept rows
+    for _ in range(2):  # the second time from kept rows
         with pytest.raises(ValueError) as caught:
             summaries.summarise(folders, 5, kept=kept_below(tmp_path))
         lines = str(caught.value).splitlines()
@@ -110,7 +110,7 @@ def test_all_runs_whose_predictions_cannot_be_used_are_named_at_once(tmp_path, m
         for words in ("No such file", changed, "lacks patient_id", "predicted more than once"):
             assert sum(words in line for line in lines) == 1, words
         assert str(folders[6]) in lines[5] and "different samples (1, such as '029')" in lines[5]
-    assert len(made) == 3  # those of the sound cells were kept all the same
+    assert len(made) == 3  # rows of the valid cells were kept in spite of the error
 
 
 def test_hundreds_of_offenders_are_counted(tmp_path):

@@ -10,8 +10,9 @@ import pytest
 from made_runs import BACKBONES, CLASSES, kept_below, predictions, runs_below, save
 from scored import frame_by_sklearn
 
+from medlib import files
 from medlib.core import metrics
-from medlib.stats import bootstrap, prediction, summaries
+from medlib.stats import bootstrap, prediction, runs, summaries
 
 SUMMARY = ["task", "backbone", "pretraining", "regime", "head", "label_fraction", "seed", "metric"]
 SUMMARY += ["value", "ci_low", "ci_high", "n_patients", "n_images", "bca_low", "bca_high"]
@@ -19,13 +20,13 @@ SUMMARY += ["delong_low", "delong_high", "undefined"]
 
 
 def test_every_value_of_the_summary_is_that_of_scikit_learn(saved):
-    results, runs = saved
+    results, predicted = saved
     by_seed, _ = summaries.summarise(runs_below(results), resamples=50)
     assert list(by_seed.columns) == SUMMARY
     assert len(by_seed) == 2 * 2 * sum(len(metrics.applicable(len(c))) for c in CLASSES.values())
     assert not by_seed.duplicated(["task", "backbone", "seed", "metric"]).any()
     of_run = by_seed.set_index(["task", "backbone", "seed"]).sort_index()
-    for (task, backbone, seed), frame in runs.items():
+    for (task, backbone, seed), frame in predicted.items():
         expected = frame_by_sklearn(frame, CLASSES[task])
         mine = of_run.loc[task, backbone, seed]
         found = dict(zip(mine["metric"], mine["value"], strict=True))
@@ -42,14 +43,14 @@ def test_the_summary_counts_patients_and_samples(saved):
 
 
 def test_over_seeds_the_value_is_the_mean_and_the_spread_the_sample_standard_deviation(saved):
-    results, runs = saved
+    results, predicted = saved
     _, over_seeds = summaries.summarise(runs_below(results), resamples=50)
     assert set(over_seeds["n_seeds"]) == {2}
     rows = over_seeds[over_seeds["metric"].isin(["accuracy", "f1_weighted", "auroc", "auprc"])]
     assert len(rows) == 2 * 2 * 4
     for row in rows.itertuples():
         a, b = (
-            frame_by_sklearn(runs[row.task, row.backbone, seed], CLASSES[row.task])[row.metric]
+            frame_by_sklearn(predicted[row.task, row.backbone, seed], CLASSES[row.task])[row.metric]
             for seed in (0, 1)
         )
         assert row.value == pytest.approx((a + b) / 2, rel=0, abs=1e-12)
@@ -57,12 +58,12 @@ def test_over_seeds_the_value_is_the_mean_and_the_spread_the_sample_standard_dev
 
 
 def test_intervals_are_those_of_drawing_patients_the_same_for_every_seed(saved):
-    results, runs = saved
+    results, predicted = saved
     by_seed, over_seeds = summaries.summarise(runs_below(results), resamples=60)
-    seed = bootstrap.stream(runs["mri", "dinov2_small", 0])
+    seed = bootstrap.stream(predicted["mri", "dinov2_small", 0])
     draws = np.random.default_rng(seed).integers(15, size=(60, 15))
     values = {0: [], 1: []}
-    for seed, frame in ((s, runs["mri", "dinov2_small", s]) for s in (0, 1)):
+    for seed, frame in ((s, predicted["mri", "dinov2_small", s]) for s in (0, 1)):
         hit = (frame["prob_high"] > 0.5) == (frame["y_true"] == "high")
         values[seed] = hit.groupby(frame["patient_id"]).mean().to_numpy()[draws].mean(1)
     cell = "task == 'mri' and backbone == 'dinov2_small' and metric == 'accuracy'"
@@ -82,7 +83,9 @@ def test_a_single_seed_has_the_same_interval_in_both_tables_and_no_spread(tmp_pa
     assert over_seeds["sd"].isna().all()
     for column in ("metric", "value", "ci_low", "ci_high"):
         assert by_seed[column].tolist() == over_seeds[column].tolist()
-    middle = by_seed[by_seed["metric"] != "ece"]  # resampling adds noise, which adds to an error
+    middle = by_seed[
+        by_seed["metric"] != "ece"
+    ]  # resampling adds noise, which increases the calibration error
     assert (middle["ci_low"] < middle["value"]).all()
     assert (middle["value"] < middle["ci_high"]).all()
 
@@ -111,10 +114,10 @@ def test_label_fractions_and_heads_are_cells_of_their_own(tmp_path):
 
 
 def test_beside_percentiles_stand_the_corrected_interval_and_delongs(saved):
-    results, runs = saved
+    results, predicted = saved
     by_seed, over_seeds = summaries.summarise(runs_below(results), resamples=300)
     mine = over_seeds.query("task == 'mri' and backbone == 'dinov2_small'").set_index("metric")
-    frames = [runs["mri", "dinov2_small", seed] for seed in (0, 1)]
+    frames = [predicted["mri", "dinov2_small", seed] for seed in (0, 1)]
     classes, patients = CLASSES["mri"], sorted(set(frames[0]["patient_id"]))
     for name in ("auroc", "accuracy"):
         draws = [bootstrap.bootstrap(f, classes, 300, bootstrap.stream(f))[name] for f in frames]
@@ -147,7 +150,7 @@ def test_the_share_of_resamples_that_lack_a_class_is_stated(tmp_path):
     save(tmp_path, frame, "skin")
     by_seed, _ = summaries.summarise(runs_below(tmp_path), resamples=500)
     found = by_seed.set_index("metric")["undefined"]
-    # No patient of a class: (4/5)^5, (3/5)^5 twice; of two classes at once: less those.
+    # One class missing: (4/5)^5 + 2 (3/5)^5, minus the draws in which two are missing.
     p = (4**5 + 2 * 3**5 - (2 * 2**5 + 1)) / 5**5
     assert found["auroc"] == pytest.approx(p, abs=0.09) and found["accuracy"] == 0
 
@@ -189,7 +192,7 @@ def test_rows_that_were_kept_are_those_made_anew_to_the_last_byte(saved, made):
 
 
 def test_rows_are_made_again_when_anything_they_follow_from_is_another(saved, made, monkeypatch):
-    results, runs = saved
+    results, predicted = saved
     folders = runs_below(results)
     summarise = functools.partial(summaries.summarise, kept=kept_below(results))
     summarise(folders, 50)
@@ -198,8 +201,8 @@ def test_rows_are_made_again_when_anything_they_follow_from_is_another(saved, ma
     assert len(made) == 4
     summarise(folders, 51, ["skin"])
     assert len(made) == 4 + 2
-    # Another run of one seed: its cell alone, and with its numbers.
-    frame = runs["mri", "dinov2_small", 0].iloc[::-1].copy()
+    # One seed is run again: only its cell is made again, with the new numbers.
+    frame = predicted["mri", "dinov2_small", 0].iloc[::-1].copy()
     frame[["prob_low", "prob_high"]] = frame[["prob_high", "prob_low"]].to_numpy()
     save(results, frame, "mri", "dinov2_small", 0)
     by_seed, _ = summarise(folders, 51, ["skin"])
@@ -210,6 +213,11 @@ def test_rows_are_made_again_when_anything_they_follow_from_is_another(saved, ma
     monkeypatch.setattr(summaries, "_code", lambda: "edited")
     summarise(folders, 51, ["skin"])
     assert len(made) == 4 + 2 + 1 + 4
+
+
+def test_rows_depend_on_every_module_that_makes_them():
+    modules = (summaries, runs, bootstrap, prediction, metrics)
+    assert set(summaries._code()) == {files.file_sha256(module.__file__) for module in modules}
 
 
 def test_a_cell_that_becomes_a_main_one_gets_its_corrected_interval(tmp_path, made):
