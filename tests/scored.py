@@ -29,7 +29,7 @@ def by_sklearn(y, proba, weights=None):
     average = dict(average="weighted", zero_division=0) | weighted
     macro = average | {"average": "macro"}
     ranked = [1] if k == 2 else range(k)
-    found = {
+    values = {
         "accuracy": sk.accuracy_score(y, predicted, **weighted),
         "balanced_accuracy": sk.balanced_accuracy_score(y, predicted, **weighted),
         "precision_weighted": sk.precision_score(y, predicted, **average),
@@ -48,11 +48,11 @@ def by_sklearn(y, proba, weights=None):
     }
     if k == 2:
         curve = sk.roc_curve(y, proba[:, 1], drop_intermediate=False, **weighted)
-        found["sensitivity_at_95_specificity"] = curve[1][curve[0] <= 0.05].max()
-        found["brier"] = sk.brier_score_loss(y, proba[:, 1], pos_label=1, **weighted)
+        values["sensitivity_at_95_specificity"] = curve[1][curve[0] <= 0.05].max()
+        values["brier"] = sk.brier_score_loss(y, proba[:, 1], pos_label=1, **weighted)
     else:
-        found["brier"] = sk.brier_score_loss(y, proba, labels=range(k), **weighted)
-    return found
+        values["brier"] = sk.brier_score_loss(y, proba, labels=range(k), **weighted)
+    return values
 
 
 def calibration_error(y, proba, weights):

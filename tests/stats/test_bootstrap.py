@@ -55,26 +55,26 @@ def test_the_patient_bootstrap_is_that_of_drawing_patients_and_joining_their_row
     y, proba = case(3, n=23, seed=11)
     # Patients have one to five images, in rows that are not neighbours.
     patients = np.array([f"p{i}" for i in "30441222566666013504213"])
-    found = bootstrap.bootstrap(frame(y, proba, patients), names(3), resamples=40, seed=5)
+    values = bootstrap.bootstrap(frame(y, proba, patients), names(3), resamples=40, seed=5)
     unique = sorted(set(patients))
     draws = np.random.default_rng(5).integers(len(unique), size=(40, len(unique)))
     compared = 0
     for b, draw in enumerate(draws):
         rows = np.concatenate([np.flatnonzero(patients == unique[p]) for p in draw])
         if len(set(y[rows])) < 3:
-            assert np.isnan(found["auroc"][b])
+            assert np.isnan(values["auroc"][b])
             continue
         compared += 1
         for name, expected in by_sklearn(y[rows], proba[rows]).items():
-            assert found[name][b] == pytest.approx(expected, rel=0, abs=1e-12), name
+            assert values[name][b] == pytest.approx(expected, rel=0, abs=1e-12), name
     assert compared > 30
-    assert set(found) == set(metrics.applicable(3))
+    assert set(values) == set(metrics.applicable(3))
 
 
 @pytest.mark.parametrize("k", [2, 5])
 def test_areas_of_resamples_are_those_of_scikit_learn_with_the_drawn_counts_as_weights(k):
     y, proba, patients = mixed(18, k, seed=1)
-    found = bootstrap.bootstrap(frame(y, proba, patients), names(k), resamples=60, seed=7)
+    values = bootstrap.bootstrap(frame(y, proba, patients), names(k), resamples=60, seed=7)
     unique, owner = np.unique(patients, return_inverse=True)
     draws = np.random.default_rng(7).integers(len(unique), size=(60, len(unique)))
     missing = 0
@@ -82,11 +82,11 @@ def test_areas_of_resamples_are_those_of_scikit_learn_with_the_drawn_counts_as_w
         weights = np.bincount(draw, minlength=len(unique))[owner]
         if len(set(y[weights > 0])) < k:
             missing += 1
-            assert np.isnan(found["auroc"][b])
+            assert np.isnan(values["auroc"][b])
             continue
         expected = by_sklearn(y, proba, weights)
         for name in set(metrics.RANKS) & set(expected):
-            assert found[name][b] == pytest.approx(expected[name], rel=0, abs=1e-12), name
+            assert values[name][b] == pytest.approx(expected[name], rel=0, abs=1e-12), name
     assert missing < 30 and (k == 2 or missing)
 
 
@@ -106,9 +106,11 @@ def test_accuracy_of_single_images_is_binomial_when_draws_need_not_be_paired():
     y, proba = case(7, n=60, seed=5)
     proba = 0.4 * proba + 0.6 * case(7, n=60, seed=9)[1]  # less than perfect
     right = int((proba.argmax(1) == y).sum())
-    found = bootstrap.bootstrap(frame(y, proba), names(7), 20_000, seed=3, paired=False)["accuracy"]
-    hits = np.round(found * 60).astype(int)
-    np.testing.assert_allclose(found, hits / 60, rtol=0, atol=1e-12)
+    accuracy = bootstrap.bootstrap(frame(y, proba), names(7), 20_000, seed=3, paired=False)[
+        "accuracy"
+    ]
+    hits = np.round(accuracy * 60).astype(int)
+    np.testing.assert_allclose(accuracy, hits / 60, rtol=0, atol=1e-12)
     exact = scipy.stats.binom(60, right / 60)
     low, high = exact.ppf([0.005, 0.995]).astype(int)
     middle = np.arange(low, high + 1)  # each expected dozens of times, and so are both tails
@@ -243,12 +245,12 @@ def test_leaving_a_patient_out_is_leaving_out_their_rows(monkeypatch):
     monkeypatch.setattr(bootstrap, "CHUNK", 200)  # several parts
     y, proba, patients = mixed(14, 3, seed=3)
     rows = frame(y, proba, patients)
-    found = bootstrap.jackknife(rows, names(3))
+    without = bootstrap.jackknife(rows, names(3))
     for number, patient in enumerate(sorted(set(patients))):
         kept = patients != patient
         for name, expected in by_sklearn(y[kept], proba[kept]).items():
-            assert found[name][number] == pytest.approx(expected, rel=0, abs=1e-12), name
-    assert found["auroc"].shape == (14,)
+            assert without[name][number] == pytest.approx(expected, rel=0, abs=1e-12), name
+    assert without["auroc"].shape == (14,)
 
 
 def test_the_bca_interval_is_that_of_scipy_from_the_same_resamples():
@@ -325,8 +327,8 @@ def test_delong_agrees_with_the_bootstrap_over_patients():
 
 @pytest.mark.parametrize("y", [[1, 1, 1, 1], [0, 1, 1, 1]])
 def test_delong_is_undefined_without_two_patients_of_each_class(y):
-    found = bootstrap.delong(np.array(y), np.random.default_rng(0).random((2, 4)), np.arange(4))
-    assert np.isnan(found[0]).all() and np.isnan(found[1]).all()
+    result = bootstrap.delong(np.array(y), np.random.default_rng(0).random((2, 4)), np.arange(4))
+    assert np.isnan(result[0]).all() and np.isnan(result[1]).all()
 
 
 def test_intervals_over_patients_cover_the_truth_and_those_over_images_do_not():

@@ -68,9 +68,9 @@ def test_it_is_contradicted_where_the_opposite_is_so():
 
 def test_a_direction_is_contradicted_where_nothing_differs():
     table = claims.verdicts(arms(lambda *_: 0.85, sd=0.002))
-    found = verdict(table)
-    assert found["C1"] == found["C2"] == "contradicted"
-    assert found["C3"] == found["C4"] == "supported"
+    verdicts = verdict(table)
+    assert verdicts["C1"] == verdicts["C2"] == "contradicted"
+    assert verdicts["C3"] == verdicts["C4"] == "supported"
 
 
 def test_it_is_inconclusive_where_the_intervals_are_wide():
@@ -90,10 +90,10 @@ def test_one_part_of_a_claim_is_not_the_claim():
 @pytest.mark.parametrize("lacking", ["dinov2_small", "dinov2_large", "vgg16-imagenet"])
 def test_it_is_not_tested_without_every_weight_that_it_speaks_of(lacking):
     table = claims.verdicts(arms(as_claimed, backbones=[b for b in EVERY if b != lacking]))
-    found = verdict(table)
-    assert found["C1"] == found["C2"] == "not tested"
+    verdicts = verdict(table)
+    assert verdicts["C1"] == verdicts["C2"] == "not tested"
     others = "not tested" if lacking in claims.DINOV2.values() else "supported"
-    assert found["C3"] == others
+    assert verdicts["C3"] == others
     missing = table[table["claim"] == "C1"]["missing"].iloc[0].split("; ")
     assert missing == [
         f"{task}: {lacking}, {regime}" for task in claims.MRI for regime in claims.BOTH
@@ -169,12 +169,12 @@ def test_the_difference_is_the_sum_of_pretraining_and_architecture():
     values = {"dinov2_small": 0.9, "vit_small-imagenet": 0.84, "vit_small-random": 0.6}
     values |= {"dinov2_base": 0.92, "vit_base-imagenet": 0.85, "resnet50-random": 0.7}
     table = claims.confounds(arms(lambda task, backbone, regime: values.get(backbone, 0.80)))
-    found = table.query("task == 'dermoscopy' and regime == 'frozen' and size == 'S'")
-    found = found.set_index("part")["difference"]
-    assert found["total"] == pytest.approx(0.10)
-    assert found["pretraining"] == pytest.approx(0.06)
-    assert found["architecture"] == pytest.approx(0.04)
-    assert found["architecture, random weights"] == pytest.approx(-0.10)
+    effects = table.query("task == 'dermoscopy' and regime == 'frozen' and size == 'S'")
+    effects = effects.set_index("part")["difference"]
+    assert effects["total"] == pytest.approx(0.10)
+    assert effects["pretraining"] == pytest.approx(0.06)
+    assert effects["architecture"] == pytest.approx(0.04)
+    assert effects["architecture, random weights"] == pytest.approx(-0.10)
     whole = table.pivot_table(index=["task", "regime", "size"], columns="part", values="difference")
     np.testing.assert_allclose(whole["pretraining"] + whole["architecture"], whole["total"])
     mean = table.query("task == 'all' and part == 'total' and size == 'B'")

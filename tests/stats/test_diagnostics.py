@@ -27,7 +27,7 @@ def frame(k, n=80, seed=0, per_patient=1):
 @pytest.mark.parametrize("k", [2, 4])
 def test_curves_go_through_the_points_of_scikit_learn(k):
     rows, classes = frame(k)
-    found = diagnostics.roc_and_pr([rows], classes, resamples=20)
+    drawn = diagnostics.roc_and_pr([rows], classes, resamples=20)
     rates, ranked = diagnostics.RATES, classes[1:] if k == 2 else classes
     sensitivity, precision = np.zeros(len(rates)), np.zeros(len(rates))
     for name in ranked:
@@ -39,7 +39,7 @@ def test_curves_go_through_the_points_of_scikit_learn(k):
         # by falling threshold: the precision at the first threshold that reaches the recall
         p, r = p[-2::-1], r[-2::-1]
         precision += np.array([p[np.argmax(r >= max(at, 1e-12))] for at in rates]) / len(ranked)
-    roc, pr = (found[found["curve"] == kind] for kind in ("roc", "pr"))
+    roc, pr = (drawn[drawn["curve"] == kind] for kind in ("roc", "pr"))
     inside = ~np.isin(rates, [0, 1])
     np.testing.assert_allclose(roc["x"], rates)
     np.testing.assert_allclose(pr["y"], precision, rtol=0, atol=1e-12)
@@ -50,10 +50,10 @@ def test_curves_go_through_the_points_of_scikit_learn(k):
 
 def test_the_area_under_the_drawn_curves_is_that_of_the_metric():
     rows, classes = frame(3, n=400, seed=3)
-    found = diagnostics.roc_and_pr([rows], classes, resamples=5)
+    drawn = diagnostics.roc_and_pr([rows], classes, resamples=5)
     expected = prediction.point(rows, classes)
     for kind, name in (("roc", "auroc"), ("pr", "auprc")):
-        part = found[found["curve"] == kind]
+        part = drawn[drawn["curve"] == kind]
         assert np.trapezoid(part["y"], part["x"]) == pytest.approx(expected[name], abs=0.01)
 
 
@@ -62,10 +62,10 @@ def test_bands_hold_the_curve_and_do_not_widen_where_a_patients_images_are_unrel
         diagnostics.roc_and_pr([frame(2, 240, per_patient=p)[0]], ["c0", "c1"], 300)
         for p in (12, 1)
     )
-    for found in (wide, narrow):
-        middle = found[(found["x"] > 0.05) & (found["x"] < 0.95)]
+    for drawn in (wide, narrow):
+        middle = drawn[(drawn["x"] > 0.05) & (drawn["x"] < 0.95)]
         assert ((middle["low"] <= middle["y"]) & (middle["y"] <= middle["high"])).mean() > 0.97
-        assert found["low"].notna().all()
+        assert drawn["low"].notna().all()
     ratio = (wide["high"] - wide["low"]).mean() / (narrow["high"] - narrow["low"]).mean()
     assert ratio == pytest.approx(1, abs=0.35)  # the images of a patient are independent here
 
@@ -96,10 +96,10 @@ def test_seeds_are_averaged_whatever_the_order_of_their_rows():
 
 def test_confusion_is_that_of_scikit_learn():
     rows, classes = frame(4)
-    found = diagnostics.confusion([rows], classes)
+    confusion = diagnostics.confusion([rows], classes)
     called = [classes[i] for i in rows[[f"prob_{c}" for c in classes]].to_numpy().argmax(1)]
     expected = sk.confusion_matrix(rows["y_true"], called, labels=classes)
-    table = found.pivot(index="label", columns="called", values="count").loc[classes, classes]
+    table = confusion.pivot(index="label", columns="called", values="count").loc[classes, classes]
     np.testing.assert_array_equal(table, expected)
 
 
@@ -107,17 +107,17 @@ def test_reliability_is_that_of_scikit_learn_bin_by_bin():
     rows, classes = frame(3, n=300)
     columns = [f"prob_{c}" for c in classes]
     rows[columns] = 0.99 * rows[columns] + 0.0033  # none at the edge of a bin
-    found = diagnostics.reliability([rows], classes, 200)
+    bins = diagnostics.reliability([rows], classes, 200)
     proba = rows[[f"prob_{c}" for c in classes]].to_numpy()
     right = np.array(classes)[proba.argmax(1)] == rows["y_true"]
     share, confidence = calibration_curve(right, proba.max(1), n_bins=10)
-    np.testing.assert_allclose(found["accuracy"], share)
-    np.testing.assert_allclose(found["confidence"], confidence)
-    assert found["count"].sum() == 300
-    full = found[(found["count"] > 20) & (found["accuracy"] < 1)]
+    np.testing.assert_allclose(bins["accuracy"], share)
+    np.testing.assert_allclose(bins["confidence"], confidence)
+    assert bins["count"].sum() == 300
+    full = bins[(bins["count"] > 20) & (bins["accuracy"] < 1)]
     assert len(full) >= 2
     assert ((full["low"] < full["accuracy"]) & (full["accuracy"] < full["high"])).all()
-    gap = (found["count"] * (found["accuracy"] - found["confidence"]).abs()).sum() / 300
+    gap = (bins["count"] * (bins["accuracy"] - bins["confidence"]).abs()).sum() / 300
     assert gap == pytest.approx(prediction.point(rows, classes)["ece"], abs=0.05)
 
 
@@ -129,11 +129,11 @@ def test_the_papers_interval_is_seventy_times_too_narrow():
     rows["patient_id"] = rows["sample_id"]
     rows["y_true"] = np.array(["c0", "c1"])[label]
     rows["prob_c0"], rows["prob_c1"] = 1.0 * (called == 0), 1.0 * (called == 1)
-    found = diagnostics.interval_widths(rows, ["c0", "c1"]).set_index("way")
-    width = found["ci_high"] - found["ci_low"]
+    widths = diagnostics.interval_widths(rows, ["c0", "c1"]).set_index("way")
+    width = widths["ci_high"] - widths["ci_low"]
     exact = 2 * 1.96 * np.sqrt(0.85 * 0.15 / n)
     assert width["images"] == width["patients"] == pytest.approx(exact, rel=0.05)
-    assert found.loc["means of bootstrap values", "ratio"] == pytest.approx(70.7, rel=0.12)
+    assert widths.loc["means of bootstrap values", "ratio"] == pytest.approx(70.7, rel=0.12)
     rows["patient_id"] = [f"{i // 8:03d}" for i in np.argsort(called == label, kind="stable")]
     clustered = diagnostics.interval_widths(rows, ["c0", "c1"]).set_index("way")
     assert clustered.loc["images", "ratio"] > 1.5
@@ -142,11 +142,11 @@ def test_the_papers_interval_is_seventy_times_too_narrow():
 def test_colours_are_the_joint_principal_components_of_all_places():
     rng = np.random.default_rng(0)
     maps = rng.normal(size=(3, 4, 5, 6)) * [5, 3, 2, 0.1, 0.1, 0.1]
-    found = diagnostics.principal_colours(maps)
-    assert found.shape == (3, 4, 5, 3) and found.min() == 0 and found.max() == 1
+    colours = diagnostics.principal_colours(maps)
+    assert colours.shape == (3, 4, 5, 3) and colours.min() == 0 and colours.max() == 1
     expected = PCA(3).fit_transform(maps.reshape(-1, 6))
     for i in range(3):
-        assert abs(np.corrcoef(found.reshape(-1, 3)[:, i], expected[:, i])[0, 1]) > 0.99
+        assert abs(np.corrcoef(colours.reshape(-1, 3)[:, i], expected[:, i])[0, 1]) > 0.99
     assert diagnostics.principal_colours(maps[..., :2]).shape == (3, 4, 5, 3)
 
 
@@ -158,12 +158,12 @@ def test_evidence_lies_where_the_class_is_and_adds_up_to_the_heads_logit(k):
     maps[np.arange(60), 1, 2, y] += 30  # one feature for each class, in one place
     embeddings = maps.mean((1, 2))
     names = np.array(["a", "b", "c"])[y]
-    found = diagnostics.class_activation(maps[:6], embeddings, names, names[:6])
-    assert all(np.unravel_index(m.argmax(), m.shape) == (1, 2) for m in found)
+    evidence = diagnostics.class_activation(maps[:6], embeddings, names, names[:6])
+    assert all(np.unravel_index(m.argmax(), m.shape) == (1, 2) for m in evidence)
     against = diagnostics.class_activation(maps[:1], embeddings, names, ["b"])
-    assert against[0, 1, 2] < 0 < found[0, 1, 2]
+    assert against[0, 1, 2] < 0 < evidence[0, 1, 2]
     scaled = (embeddings - embeddings.mean(0)) / embeddings.std(0)
     head = LogisticRegression(C=0.1, max_iter=200).fit(scaled, names)
     logits = scaled @ head.coef_.T
     own = logits[:6, 0] * np.where(y[:6] == 1, 1, -1) if k == 2 else logits[range(6), y[:6]]
-    np.testing.assert_allclose(found.mean((1, 2)), own, rtol=1e-6)
+    np.testing.assert_allclose(evidence.mean((1, 2)), own, rtol=1e-6)

@@ -39,13 +39,13 @@ def arm(backbone, frames, task="mri", regime="frozen", fraction=1.0, resamples=2
     )
 
 
-def test_arms_are_the_cells_of_the_grid_with_draws_that_go_together(saved):
+def test_arms_are_the_main_cells_with_draws_that_go_together(saved):
     results, predicted = saved
-    found = differences.arms(runs_below(results), ["auroc"], resamples=40)
-    assert [(a.cell["task"], a.cell["backbone"]) for a in found] == [
+    arms = differences.arms(runs_below(results), ["auroc"], resamples=40)
+    assert [(a.cell["task"], a.cell["backbone"]) for a in arms] == [
         (task, backbone) for task in CLASSES for backbone in BACKBONES
     ]
-    first = found[0]
+    first = arms[0]
     frames = [predicted["mri", "dinov2_small", seed] for seed in (0, 1)]
     expected = np.mean([frame_by_sklearn(f, CLASSES["mri"])["auroc"] for f in frames])
     assert first.value == pytest.approx(expected, abs=1e-12)
@@ -53,7 +53,7 @@ def test_arms_are_the_cells_of_the_grid_with_draws_that_go_together(saved):
     draws = [bootstrap.bootstrap(f, CLASSES["mri"], 40, seed)["auroc"] for f in frames]
     np.testing.assert_allclose(first.draws, np.mean(draws, axis=0), rtol=0, atol=1e-12)
     bare = differences.arms(runs_below(results), ["auroc"], resamples=0)
-    assert [(a.cell, a.value) for a in bare] == [(a.cell, a.value) for a in found]
+    assert [(a.cell, a.value) for a in bare] == [(a.cell, a.value) for a in arms]
     assert not any(len(arm.draws) for arm in bare)
 
 
@@ -73,7 +73,7 @@ def test_the_same_people_are_drawn_together_and_others_independently():
 def test_a_paired_difference_is_that_of_scipy_on_the_same_patients():
     own = np.random.default_rng(9).normal(size=200)
     one, other = (binormal(1.5, seed=1, noise=0.6, own=own), binormal(1.5, seed=2, own=own))
-    found = differences.difference(arm("a", [one]), arm("b", [other]))
+    tests = differences.difference(arm("a", [one]), arm("b", [other]))
     y = (one["y_true"] == "high").to_numpy()
 
     def statistic(rows):
@@ -85,15 +85,15 @@ def test_a_paired_difference_is_that_of_scipy_on_the_same_patients():
     how = {"n_resamples": 1000, "method": "percentile", "vectorized": False}
     rng = np.random.default_rng(0)
     expected = scipy.stats.bootstrap((np.arange(200),), statistic, **how, rng=rng)
-    assert found["difference"] == pytest.approx(statistic(np.arange(200)), abs=1e-12)
+    assert tests["difference"] == pytest.approx(statistic(np.arange(200)), abs=1e-12)
     error = 0.3 * expected.standard_error  # Monte-Carlo error, about 4 x sqrt(0.06^2 + 0.04^2)
-    assert found["ci_low"] == pytest.approx(expected.confidence_interval.low, abs=error)
-    assert found["ci_high"] == pytest.approx(expected.confidence_interval.high, abs=error)
+    assert tests["ci_low"] == pytest.approx(expected.confidence_interval.low, abs=error)
+    assert tests["ci_high"] == pytest.approx(expected.confidence_interval.high, abs=error)
     se = expected.standard_error
-    assert found["detectable"] == pytest.approx((1.959964 + 0.841621) * se, rel=0.08)
+    assert tests["detectable"] == pytest.approx((1.959964 + 0.841621) * se, rel=0.08)
     # Unpaired, the interval would be wider.
     apart = np.hypot(*(arm(n, [f]).draws.std() for n, f in (("a", one), ("b", other))))
-    assert found["ci_high"] - found["ci_low"] < 0.8 * 2 * 1.96 * apart
+    assert tests["ci_high"] - tests["ci_low"] < 0.8 * 2 * 1.96 * apart
 
 
 def test_the_paired_delong_test_agrees_with_the_bootstrap_and_knows_the_mean_over_seeds():
@@ -101,10 +101,10 @@ def test_the_paired_delong_test_agrees_with_the_bootstrap_and_knows_the_mean_ove
     ours = [binormal(1.6, 300, seed=s, noise=0.5, own=own) for s in (1, 2)]
     theirs = [binormal(1.2, 300, seed=s, noise=0.9, own=own) for s in (3, 4, 5)]
     one, other = arm("a", ours), arm("b", theirs)
-    found = differences.difference(one, other)
-    z = scipy.stats.norm.isf(found["p_delong"] / 2)
+    tests = differences.difference(one, other)
+    z = scipy.stats.norm.isf(tests["p_delong"] / 2)
     se = (one.draws - other.draws).std()
-    assert z == pytest.approx(abs(found["difference"]) / se, rel=0.1)
+    assert z == pytest.approx(abs(tests["difference"]) / se, rel=0.1)
     same = differences.difference(one, one)
     assert same["difference"] == 0 and same["p_delong"] == 1 and same["p_value"] == 1
     assert same["p_equivalence"] == pytest.approx(1 / 2001)
@@ -114,10 +114,10 @@ def test_p_values_and_equivalence_go_with_their_intervals():
     rng = np.random.default_rng(0)
     for centre in (0.0, 0.004, 0.012, 0.019, 0.03, -0.012):
         draws = rng.normal(centre, 0.006, 4999)
-        found = differences.evidence(centre, draws, margin=0.02)
+        tests = differences.evidence(centre, draws, margin=0.02)
         low, high = np.quantile(draws, [0.05, 0.95])
-        assert (found["p_equivalence"] < 0.05) == (low > -0.02 and high < 0.02), centre
-        assert (found["p_value"] < 0.05) == (found["ci_low"] > 0 or found["ci_high"] < 0), centre
+        assert (tests["p_equivalence"] < 0.05) == (low > -0.02 and high < 0.02), centre
+        assert (tests["p_value"] < 0.05) == (tests["ci_low"] > 0 or tests["ci_high"] < 0), centre
     # z = 2: a two-sided p of 0.0455
     two_errors = differences.evidence(0.012, rng.normal(0.012, 0.006, 4999))
     assert two_errors["p_value"] == pytest.approx(0.0455, abs=0.02)
@@ -128,8 +128,8 @@ def test_p_values_and_equivalence_go_with_their_intervals():
 def test_holm_is_worked_out_by_hand():
     # Sorted .01 .02 .03 .04 times 4 3 2 1, never falling.
     np.testing.assert_allclose(differences.holm([0.03, 0.01, 0.04, 0.02]), [0.06, 0.04, 0.06, 0.06])
-    found = differences.holm([0.5, np.nan, 0.004])
-    np.testing.assert_allclose(found, [0.5, np.nan, 0.008])
+    corrected = differences.holm([0.5, np.nan, 0.004])
+    np.testing.assert_allclose(corrected, [0.5, np.nan, 0.008])
     assert differences.holm([0.9, 0.8]).tolist() == [1, 1] and len(differences.holm([])) == 0
 
 
@@ -214,9 +214,9 @@ def test_ranks_are_of_each_regime_at_its_most_labels_and_of_whoever_has_every_ta
             cell = {"task": task, "backbone": backbone, "regime": regime}
             cell |= {"head": "linear", "label_fraction": fraction}
             arms.append(differences.Arm(cell, "auroc", value + shift, np.zeros(3), [], []))
-    found = differences.ranks_by_regime(arms)
-    assert list(found) == ["frozen"]  # a single backbone has no rank
-    ranks, tests = found["frozen"]
+    ranked = differences.ranks_by_regime(arms)
+    assert list(ranked) == ["frozen"]  # a single backbone has no rank
+    ranks, tests = ranked["frozen"]
     assert ranks.to_dict() == {"a": 1.5, "b": 1.5} and tests["n_tasks"] == 2
 
 
@@ -225,18 +225,18 @@ def test_ranks_are_worked_out_by_hand_and_friedman_is_scipys():
         {"a": [0.9, 0.8, 0.7, 0.6], "b": [0.8, 0.8, 0.6, 0.7], "c": [0.1, 0.2, 0.3, 0.4]},
         index=list("wxyz"),
     )
-    ranks, found = differences.mean_ranks(values)
+    ranks, tests = differences.mean_ranks(values)
     assert ranks.to_dict() == {"a": (1 + 1.5 + 1 + 2) / 4, "b": (2 + 1.5 + 2 + 1) / 4, "c": 3}
     assert list(ranks.index) == ["a", "b", "c"]
     expected = scipy.stats.friedmanchisquare(values["a"], values["b"], values["c"]).pvalue
-    assert found["p_friedman"] == pytest.approx(expected) and found["n_tasks"] == 4
+    assert tests["p_friedman"] == pytest.approx(expected) and tests["n_tasks"] == 4
 
 
 @pytest.mark.parametrize(("k", "q"), [(2, 1.960), (3, 2.343), (6, 2.850), (10, 3.164)])
 def test_the_critical_difference_has_the_constants_of_demsars_table(k, q):
     values = pd.DataFrame(np.random.default_rng(0).random((14, k)))
-    _, found = differences.mean_ranks(values)
-    assert found["critical_difference"] == pytest.approx(q * np.sqrt(k * (k + 1) / 84), abs=5e-4)
+    _, tests = differences.mean_ranks(values)
+    assert tests["critical_difference"] == pytest.approx(q * np.sqrt(k * (k + 1) / 84), abs=5e-4)
 
 
 def test_a_missing_value_is_named_rather_than_ranked():

@@ -17,9 +17,9 @@ def test_ids_and_labels_that_look_like_numbers_or_missing_values_stay_text(tmp_p
     assert classes == ["NA", "1"]
     pd.testing.assert_frame_equal(read, frame, check_exact=True)  # floats too, to the last bit
     by_seed, _ = summaries.summarise(runs_below(tmp_path), resamples=20)
-    found = by_seed.set_index("metric")["value"].to_dict()
+    values = by_seed.set_index("metric")["value"].to_dict()
     expected = frame_by_sklearn(frame, ["NA", "1"])
-    assert {n: found[n] for n in expected} == pytest.approx(expected, rel=0, abs=1e-12)
+    assert {n: values[n] for n in expected} == pytest.approx(expected, rel=0, abs=1e-12)
 
 
 def test_runs_of_a_task_judged_on_other_samples_are_refused_by_name(tmp_path):

@@ -29,9 +29,9 @@ def test_every_value_of_the_summary_is_that_of_scikit_learn(saved):
     for (task, backbone, seed), frame in predicted.items():
         expected = frame_by_sklearn(frame, CLASSES[task])
         mine = of_run.loc[task, backbone, seed]
-        found = dict(zip(mine["metric"], mine["value"], strict=True))
-        assert set(found) == set(metrics.applicable(len(CLASSES[task])))
-        assert found == pytest.approx(expected, rel=0, abs=1e-12)
+        values = dict(zip(mine["metric"], mine["value"], strict=True))
+        assert set(values) == set(metrics.applicable(len(CLASSES[task])))
+        assert values == pytest.approx(expected, rel=0, abs=1e-12)
         assert set(mine["pretraining"]) == {BACKBONES[backbone]}
         assert set(mine["regime"]) == {"frozen"}
 
@@ -108,9 +108,9 @@ def test_label_fractions_and_heads_are_cells_of_their_own(tmp_path):
     for (head, fraction), frame in frames.items():
         save(tmp_path, frame, head=head, label_fraction=fraction)
     _, over_seeds = summaries.summarise(runs_below(tmp_path), resamples=20)
-    found = over_seeds.query("metric == 'auroc'").set_index(["head", "label_fraction"])["value"]
+    areas = over_seeds.query("metric == 'auroc'").set_index(["head", "label_fraction"])["value"]
     expected = {arm: frame_by_sklearn(f, CLASSES["mri"])["auroc"] for arm, f in frames.items()}
-    assert found.to_dict() == pytest.approx(expected, rel=0, abs=1e-12)
+    assert areas.to_dict() == pytest.approx(expected, rel=0, abs=1e-12)
 
 
 def test_beside_percentiles_stand_the_corrected_interval_and_delongs(saved):
@@ -128,8 +128,8 @@ def test_beside_percentiles_stand_the_corrected_interval_and_delongs(saved):
         expected = bootstrap.bca_interval(
             np.mean(draws, axis=0), mine.loc[name, "value"], np.array(left_out)
         )
-        found = mine.loc[name, ["bca_low", "bca_high"]].tolist()
-        assert found == pytest.approx(expected, abs=1e-12)
+        corrected = mine.loc[name, ["bca_low", "bca_high"]].tolist()
+        assert corrected == pytest.approx(expected, abs=1e-12)
     y = (frames[0]["y_true"] == "high").astype(int)
     scores = np.stack([frame["prob_high"] for frame in frames])
     _, covariance = bootstrap.delong(y, scores, frames[0]["patient_id"])
@@ -149,10 +149,10 @@ def test_the_share_of_resamples_that_lack_a_class_is_stated(tmp_path):
     frame = predictions("skin", 0, n_patients=5)  # two patients of nv and of mel, one of bcc
     save(tmp_path, frame, "skin")
     by_seed, _ = summaries.summarise(runs_below(tmp_path), resamples=500)
-    found = by_seed.set_index("metric")["undefined"]
+    undefined = by_seed.set_index("metric")["undefined"]
     # One class missing: (4/5)^5 + 2 (3/5)^5, minus the draws in which two are missing.
     p = (4**5 + 2 * 3**5 - (2 * 2**5 + 1)) / 5**5
-    assert found["auroc"] == pytest.approx(p, abs=0.09) and found["accuracy"] == 0
+    assert undefined["auroc"] == pytest.approx(p, abs=0.09) and undefined["accuracy"] == 0
 
 
 def test_grades_in_order_have_a_quadratic_kappa(tmp_path):
@@ -263,9 +263,9 @@ def test_costs_of_a_frozen_arm_include_those_of_its_embedding(tmp_path):
     record = {"seconds": 7.0, "how": {"parameters": 23}, "regime": "finetuned"}
     record["peak_memory_bytes"] = {"resident": 40, "gpu": None}
     save(tmp_path, predictions("mri", 0), seed=2, **record)
-    found = summaries.costs(runs_below(tmp_path)).set_index("regime")
-    assert found.loc["finetuned", ["seconds", "parameters", "memory"]].tolist() == [7, 23, 40]
-    assert found["device"].to_dict() == {"finetuned": "CPU", "frozen": "a GPU"}
+    costs = summaries.costs(runs_below(tmp_path)).set_index("regime")
+    assert costs.loc["finetuned", ["seconds", "parameters", "memory"]].tolist() == [7, 23, 40]
+    assert costs["device"].to_dict() == {"finetuned": "CPU", "frozen": "a GPU"}
 
 
 def test_frozen_runs_that_do_not_record_their_embedding_are_named(tmp_path):
