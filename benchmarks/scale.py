@@ -10,6 +10,7 @@ whose peak memory is read when they end. What is read lies in the page cache.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -46,15 +47,16 @@ print("measured", time.perf_counter() - start, peak)
 sys.exit(code)
 """
 COLLECT = """
-import sys
+import functools, sys
 from medlib import files
 from medlib.grid import address
 from medlib.stats import runs, summaries
 results = sys.argv[1]
 folders = address.find_runs(results)
 records = runs.read_records(folders)
-costs = summaries.costs(folders, results)
-summary, over_seeds = summaries.summarise(folders, int(sys.argv[2]))
+costs = summaries.costs(folders)
+kept = functools.partial(address.intervals, results)
+summary, over_seeds = summaries.summarise(folders, int(sys.argv[2]), kept=kept)
 for name, table in ("costs", costs), ("summary", summary), ("summary_over_seeds", over_seeds):
     files.save_csv(f"{results}/{name}.csv", table)
 """
@@ -106,7 +108,9 @@ def make_runs(results: Path, task: str, size: tuple[int, int, int], seeds: int) 
     frame = pd.DataFrame({"sample_id": [f"{task}_{i:06d}" for i in range(n)]})
     frame["patient_id"] = [f"patient_{p:06d}" for p in np.sort(np.arange(n) % n_patients)]
     frame["split"], frame["y_true"] = "test", np.array(classes)[y]
-    folders = []
+    peak, folders = files.peak_memory_bytes(), []
+    how = {"parameters": 1, "train_patients": n_patients}
+    how["embedding"] = {"seconds": 1.0, "peak_memory_bytes": peak, "gpu": None}
     for regime, share in (("finetuned", 1.0), ("frozen", 0.5), ("frozen", 0.25), ("frozen", 0.1)):
         for seed in range(seeds):
             proba = 0.7 * rng.dirichlet(np.ones(k), n) + 0.3 * np.eye(k)[y]
@@ -117,24 +121,20 @@ def make_runs(results: Path, task: str, size: tuple[int, int, int], seeds: int) 
             records.save_run(
                 folder, parameters={"image_size": 224}, inputs={}, predictions=frame,
                 history=pd.DataFrame({"value": [1.0]}), metrics=prediction.point(frame, classes),
-                seconds=1.0, how={"parameters": 1},
+                seconds=1.0, how=how,
                 coordinates={"task": task, "backbone": "backbone000", "pretraining": "imagenet",
                              "regime": regime, "head": "linear", "label_fraction": share,
                              "seed": seed},
             )  # fmt: skip
             folders.append(folder)
-    meta = {"seconds": 1.0, "parameters": 1, "hardware": {"gpu": None}}
-    meta |= {"peak_memory_bytes": files.peak_memory_bytes()}
-    files.save_json(results / "features" / task / "backbone000" / "meta.json", meta)
     return folders
 
 
 def as_other(results: Path, task: str, number: int) -> None:
     """Another backbone whose runs predicted the same."""
     name = f"backbone{number:03d}"
-    for part in ("runs", "features"):
-        first = results / part / task / "backbone000"
-        shutil.copytree(first, first.with_name(name), copy_function=os.link)
+    first = results / "runs" / task / "backbone000"
+    shutil.copytree(first, first.with_name(name), copy_function=os.link)
     for path in (results / "runs" / task / name).glob("*/*/run.json"):
         record = files.read_json(path)
         record["coordinates"]["backbone"] = name
@@ -164,10 +164,12 @@ def main() -> None:
     seeds, resamples, others = (2, 20, 2) if quick else (5, 5000, 84)
     with tempfile.TemporaryDirectory() as temporary:
         results, made, n = Path(temporary), {}, 0
+        kept = functools.partial(address.intervals, results)
         for task, (samples, patients, k) in SIZES.items():
             size = (samples // 5, patients // 5, k) if quick else (samples, patients, k)
             folders = make_runs(results, task, size, seeds)
-            made[task] = harness.seconds(lambda: summaries.summarise(folders, resamples))  # noqa: B023
+            summarise = functools.partial(summaries.summarise, folders, resamples, kept=kept)
+            made[task] = harness.seconds(summarise)
             for number in range(1, others):
                 as_other(results, task, number)
             n += others * len(folders)

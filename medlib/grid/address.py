@@ -60,3 +60,8 @@ def frozen_runs(
 def find_runs(results: Path | str) -> list[Path]:
     """Folders of all complete runs below ``results``, sorted."""
     return sorted(path.parent for path in (Path(results) / "runs").glob("*/*/*/*/run.json"))
+
+
+def intervals(results: Path | str, task: str, backbone: str) -> Path:
+    """The file that keeps the metrics and intervals of a backbone's runs on a task."""
+    return Path(results) / "runs" / task / backbone / "intervals.json"

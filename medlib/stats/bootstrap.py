@@ -1,4 +1,4 @@
-"""Intervals of metrics: bootstrap over patients, jackknife, BCa, DeLong."""
+"""Confidence intervals: bootstrap over patients, jackknife, BCa, DeLong."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from medlib.core.metrics import CONFUSION, checked, confusion_metrics, evaluator
-from medlib.stats.prediction import arrays
+from medlib import files
+from medlib.core import metrics
+from medlib.stats import prediction
 
-CHUNK = 1 << 17  # weights that a thread holds at once, in elements: its arrays fit the cache
-MAX_THREADS = 8  # more would wait for the draws, which are made one after another
+CHUNK = 1 << 17  # elements of weights that a thread holds at once: its arrays fit the cache
+TAILS = ((1 - 0.95) / 2, (1 + 0.95) / 2)  # of 95 % intervals
+MAX_THREADS = 8  # more would only wait for the draws, which are made one after another
+
+
+def stream(predictions: pd.DataFrame) -> int:
+    """The random seed for draws of these patients: the same people get the same draws."""
+    return int(files.content_hash(sorted(set(predictions["patient_id"]))), 16)
 
 
 def bootstrap(
@@ -31,33 +38,33 @@ def bootstrap(
 ) -> dict[str, np.ndarray]:
     """Metrics on ``resamples`` draws of patients with replacement: arrays (resamples,) by name.
 
-    A patient's samples are drawn together. Two frames with the same patients and the same
-    ``seed`` get the same draws, whatever their order, so their differences are paired; so are the
-    metrics of a frame. ``paired=False`` gives that up for speed: the metrics of :data:`CONFUSION`
-    then follow from one multinomial draw over the patients' distinct confusion matrices (few,
-    unless patients have many samples), which has the same distribution. Take it for the interval
-    of one metric of one frame, never for a difference or a mean of several.
+    All samples of a patient are drawn together. Frames with the same patients and the same
+    ``seed`` get the same draws in any order of their rows, so their differences are paired. The
+    metrics of one frame are paired too. ``paired=False`` gives this up for speed: the metrics of
+    :data:`metrics.CONFUSION` then come from one multinomial draw over the patients' distinct
+    confusion matrices (few, unless patients have many samples). The distribution is the same. Use
+    it for the interval of one metric of one frame, never for a difference or a mean.
 
-    The values are the same, to the bit, for any number of ``threads`` (by default one a core, at
-    most :data:`MAX_THREADS`). Each holds at most 100 bytes × the larger of :data:`CHUNK` and the
-    number of samples, beside the sorted samples and, unless paired, K × K counts a patient. Raises
-    what :func:`compute` does.
+    The values are the same, to the bit, for any number of ``threads`` (default: one a core, at
+    most :data:`MAX_THREADS`). Each thread holds at most 100 bytes × the larger of :data:`CHUNK` and
+    the number of samples, beside the sorted samples and, if not paired, K × K counts a patient.
+    Raises ValueError as :func:`metrics.compute` does.
     """
-    names = checked(names, len(classes))
-    y, proba = arrays(predictions, classes)
+    names = metrics.checked(names, len(classes))
+    y, proba = prediction.arrays(predictions, classes)
     owner, patients = pd.factorize(predictions["patient_id"], sort=True)
-    rng, found = np.random.default_rng(seed), {}
-    by_matrix = [] if paired else [name for name in names if name in CONFUSION]
+    rng, values = np.random.default_rng(seed), {}
+    by_matrix = [] if paired else [name for name in names if name in metrics.CONFUSION]
     by_patient = [name for name in names if name not in by_matrix]
     threads = threads or min(MAX_THREADS, joblib.cpu_count())
     if by_matrix:
         drawn = _draw_confusion(y, proba, owner, resamples, rng, threads)
-        found |= confusion_metrics(drawn, by_matrix)
+        values |= metrics.confusion_metrics(drawn, by_matrix)
     if by_patient:
-        evaluate = evaluator(y, proba, owner, by_patient)
-        rows = max(1, CHUNK // len(y))
-        found |= _draw_patients(evaluate, len(patients), resamples, rows, rng, threads)
-    return {name: found[name] for name in names}
+        evaluate = metrics.evaluator(y, proba, owner, by_patient)
+        at_once = max(1, CHUNK // len(y))
+        values |= _draw_patients(evaluate, len(patients), resamples, at_once, rng, threads)
+    return {name: values[name] for name in names}
 
 
 def _draw_confusion(
@@ -68,10 +75,10 @@ def _draw_confusion(
     rng: np.random.Generator,
     threads: int,
 ) -> np.ndarray:
-    """Confusion matrices (resamples, K, K), each that of as many patients as there are.
+    """Confusion matrices (resamples, K, K), each of as many patients as there are.
 
-    Patients with the same confusion matrix are interchangeable, so how often each matrix is drawn
-    is multinomial.
+    Patients with the same confusion matrix are interchangeable, so the number of times that each
+    matrix is drawn is multinomial.
     """
     k, n_patients = proba.shape[1], owner.max() + 1
     cells = owner * k * k + y * k + proba.argmax(1)
@@ -79,21 +86,21 @@ def _draw_confusion(
     kinds = sorted(Counter(row.tobytes() for row in own).items())
     matrices = np.array([np.frombuffer(row, own.dtype) for row, _ in kinds], dtype=np.float64)
     share = np.array([count for _, count in kinds]) / n_patients
-    # An eighth of a chunk: a multinomial count takes many times as long as a weight. The blocks
-    # are the same for any number of threads, and each has a stream of random numbers to itself.
-    rows = max(1, CHUNK // 8 // len(kinds))
+    # An eighth of a chunk, because a multinomial count takes many times as long as a weight. The
+    # blocks are the same for any number of threads, and each has its own random stream.
+    at_once = max(1, CHUNK // 8 // len(kinds))
 
     def draw(stream: np.random.Generator) -> np.ndarray:
-        return stream.multinomial(n_patients, share, size=rows)
+        return stream.multinomial(n_patients, share, size=at_once)
 
     with ThreadPoolExecutor(threads) as pool:
-        counts = np.concatenate(list(pool.map(draw, rng.spawn(-(-max(resamples, 1) // rows)))))
-    # One product for all: in each thread it would have threads of its own.
+        counts = np.concatenate(list(pool.map(draw, rng.spawn(-(-max(resamples, 1) // at_once)))))
+    # One product for all: within each thread NumPy would start further threads.
     return (counts[:resamples] @ matrices).reshape(-1, k, k)
 
 
 def counts(draws: np.ndarray) -> np.ndarray:
-    """How often each patient is in each row of ``draws`` (B, n), which is overwritten."""
+    """How often each patient is in each row of ``draws`` (B, n); overwrites ``draws``."""
     draws += draws.shape[1] * np.arange(len(draws))[:, None]
     return np.bincount(draws.ravel(), minlength=draws.size).reshape(draws.shape)
 
@@ -102,20 +109,20 @@ def _draw_patients(
     evaluate: Callable[[np.ndarray], dict[str, np.ndarray]],
     n_patients: int,
     resamples: int,
-    rows: int,
+    at_once: int,
     rng: np.random.Generator,
     threads: int,
 ) -> dict[str, np.ndarray]:
-    """``evaluate`` on how often each patient is drawn, ``rows`` resamples at once."""
-    starts, lock, parts = iter(range(0, max(resamples, 1), rows)), Lock(), {}
+    """``evaluate`` on how often each patient is drawn, ``at_once`` resamples at a time."""
+    starts, lock, parts = iter(range(0, max(resamples, 1), at_once)), Lock(), {}
 
     def work(_: int) -> None:
         while True:
-            with lock:  # draws are made in order, whichever thread makes them
+            with lock:  # the order of draws must not depend on the threads
                 start = next(starts, None)
                 if start is None:
                     return
-                size = (min(rows, resamples - start), n_patients)
+                size = (min(at_once, resamples - start), n_patients)
                 draws = rng.integers(n_patients, size=size)
             parts[start] = evaluate(counts(draws))
 
@@ -128,40 +135,50 @@ def _draw_patients(
 def jackknife(
     predictions: pd.DataFrame, classes: list[str], names: Sequence[str] | None = None
 ) -> dict[str, np.ndarray]:
-    """Metrics with one patient left out, for each patient in turn: arrays (patients,) by name.
+    """Metrics without one patient, for each patient in turn: arrays (patients,) by name.
 
-    In the order of the sorted patient ids, so that the seeds of a cell can be averaged.
+    Patients are in the order of their sorted ids, so that the seeds of a cell can be averaged.
     """
-    names = checked(names, len(classes))
-    y, proba = arrays(predictions, classes)
+    names = metrics.checked(names, len(classes))
+    y, proba = prediction.arrays(predictions, classes)
     owner, patients = pd.factorize(predictions["patient_id"], sort=True)
-    evaluate, n, parts = evaluator(y, proba, owner, names), len(patients), []
-    rows = max(1, CHUNK // len(y))
-    for start in range(0, n, rows):
-        left_out = np.arange(start, min(start + rows, n))
+    evaluate, n, parts = metrics.evaluator(y, proba, owner, names), len(patients), []
+    at_once = max(1, CHUNK // len(y))
+    for start in range(0, n, at_once):
+        left_out = np.arange(start, min(start + at_once, n))
         weights = np.ones((len(left_out), n), dtype=np.int64)
         weights[np.arange(len(left_out)), left_out] = 0
         parts.append(evaluate(weights))
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
-def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of bootstrap values; those that are undefined (NaN) are left out."""
+def points_and_draws(
+    frames: list[pd.DataFrame], classes: list[str], names: Sequence[str], resamples: int
+) -> tuple[list[dict], list[dict]]:
+    """The metrics of each seed's predictions, and their values on the same draws of patients."""
+    points = [prediction.point(frame, classes, names) for frame in frames]
+    draws = [
+        bootstrap(frame, classes, resamples, stream(frame), names=names, threads=1)
+        for frame in frames
+    ]
+    return points, draws
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of bootstrap values; undefined ones (NaN) are left out."""
     values = values[np.isfinite(values)]
     if not len(values):
         return float("nan"), float("nan")
-    low, high = np.quantile(values, ((1 - level) / 2, (1 + level) / 2))
+    low, high = np.quantile(values, TAILS)
     return float(low), float(high)
 
 
-def bca_interval(
-    values: np.ndarray, point: float, left_out: np.ndarray, level: float = 0.95
-) -> tuple[float, float]:
-    """The bias-corrected and accelerated interval (Efron, JASA 1987) of bootstrap ``values``.
+def bca_interval(values: np.ndarray, point: float, left_out: np.ndarray) -> tuple[float, float]:
+    """The 95 % bias-corrected and accelerated interval (Efron, JASA 1987) of bootstrap ``values``.
 
-    ``point`` is the metric on the sample itself, ``left_out`` its values with one patient left
-    out (:func:`jackknife`). Undefined values are left out. NaN where there is no such interval:
-    all values on one side of the point, as at a perfect score.
+    ``point`` is the metric of the sample itself, ``left_out`` its values without one patient
+    (:func:`jackknife`). Undefined values are left out. NaN where there is no such interval, because
+    all values lie on one side of the point.
     """
     values, left_out = values[np.isfinite(values)], left_out[np.isfinite(left_out)]
     if not len(values) or not len(left_out):
@@ -173,7 +190,7 @@ def bca_interval(
     spread = (apart**2).sum()
     acceleration = (apart**3).sum() / (6 * spread**1.5) if spread > 0 else 0.0
     bias = special.ndtri(below)
-    wanted = bias + special.ndtri([(1 - level) / 2, (1 + level) / 2])
+    wanted = bias + special.ndtri(TAILS)
     low, high = np.quantile(values, special.ndtr(bias + wanted / (1 - acceleration * wanted)))
     return float(low), float(high)
 
@@ -184,9 +201,9 @@ def delong(
     """AUROCs (m,) of ``scores`` (m, n) on the same samples, and their covariance (m, m).
 
     ``y`` (n,) is 1 for positive samples, else 0. DeLong et al. (Biometrics 44, 1988), in the form
-    for clustered data of Obuchowski (Biometrics 53, 1997): the samples of one of ``patients`` (n,)
-    may depend on each other. With one sample a patient it is DeLong's. NaN where a class is
-    missing, or is that of a single patient.
+    for clustered data of Obuchowski (Biometrics 53, 1997): samples of the same patient, by
+    ``patients`` (n,), may depend on each other. With one sample a patient it is DeLong's. NaN where
+    a class has fewer than two patients.
     """
     y, scores = np.asarray(y, dtype=bool), np.asarray(scores, dtype=np.float64)
     owner, names = pd.factorize(np.asarray(patients))
@@ -194,7 +211,7 @@ def delong(
     n_positive, n_negative = len(set(owner[y])), len(set(owner[~y]))
     if min(n_positive, n_negative) < 2:
         return np.full(m, np.nan), np.full((m, m), np.nan)
-    # A sample's placement: the share of the other class that it is in order with.
+    # A sample's placement: the share of the other class that it is ranked correctly against.
     placement = np.empty_like(scores)
     for row, score in zip(placement, scores, strict=True):
         up, down = np.sort(score[~y]), np.sort(score[y])
@@ -204,7 +221,7 @@ def delong(
         row[~y] = 1 - sum(sides) / (2 * positive)
     areas = placement[:, y].mean(1)
     apart = placement - areas[:, None]
-    # By patient, sums over their positive and over their negative samples.
+    # For each patient, the sums over its positive and over its negative samples.
     by_patient = np.zeros((2, m, len(names)))
     for side, chosen in enumerate((y, ~y)):
         for row, values in zip(by_patient[side], apart, strict=True):
@@ -217,3 +234,19 @@ def delong(
         + len(names) / (len(names) - 1) * (across + across.T)
     )
     return areas, covariance
+
+
+def delong_of_frames(
+    frames: list[pd.DataFrame], classes: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`delong` of predictions of the same samples in the same order.
+
+    NaN for more than two classes.
+    """
+    m = len(frames)
+    if len(classes) != 2:
+        return np.full(m, np.nan), np.full((m, m), np.nan)
+    y = frames[0]["y_true"] == classes[1]
+    column = prediction.probability_columns(classes)[1]
+    scores = np.stack([frame[column] for frame in frames])
+    return delong(y, scores, frames[0]["patient_id"])

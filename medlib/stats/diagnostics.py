@@ -1,8 +1,7 @@
-"""What stands behind one number: curves, confusion matrices and calibration, from predictions.
+"""Details behind one number: curves, confusion matrices, calibration, and what a network sees.
 
-Everything is taken from the predictions of one arm, a frame for each of its seeds, and comes as the
-tidy frame that a figure is drawn from. Bands and intervals are pointwise 95 % percentiles over
-draws of patients.
+Functions of predictions take those of one arm, a frame for each seed, and return the tidy frame of
+a figure. Bands and intervals are pointwise 95 % percentiles over draws of patients.
 """
 
 from __future__ import annotations
@@ -14,20 +13,21 @@ import pandas as pd
 
 from medlib.core import metrics
 from medlib.stats import bootstrap, prediction
+from medlib.stats.summaries import ends
 
-GRID = np.linspace(0, 1, 201)  # of false positive rates, and of recalls
+RATES = np.linspace(0, 1, 201)  # false positive rates and recalls at which curves are evaluated
 BINS = 10  # of confidence
 
 
-def curves(
+def roc_and_pr(
     frames: Sequence[pd.DataFrame], classes: list[str], resamples: int = 500, seed: int = 0
 ) -> pd.DataFrame:
     """ROC and precision-recall curves with bands: curve ("roc", "pr"), x, y, low, high.
 
     ``x`` is the false positive rate, or the recall; ``y`` the sensitivity (linear between points),
-    or the precision at the first threshold that has this recall (as average precision counts it).
-    Of more than two classes the mean of the curves of each class against the others; of several
-    seeds the mean. A resample that lacks a class is left out of the band.
+    or the precision at the first threshold that reaches this recall (as average precision counts
+    it). With more than two classes, the mean of the curves of each class against the others; with
+    several seeds, their mean. The band leaves out resamples that lack a class.
     """
     owner, counts = _draws(frames[0], resamples, seed)
     weights = np.vstack([np.ones(counts.shape[1], dtype=np.int64), counts])  # the sample itself
@@ -42,39 +42,38 @@ def curves(
     parts = []
     for kind, values in drawn.items():
         low, high = np.nanquantile(values[1:], [0.025, 0.975], axis=0)
-        part = {"curve": kind, "x": GRID, "y": values[0], "low": low, "high": high}
+        part = {"curve": kind, "x": RATES, "y": values[0], "low": low, "high": high}
         parts.append(pd.DataFrame(part))
     return pd.concat(parts, ignore_index=True)
 
 
 def _curves_of(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> dict:
-    """Sensitivity and precision on :data:`GRID`, for each row of weights (B, n): (B, grid)."""
+    """Sensitivity and precision at :data:`RATES` for each row of ``weights`` (B, n): (B, 201)."""
     order = np.argsort(-score, kind="stable")
     last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)  # of equal scores
     right = np.cumsum(weights[:, order] * positive[order], axis=1)[:, last]
     wrong = np.cumsum(weights[:, order] * ~positive[order], axis=1)[:, last]
-    found = {"roc": np.full((len(weights), len(GRID)), np.nan)}
-    found["pr"] = found["roc"].copy()
+    roc, pr = np.full((2, len(weights), len(RATES)), np.nan)
     for row, (hits, misses) in enumerate(zip(right, wrong, strict=True)):
         if not hits[-1] or not misses[-1]:
             continue
         x, y = np.append(0, misses / misses[-1]), np.append(0, hits / hits[-1])
-        at = np.searchsorted(x, GRID, side="right") - 1  # on a vertical step its upper end
+        at = np.searchsorted(x, RATES, side="right") - 1  # on a vertical step its upper end
         after = np.minimum(at + 1, len(x) - 1)
         step = x[after] - x[at]
-        part = np.divide(GRID - x[at], step, out=np.zeros(len(GRID)), where=step > 0)
-        found["roc"][row] = y[at] + part * (y[after] - y[at])
+        part = np.divide(RATES - x[at], step, out=np.zeros(len(RATES)), where=step > 0)
+        roc[row] = y[at] + part * (y[after] - y[at])
         called = hits + misses
         precision = np.divide(hits, called, out=np.ones(len(hits)), where=called > 0)
-        first = np.searchsorted(y[1:], np.maximum(GRID, 1e-12), side="left")
-        found["pr"][row] = precision[np.minimum(first, len(precision) - 1)]
-    return found
+        first = np.searchsorted(y[1:], np.maximum(RATES, 1e-12), side="left")
+        pr[row] = precision[np.minimum(first, len(precision) - 1)]
+    return {"roc": roc, "pr": pr}
 
 
 def confusion(frames: Sequence[pd.DataFrame], classes: list[str]) -> pd.DataFrame:
-    """How many samples of each ``label`` were ``called`` what: label, called, count.
+    """How many samples of each ``label`` were ``called`` each class: label, called, count.
 
-    Of several seeds the mean count.
+    With several seeds, the mean count.
     """
     k, counts = len(classes), 0.0
     for frame in frames:
@@ -88,10 +87,9 @@ def confusion(frames: Sequence[pd.DataFrame], classes: list[str]) -> pd.DataFram
 def reliability(
     frames: Sequence[pd.DataFrame], classes: list[str], resamples: int = 500, seed: int = 0
 ) -> pd.DataFrame:
-    """How often the called class is right, by bins of confidence: a row a bin that is not empty.
+    """How often the called class is right, by bins of confidence: a row for each filled bin.
 
-    Columns: confidence (the mean in the bin), accuracy, low, high, count (of several seeds the
-    mean).
+    Columns: confidence (the mean in the bin), accuracy, low, high, count (mean over seeds).
     """
     owner, counts = _draws(frames[0], resamples, seed)
     sums = np.zeros((3, counts.shape[1], BINS))  # samples, confidence, hits: by patient and bin
@@ -102,60 +100,49 @@ def reliability(
         for part, values in zip(sums, (1, confidence, proba.argmax(1) == y), strict=True):
             np.add.at(part, (owner, bins), values)
     n, confidence, hits = sums.sum(1)
-    drawn = np.divide(
-        counts @ sums[2], counts @ sums[0], out=np.full((resamples, BINS), np.nan),
-        where=counts @ sums[0] > 0,
-    )  # fmt: skip
-    filled = n > 0
+    filled, drawn_n, drawn = n > 0, counts @ sums[0], np.full((resamples, BINS), np.nan)
+    np.divide(counts @ sums[2], drawn_n, out=drawn, where=drawn_n > 0)
     low, high = np.nanquantile(drawn[:, filled], [0.025, 0.975], axis=0)
-    return pd.DataFrame({
-        "confidence": confidence[filled] / n[filled], "accuracy": hits[filled] / n[filled],
-        "low": low, "high": high, "count": n[filled] / len(frames),
-    })  # fmt: skip
+    table = {"confidence": confidence[filled] / n[filled], "accuracy": hits[filled] / n[filled]}
+    return pd.DataFrame(table | {"low": low, "high": high, "count": n[filled] / len(frames)})
 
 
 def _draws(frame: pd.DataFrame, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Whose each sample is, in the order of sample ids, and how often patients are drawn (B, n)."""
+    """The patient of each sample (sorted by id), and how often each is drawn (B, patients)."""
     owner, patients = pd.factorize(frame.sort_values("sample_id")["patient_id"], sort=True)
     draws = np.random.default_rng(seed).integers(len(patients), size=(resamples, len(patients)))
     return owner, bootstrap.counts(draws)
 
 
-def interval_widths(
-    frame: pd.DataFrame, classes: list[str], metric: str = "accuracy", resamples: int = 5000
-) -> pd.DataFrame:
-    """The 95 % interval of one run by three ways of drawing: way, value, ci_low, ci_high, ratio.
+def interval_widths(frame: pd.DataFrame, classes: list[str], resamples: int = 5000) -> pd.DataFrame:
+    """The 95 % interval of a run's accuracy, drawn in three ways.
 
+    Columns: way, value, ci_low, ci_high, ratio (the width by patient over the width of this way).
     By patient, as in this study; by image, as if a patient's images were independent; and as the
-    paper's released code does it: it takes means of resamples of the bootstrap values, which is an
-    interval of the bootstrap's mean, and narrower by the square root of their number.
-    ``ratio`` is the first way's width over this one's.
+    paper's released code does it, from means of resamples of the bootstrap values. This last one is
+    an interval of the bootstrap's mean, too narrow by the square root of the number of values.
     """
     alone = frame.assign(patient_id=frame["sample_id"])
-    by_patient, by_image = (
-        bootstrap.bootstrap(rows, classes, resamples, names=[metric])[metric]
-        for rows in (frame, alone)
-    )
-    values = by_image[np.isfinite(by_image)]
-    rng = np.random.default_rng(0)
-    means = np.array([rng.choice(values, len(values)).mean() for _ in range(1000)])
     ways = {
-        "patients": by_patient, "images": by_image, "means of bootstrap values": means,
-    }  # fmt: skip
-    value, rows = prediction.point(frame, classes, [metric])[metric], []
-    for way, drawn in ways.items():
-        low, high = bootstrap.interval(drawn)
-        rows.append({"way": way, "value": value, "ci_low": low, "ci_high": high})
-    table = pd.DataFrame(rows)
+        way: bootstrap.bootstrap(table, classes, resamples, names=["accuracy"])["accuracy"]
+        for way, table in (("patients", frame), ("images", alone))
+    }
+    values = ways["images"][np.isfinite(ways["images"])]
+    rng = np.random.default_rng(0)
+    means = [rng.choice(values, len(values)).mean() for _ in range(1000)]
+    ways["means of bootstrap values"] = np.array(means)
+    table = pd.DataFrame([ends("ci", bootstrap.interval(drawn)) for drawn in ways.values()])
+    table.insert(0, "way", list(ways))
+    table.insert(1, "value", prediction.point(frame, classes, ["accuracy"])["accuracy"])
     width = table["ci_high"] - table["ci_low"]
     return table.assign(ratio=width.iloc[0] / width)
 
 
 def principal_colours(maps: np.ndarray) -> np.ndarray:
-    """Local features (n, h, w, d) on their first three principal components, as colours 0 to 1.
+    """Local features (n, h, w, d) as colours (n, h, w, 3) in 0 to 1: three principal components.
 
-    The components are those of all places of all images together, so that a colour means the same
-    in each of them (as Oquab et al., DINOv2, TMLR 2024, show patch tokens).
+    The components are computed over all places of all images together, so that a colour means the
+    same in each image (as Oquab et al., DINOv2, TMLR 2024, show patch tokens).
     """
     places = maps.reshape(-1, maps.shape[-1]).astype(np.float64)
     places -= places.mean(0)
@@ -174,12 +161,11 @@ def principal_colours(maps: np.ndarray) -> np.ndarray:
 def class_activation(
     maps: np.ndarray, embeddings: np.ndarray, y: np.ndarray, of: np.ndarray
 ) -> np.ndarray:
-    """How much each place speaks for a class: class-activation maps (n, h, w) of a linear head.
+    """Class-activation maps (n, h, w) of a linear head: positive where a place speaks for a class.
 
     For networks whose embedding is the mean of ``maps`` (n, h, w, d) over their places (Zhou et
     al., CVPR 2016). The head is a logistic regression on standardised ``embeddings`` (m, d) with
-    labels ``y`` (m,); ``of`` (n,) names the class that is asked about in each image. Positive
-    values speak for it.
+    labels ``y`` (m,); ``of`` (n,) names the class in question for each image.
     """
     from sklearn.linear_model import LogisticRegression
 

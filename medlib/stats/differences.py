@@ -1,4 +1,4 @@
-"""Paired differences between arms, equivalence, ranks over tasks."""
+"""Paired differences between arms, tests of equivalence, and ranks over tasks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from scipy import stats
 
 from medlib.core import metrics, settings
 from medlib.errors import listed
-from medlib.stats import bootstrap
-from medlib.stats.runs import Run, by_cell, delong, points_and_draws, read, runs_by_cell
+from medlib.stats import bootstrap, runs
 from medlib.stats.summaries import ends
 
-MARGIN = 0.02  # AUROC: a smaller difference is taken as none
+MARGIN = 0.02  # AUROC: a smaller difference counts as none
 POWER = 0.8  # of the minimum detectable difference
 OF_A_SIDE = ("backbone", "pretraining", "regime")
 SIDES = [f"{side}_{name}" for side in ("one", "other") for name in OF_A_SIDE]
@@ -26,13 +25,13 @@ DIFFERENCES = ["task", "head", "label_fraction", "contrast", "family", *SIDES, *
 
 
 class Arm(NamedTuple):
-    """One cell of the grid, resampled: the mean over its seeds of one metric."""
+    """One arm on one task, resampled: one metric, as the mean over seeds."""
 
-    cell: dict  # the columns of CELL
+    cell: dict  # the columns of runs.CELL
     metric: str
     value: float
     draws: np.ndarray  # (resamples,)
-    frames: list[pd.DataFrame]  # predictions of each seed, in the order of sample ids
+    frames: list[pd.DataFrame]  # predictions of each seed, sorted by sample id
     classes: list[str]
 
 
@@ -42,44 +41,40 @@ def arms(
     resamples: int = 5000,
     head: str = "linear",
 ) -> list[Arm]:
-    """The main cells of the grid (:func:`is_main`) with this head, resampled together.
+    """The main cells (:func:`runs.is_main`) with this head, resampled together.
 
-    An arm for each cell and metric of ``names``; with ``resamples`` 0 it has no draws. Raises what
-    :func:`summarise` does.
+    An arm for each cell and each metric of ``names``; with ``resamples`` 0 it has no draws. Raises
+    ValueError as :func:`summaries.summarise` does.
     """
-    cells = [
-        runs for runs in runs_by_cell(folders)
-        if runs[0].main and runs[0].named()["head"] == head
-    ]  # fmt: skip
 
-    def of_cell(runs: list[Run]) -> tuple[list[Arm], str]:
-        frames, classes, samples = read(runs)
-        points, draws = points_and_draws(frames, classes, names, resamples)
-        cell = runs[0].named()
-        return [
-            Arm(
-                cell, name, float(np.mean([point[name] for point in points])),
-                np.mean([draw[name] for draw in draws], axis=0), frames, classes,
-            )
-            for name in names
-        ], samples  # fmt: skip
+    def of_cell(seeds: list[runs.Run]) -> tuple[list[Arm], str]:
+        frames, classes, samples = runs.read(seeds)
+        points, draws = bootstrap.points_and_draws(frames, classes, names, resamples)
+        made = []
+        for name in names:
+            value = float(np.mean([point[name] for point in points]))
+            drawn = np.mean([draw[name] for draw in draws], axis=0)
+            made.append(Arm(seeds[0].named(), name, value, drawn, frames, classes))
+        return made, samples
 
-    return [arm for _, made in by_cell(cells, of_cell, "resamples") for arm in made]
+    cells = [cell for cell in runs.runs_by_cell(folders) if cell[0].main]
+    cells = [cell for cell in cells if cell[0].named()["head"] == head]
+    return [arm for _, made in runs.by_cell(cells, of_cell, "resamples") for arm in made]
 
 
 def share(values: np.ndarray) -> float:
-    """A one-sided p-value: the share of resamples in which something holds; never 0."""
+    """A one-sided p-value: the share of resamples in which ``values`` is true; never 0."""
     return (1 + np.count_nonzero(values)) / (1 + len(values))
 
 
 def evidence(value: float, draws: np.ndarray, margin: float = MARGIN) -> dict[str, float]:
-    """What the resampled differences ``draws`` of a difference ``value`` show.
+    """Interval and tests of a difference ``value`` from its resamples ``draws``.
 
-    The 95 % interval (percentiles) and the two-sided ``p_value`` that goes with it;
-    ``p_equivalence``, of two one-sided tests against -margin and margin (below 0.05 where the 90 %
-    interval lies within them); and ``detectable``, the smallest true difference that would be
-    found at the 5 % level with a power of 80 % on so many patients (2.8 standard errors). Undefined
-    resamples are left out.
+    Returns :data:`EVIDENCE`: the 95 % interval (percentiles) and the matching two-sided
+    ``p_value``; ``p_equivalence`` of two one-sided tests against -margin and margin (below 0.05
+    where the 90 % interval lies between them); and ``detectable``, the smallest true difference
+    that this many patients would show at the 5 % level with a power of 80 % (2.8 standard errors).
+    Undefined resamples are left out.
     """
     draws = draws[np.isfinite(draws)]
     if not len(draws) or not np.isfinite(value):
@@ -94,58 +89,58 @@ def evidence(value: float, draws: np.ndarray, margin: float = MARGIN) -> dict[st
 
 
 def difference(one: Arm, other: Arm, margin: float = MARGIN) -> dict[str, float]:
-    """``one`` minus ``other``, paired by patient: :func:`evidence`, and ``p_delong`` beside it.
+    """``one`` minus ``other``, paired by patient: :func:`evidence` and ``p_delong``.
 
-    ``p_delong`` is that of the paired DeLong test for clustered data, of the means over seeds; for
-    the AUROC of two classes only. Raises ValueError for arms that cannot be paired.
+    ``p_delong`` is from the paired DeLong test for clustered data, of the means over seeds; for the
+    AUROC of two classes only. Raises ValueError for arms that cannot be paired.
     """
-    for what, a, b in (("tasks", one.cell["task"], other.cell["task"]),
-                       ("metrics", one.metric, other.metric)):  # fmt: skip
+    tasks = ("tasks", one.cell["task"], other.cell["task"])
+    for what, a, b in (tasks, ("metrics", one.metric, other.metric)):
         if a != b:
             raise ValueError(f"Arms of different {what} cannot be paired: {a} and {b}.")
-    found = evidence(one.value - other.value, one.draws - other.draws, margin)
+    tests = evidence(one.value - other.value, one.draws - other.draws, margin)
     if one.metric != "auroc":
-        return found | {"p_delong": float("nan")}
-    areas, covariance = delong(one.frames + other.frames, one.classes)
+        return tests | {"p_delong": float("nan")}
+    areas, covariance = bootstrap.delong_of_frames(one.frames + other.frames, one.classes)
     m, n = len(one.frames), len(other.frames)
     signs = np.repeat([1 / m, -1 / n], [m, n])
     variance = signs @ covariance @ signs
-    # What is left of it by rounding, where two arms rank all samples alike, is none.
+    # Where two arms rank all samples alike, the variance is 0 but for rounding.
     z = signs @ areas / np.sqrt(variance) if variance > 1e-15 else 0 * variance
-    return found | {"p_delong": float(2 * stats.norm.sf(abs(z)))}
+    return tests | {"p_delong": float(2 * stats.norm.sf(abs(z)))}
 
 
 def differences(arms: Iterable[Arm], margin: float = MARGIN) -> pd.DataFrame:
     """All paired differences, ``one`` minus ``other``: between backbones and between regimes.
 
     ``contrast`` is "backbones" (any two in one regime, head and label fraction) or "regimes" (one
-    backbone trained, minus frozen, on the same labels and with the same head). P-values are
+    backbone, trained minus frozen, on the same labels and with the same head). P-values are
     corrected by Holm's method within a ``family``: the backbones of a task and regime, and the
-    regimes of a task. ``different`` and ``equivalent`` are what is left at the 5 % level.
+    regimes of a task. ``different`` and ``equivalent`` say what holds at the 5 % level after it.
     """
-    arms, rows = list(arms), []
+    pairs = []
     for one, other in itertools.permutations(arms, 2):
         a, b = one.cell, other.cell
-        if any(a[name] != b[name] for name in ("task", "head", "label_fraction")):
+        shared = {name: a[name] for name in ("task", "head", "label_fraction")}
+        if any(b[name] != value for name, value in shared.items()):
             continue
-        words = {name: a[name] for name in ("task", "head", "label_fraction")}
         if a["regime"] == b["regime"] and a["backbone"] < b["backbone"]:
-            words |= {"contrast": "backbones", "family": f"backbones, {a['regime']}"}
+            contrast, family = "backbones", f"backbones, {a['regime']}"
         elif a["backbone"] == b["backbone"] and a["regime"] != "frozen" == b["regime"]:
-            words |= {"contrast": "regimes", "family": "regimes"}
+            contrast = family = "regimes"
         else:
             continue
-        words["family"] += f", {a['task']}, {a['head']}, {a['label_fraction']:g} of labels"
-        for side, cell in (("one", a), ("other", b)):
-            words |= {f"{side}_{name}": cell[name] for name in OF_A_SIDE}
-        rows.append(words | difference(one, other, margin))
-    table = pd.DataFrame(rows, columns=[*DIFFERENCES, "p_delong"])
+        family += f", {a['task']}, {a['head']}, {a['label_fraction']:g} of labels"
+        sides = [cell[name] for cell in (a, b) for name in OF_A_SIDE]
+        pair = shared | {"contrast": contrast, "family": family}
+        pairs.append(pair | dict(zip(SIDES, sides, strict=True)) | difference(one, other, margin))
+    table = pd.DataFrame(pairs, columns=[*DIFFERENCES, "p_delong"])
     for name in ("p_value", "p_equivalence"):
-        table[f"{name}_holm"] = table.groupby("family")[name].transform(holm) if rows else []
+        table[f"{name}_holm"] = table.groupby("family")[name].transform(holm) if pairs else []
     table["different"] = table["p_value_holm"] < 0.05
     table["equivalent"] = table["p_equivalence_holm"] < 0.05
-    return table.sort_values(["contrast", "family", "one_backbone", "other_backbone"],
-                             ignore_index=True)  # fmt: skip
+    order = ["contrast", "family", "one_backbone", "other_backbone"]
+    return table.sort_values(order, ignore_index=True)
 
 
 def holm(p: pd.Series | np.ndarray) -> np.ndarray:
@@ -159,59 +154,59 @@ def holm(p: pd.Series | np.ndarray) -> np.ndarray:
     return corrected
 
 
-def mean_ranks(values: pd.DataFrame, higher_is_better: bool = True) -> tuple[pd.Series, dict]:
-    """Backbones (columns) ranked in every task (rows), and the mean over tasks; 1 is best.
+def mean_ranks(values: pd.DataFrame) -> tuple[pd.Series, dict]:
+    """Backbones (columns) ranked in every task (rows), as the mean over tasks; 1 is the highest.
 
-    Ties share their rank. Beside the ranks: ``p_friedman``, whether they differ at all, and
-    ``critical_difference``, the distance from which two differ at the 5 % level by Nemenyi's test
-    (Demšar, JMLR 7, 2006). Raises ValueError when a value is missing: a rank would mean another
-    thing in that task.
+    Ties share their rank. The second value holds ``n_tasks``; ``p_friedman``, the p-value of
+    Friedman's test that all are alike; and ``critical_difference``, the distance from which two
+    differ at the 5 % level by Nemenyi's test (Demšar, JMLR 7, 2006). Raises ValueError when a value
+    is missing: ranks of this task would then have another meaning.
     """
     if values.isna().any(axis=None):
-        holes = [f"{row} × {column}" for (row, column), hole in values.isna().stack().items()
-                 if hole]  # fmt: skip
-        raise ValueError(f"{len(holes)} values are missing:\n{listed(holes)}")
+        missing = [
+            f"{task} × {name}" for (task, name), hole in values.isna().stack().items() if hole
+        ]
+        raise ValueError(f"{len(missing)} values are missing:\n{listed(missing)}")
     n, k = values.shape
-    ranks = values.rank(axis=1, ascending=not higher_is_better)
+    ranks = values.rank(axis=1, ascending=False)
     p = stats.friedmanchisquare(*values.to_numpy().T).pvalue if k > 2 and n > 1 else np.nan
     reach = stats.studentized_range.ppf(0.95, k, np.inf) / np.sqrt(2) if k > 1 else np.nan
     critical = reach * np.sqrt(k * (k + 1) / (6 * n))
-    found = {"n_tasks": n, "p_friedman": float(p), "critical_difference": float(critical)}
-    return ranks.mean().sort_values(), found
+    tests = {"n_tasks": n, "p_friedman": float(p), "critical_difference": float(critical)}
+    return ranks.mean().sort_values(), tests
 
 
 def ranks_by_regime(arms: Iterable[Arm]) -> dict[str, tuple[pd.Series, dict]]:
-    """Regime -> :func:`mean_ranks` of its backbones, at the most labels that each task has there.
+    """Regime -> :func:`mean_ranks` of its backbones, at the largest label fraction of each task.
 
     Backbones that lack a task are left out, and so are regimes with fewer than two backbones left.
     """
-    rows = pd.DataFrame([arm.cell | {"value": arm.value} for arm in arms])
-    most = rows.groupby(["task", "regime"])["label_fraction"].transform("max")
-    found = {}
-    for regime, part in rows[rows["label_fraction"] == most].groupby("regime"):
+    table = pd.DataFrame([arm.cell | {"value": arm.value} for arm in arms])
+    most = table.groupby(["task", "regime"])["label_fraction"].transform("max")
+    ranks = {}
+    for regime, part in table[table["label_fraction"] == most].groupby("regime"):
         values = part.pivot(index="task", columns="backbone", values="value").dropna(axis=1)
         if values.shape[1] > 1:
-            found[regime] = mean_ranks(values)
-    return dict(sorted(found.items(), key=lambda item: settings.REGIMES.index(item[0])))
+            ranks[regime] = mean_ranks(values)
+    return dict(sorted(ranks.items(), key=lambda item: settings.REGIMES.index(item[0])))
 
 
 def tied_with_best(arms: Iterable[Arm], margin: float = MARGIN) -> pd.DataFrame:
-    """Which arms are the best of their task, or equivalent to it: CELL, metric and ``tied``.
+    """Which arms are the best of their task or equivalent to it: runs.CELL, metric and ``tied``.
 
-    For each metric, two one-sided tests of the difference to the best, corrected by Holm's method
-    within the task.
+    For each metric, two one-sided tests of the difference to the best arm, corrected by Holm's
+    method within the task.
     """
     together: dict = {}
     for arm in arms:
         together.setdefault((arm.cell["task"], arm.metric), []).append(arm)
-    rows = []
-    for (_, metric), here in together.items():
+    ties = []
+    for (_, metric), rivals in together.items():
         sign = -1 if metric in metrics.LOSSES else 1
-        best = max(here, key=lambda arm: sign * arm.value)
-        others = [arm for arm in here if arm is not best]
-        apart = [evidence(a.value - best.value, a.draws - best.draws, margin) for a in others]
-        p = holm([found["p_equivalence"] for found in apart])
-        tied = [True, *(p < 0.05)]
+        best = max(rivals, key=lambda arm: sign * arm.value)
+        others = [arm for arm in rivals if arm is not best]
+        tests = [evidence(a.value - best.value, a.draws - best.draws, margin) for a in others]
+        tied = [True, *(holm([test["p_equivalence"] for test in tests]) < 0.05)]
         for arm, is_tied in zip([best, *others], tied, strict=True):
-            rows.append(arm.cell | {"metric": arm.metric, "tied": bool(is_tied)})
-    return pd.DataFrame(rows)
+            ties.append(arm.cell | {"metric": arm.metric, "tied": bool(is_tied)})
+    return pd.DataFrame(ties)

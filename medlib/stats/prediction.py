@@ -1,4 +1,4 @@
-"""Predictions as a table: a row a sample, a column of probabilities a class."""
+"""Predictions as a table: a row for each sample, a column of probabilities for each class."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from medlib.core.metrics import codes, compute
+from medlib.core import metrics
 
 
 def probability_columns(classes: list[str]) -> list[str]:
@@ -18,7 +18,8 @@ def probability_columns(classes: list[str]) -> list[str]:
 def prediction_frame(index: pd.DataFrame, proba: np.ndarray, classes: list[str]) -> pd.DataFrame:
     """Predictions by sample: the mean probability over its rows (the slices of a volume).
 
-    ``index`` has a row per row of ``proba`` (n, K): sample_id, patient_id, label, split or fold.
+    ``index`` has a row for each row of ``proba`` (n, K): sample_id, patient_id, label, and split or
+    fold.
     """
     columns = probability_columns(classes)
     side = "split" if "split" in index else "fold"
@@ -31,12 +32,12 @@ def prediction_frame(index: pd.DataFrame, proba: np.ndarray, classes: list[str])
 def arrays(predictions: pd.DataFrame, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Labels (n,) in 0 … K-1 and probabilities (n, K) of a predictions frame."""
     proba = predictions[probability_columns(classes)].to_numpy()
-    return codes(predictions["y_true"], classes), proba
+    return metrics.codes(predictions["y_true"], classes), proba
 
 
 def point(
     predictions: pd.DataFrame, classes: list[str], names: Sequence[str] | None = None
 ) -> dict[str, float]:
-    """Metrics of a predictions frame (one row a sample), as :func:`compute` has them."""
-    found = compute(*arrays(predictions, classes), names=names)
-    return {name: float(value[0]) for name, value in found.items()}
+    """Metrics of a predictions frame (one row a sample), as :func:`metrics.compute` has them."""
+    values = metrics.compute(*arrays(predictions, classes), names=names)
+    return {name: float(value[0]) for name, value in values.items()}

@@ -1,25 +1,24 @@
-"""Complete runs, read and checked: their records, cells and predictions."""
+"""Reading complete runs: their records, cells and predictions, checked."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import joblib
-import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
 from medlib import files
 from medlib.errors import MAX_LISTED, listed
-from medlib.stats import bootstrap, prediction
 
 IDENTITY = ["sample_id", "patient_id", "y_true"]
+# A cell is one arm on one task: its runs differ in the seed alone.
 CELL = ["task", "backbone", "pretraining", "regime", "head", "label_fraction"]
 
 
@@ -37,29 +36,26 @@ class Run(NamedTuple):
 
 
 class Refused(ValueError):
-    """Runs that cannot be used, a line each."""
+    """Runs that cannot be used, a line for each."""
 
     def __init__(self, lines: list[str]):
         super().__init__(listed(lines))
         self.lines = lines
 
 
-def read_predictions(folder: Path) -> tuple[pd.DataFrame, list[str]]:
-    """A run's predictions and its classes, in the order of their columns."""
-    return _predictions(folder / "predictions.csv")
-
-
-def _predictions(source: Path | io.BytesIO) -> tuple[pd.DataFrame, list[str]]:
-    frame = files.read_samples(source)
+def read_predictions(source: Path | io.BytesIO) -> tuple[pd.DataFrame, list[str]]:
+    """Predictions from a run's folder or from their bytes, and classes in the columns' order."""
+    path = source / "predictions.csv" if isinstance(source, Path) else source
+    frame = files.read_samples(path)
     classes = [c.removeprefix("prob_") for c in frame.columns if c.startswith("prob_")]
     return frame, classes
 
 
 def read_records(folders: list[Path]) -> list[dict]:
-    """Each run's ``run.json``.
+    """The content of each run's ``run.json``.
 
-    Raises ValueError when there is no run, and one that names all runs that are not complete and
-    all records that cannot be read.
+    Raises ValueError when ``folders`` is empty, and one that names all runs that are not complete
+    and all records that cannot be read.
     """
     if not folders:
         raise ValueError("There is no complete run: run notebooks 03 and 04 first.")
@@ -72,12 +68,12 @@ def read_records(folders: list[Path]) -> list[dict]:
         except (OSError, ValueError) as error:
             broken.append(f"{folder / 'run.json'}: {error}")
     parts = [
-        f"{len(found)} of {len(folders)} runs {words}:\n{listed(found)}\n"
-        for found, words in ((missing, "are not complete"), (broken, "have no readable record"))
-        if found
+        f"{len(offenders)} of {len(folders)} runs {words}:\n{listed(offenders)}\n"
+        for offenders, words in ((missing, "are not complete"), (broken, "have no readable record"))
+        if offenders
     ]
     if parts:
-        way_out = "Run them with notebooks 03 and 04, or take them out of the grid."
+        way_out = "Run them with notebooks 03 and 04, or remove them from the grid file."
         raise ValueError("".join(parts) + way_out)
     return records
 
@@ -93,23 +89,17 @@ def _record(path: Path) -> dict:
     return record
 
 
-def stream(predictions: pd.DataFrame) -> int:
-    """The seed of the draws of these patients: the same people, the same draws."""
-    return int(files.content_hash(sorted(set(predictions["patient_id"]))), 16)
-
-
 def runs_by_cell(
     folders: list[Path], trained: Collection[tuple[str, float]] = ()
 ) -> list[list[Run]]:
-    """The runs of each cell of the grid, in the order of cells and seeds."""
+    """The runs of each cell, in the order of cells and seeds; ``trained`` as in :func:`is_main`."""
     records = read_records(folders)
     main = is_main(pd.DataFrame([record["coordinates"] for record in records]), trained)
     runs = []
     for folder, record, of_main in zip(folders, records, main, strict=True):
         at = record["coordinates"]
         cell = tuple(at[name] for name in CELL)
-        sha256 = record["predictions_sha256"]
-        runs.append(Run(cell, at["seed"], Path(folder), sha256, bool(of_main)))
+        runs.append(Run(cell, at["seed"], folder, record["predictions_sha256"], bool(of_main)))
     runs.sort(key=lambda run: (run.cell, run.seed))
     return [list(part) for _, part in itertools.groupby(runs, key=lambda run: run.cell)]
 
@@ -117,14 +107,14 @@ def runs_by_cell(
 def by_cell(
     cells: list[list[Run]], work: Callable, words: str, threads: int | None = None
 ) -> Iterator[tuple[list[Run], object]]:
-    """``work(runs)`` for every cell, in parallel: yields the runs and what was made of them.
+    """``work(runs)`` for every cell, in parallel: yields the runs of each, and what it made.
 
-    ``work`` returns that and a hash of the samples (:func:`read`). When all cells are through,
-    raises ValueError that names every run that was refused, and every one that was judged on other
-    samples than most of its task.
+    ``work`` returns what it made and a hash of the samples (:func:`read`). After the last cell,
+    raises ValueError that names every refused run and every run that was judged on other samples
+    than most runs of its task.
     """
     refused: list[str] = []
-    judged: dict[str, dict[str, list[Path]]] = {}  # task -> samples -> the first run of each cell
+    firsts: dict[str, dict[str, list[Path]]] = {}  # task -> samples -> first run of each cell
 
     def guarded(runs: list[Run]) -> object:
         try:
@@ -132,17 +122,18 @@ def by_cell(
         except Refused as error:
             return error
 
-    # Threads, not processes: NumPy lets go of the interpreter while it sums.
+    # Threads, not processes: NumPy releases the interpreter lock while it sums.
     with ThreadPoolExecutor(threads or joblib.cpu_count()) as pool:
-        made = pool.map(guarded, cells)
-        for runs, found in tqdm(zip(cells, made, strict=True), words, len(cells), unit="cell"):
-            if isinstance(found, Refused):
-                refused += found.lines
+        results = pool.map(guarded, cells)
+        for runs, result in tqdm(zip(cells, results, strict=True), words, len(cells), unit="cell"):
+            if isinstance(result, Refused):
+                refused += result.lines
                 continue
-            of_task = judged.setdefault(runs[0].cell[0], {})
-            of_task.setdefault(found[1], []).append(runs[0].folder)
-            yield runs, found[0]
-    for of_task in judged.values():
+            made, samples = result
+            of_task = firsts.setdefault(runs[0].cell[0], {})
+            of_task.setdefault(samples, []).append(runs[0].folder)
+            yield runs, made
+    for of_task in firsts.values():
         usual, *others = sorted(of_task.values(), key=len, reverse=True)
         folders = sorted(itertools.chain(*others))
         refused += [_differing(folder, usual[0]) for folder in folders[:MAX_LISTED]]
@@ -153,7 +144,7 @@ def by_cell(
 
 
 def each(runs: list[Run], function: Callable[[Run], object]) -> list:
-    """``function(run)`` of each run; Refused that names all those where it cannot be."""
+    """``function(run)`` of each run; raises Refused that names all runs where it failed."""
     made, lines = [], []
     for run in runs:
         try:
@@ -166,7 +157,7 @@ def each(runs: list[Run], function: Callable[[Run], object]) -> list:
 
 
 def content(run: Run) -> bytes:
-    """A run's predictions as they lie there; ValueError when these are not those it recorded."""
+    """The bytes of a run's predictions; ValueError when they are not those that it recorded."""
     content = (run.folder / "predictions.csv").read_bytes()
     if hashlib.sha256(content).hexdigest() != run.predictions_sha256:
         raise ValueError("predictions.csv is not the one that run.json records; run it again")
@@ -174,27 +165,26 @@ def content(run: Run) -> bytes:
 
 
 def read(runs: list[Run]) -> tuple[list[pd.DataFrame], list[str], str]:
-    """The predictions of a cell, in the order of sample ids; its classes; a hash of its samples."""
+    """The predictions of a cell, sorted by sample id; its classes; a hash of its samples."""
 
-    def read(run: Run) -> tuple[pd.DataFrame, list[str]]:
-        frame, classes = _predictions(io.BytesIO(content(run)))
+    def read_one(run: Run) -> tuple[pd.DataFrame, list[str]]:
+        frame, classes = read_predictions(io.BytesIO(content(run)))
         if lacking := [name for name in IDENTITY if name not in frame]:
             raise ValueError(f"predictions.csv lacks {', '.join(lacking)}")
         if frame["sample_id"].duplicated().any():
             raise ValueError("a sample is predicted more than once")
         return frame.sort_values("sample_id", ignore_index=True), classes
 
-    found = each(runs, read)
-    frames = [frame for frame, _ in found]
+    frames, classes = zip(*each(runs, read_one), strict=True)
     samples = [frame[IDENTITY].to_numpy().tolist() for frame in frames]
     others = [run.folder for run, s in zip(runs, samples, strict=True) if s != samples[0]]
     if others:
         raise Refused([_differing(folder, runs[0].folder) for folder in others])
-    return frames, found[0][1], files.content_hash(samples[0])
+    return list(frames), classes[0], files.content_hash(samples[0])
 
 
 def _differing(folder: Path, other: Path) -> str:
-    """What to say of two runs of a task that were judged on different samples."""
+    """The message about two runs of a task that were judged on different samples."""
     one, two = (
         set(read_predictions(f)[0][IDENTITY].itertuples(index=False, name=None))
         for f in (folder, other)
@@ -206,38 +196,12 @@ def _differing(folder: Path, other: Path) -> str:
     )
 
 
-def points_and_draws(
-    frames: list[pd.DataFrame], classes: list[str], names: Sequence[str], resamples: int
-) -> tuple[list[dict], list[dict]]:
-    """Of each seed's predictions the metrics, and their values on the same draws of patients."""
-    points = [prediction.point(frame, classes, names) for frame in frames]
-    draws = [
-        bootstrap.bootstrap(frame, classes, resamples, stream(frame), names=names, threads=1)
-        for frame in frames
-    ]
-    return points, draws
-
-
-def delong(frames: list[pd.DataFrame], classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """AUROCs (m,) and their covariance (m, m) of predictions of the same samples in one order.
-
-    See :func:`medlib.metrics.delong`; NaN for more than two classes.
-    """
-    m = len(frames)
-    if len(classes) != 2:
-        return np.full(m, np.nan), np.full((m, m), np.nan)
-    y = frames[0]["y_true"] == classes[1]
-    column = prediction.probability_columns(classes)[1]
-    scores = np.stack([frame[column] for frame in frames])
-    return bootstrap.delong(y, scores, frames[0]["patient_id"])
-
-
 def is_main(cells: pd.DataFrame, trained: Collection[tuple[str, float]] = ()) -> pd.Series:
     """Which rows are of the main comparison: on all labels, or on those of a trained regime.
 
-    ``cells`` has the columns task, regime and label_fraction; where they are a part of a grid,
-    ``trained`` holds the (task, label_fraction) of regimes that train in the rest of it. Other
-    shares of the labels are there to show how a backbone's number grows with them.
+    ``cells`` has the columns task, regime and label_fraction. Where they are a part of a grid
+    file's runs, ``trained`` holds the (task, label_fraction) of the regimes that train in the rest.
+    Other label fractions only show how a backbone's result grows with the labels.
     """
     keys = ["task", "label_fraction"]
     here = cells.loc[cells["regime"] != "frozen", keys].itertuples(index=False, name=None)

@@ -1,16 +1,11 @@
-"""Complete runs -> the tables that every figure is drawn from, and what differs between runs.
+"""Complete runs -> the tables that every figure is drawn from.
 
-``summary.csv`` has a row per run and metric, ``summary_over_seeds.csv`` a row per cell of the grid
-and metric: the mean over seeds, its interval, and the seeds' standard deviation.
+``summary.csv`` has a row for each run and metric, ``summary_over_seeds.csv`` a row for each cell
+and metric: the mean over seeds, its interval, and the standard deviation over seeds.
 
-    python -m medlib.grid.summarise GRID_FILE RESULTS TASK BACKBONE
-
-makes the rows of one backbone on one task when its runs are complete, and keeps them beside these;
-:func:`summarise` then only reads them.
-
-Differences are taken between cells judged on the same patients, in the same resamples. The patients
-of a task are drawn by a random stream of their own (:func:`stream`): tasks about the same people,
-as three modalities of one scan, are drawn together, and other tasks independently of each other.
+Metrics of a task are computed on the same draws of its patients, so that they can be compared. The
+random stream of these draws (:func:`bootstrap.stream`) follows from the patients: tasks about the
+same people, such as three modalities of one scan, share their draws, other tasks do not.
 """
 
 from __future__ import annotations
@@ -19,7 +14,7 @@ import contextlib
 import functools
 import itertools
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -28,22 +23,8 @@ from scipy import stats
 
 from medlib import files
 from medlib.core import metrics
-from medlib.grid import address
-from medlib.stats import bootstrap
-from medlib.stats.runs import (
-    CELL,
-    Run,
-    by_cell,
-    content,
-    delong,
-    each,
-    points_and_draws,
-    read,
-    read_records,
-    runs_by_cell,
-)
-
-KEPT = "intervals.json"  # in runs/<task>/<backbone>/: the rows that have been made
+from medlib.errors import listed
+from medlib.stats import bootstrap, prediction, runs
 
 
 def summarise(
@@ -53,78 +34,82 @@ def summarise(
     *,
     trained: Collection[tuple[str, float]] = (),
     threads: int | None = None,
+    kept: Callable[[str, str], Path] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The metrics of complete runs with 95 % intervals, by seed and over seeds.
 
     Intervals come from ``resamples`` draws of patients: ``ci_low`` and ``ci_high`` are percentiles,
     ``bca_low`` and ``bca_high`` bias-corrected and accelerated (of main cells alone:
-    :func:`is_main`, which takes ``trained``), and for the AUROC of two classes ``delong_low`` and
+    :func:`runs.is_main`, which takes ``trained``). For the AUROC of two classes ``delong_low`` and
     ``delong_high`` are DeLong's, for clustered data. ``undefined`` is the share of resamples that
-    lacked a class and were left out. The runs of a cell get the same draws, so that the interval of
-    their mean over seeds is about patients alone; the spread over seeds stands beside it as ``sd``.
-    ``ordered`` names the tasks whose classes are ordered grades.
+    lacked a class and were left out. The runs of a cell get the same draws: the interval of their
+    mean over seeds is about patients alone, and ``sd`` is the spread over seeds. ``ordered`` names
+    the tasks whose classes are ordered grades. ``threads`` cells are read or made at once (None:
+    one a core).
 
-    The rows of a cell are made once and kept in :data:`KEPT` beside its runs, under a hash of the
-    predictions and of all else that they follow from: where that is another, they are made again.
-    ``threads`` cells are read or made at once (None: one a core).
+    ``kept(task, backbone)`` is the file that keeps the rows of a backbone on a task, under a hash
+    of the predictions and of all else that they depend on: rows with this hash are read, others
+    made again. With None nothing is kept.
 
     Raises ValueError that names all runs that are not complete, that cannot be read, whose
     predictions are not those of their record, or that were judged on other samples than most runs
     of their task.
     """
-    read_kept = functools.lru_cache(16)(_read_kept)  # of the cells at hand, not of the whole grid
 
-    def work(runs: list[Run]) -> tuple:
-        in_order, main = runs[0].cell[0] in ordered, all(run.main for run in runs)
-        made_of = [[run.seed, run.predictions_sha256] for run in runs]
-        key = files.content_hash([_code(), resamples, in_order, main, made_of])
-        kept = read_kept(_place(runs)).get(key)
-        if kept:
-            each(runs, content)
-            return (key, kept, False), kept["samples"]
-        frames, classes, samples = read(runs)
-        names = metrics.applicable(len(classes), in_order)
-        seeds = [run.seed for run in runs]
-        tables = _summarise_cell(seeds, frames, classes, names, resamples, main)
-        by_seed, over_seeds = ({n: [row[n] for row in rows] for n in rows[0]} for rows in tables)
-        made = {"samples": samples, "by_seed": by_seed, "over_seeds": over_seeds}
-        return (key, made, True), samples
+    @functools.lru_cache(16)  # of the cells at hand, not of all
+    def read_kept(task: str, backbone: str) -> dict:
+        return _read_kept(kept(task, backbone)) if kept else {}
+
+    def work(of_cell: list[runs.Run]) -> tuple:
+        return _read_or_make(of_cell, of_cell[0].cell[0] in ordered, resamples, read_kept)
 
     tables: dict[str, dict[str, list]] = {"by_seed": {}, "over_seeds": {}}
-    of_cells = by_cell(runs_by_cell(folders, trained), work, "intervals", threads)
-    for place, here in itertools.groupby(of_cells, key=lambda found: _place(found[0])):
-        kept, anew = {}, False
+    cells = runs.by_cell(runs.runs_by_cell(folders, trained), work, "intervals", threads)
+    for place, here in itertools.groupby(cells, key=lambda cell: cell[0][0].cell[:2]):
+        by_key, anew = {}, False
         try:
-            for runs, (key, made, is_new) in here:
-                kept[key], anew = made, anew or is_new
-                for name, columns in tables.items():
+            for of_cell, (key, made, is_new) in here:
+                by_key[key], anew = made, anew or is_new
+                for name, table in tables.items():
                     n = len(made[name]["metric"])
-                    cell = {part: [value] * n for part, value in runs[0].named().items()}
+                    cell = {part: [value] * n for part, value in of_cell[0].named().items()}
                     for column, values in (cell | made[name]).items():
-                        columns.setdefault(column, []).extend(values)
-        finally:  # also when others are refused, or it is interrupted
-            if anew:
-                files.save_text(place / KEPT, json.dumps(kept))
+                        table.setdefault(column, []).extend(values)
+        finally:  # also when other cells are refused, or when it is interrupted
+            if kept and anew:
+                files.save_text(kept(*place), json.dumps(by_key))
     return pd.DataFrame(tables["by_seed"]), pd.DataFrame(tables["over_seeds"])
 
 
 @functools.cache
 def _code() -> list[str]:
-    """What makes rows of predictions: edited, it makes them again."""
-    return [files.file_sha256(path) for path in (__file__, metrics.__file__)]
+    """Hashes of the modules that make rows: after an edit, rows are made again."""
+    modules = (runs, bootstrap, prediction, metrics)
+    return [files.file_sha256(path) for path in (__file__, *(m.__file__ for m in modules))]
 
 
-def _place(runs: list[Run]) -> Path:
-    """The folder of all runs of a backbone on a task."""
-    return runs[0].folder.parents[1]
-
-
-def _read_kept(place: Path) -> dict:
-    """The rows that were made, by their hash; none where there is no such file, or half of one."""
+def _read_kept(path: Path) -> dict:
+    """Rows by their hash; none where the file is missing or damaged."""
     with contextlib.suppress(FileNotFoundError, ValueError):
-        kept = files.read_json(place / KEPT)
+        kept = files.read_json(path)
         return kept if isinstance(kept, dict) else {}
     return {}
+
+
+def _read_or_make(
+    of_cell: list[runs.Run], in_order: bool, resamples: int, read_kept: Callable[[str, str], dict]
+) -> tuple[tuple[str, dict, bool], str]:
+    """A cell's rows with their hash, and whether they are new; and the hash of its samples."""
+    main, made_of = of_cell[0].main, [[run.seed, run.predictions_sha256] for run in of_cell]
+    key = files.content_hash([_code(), resamples, in_order, main, made_of])
+    if made := read_kept(*of_cell[0].cell[:2]).get(key):
+        runs.each(of_cell, runs.content)
+        return (key, made, False), made["samples"]
+    frames, classes, samples = runs.read(of_cell)
+    names = metrics.applicable(len(classes), in_order)
+    seeds = [run.seed for run in of_cell]
+    made = _summarise_cell(seeds, frames, classes, names, resamples, main)
+    return (key, made | {"samples": samples}, True), samples
 
 
 def _summarise_cell(
@@ -134,25 +119,25 @@ def _summarise_cell(
     names: tuple[str, ...],
     resamples: int,
     main: bool,
-) -> tuple[list[dict], list[dict]]:
-    """The rows of one cell of the grid: a row per seed and metric, and a row per metric."""
-    points, draws = points_and_draws(frames, classes, names, resamples)
+) -> dict[str, dict[str, list]]:
+    """The columns of one cell's rows: for each seed and metric, and for each metric."""
+    points, draws = bootstrap.points_and_draws(frames, classes, names, resamples)
     none = dict.fromkeys(names, np.array([]))
     left_out = [bootstrap.jackknife(frame, classes, names) if main else none for frame in frames]
-    areas = delong(frames, classes)
+    covariance = bootstrap.delong_of_frames(frames, classes)[1]
     size = {"n_patients": frames[0]["patient_id"].nunique(), "n_images": len(frames[0])}
 
-    def row(name: str, chosen: list[int], words: dict, spread: dict) -> dict:
+    def row(name: str, chosen: list[int], first: dict, spread: dict) -> dict:
         value = float(np.mean([points[i][name] for i in chosen]))
         drawn = np.mean([draws[i][name] for i in chosen], axis=0)
         apart = np.mean([left_out[i][name] for i in chosen], axis=0)
-        found = words | {"metric": name, "value": value} | spread
-        found |= ends("ci", bootstrap.interval(drawn)) | size
-        found |= ends("bca", bootstrap.bca_interval(drawn, value, apart))
-        variance = areas[1][np.ix_(chosen, chosen)].mean() if name == "auroc" else np.nan
+        variance = covariance[np.ix_(chosen, chosen)].mean() if name == "auroc" else np.nan
         half = stats.norm.ppf(0.975) * np.sqrt(variance)
-        found |= ends("delong", (np.clip(value - half, 0, 1), np.clip(value + half, 0, 1)))
-        return found | {"undefined": float(np.mean(~np.isfinite(drawn)))}
+        delong = np.clip(value - half, 0, 1), np.clip(value + half, 0, 1)
+        columns = first | {"metric": name, "value": value} | spread
+        columns |= ends("ci", bootstrap.interval(drawn)) | size
+        columns |= ends("bca", bootstrap.bca_interval(drawn, value, apart))
+        return columns | ends("delong", delong) | {"undefined": float(np.mean(~np.isfinite(drawn)))}
 
     every, by_seed, over_seeds = list(range(len(frames))), [], []
     for name in names:
@@ -160,36 +145,40 @@ def _summarise_cell(
         values = [points[i][name] for i in every]
         sd = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
         over_seeds.append(row(name, every, {"n_seeds": len(every)}, {"sd": sd}))
-    return by_seed, over_seeds
+    tables = {"by_seed": by_seed, "over_seeds": over_seeds}
+    return {name: {c: [row[c] for row in rows] for c in rows[0]} for name, rows in tables.items()}
 
 
 def ends(name: str, ends: tuple[float, float]) -> dict[str, float]:
+    """The columns of an interval: ``<name>_low`` and ``<name>_high``."""
     return dict(zip((f"{name}_low", f"{name}_high"), ends, strict=True))
 
 
-def costs(folders: list[Path], results: Path | str) -> pd.DataFrame:
-    """What each cell of the grid took, as the mean over its seeds.
+def costs(folders: list[Path]) -> pd.DataFrame:
+    """What each cell took, as the mean over its seeds.
 
-    Beside the columns of :data:`CELL`: ``seconds`` (a frozen arm's are those of embedding all
-    images, once, and of its head), ``parameters`` of the backbone, ``memory``, the peak in bytes
-    (of the GPU where there was one, else resident), and ``device``. Raises ValueError when a run is
-    not complete.
+    Beside the columns of :data:`runs.CELL`: ``seconds`` (of a frozen backbone: to embed all images
+    once, and to fit the head), ``parameters`` of the backbone, ``memory``, the peak in bytes (of
+    the GPU where there was one, else resident), and ``device``. Raises ValueError when a run is not
+    complete, or a frozen one does not record what its embedding took.
     """
-    rows, made = [], {}
-    for record in read_records(folders):
-        cell = record["coordinates"]
-        seconds, peaks, how = record["seconds"], [record["peak_memory_bytes"]], record["how"]
-        gpu = record["hardware"]["gpu"]
+    costs, lacking = [], []
+    for folder, record in zip(folders, runs.read_records(folders), strict=True):
+        cell, how, gpu = record["coordinates"], record["how"], record["hardware"]["gpu"]
+        seconds, peaks = record["seconds"], [record["peak_memory_bytes"]]
         if cell["regime"] == "frozen":
-            place = address.features_folder(results, cell["task"], cell["backbone"])
-            how = made.setdefault(place, files.read_json(place / "meta.json"))
-            seconds, gpu = seconds + how["seconds"], how["hardware"]["gpu"]
-            peaks.append(how["peak_memory_bytes"])
-        memory = max(peak["gpu"] or peak["resident"] for peak in peaks)
-        rows.append({name: cell[name] for name in CELL} | {
-            "seconds": seconds, "parameters": how["parameters"], "memory": memory,
-            "device": gpu or "CPU",
-        })  # fmt: skip
-    grouped = pd.DataFrame(rows).groupby(CELL, as_index=False)
-    return grouped.agg({"seconds": "mean", "parameters": "first", "memory": "max",
-                        "device": "first"})  # fmt: skip
+            if not (embedding := how.get("embedding")):
+                lacking.append(folder)
+                continue
+            seconds, gpu = seconds + embedding["seconds"], embedding["gpu"]
+            peaks.append(embedding["peak_memory_bytes"])
+        took = {"seconds": seconds, "parameters": how["parameters"], "device": gpu or "CPU"}
+        took["memory"] = max(peak["gpu"] or peak["resident"] for peak in peaks)
+        costs.append({name: cell[name] for name in runs.CELL} | took)
+    if lacking:
+        n = len(lacking)
+        raise ValueError(
+            f"{n} records do not say what embedding took. Run again:\n{listed(lacking)}"
+        )
+    of_cell = {"seconds": "mean", "parameters": "first", "memory": "max", "device": "first"}
+    return pd.DataFrame(costs).groupby(runs.CELL, as_index=False).agg(of_cell)

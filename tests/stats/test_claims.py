@@ -1,4 +1,4 @@
-"""medlib.claims: verdicts on predictions whose truth is known, in all four outcomes."""
+"""medlib.stats.claims: verdicts on predictions whose truth is known, in all four outcomes."""
 
 import numpy as np
 import pandas as pd
@@ -8,8 +8,8 @@ from medlib.core import backbones
 from medlib.data import cards
 from medlib.stats import claims, differences
 
-EVERY = (*claims.DINOV2.values(), *claims.CNNS, "vit_small-imagenet", "vit_base-imagenet",
-         "vit_small-random", "resnet50-random")  # fmt: skip
+CONTROLS = ("vit_small-imagenet", "vit_base-imagenet", "vit_small-random", "resnet50-random")
+EVERY = (*claims.DINOV2.values(), *claims.CNNS, *CONTROLS)
 TASKS = claims.MRI + claims.PUBLIC
 
 
@@ -20,9 +20,9 @@ def arms(value, sd=0.004, backbones=EVERY, fractions=None, seed=0):
     for task in TASKS:
         for backbone in backbones:
             for regime, fraction in fractions.items():
-                cell = {"task": task, "backbone": backbone, "regime": regime, "head": "linear",
-                        "label_fraction": fraction,
-                        "pretraining": backbone.partition("-")[2] or "dinov2"}  # fmt: skip
+                cell = {"task": task, "backbone": backbone, "regime": regime, "head": "linear"}
+                cell |= {"label_fraction": fraction}
+                cell |= {"pretraining": backbone.partition("-")[2] or "dinov2"}
                 truth = value(task, backbone, regime)
                 draws = truth + sd * rng.normal(size=2000)
                 made.append(differences.Arm(cell, "auroc", truth, draws, [], ["no", "yes"]))
@@ -30,7 +30,7 @@ def arms(value, sd=0.004, backbones=EVERY, fractions=None, seed=0):
 
 
 def as_claimed(task, backbone, regime):
-    """The world of the paper."""
+    """AUROC as the paper claims it."""
     if backbone not in claims.DINOV2.values():
         return 0.85
     if task in claims.MRI:
@@ -39,7 +39,7 @@ def as_claimed(task, backbone, regime):
 
 
 def reversed_(task, backbone, regime):
-    """DINOv2 better on MRI, worse elsewhere, and the larger the better by far."""
+    """DINOv2 is better on MRI and worse elsewhere, and larger sizes are much better."""
     if backbone not in claims.DINOV2.values():
         return 0.80
     size = {"dinov2_small": -0.06, "dinov2_base": 0.0, "dinov2_large": 0.06}[backbone]
@@ -47,7 +47,7 @@ def reversed_(task, backbone, regime):
 
 
 def verdict(table):
-    return table.groupby("claim")["verdict"].agg(lambda found: " ".join(set(found))).to_dict()
+    return table.groupby("claim")["verdict"].agg(lambda verdicts: " ".join(set(verdicts))).to_dict()
 
 
 def test_what_the_paper_claims_is_supported_where_it_is_so():
@@ -68,9 +68,9 @@ def test_it_is_contradicted_where_the_opposite_is_so():
 
 def test_a_direction_is_contradicted_where_nothing_differs():
     table = claims.verdicts(arms(lambda *_: 0.85, sd=0.002))
-    found = verdict(table)
-    assert found["C1"] == found["C2"] == "contradicted"
-    assert found["C3"] == found["C4"] == "supported"
+    verdicts = verdict(table)
+    assert verdicts["C1"] == verdicts["C2"] == "contradicted"
+    assert verdicts["C3"] == verdicts["C4"] == "supported"
 
 
 def test_it_is_inconclusive_where_the_intervals_are_wide():
@@ -79,7 +79,7 @@ def test_it_is_inconclusive_where_the_intervals_are_wide():
 
 
 def test_one_part_of_a_claim_is_not_the_claim():
-    def value(task, backbone, regime):  # stronger on photographs, but as much when fine-tuned
+    def value(task, backbone, regime):  # stronger on photographs, frozen and fine-tuned
         return 0.93 if backbone in claims.DINOV2.values() and task in claims.PUBLIC else 0.85
 
     table = claims.verdicts(arms(value, sd=0.002)).set_index("claim")
@@ -90,10 +90,10 @@ def test_one_part_of_a_claim_is_not_the_claim():
 @pytest.mark.parametrize("lacking", ["dinov2_small", "dinov2_large", "vgg16-imagenet"])
 def test_it_is_not_tested_without_every_weight_that_it_speaks_of(lacking):
     table = claims.verdicts(arms(as_claimed, backbones=[b for b in EVERY if b != lacking]))
-    found = verdict(table)
-    assert found["C1"] == found["C2"] == "not tested"
+    verdicts = verdict(table)
+    assert verdicts["C1"] == verdicts["C2"] == "not tested"
     others = "not tested" if lacking in claims.DINOV2.values() else "supported"
-    assert found["C3"] == others
+    assert verdicts["C3"] == others
     missing = table[table["claim"] == "C1"]["missing"].iloc[0].split("; ")
     assert missing == [
         f"{task}: {lacking}, {regime}" for task in claims.MRI for regime in claims.BOTH
@@ -136,11 +136,11 @@ def test_other_heads_and_other_metrics_are_left_out():
 
 
 def test_four_claims_are_corrected_for_their_number():
-    # With z = 2.2 a two-sided p of 0.028 passes by itself, and not as the least of four.
+    # z = 2.2, a two-sided p of 0.028: significant alone, but not as the smallest of four.
     def value(task, backbone, regime):
         return 0.85 - (0.03 if backbone in claims.DINOV2.values() and task in claims.MRI else 0)
 
-    sd = 0.03 / 2.2 * 3  # of an arm: the contrast of 6 backbones, 2 regimes and 3 tasks has a third
+    sd = 0.03 / 2.2 * 3  # of an arm; of the contrast (6 backbones, 2 regimes, 3 tasks) a third
     table = claims.verdicts(arms(value, sd=sd, seed=4)).set_index("claim")
     p = table.loc["C1", "p_for"]
     assert 0.0125 < p < 0.05 and table.loc["C1", "ci_high"] < 0
@@ -166,18 +166,15 @@ def test_claims_speak_of_tasks_and_backbones_that_there_are():
 
 
 def test_the_difference_is_the_sum_of_pretraining_and_architecture():
-    def value(task, backbone, regime):
-        return {"dinov2_small": 0.9, "dinov2_base": 0.92, "vit_small-imagenet": 0.84,
-                "vit_base-imagenet": 0.85, "vit_small-random": 0.6, "resnet50-random": 0.7,
-                }.get(backbone, 0.80)  # fmt: skip
-
-    table = claims.confounds(arms(value))
-    found = table.query("task == 'dermoscopy' and regime == 'frozen' and size == 'S'")
-    found = found.set_index("part")["difference"]
-    assert found["total"] == pytest.approx(0.10)
-    assert found["pretraining"] == pytest.approx(0.06)
-    assert found["architecture"] == pytest.approx(0.04)
-    assert found["architecture, random weights"] == pytest.approx(-0.10)
+    values = {"dinov2_small": 0.9, "vit_small-imagenet": 0.84, "vit_small-random": 0.6}
+    values |= {"dinov2_base": 0.92, "vit_base-imagenet": 0.85, "resnet50-random": 0.7}
+    table = claims.confounds(arms(lambda task, backbone, regime: values.get(backbone, 0.80)))
+    effects = table.query("task == 'dermoscopy' and regime == 'frozen' and size == 'S'")
+    effects = effects.set_index("part")["difference"]
+    assert effects["total"] == pytest.approx(0.10)
+    assert effects["pretraining"] == pytest.approx(0.06)
+    assert effects["architecture"] == pytest.approx(0.04)
+    assert effects["architecture, random weights"] == pytest.approx(-0.10)
     whole = table.pivot_table(index=["task", "regime", "size"], columns="part", values="difference")
     np.testing.assert_allclose(whole["pretraining"] + whole["architecture"], whole["total"])
     mean = table.query("task == 'all' and part == 'total' and size == 'B'")

@@ -1,4 +1,4 @@
-"""medlib.diagnostics: the curves, matrices and bins of scikit-learn, with bands over patients."""
+"""medlib.stats.diagnostics: scikit-learn's curves, matrices and bins; bands over patients."""
 
 import numpy as np
 import pandas as pd
@@ -17,9 +17,8 @@ def frame(k, n=80, seed=0, per_patient=1):
     proba = np.round(0.6 * rng.dirichlet(np.ones(k), n) + 0.4 * np.eye(k)[y], 2)
     proba /= proba.sum(1, keepdims=True)
     ids = [f"{i:04d}" for i in range(n)]
-    rows = pd.DataFrame(
-        {"sample_id": ids, "patient_id": [f"p{i // per_patient}" for i in range(n)]}
-    )
+    patients = [f"p{i // per_patient}" for i in range(n)]
+    rows = pd.DataFrame({"sample_id": ids, "patient_id": patients})
     rows["y_true"] = [f"c{c}" for c in y]
     rows[[f"prob_c{c}" for c in range(k)]] = proba
     return rows, [f"c{c}" for c in range(k)]
@@ -28,53 +27,67 @@ def frame(k, n=80, seed=0, per_patient=1):
 @pytest.mark.parametrize("k", [2, 4])
 def test_curves_go_through_the_points_of_scikit_learn(k):
     rows, classes = frame(k)
-    found = diagnostics.curves([rows], classes, resamples=20)
-    grid, ranked = diagnostics.GRID, classes[1:] if k == 2 else classes
-    sensitivity, precision = np.zeros(len(grid)), np.zeros(len(grid))
+    drawn = diagnostics.roc_and_pr([rows], classes, resamples=20)
+    rates, ranked = diagnostics.RATES, classes[1:] if k == 2 else classes
+    sensitivity, precision = np.zeros(len(rates)), np.zeros(len(rates))
     for name in ranked:
         truth, score = rows["y_true"] == name, rows[f"prob_{name}"]
         x, y, _ = sk.roc_curve(truth, score, drop_intermediate=False)
         upper = pd.Series(y).groupby(x).max()  # on a vertical step its upper end
-        sensitivity += np.interp(grid, upper.index, upper) / len(ranked)
+        sensitivity += np.interp(rates, upper.index, upper) / len(ranked)
         p, r, _ = sk.precision_recall_curve(truth, score)
-        # by falling threshold: the precision at the first one that has the recall
+        # by falling threshold: the precision at the first threshold that reaches the recall
         p, r = p[-2::-1], r[-2::-1]
-        precision += np.array([p[np.argmax(r >= max(at, 1e-12))] for at in grid]) / len(ranked)
-    roc, pr = (found[found["curve"] == kind] for kind in ("roc", "pr"))
-    inside = ~np.isin(grid, np.concatenate([[0, 1]]))
-    np.testing.assert_allclose(roc["x"], grid)
+        precision += np.array([p[np.argmax(r >= max(at, 1e-12))] for at in rates]) / len(ranked)
+    roc, pr = (drawn[drawn["curve"] == kind] for kind in ("roc", "pr"))
+    inside = ~np.isin(rates, [0, 1])
+    np.testing.assert_allclose(roc["x"], rates)
     np.testing.assert_allclose(pr["y"], precision, rtol=0, atol=1e-12)
-    # between two points sklearn's curve may have several of one x: there the upper one counts
+    # scikit-learn's curve may have several points at one x: the upper one counts
     close = np.abs(roc["y"].to_numpy() - sensitivity) < 1e-12
     assert close[inside].mean() > 0.9 and np.abs(roc["y"] - sensitivity).max() < 0.1
 
 
 def test_the_area_under_the_drawn_curves_is_that_of_the_metric():
     rows, classes = frame(3, n=400, seed=3)
-    found = diagnostics.curves([rows], classes, resamples=5)
+    drawn = diagnostics.roc_and_pr([rows], classes, resamples=5)
     expected = prediction.point(rows, classes)
     for kind, name in (("roc", "auroc"), ("pr", "auprc")):
-        part = found[found["curve"] == kind]
+        part = drawn[drawn["curve"] == kind]
         assert np.trapezoid(part["y"], part["x"]) == pytest.approx(expected[name], abs=0.01)
 
 
 def test_bands_hold_the_curve_and_do_not_widen_where_a_patients_images_are_unrelated():
     wide, narrow = (
-        diagnostics.curves([frame(2, 240, per_patient=p)[0]], ["c0", "c1"], 300) for p in (12, 1)
+        diagnostics.roc_and_pr([frame(2, 240, per_patient=p)[0]], ["c0", "c1"], 300)
+        for p in (12, 1)
     )
-    for found in (wide, narrow):
-        middle = found[(found["x"] > 0.05) & (found["x"] < 0.95)]
+    for drawn in (wide, narrow):
+        middle = drawn[(drawn["x"] > 0.05) & (drawn["x"] < 0.95)]
         assert ((middle["low"] <= middle["y"]) & (middle["y"] <= middle["high"])).mean() > 0.97
-        assert found["low"].notna().all()
+        assert drawn["low"].notna().all()
     ratio = (wide["high"] - wide["low"]).mean() / (narrow["high"] - narrow["low"]).mean()
-    assert ratio == pytest.approx(1, abs=0.35)  # images of a patient do not depend here
+    assert ratio == pytest.approx(1, abs=0.35)  # the images of a patient are independent here
+
+
+@pytest.mark.parametrize("draw", [diagnostics.roc_and_pr, diagnostics.reliability])
+def test_copies_of_an_image_do_not_narrow_the_bands_of_their_patients(draw):
+    rows, classes = frame(3, n=60)
+    copies = [rows.assign(sample_id=rows["sample_id"] + letter) for letter in "abcdefgh"]
+    copies = pd.concat(copies, ignore_index=True)
+    single, eight = draw([rows], classes, 200), draw([copies], classes, 200)
+    columns = ["low", "high"]
+    np.testing.assert_allclose(eight[columns], single[columns], rtol=0, atol=1e-12)
+    by_image = draw([copies.assign(patient_id=copies["sample_id"])], classes, 200)
+    width, narrow = ((table["high"] - table["low"]).mean() for table in (eight, by_image))
+    assert width > 2 * narrow  # drawn as images, bands are sqrt(8) times too narrow
 
 
 def test_seeds_are_averaged_whatever_the_order_of_their_rows():
     rows, classes = frame(2)
     other = frame(2, seed=1)[0].assign(y_true=rows["y_true"])
-    both = diagnostics.curves([rows, other.sample(frac=1, random_state=0)], classes, 10)
-    each = [diagnostics.curves([f], classes, 10)["y"] for f in (rows, other)]
+    both = diagnostics.roc_and_pr([rows, other.sample(frac=1, random_state=0)], classes, 10)
+    each = [diagnostics.roc_and_pr([f], classes, 10)["y"] for f in (rows, other)]
     np.testing.assert_allclose(both["y"], sum(each) / 2)
     counts = diagnostics.confusion([rows, other], classes)["count"]
     single = [diagnostics.confusion([f], classes)["count"] for f in (rows, other)]
@@ -83,28 +96,28 @@ def test_seeds_are_averaged_whatever_the_order_of_their_rows():
 
 def test_confusion_is_that_of_scikit_learn():
     rows, classes = frame(4)
-    found = diagnostics.confusion([rows], classes)
+    confusion = diagnostics.confusion([rows], classes)
     called = [classes[i] for i in rows[[f"prob_{c}" for c in classes]].to_numpy().argmax(1)]
     expected = sk.confusion_matrix(rows["y_true"], called, labels=classes)
-    table = found.pivot(index="label", columns="called", values="count").loc[classes, classes]
+    table = confusion.pivot(index="label", columns="called", values="count").loc[classes, classes]
     np.testing.assert_array_equal(table, expected)
 
 
 def test_reliability_is_that_of_scikit_learn_bin_by_bin():
     rows, classes = frame(3, n=300)
     columns = [f"prob_{c}" for c in classes]
-    rows[columns] = 0.99 * rows[columns] + 0.0033  # none lies on the edge of a bin
-    found = diagnostics.reliability([rows], classes, 200)
+    rows[columns] = 0.99 * rows[columns] + 0.0033  # none at the edge of a bin
+    bins = diagnostics.reliability([rows], classes, 200)
     proba = rows[[f"prob_{c}" for c in classes]].to_numpy()
     right = np.array(classes)[proba.argmax(1)] == rows["y_true"]
     share, confidence = calibration_curve(right, proba.max(1), n_bins=10)
-    np.testing.assert_allclose(found["accuracy"], share)
-    np.testing.assert_allclose(found["confidence"], confidence)
-    assert found["count"].sum() == 300
-    full = found[(found["count"] > 20) & (found["accuracy"] < 1)]
+    np.testing.assert_allclose(bins["accuracy"], share)
+    np.testing.assert_allclose(bins["confidence"], confidence)
+    assert bins["count"].sum() == 300
+    full = bins[(bins["count"] > 20) & (bins["accuracy"] < 1)]
     assert len(full) >= 2
     assert ((full["low"] < full["accuracy"]) & (full["accuracy"] < full["high"])).all()
-    gap = (found["count"] * (found["accuracy"] - found["confidence"]).abs()).sum() / 300
+    gap = (bins["count"] * (bins["accuracy"] - bins["confidence"]).abs()).sum() / 300
     assert gap == pytest.approx(prediction.point(rows, classes)["ece"], abs=0.05)
 
 
@@ -116,11 +129,11 @@ def test_the_papers_interval_is_seventy_times_too_narrow():
     rows["patient_id"] = rows["sample_id"]
     rows["y_true"] = np.array(["c0", "c1"])[label]
     rows["prob_c0"], rows["prob_c1"] = 1.0 * (called == 0), 1.0 * (called == 1)
-    found = diagnostics.interval_widths(rows, ["c0", "c1"]).set_index("way")
-    width = found["ci_high"] - found["ci_low"]
+    widths = diagnostics.interval_widths(rows, ["c0", "c1"]).set_index("way")
+    width = widths["ci_high"] - widths["ci_low"]
     exact = 2 * 1.96 * np.sqrt(0.85 * 0.15 / n)
     assert width["images"] == width["patients"] == pytest.approx(exact, rel=0.05)
-    assert found.loc["means of bootstrap values", "ratio"] == pytest.approx(70.7, rel=0.12)
+    assert widths.loc["means of bootstrap values", "ratio"] == pytest.approx(70.7, rel=0.12)
     rows["patient_id"] = [f"{i // 8:03d}" for i in np.argsort(called == label, kind="stable")]
     clustered = diagnostics.interval_widths(rows, ["c0", "c1"]).set_index("way")
     assert clustered.loc["images", "ratio"] > 1.5
@@ -129,11 +142,11 @@ def test_the_papers_interval_is_seventy_times_too_narrow():
 def test_colours_are_the_joint_principal_components_of_all_places():
     rng = np.random.default_rng(0)
     maps = rng.normal(size=(3, 4, 5, 6)) * [5, 3, 2, 0.1, 0.1, 0.1]
-    found = diagnostics.principal_colours(maps)
-    assert found.shape == (3, 4, 5, 3) and found.min() == 0 and found.max() == 1
+    colours = diagnostics.principal_colours(maps)
+    assert colours.shape == (3, 4, 5, 3) and colours.min() == 0 and colours.max() == 1
     expected = PCA(3).fit_transform(maps.reshape(-1, 6))
     for i in range(3):
-        assert abs(np.corrcoef(found.reshape(-1, 3)[:, i], expected[:, i])[0, 1]) > 0.99
+        assert abs(np.corrcoef(colours.reshape(-1, 3)[:, i], expected[:, i])[0, 1]) > 0.99
     assert diagnostics.principal_colours(maps[..., :2]).shape == (3, 4, 5, 3)
 
 
@@ -142,15 +155,15 @@ def test_evidence_lies_where_the_class_is_and_adds_up_to_the_heads_logit(k):
     rng = np.random.default_rng(1)
     y = np.arange(60) % k
     maps = rng.normal(size=(60, 4, 4, 5))
-    maps[np.arange(60), 1, 2, y] += 30  # each class has a feature of its own, in one place
+    maps[np.arange(60), 1, 2, y] += 30  # one feature for each class, in one place
     embeddings = maps.mean((1, 2))
     names = np.array(["a", "b", "c"])[y]
-    found = diagnostics.class_activation(maps[:6], embeddings, names, names[:6])
-    assert all(np.unravel_index(m.argmax(), m.shape) == (1, 2) for m in found)
+    evidence = diagnostics.class_activation(maps[:6], embeddings, names, names[:6])
+    assert all(np.unravel_index(m.argmax(), m.shape) == (1, 2) for m in evidence)
     against = diagnostics.class_activation(maps[:1], embeddings, names, ["b"])
-    assert against[0, 1, 2] < 0 < found[0, 1, 2]
+    assert against[0, 1, 2] < 0 < evidence[0, 1, 2]
     scaled = (embeddings - embeddings.mean(0)) / embeddings.std(0)
     head = LogisticRegression(C=0.1, max_iter=200).fit(scaled, names)
     logits = scaled @ head.coef_.T
     own = logits[:6, 0] * np.where(y[:6] == 1, 1, -1) if k == 2 else logits[range(6), y[:6]]
-    np.testing.assert_allclose(found.mean((1, 2)), own, rtol=1e-6)
+    np.testing.assert_allclose(evidence.mean((1, 2)), own, rtol=1e-6)

@@ -1,0 +1,54 @@
+"""Complete runs with made-up predictions, written without medlib's own writer."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from medlib import files
+
+CLASSES = {"mri": ["low", "high"], "skin": ["nv", "mel", "bcc"]}
+BACKBONES = {"dinov2_small": "dinov2", "resnet50-imagenet": "imagenet"}
+
+
+def predictions(task, seed, n_patients=15):
+    """Two samples a patient, numbers as ids, every class present."""
+    classes, rng = CLASSES[task], np.random.default_rng(seed)
+    patient = np.repeat(np.arange(n_patients), 2)
+    y = patient % len(classes)
+    proba = rng.dirichlet(np.ones(len(classes)), size=len(y)) * 0.7 + 0.3 * np.eye(len(classes))[y]
+    frame = pd.DataFrame({"sample_id": [f"{i:03d}" for i in range(len(y))]})
+    frame["patient_id"] = [f"{p:03d}" for p in patient]
+    frame["split"], frame["y_true"] = "test", [classes[label] for label in y]
+    frame[[f"prob_{name}" for name in classes]] = proba
+    return frame
+
+
+def write(folder, coordinates, frame, **record):
+    """The files of a run from which the statistics are made."""
+    files.save_csv(folder / "predictions.csv", frame)
+    sha256 = hashlib.sha256((folder / "predictions.csv").read_bytes()).hexdigest()
+    record = {"coordinates": coordinates, "predictions_sha256": sha256, "how": {}} | record
+    files.save_json(folder / "run.json", {"hardware": {"gpu": None}} | record)
+
+
+def save(results, frame, task="mri", backbone="dinov2_small", seed=0, **given):
+    """A run of a frozen backbone unless ``given`` says otherwise; returns its folder."""
+    coordinates = {"task": task, "backbone": backbone, "pretraining": BACKBONES[backbone]}
+    coordinates |= {"regime": "frozen", "head": "linear", "label_fraction": 1.0, "seed": seed}
+    record = {name: value for name, value in given.items() if name not in coordinates}
+    coordinates |= {name: value for name, value in given.items() if name in coordinates}
+    arm = "-".join(str(coordinates[name]) for name in ("regime", "head", "label_fraction"))
+    folder = results / "runs" / task / backbone / arm / f"seed{seed}"
+    write(folder, coordinates, frame, **record)
+    return folder
+
+
+def runs_below(results):
+    return sorted(path.parent for path in results.glob("runs/*/*/*/*/run.json"))
+
+
+def kept_below(results):
+    """Where rows are kept: the function that ``summaries.summarise`` takes."""
+    return lambda task, backbone: Path(results) / "kept" / f"{task}, {backbone}.json"

@@ -1,0 +1,25 @@
+import pytest
+from made_runs import BACKBONES, CLASSES, predictions, save
+
+from medlib.stats import summaries
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A results folder with 2 tasks × 2 backbones × 2 seeds, and the predictions of each run."""
+    runs = {}
+    for task in CLASSES:
+        for number, backbone in enumerate(BACKBONES):
+            for seed in (0, 1):
+                frame = predictions(task, seed=10 * number + seed)
+                runs[task, backbone, seed] = frame
+                save(tmp_path, frame, task, backbone, seed)
+    return tmp_path, runs
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The cells whose rows were made, rather than read."""
+    calls, make = [], summaries._summarise_cell
+    monkeypatch.setattr(summaries, "_summarise_cell", lambda *a: calls.append(a) or make(*a))
+    return calls

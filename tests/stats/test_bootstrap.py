@@ -1,0 +1,351 @@
+"""medlib.stats.bootstrap: a bootstrap that draws patients, and other kinds of intervals."""
+
+import itertools
+import sys
+import tracemalloc
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+from scored import by_sklearn, case, clustered, frame, mixed, names
+from sklearn import metrics as sk
+
+from medlib.core import metrics
+from medlib.stats import bootstrap
+
+
+def test_the_interval_of_independent_samples_is_that_of_scipy():
+    y, proba = case(2, n=120, seed=8)
+    proba = 0.5 * proba + 0.5 * case(2, n=120, seed=9)[1]  # less than perfect
+    values = bootstrap.bootstrap(frame(y, proba), names(2), resamples=4000, seed=1)
+
+    def accuracy(true, score, axis=-1):
+        return np.mean((score > 0.5) == true, axis=axis)
+
+    def area(true, score, axis=-1):
+        # The share of pairs in order, ties counting half.
+        over = np.sign(score[..., :, None] - score[..., None, :]) / 2 + 0.5
+        pairs = true[..., :, None] * (1 - true[..., None, :])
+        return (over * pairs).sum((-2, -1)) / pairs.sum((-2, -1))
+
+    for name, statistic in (("accuracy", accuracy), ("auroc", area)):
+        how = {"paired": True, "vectorized": True, "n_resamples": 4000, "batch": 200}
+        how |= {"method": "percentile", "rng": np.random.default_rng(2)}
+        expected = scipy.stats.bootstrap((y, proba[:, 1]), statistic, **how)
+        low, high = bootstrap.interval(values[name])
+        # The Monte-Carlo error of a 2.5 % quantile of 4000 normal draws is 0.042 sd, of the
+        # difference of two 0.06 sd; values of accuracy are steps of 1/120.
+        tolerance = 4 * 0.06 * expected.standard_error + (name == "accuracy") / 120
+        assert low == pytest.approx(expected.confidence_interval.low, rel=0, abs=tolerance)
+        assert high == pytest.approx(expected.confidence_interval.high, rel=0, abs=tolerance)
+        assert values[name].std(ddof=1) == pytest.approx(expected.standard_error, rel=0.08)
+
+
+def test_only_the_metrics_that_are_asked_for_are_resampled_and_others_are_refused():
+    rows = frame(*case(3, n=50, seed=2))
+    for asked in (["auprc", "accuracy"], ["auroc"], ["f1_weighted"]):
+        assert list(bootstrap.bootstrap(rows, names(3), 5, names=asked)) == asked
+        assert list(bootstrap.bootstrap(rows, names(3), 5, names=asked, paired=False)) == asked
+    with pytest.raises(ValueError, match="'aurok'.*auroc"):
+        bootstrap.bootstrap(rows, names(3), 5, names=["aurok"], paired=False)
+
+
+def test_the_patient_bootstrap_is_that_of_drawing_patients_and_joining_their_rows():
+    y, proba = case(3, n=23, seed=11)
+    # Patients have one to five images, in rows that are not neighbours.
+    patients = np.array([f"p{i}" for i in "30441222566666013504213"])
+    values = bootstrap.bootstrap(frame(y, proba, patients), names(3), resamples=40, seed=5)
+    unique = sorted(set(patients))
+    draws = np.random.default_rng(5).integers(len(unique), size=(40, len(unique)))
+    compared = 0
+    for b, draw in enumerate(draws):
+        rows = np.concatenate([np.flatnonzero(patients == unique[p]) for p in draw])
+        if len(set(y[rows])) < 3:
+            assert np.isnan(values["auroc"][b])
+            continue
+        compared += 1
+        for name, expected in by_sklearn(y[rows], proba[rows]).items():
+            assert values[name][b] == pytest.approx(expected, rel=0, abs=1e-12), name
+    assert compared > 30
+    assert set(values) == set(metrics.applicable(3))
+
+
+@pytest.mark.parametrize("k", [2, 5])
+def test_areas_of_resamples_are_those_of_scikit_learn_with_the_drawn_counts_as_weights(k):
+    y, proba, patients = mixed(18, k, seed=1)
+    values = bootstrap.bootstrap(frame(y, proba, patients), names(k), resamples=60, seed=7)
+    unique, owner = np.unique(patients, return_inverse=True)
+    draws = np.random.default_rng(7).integers(len(unique), size=(60, len(unique)))
+    missing = 0
+    for b, draw in enumerate(draws):
+        weights = np.bincount(draw, minlength=len(unique))[owner]
+        if len(set(y[weights > 0])) < k:
+            missing += 1
+            assert np.isnan(values["auroc"][b])
+            continue
+        expected = by_sklearn(y, proba, weights)
+        for name in set(metrics.RANKS) & set(expected):
+            assert values[name][b] == pytest.approx(expected[name], rel=0, abs=1e-12), name
+    assert missing < 30 and (k == 2 or missing)
+
+
+def test_confusion_matrices_of_single_images_are_multinomial():
+    # Four images, one in each cell but the last: every matrix that can be drawn, and how often.
+    y, proba = np.array([0, 0, 1, 1]), np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.6, 0.4]])
+    rng = np.random.default_rng(0)
+    drawn = bootstrap._draw_confusion(y, proba, np.arange(4), 20_000, rng, 2)
+    outcomes = [c for c in itertools.product(range(5), repeat=3) if sum(c) == 4]
+    observed = [(drawn.reshape(-1, 4)[:, :3] == outcome).all(1).sum() for outcome in outcomes]
+    expected = scipy.stats.multinomial(4, [1 / 4, 1 / 4, 1 / 2]).pmf(outcomes) * 20_000
+    assert sum(observed) == 20_000
+    assert scipy.stats.chisquare(observed, expected).pvalue > 1e-3
+
+
+def test_accuracy_of_single_images_is_binomial_when_draws_need_not_be_paired():
+    y, proba = case(7, n=60, seed=5)
+    proba = 0.4 * proba + 0.6 * case(7, n=60, seed=9)[1]  # less than perfect
+    right = int((proba.argmax(1) == y).sum())
+    accuracy = bootstrap.bootstrap(frame(y, proba), names(7), 20_000, seed=3, paired=False)[
+        "accuracy"
+    ]
+    hits = np.round(accuracy * 60).astype(int)
+    np.testing.assert_allclose(accuracy, hits / 60, rtol=0, atol=1e-12)
+    exact = scipy.stats.binom(60, right / 60)
+    low, high = exact.ppf([0.005, 0.995]).astype(int)
+    middle = np.arange(low, high + 1)  # each expected dozens of times, and so are both tails
+    observed = np.bincount(np.clip(hits, low - 1, high + 1), minlength=high + 2)[low - 1 :]
+    expected = 20_000 * np.array([exact.cdf(low - 1), *exact.pmf(middle), exact.sf(high)])
+    assert min(expected) > 10
+    assert scipy.stats.chisquare(observed, expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_draws_that_need_not_be_paired_have_the_distribution_of_those_that_are(k):
+    y, proba, patients = mixed(40, k, seed=2)
+    right = pd.Series(proba.argmax(1) == y).groupby(patients)
+    assert right.nunique().max() == 2, "no patient is right in one image and wrong in another"
+    rows, n = frame(y, proba, patients), 20_000
+    apart = bootstrap.bootstrap(rows, names(k), n, seed=1, paired=False)
+    together = bootstrap.bootstrap(rows, names(k), n, seed=2)
+    by_image = bootstrap.bootstrap(rows.assign(patient_id=rows["sample_id"]), names(k), n)
+    assert by_image["accuracy"].std() < 0.9 * together["accuracy"].std(), "the case shows nothing"
+    for name in metrics.applicable(k):
+        a, b = apart[name][np.isfinite(apart[name])], together[name][np.isfinite(together[name])]
+        assert abs(a.mean() - b.mean()) < 4 * b.std() * np.sqrt(2 / n), name
+        assert a.std() == pytest.approx(b.std(), rel=4 / np.sqrt(n)), name
+        # The rank of a quantile has the error of a share, sqrt(q (1 - q) / n), in both samples.
+        for q in (0.025, 0.5, 0.975):
+            error = 4 * np.sqrt(2 * q * (1 - q) / n)
+            assert np.quantile(b, max(0, q - error)) <= np.quantile(a, q), name
+            assert np.quantile(a, q) <= np.quantile(b, min(1, q + error)), name
+
+
+def test_draws_that_need_not_be_paired_are_the_same_for_the_same_seed_in_any_order():
+    y, proba, patients = mixed(30, 3)
+    rows = frame(y, proba, patients)
+    first = bootstrap.bootstrap(rows, names(3), 50, seed=4, paired=False)
+    again = bootstrap.bootstrap(rows.sample(frac=1, random_state=0), names(3), 50, 4, paired=False)
+    other = bootstrap.bootstrap(rows, names(3), 50, seed=5, paired=False)
+    for name in first:
+        np.testing.assert_allclose(first[name], again[name], rtol=0, atol=1e-12)
+        assert not np.allclose(first[name], other[name], equal_nan=True), name
+
+
+def test_frames_with_the_same_patients_in_another_order_get_the_same_draws():
+    rows = clustered(12, 3)
+    mixed = rows.sample(frac=1, random_state=0)
+    assert mixed["patient_id"].tolist() != rows["patient_id"].tolist()
+    first = bootstrap.bootstrap(rows, names(2), resamples=50, seed=3)
+    second = bootstrap.bootstrap(mixed, names(2), resamples=50, seed=3)
+    other = bootstrap.bootstrap(rows, names(2), resamples=50, seed=4)
+    for name in first:
+        np.testing.assert_allclose(first[name], second[name], rtol=0, atol=1e-12)
+    assert not np.allclose(first["accuracy"], other["accuracy"])
+
+
+def test_copies_of_an_image_do_not_narrow_the_interval_of_their_patients():
+    rows = clustered(60, 8)
+    by_patient = bootstrap.interval(bootstrap.bootstrap(rows, names(2), 4000)["accuracy"])
+    alone = rows.assign(patient_id=rows["sample_id"])
+    by_image = bootstrap.interval(bootstrap.bootstrap(alone, names(2), 4000)["accuracy"])
+    single = rows.drop_duplicates("patient_id")
+    by_single = bootstrap.interval(bootstrap.bootstrap(single, names(2), 4000)["accuracy"])
+    # Eight copies carry the information of one image. Drawn as images, the interval is sqrt(8)
+    # times too narrow.
+    assert np.ptp(by_patient) == pytest.approx(np.ptp(by_single), rel=1e-12)
+    assert np.ptp(by_patient) / np.ptp(by_image) == pytest.approx(np.sqrt(8), rel=0.15)
+
+
+def test_the_size_of_a_chunk_does_not_change_a_draw(monkeypatch):
+    rows = clustered(7, 3)  # an odd number: random numbers are made in pairs
+    whole = bootstrap.bootstrap(rows, names(2), resamples=31, seed=2)
+    assert len(whole["auroc"]) == 31
+    for rows_at_once in (1, 4, 30):
+        monkeypatch.setattr(bootstrap, "CHUNK", rows_at_once * len(rows))
+        parts = bootstrap.bootstrap(rows, names(2), resamples=31, seed=2)
+        for name in whole:  # matrix products of another shape round differently
+            tolerance = 1e-14 if name in metrics.LOSSES else 0
+            np.testing.assert_allclose(parts[name], whole[name], rtol=0, atol=tolerance)
+    monkeypatch.setattr(bootstrap, "CHUNK", 1)  # less than one resample: still one at a time
+    parts = bootstrap.bootstrap(rows, names(2), resamples=31, seed=2)
+    np.testing.assert_array_equal(parts["accuracy"], whole["accuracy"])
+
+
+@pytest.mark.parametrize(("paired", "chunk"), [(True, 8), (False, 4000)])
+def test_the_number_of_threads_does_not_change_a_bit(monkeypatch, paired, chunk):
+    monkeypatch.setattr(
+        bootstrap, "CHUNK", chunk
+    )  # few resamples at a time: threads overtake each other
+    rows = frame(*mixed(50, 4))
+    alone = bootstrap.bootstrap(rows, names(4), 600, seed=9, paired=paired, threads=1)
+    patience = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        several = bootstrap.bootstrap(rows, names(4), 600, seed=9, paired=paired, threads=5)
+    finally:
+        sys.setswitchinterval(patience)
+    for name in alone:
+        np.testing.assert_array_equal(several[name], alone[name])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_memory_stays_below_the_stated_bound(threads):
+    n, resamples = 20_000, 400
+    rng = np.random.default_rng(0)
+    y, score = (rng.random(n) < 0.99).astype(int), rng.random(n)  # most arrays are of positives
+    rows = frame(y, np.stack([1 - score, score], axis=1))
+    tracemalloc.start()
+    bootstrap.bootstrap(rows, names(2), resamples=resamples, threads=threads)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    sorted_samples = 20 * 8 * n  # scores, labels and orders: some twenty arrays (n,)
+    bound = 100 * bootstrap.CHUNK * threads + sorted_samples
+    assert peak < bound
+    assert bound < 8 * resamples * n / 2, "all weights at once would almost fit as well"
+
+
+def test_an_interval_holds_the_middle_of_the_values():
+    values = np.arange(1001) / 1000
+    assert bootstrap.interval(values) == pytest.approx((0.025, 0.975), abs=1e-12)
+
+
+def test_an_interval_leaves_undefined_values_out_and_is_undefined_without_any_other():
+    values = np.arange(1001) / 1000
+    holes = np.concatenate([[np.nan] * 500, values, [np.nan] * 7])
+    assert bootstrap.interval(holes) == pytest.approx((0.025, 0.975), abs=1e-12)
+    assert np.isnan(bootstrap.interval(np.full(9, np.nan))).all()
+    assert np.isnan(bootstrap.interval(np.array([]))).all()
+
+
+# --------------------------------------------------------------------- other kinds of interval
+
+
+def test_leaving_a_patient_out_is_leaving_out_their_rows(monkeypatch):
+    monkeypatch.setattr(bootstrap, "CHUNK", 200)  # several parts
+    y, proba, patients = mixed(14, 3, seed=3)
+    rows = frame(y, proba, patients)
+    without = bootstrap.jackknife(rows, names(3))
+    for number, patient in enumerate(sorted(set(patients))):
+        kept = patients != patient
+        for name, expected in by_sklearn(y[kept], proba[kept]).items():
+            assert without[name][number] == pytest.approx(expected, rel=0, abs=1e-12), name
+    assert without["auroc"].shape == (14,)
+
+
+def test_the_bca_interval_is_that_of_scipy_from_the_same_resamples():
+    sample = np.random.default_rng(0).exponential(size=40) ** 2  # skewed
+    expected = scipy.stats.bootstrap(
+        (sample,), np.mean, n_resamples=3000, method="BCa", rng=np.random.default_rng(1)
+    )
+    values = expected.bootstrap_distribution
+    left_out = (sample.sum() - sample) / (len(sample) - 1)
+    low, high = bootstrap.bca_interval(values, sample.mean(), left_out)
+    assert (low, high) == pytest.approx(tuple(expected.confidence_interval), rel=0, abs=1e-12)
+    plain = bootstrap.interval(values)
+    assert low > plain[0] + 0.05 and high > plain[1] + 0.05, "the case shows no correction"
+    holes = np.append(values, [np.nan] * 5), sample.mean(), np.append(left_out, np.nan)
+    assert bootstrap.bca_interval(*holes) == (low, high)
+
+
+def test_there_is_no_bca_interval_where_all_values_lie_on_one_side():
+    assert np.isnan(bootstrap.bca_interval(np.array([0.8, 0.9]), 1.0, np.array([1.0, 1.0]))).all()
+    assert np.isnan(bootstrap.bca_interval(np.array([]), 1.0, np.array([1.0]))).all()
+    assert bootstrap.bca_interval(np.ones(9), 1.0, np.ones(4)) == (1.0, 1.0)  # a perfect score
+
+
+def kernel(score, y):
+    """ψ of DeLong et al. for every pair (positive, negative): 1, 1/2 or 0."""
+    apart = score[y == 1][:, None] - score[y == 0]
+    return (apart > 0) + 0.5 * (apart == 0)
+
+
+def test_delong_is_the_covariance_of_structural_components():
+    y, first = case(2, n=50, seed=1)
+    second = 0.5 * first + 0.5 * case(2, n=50, seed=2)[1]
+    scores = np.stack([first[:, 1], second[:, 1]])
+    areas, covariance = bootstrap.delong(y, scores, np.arange(50))
+    pairs = np.stack([kernel(score, y) for score in scores])
+    ups, downs = pairs.mean(2), pairs.mean(1)
+    expected = np.cov(ups) / y.sum() + np.cov(downs) / (1 - y).sum()
+    assert areas == pytest.approx([sk.roc_auc_score(y, score) for score in scores], abs=1e-12)
+    np.testing.assert_allclose(covariance, expected, rtol=0, atol=1e-15)
+    assert covariance[0, 1] > 0
+
+
+def test_delong_of_patients_with_several_images_is_obuchowskis():
+    y, proba, patients = mixed(25, 2, seed=4)
+    y[::5] = 1 - y[::5]  # patients with images of both classes
+    score = proba[:, 1]
+    (area,), ((variance,),) = bootstrap.delong(y, score[None], patients)
+    pairs = kernel(score, y)
+    up, down = pairs.mean(1), pairs.mean(0)
+    m, n, ids = y.sum(), (1 - y).sum(), sorted(set(patients))
+    ups = np.array([(up[patients[y == 1] == p] - area).sum() for p in ids])
+    downs = np.array([(down[patients[y == 0] == p] - area).sum() for p in ids])
+    i10, i01, i = len(set(patients[y == 1])), len(set(patients[y == 0])), len(ids)
+    assert i10 + i01 > i
+    s10 = i10 / ((i10 - 1) * m) * (ups**2).sum()
+    s01 = i01 / ((i01 - 1) * n) * (downs**2).sum()
+    s11 = i / (i - 1) * (ups * downs).sum()
+    assert variance == pytest.approx(s10 / m + s01 / n + 2 * s11 / (m * n), rel=1e-12)
+
+
+def test_delong_agrees_with_the_bootstrap_over_patients():
+    rng = np.random.default_rng(0)
+    label, patients = np.arange(300) % 2, np.repeat(np.arange(300), rng.integers(1, 5, 300))
+    y = label[patients]
+    score = (0.8 * label + rng.normal(size=300))[patients] + 0.3 * rng.normal(size=len(y))
+    score = scipy.special.expit(score)
+    proba = np.stack([1 - score, score], axis=1)
+    areas, covariance = bootstrap.delong(y, proba[None, :, 1], patients)
+    draws = bootstrap.bootstrap(frame(y, proba, patients), names(2), 4000, names=["auroc"])
+    assert np.sqrt(covariance[0, 0]) == pytest.approx(draws["auroc"].std(), rel=0.05)
+    by_image = bootstrap.delong(y, proba[None, :, 1], np.arange(len(y)))[1]
+    assert by_image[0, 0] < 0.6 * covariance[0, 0], "the case shows no clustering"
+
+
+@pytest.mark.parametrize("y", [[1, 1, 1, 1], [0, 1, 1, 1]])
+def test_delong_is_undefined_without_two_patients_of_each_class(y):
+    result = bootstrap.delong(np.array(y), np.random.default_rng(0).random((2, 4)), np.arange(4))
+    assert np.isnan(result[0]).all() and np.isnan(result[1]).all()
+
+
+def test_intervals_over_patients_cover_the_truth_and_those_over_images_do_not():
+    """Patients with one to six images that share an effect; the true AUROC is known."""
+    n, effect, noise, shift, repeats = 160, 1.0, 0.5, 1.2, 600
+    truth = scipy.stats.norm.cdf(shift / np.sqrt(2 * (effect**2 + noise**2)))
+    rng, covered = np.random.default_rng(5), {"patient": 0, "image": 0}
+    for _ in range(repeats):
+        label = np.arange(n) % 2
+        owner = np.repeat(np.arange(n), rng.integers(1, 7, n))
+        own = shift * label + effect * rng.normal(size=n)
+        score = scipy.special.expit(own[owner] + noise * rng.normal(size=len(owner)))
+        proba = np.stack([1 - score, score], axis=1)
+        for kind, patients in (("patient", owner), ("image", np.arange(len(owner)))):
+            rows = frame(label[owner], proba, patients)
+            draws = bootstrap.bootstrap(rows, names(2), 400, names=["auroc"], threads=1)
+            low, high = bootstrap.interval(draws["auroc"])
+            covered[kind] += low <= truth <= high
+    assert 0.93 <= covered["patient"] / repeats <= 0.97, covered
+    assert covered["image"] / repeats < 0.85, covered
