@@ -14,7 +14,6 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -120,7 +119,7 @@ def thumbnails(
 
 def pack_hash(rows: pd.DataFrame, size: int, interpolation: str, settings: Volumes | None) -> str:
     """What a pack depends on: the manifest's rows and how they are drawn."""
-    how = None if settings is None else asdict(settings)
+    how = None if settings is None else settings.model_dump()
     return files.content_hash(rows, [VERSION, size, interpolation, how])
 
 
@@ -197,7 +196,7 @@ def _write_packs(rows, data, wanted, settings, workers) -> None:
                 "hash": digest,
                 "size": size,
                 "interpolation": interpolation,
-                "volumes": None if settings is None else asdict(settings),
+                "volumes": None if settings is None else settings.model_dump(),
                 "mask_at_test_time": settings is not None and settings.needs_mask,
             }
             files.save_json(temporary / "meta.json", meta)

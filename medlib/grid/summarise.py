@@ -11,7 +11,7 @@ from pathlib import Path
 
 from medlib.core import settings
 from medlib.data import cards
-from medlib.grid import gridfile, jobs, records
+from medlib.grid import address, gridfile, jobs, records
 from medlib.stats.summaries import KEPT, summarise
 
 
@@ -30,10 +30,11 @@ def main() -> int:
             grid = gridfile.read(options.grid_file)
             done = records.done(grid | {"tasks": [task]}, options.results)
             shares = [gridfile.label_fraction(grid, task, r) for r in settings.TRAINED if grid[r]]
+            card = cards.used(address.manifest_path(options.results, task))
             summarise(
                 [folder for folder in done if folder.is_relative_to(kept.parent)],
                 **grid["collect"], threads=1, trained=[(task, share) for share in shares],
-                ordered=[task] if cards.used(options.results, task).ordered else [],
+                ordered=[task] if card.ordered else [],
             )  # fmt: skip
         except (ValueError, OSError, MemoryError) as error:
             raise jobs.ExecutionError(str(error), kind=type(error).__name__) from error

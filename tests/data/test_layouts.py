@@ -1,7 +1,5 @@
 """Layouts: folders as they are distributed become rows; what gives none has a name and a reason."""
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -1184,8 +1182,8 @@ def test_a_table_in_another_encoding_is_refused_by_name(tmp_path):
 
 
 def mnist(flag="breastmnist", classes=("malignant", "normal, benign"), **options):
-    task = card("medmnist", "", layout_options={"flag": flag} | options)
-    return dataclasses.replace(task, classes=classes)
+    task = card("medmnist", "a b", layout_options={"flag": flag} | options)
+    return task.model_copy(update={"classes": classes})
 
 
 def write_npz(path, size=28, **changes):

@@ -157,16 +157,19 @@ def test_all_mistakes_of_a_card_are_listed_at_once(tmp_path):
     with pytest.raises(ManifestError) as caught:
         cards.read("toy", tmp_path)
     message = str(caught.value)
-    for part in ("toy.yaml", "title is missing", "licence is missing", "['a', 2]", "'oficial'",
-                 "3 or more", "'volume'", "Did you mean 'volumes'?"):  # fmt: skip
-        assert part in message
+    said = ["toy.yaml", "title is missing", "licence is missing", "classes[1] is 2, not a text"]
+    said += ["'oficial'. Did you mean 'official'?", "folds is 2, not 3 or more"]
+    said += ["'volume'. Did you mean 'volumes'?"]
+    assert all(part in message for part in said)
 
 
 def test_classes_that_yaml_reads_as_booleans_are_refused(tmp_path):
     write_card(tmp_path)
     text = (tmp_path / "toy.yaml").read_text().replace("- a\n- b", "- yes\n- no")
     (tmp_path / "toy.yaml").write_text(text)
-    with pytest.raises(ManifestError, match=r"classes must be a list of texts, not \[True, False"):
+    with pytest.raises(
+        ManifestError, match=r"classes\[0\] is True, not a text .*\n.*classes\[1\] is False"
+    ):
         cards.read("toy", tmp_path)
 
 
@@ -223,10 +226,31 @@ def test_all_wrong_settings_of_volumes_are_listed(tmp_path):
     write_card(tmp_path, volumes=wrong)
     with pytest.raises(ManifestError) as caught:
         cards.read("toy", tmp_path)
-    for part in ("'slice'. Did you mean 'slices'?", "'centre'. Did you mean 'central'?",
-                 "percentiles is [99, 1]", "crop_margin is -1", "neighbours is 'yes'",
-                 "slices is 0"):  # fmt: skip
-        assert part in str(caught.value)
+    said = ["'slice'. Did you mean 'slices'?", "'centre'. Did you mean 'central'?"]
+    said += ["percentiles is [99, 1]", "crop_margin is -1", "neighbours is 'yes'", "slices is 0"]
+    assert all(part in str(caught.value) for part in said)
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("folds", "3", "folds is '3', not a whole number"),
+        ("folds", True, "folds is True, not a whole number"),
+        ("folds", 3.0, "folds is 3.0, not a whole number"),
+        ("ordered", 1, "ordered is 1, not true or false"),
+        ("title", 7, "title is 7, not a text"),
+        ("layout_options", [1], "layout_options is [1], not a mapping"),
+        ("known_duplicates", [["x"]], "known_duplicates[0] is ['x'], not 2 or more entries"),
+        ("volumes", 3, "volumes is 3, not a mapping"),
+        ("volumes", {"slices": "3"}, "volumes.slices is '3', not a whole number"),
+        ("volumes", {"crop_margin": True}, "volumes.crop_margin is True, not a number"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_and_never_converted(tmp_path, field, value, message):
+    write_card(tmp_path, **{field: value})
+    with pytest.raises(ManifestError) as caught:
+        cards.read("toy", tmp_path)
+    assert message in str(caught.value)
 
 
 def test_a_cards_settings_can_be_others_for_one_run():
@@ -247,9 +271,9 @@ def test_the_card_that_was_used_is_read_back_as_it_was(tmp_path):
     )  # fmt: skip
     path = tmp_path / "manifests" / "toy.csv"
     manifest.write(folded(), pd.DataFrame(columns=["name", "reason"]), path, card)
-    assert cards.used(tmp_path, "toy") == card
+    assert cards.used(path) == card
     with pytest.raises(ManifestError, match="run notebook 01_prepare_data with task='other' first"):
-        cards.used(tmp_path, "other")
+        cards.used(path.with_name("other.csv"))
 
 
 def test_a_manifest_that_is_not_sound_is_not_written(tmp_path):
@@ -715,6 +739,5 @@ def test_an_official_split_that_comes_without_validation_gets_a_fifth_of_its_tra
             "split": ["train"] * 30 + ["test"] * 10,
         }
     )
-    card = cards.Card("t", "t", "m", ("a", "b"), "l", "c", "s")
-    split = manifest.assign_splits(rows, card)["split"].value_counts()
+    split = manifest.assign_splits(rows, toy())["split"].value_counts()
     assert dict(split) == {"train": 24, "val": 6, "test": 10}
