@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ from medlib.errors import ManifestError, listed
 from medlib.files import file_sha256, save_csv, save_text
 
 REQUIRED = ("sample_id", "patient_id", "path", "label")
-BESIDE = ("mask", "grid")  # columns that name further files of a sample
+BESIDE = ("mask", "reference")  # columns that name further files of a sample
 KNOWN = ("age", "sex", "site")  # columns of what is known of a patient: possible confounders
 
 
@@ -110,7 +111,7 @@ def validate(
     elif data is not None and not Path(data).is_dir():
         problems = [f"the data folder {data} does not exist"]
     else:
-        problems, facts = [], _facts(rows, None if data is None else Path(data))
+        problems, facts = [], _facts(rows, data)
         try:
             _schema(rows, card).validate(facts, lazy=True)
         except pandera.errors.SchemaErrors as error:
@@ -122,14 +123,14 @@ def validate(
         )
 
 
-def _facts(rows: pd.DataFrame, data: Path | None) -> pd.DataFrame:
+def _facts(rows: pd.DataFrame, data: Path | str | None) -> pd.DataFrame:
     """``rows`` with what has to be known of other rows, and of files, to judge each of them."""
     side = split_column(rows)
     rows = rows.reset_index(drop=True)
     hashes = rows["sha256"].fillna("") if "sha256" in rows else pd.Series("", rows.index)
     own = hashes.where(hashes != "", rows.index.astype(str))  # no hash: an image of its own
     twins = rows["sample_id"].groupby(own)
-
+    named = rows.fillna("").to_dict("records")
     return rows.assign(
         sha256=hashes,
         row_number=rows.index + 2,  # as a spreadsheet counts, below the header
@@ -137,7 +138,7 @@ def _facts(rows: pd.DataFrame, data: Path | None) -> pd.DataFrame:
         patient_sides=sides(rows[side], rows["patient_id"]),
         image_sides=sides(rows[side], own),
         image_samples=own.map({k: ", ".join(v) for k, v in twins.agg(list).items()}),
-        file_problem="" if data is None else _file_problems(rows, data),
+        file_problem=[read_files(row, data)[-1] if data else "" for row in named],
     )
 
 
@@ -263,10 +264,14 @@ def sample_sha256(data: Path | str, path: str) -> str:
     """The sha256 of a sample's file; within an ``.npz``, of that file's hash and the rest."""
     file = sample_file(path)
     stat = (Path(data) / file).stat()
-    digest = _file_sha256(Path(data) / file, stat.st_mtime_ns, stat.st_size)
+    with _HASHING:
+        digest = _file_sha256(Path(data) / file, stat.st_mtime_ns, stat.st_size)
     if file == path:
         return digest
     return hashlib.sha256(f"{digest}{path[len(file) :]}".encode()).hexdigest()
+
+
+_HASHING = Lock()  # threads ask for the hash of the same .npz at the same time
 
 
 @lru_cache(maxsize=16)
@@ -274,21 +279,31 @@ def _file_sha256(path: Path, mtime_ns: int, size: int) -> str:
     return file_sha256(path)
 
 
-def _file_problems(rows: pd.DataFrame, data: Path) -> list[str]:
-    """For each row, what keeps its files from being read, or says that they changed; or nothing."""
-    problems = [""] * len(rows)
-    for column in ("path", *(c for c in BESIDE if c in rows)):
-        digests = rows.get(_hash_column(column), pd.Series("", rows.index)).fillna("")
-        files = zip(rows["sample_id"], rows[column], digests, strict=True)
-        for number, (sample, path, digest) in enumerate(files):
-            if problems[number] or not path:
-                continue
-            problem = file_problem(data, path)
-            if not problem and digest and (found := sample_sha256(data, path)) != digest.lower():
-                problem = f"has changed: sha256 {found[:12]}…, manifest says {digest[:12]}…"
-            what = f"{path} ({sample})" if column == "path" else f"its {column} {path}"
-            problems[number] = problem and f"{what} {problem}"
-    return problems
+def read_files(row: dict, data: Path | str) -> tuple[dict[Path, bytes], dict[str, str], str]:
+    """Read each file that a row names once: that of its ``path``, and those of ``BESIDE``.
+
+    Returns the contents by file (but of no ``.npz``, which holds many samples), the hashes by
+    column (``sha256``, ``mask_sha256``, …; "" where no file is named), and a problem in words, or
+    "": a file that cannot be read, or that differs from the hash in the row.
+    """
+    contents, hashes = {}, {}
+    for column in ("path", *(c for c in BESIDE if c in row)):
+        path, hashed, digest = row[column], _hash_column(column), ""
+        if path:
+            what = f"{path} ({row['sample_id']})" if column == "path" else f"its {column} {path}"
+            if problem := file_problem(data, path):
+                return contents, hashes, f"{what} {problem}"
+            file = Path(data) / path
+            if sample_file(path) != path:
+                digest = sample_sha256(data, path)
+            else:
+                contents[file] = contents[file] if file in contents else file.read_bytes()
+                digest = hashlib.sha256(contents[file]).hexdigest()
+            if (known := row.get(hashed, "").lower()) and known != digest:
+                changed = f"sha256 {digest[:12]}…, manifest says {known[:12]}…"
+                return contents, hashes, f"{what} has changed: {changed}"
+        hashes[hashed] = digest
+    return contents, hashes, ""
 
 
 def _hash_column(column: str) -> str:
@@ -312,23 +327,6 @@ def file_problem(data: Path | str, path: str) -> str:
             "data folder that holds both"
         )
     return "" if file.stat().st_size else "is empty (0 bytes): get it again"
-
-
-def with_hashes(rows: pd.DataFrame, data: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows whose files can be read, with each file's sha256; and the others, with reasons.
-
-    Returns (rows, problems); problems has the columns name and reason. A file that differs from
-    the sha256 that its row has is a problem. Files that a row names beside its own (``mask``,
-    ``grid``) get a hash of their own.
-    """
-    data, rows = Path(data), rows.reset_index(drop=True)
-    reasons = pd.Series(_file_problems(rows, data), rows.index, dtype=object)
-    good = rows[reasons == ""].reset_index(drop=True)
-    for column in ("path", *(c for c in BESIDE if c in rows)):
-        hashes = [sample_sha256(data, path) if path else "" for path in good[column]]
-        good[_hash_column(column)] = hashes
-    bad = pd.DataFrame({"name": rows["sample_id"], "reason": reasons})[reasons != ""]
-    return good, bad.reset_index(drop=True)
 
 
 def classes(rows: pd.DataFrame, card: Card) -> list[str]:

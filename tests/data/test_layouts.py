@@ -72,15 +72,15 @@ def test_the_first_folder_of_the_card_that_is_there_is_read(tmp_path):
 
 
 def test_every_wrong_option_is_listed_with_the_ones_there_are(tmp_path):
-    options = {"modalitie": "t1", "require": "t1", "grid": 3}
+    options = {"modalitie": "t1", "require": "t1", "reference": 3}
     with pytest.raises(ManifestError) as caught:
         reader.read(card("ucsf_pdgm", "a b", layout_options=options), tmp_path)
     message = str(caught.value)
     assert "data_manifests/toy.yaml (layout ucsf_pdgm)" in message
     assert "Unknown option 'modalitie'. Did you mean 'modality'?" in message
-    assert "The option 'modality' is missing. There are: modality, require, grid." in message
+    assert "The option 'modality' is missing. There are: modality, require, reference." in message
     assert "The option 'require' is 't1', not of type list." in message
-    assert "The option 'grid' is 3, not of type str." in message
+    assert "The option 'reference' is 3, not of type str." in message
     with pytest.raises(ManifestError, match=r"'patient'\. Choose one of: none"):
         reader.read(card("kermany", "a b", layout_options={"patient": "x"}), tmp_path)
 
@@ -655,7 +655,7 @@ def test_what_is_a_problem_is_not_left_out_as_well(tmp_path):
 
 def test_an_unknown_modality_is_refused_with_the_ones_there_are(tmp_path):
     touch(tmp_path / "set" / "LGG" / "x", "x_t1.nii.gz")
-    for options in ({"modality": "t1cd"}, {"modality": "t1", "grid": "mask"}):
+    for options in ({"modality": "t1cd"}, {"modality": "t1", "reference": "mask"}):
         wrong = card("brats", "HGG LGG", layout_options=options)
         with pytest.raises(ManifestError, match=r"Choose one of: t1, t1ce, t2, flair"):
             reader.read(wrong, tmp_path)
@@ -688,7 +688,7 @@ def test_brats_2018_grades_stand_above_the_cases_and_sites_in_their_names(tmp_pa
         "path": f"{base}_t1ce.nii.gz",
         "label": "LGG",
         "mask": f"{base}_seg.nii.gz",
-        "grid": f"{base}_t1.nii.gz",
+        "reference": f"{base}_t1.nii.gz",
         "site": "2013",
     }
     assert found.rows["label"].tolist() == ["HGG", "HGG", "LGG"]
@@ -834,12 +834,12 @@ def test_incomplete_cases_are_problems_unless_the_card_knows_of_them(tmp_path, i
     assert len(found.problems) + len(found.excluded) == 4
 
 
-def test_the_required_modalities_and_the_reference_grid_can_be_chosen(tmp_path):
+def test_the_required_modalities_and_the_reference_can_be_chosen(tmp_path):
     write_cases(tmp_path / "set", "HGG/A", "LGG/B")
     write_cases(tmp_path / "set", "LGG/C", modalities="t1 t1ce flair")
-    found = reader.read(brats("t2", require=["flair"], grid="t1ce"), tmp_path)
+    found = reader.read(brats("t2", require=["flair"], reference="t1ce"), tmp_path)
     assert found.rows["path"].str[-9:].tolist() == ["t2.nii.gz"[-9:]] * 2
-    assert found.rows["grid"].str.endswith("_t1ce.nii.gz").all()
+    assert found.rows["reference"].str.endswith("_t1ce.nii.gz").all()
     assert reasons(found.problems) == {"C": "no t2"}
 
 
@@ -877,7 +877,7 @@ def test_ucsf_ids_of_three_digits_find_their_folders_and_corrected_files_are_tak
         "path": f"{base}_T1c_bias.nii.gz",
         "label": "grade_4",
         "mask": f"{base}_tumor_segmentation.nii.gz",
-        "grid": f"{base}_T1_bias.nii.gz",
+        "reference": f"{base}_T1_bias.nii.gz",
         "age": "66",
         "sex": "M",
     }
@@ -952,7 +952,7 @@ def test_glioma_tasks_take_their_modality_and_the_grade_of_the_table(tmp_path, m
         "sample_id": ["TCGA_CS_494", "TCGA_CS_4941_19960909", "TCGA_DU_4942"],
         "patient_id": ["TCGA_CS_494", "TCGA_CS_4941", "TCGA_DU_4942"],
         "label": ["grade_II", "grade_III", "grade_II"],
-        "grid": [f"set/{n}/{n}_t1.nii.gz" for n in found.rows["sample_id"]],
+        "reference": [f"set/{n}/{n}_t1.nii.gz" for n in found.rows["sample_id"]],
         "age": ["", "67", "44"],
         "sex": ["", "gender 2", "gender 1"],
         "site": ["CS", "CS", "DU"],
@@ -1339,7 +1339,7 @@ def test_real_gliomas_are_100_patients_and_10_are_left_out(real_data, task):
     assert found.rows["label"].value_counts().to_dict() == {"grade_III": 55, "grade_II": 45}
     assert found.rows["patient_id"].is_unique
     assert found.excluded["reason"].value_counts().to_dict() == {"no t1, t1ce": 6, "no t1ce": 4}
-    assert (found.rows[["mask", "grid", "age", "sex", "site"]] != "").all(axis=None)
+    assert (found.rows[["mask", "reference", "age", "sex", "site"]] != "").all(axis=None)
 
 
 @pytest.mark.real_data

@@ -55,6 +55,17 @@ def complaint(rows, card=None, data=None):
     return str(caught.value)
 
 
+def read_all(rows, data):
+    """Rows whose files can be read, with hashes; and what is wrong with the others, by sample."""
+    hashes, problems = [], {}
+    for row in rows.to_dict("records"):
+        _, found, problem = manifest.read_files(row, data)
+        hashes.append(found)
+        problems |= {row["sample_id"]: problem} if problem else {}
+    good = rows.assign(**pd.DataFrame(hashes, index=rows.index))
+    return good[~rows["sample_id"].isin(problems)], problems
+
+
 # ------------------------------------------------------------------------------------- cards
 
 
@@ -381,10 +392,10 @@ def test_missing_and_changed_files_are_named(tmp_path):
     expected = hashlib.sha256(b"b5-0.png").hexdigest()[:12]
     assert f"b5-0.png (b5-0) has changed: sha256 {found}…, manifest says {expected}…" in message
     assert "2 problem(s)" in message
-    good, problems = manifest.with_hashes(rows, tmp_path)
+    good, problems = read_all(rows, tmp_path)
     assert len(good) == 10
-    assert problems["name"].tolist() == ["a2-0", "b5-0"]
-    assert "b5-0.png (b5-0) has changed" in problems["reason"][1]
+    assert list(problems) == ["a2-0", "b5-0"]
+    assert "b5-0.png (b5-0) has changed" in problems["b5-0"]
 
 
 def test_a_data_folder_that_is_not_there_is_named(tmp_path):
@@ -403,18 +414,18 @@ def test_paths_that_lead_out_of_the_data_folder_are_named(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "x.png").write_bytes(b"x")
     (data / "folder").symlink_to(tmp_path / "elsewhere")
-    says = {
-        "plain.png": "", "inner.png": "",
-        "outer.png": f"leads out of the data folder, to {tmp_path / 'secret.png'}",
-        "folder/x.png": "leads out of the data folder",
-        "../secret.png": "paths are relative to it", str(data / "plain.png"): "paths are relative",
-        "broken.png": "is a link to", "absent.png": "is not in", "empty.png": "is empty (0 bytes)",
-    }  # fmt: skip
+    says = {"plain.png": "", "inner.png": ""}
+    says["outer.png"] = f"leads out of the data folder, to {tmp_path / 'secret.png'}"
+    says["folder/x.png"] = "leads out of the data folder"
+    says["../secret.png"] = "paths are relative to it"
+    says[str(data / "plain.png")] = "paths are relative"
+    says |= {"broken.png": "is a link to", "absent.png": "is not in"}
+    says["empty.png"] = "is empty (0 bytes)"
     for path, message in says.items():
         found = manifest.file_problem(data, path)
         assert (message in found) if message else (found == ""), (path, found)
     rows = samples({"a": len(says)}).assign(path=list(says))
-    good, problems = manifest.with_hashes(rows, data)
+    good, problems = read_all(rows, data)
     assert good["path"].tolist() == ["plain.png", "inner.png"]
     assert len(problems) == 7
     rows = folded(patients=3).iloc[: len(says)].assign(path=list(says))
@@ -426,16 +437,16 @@ def test_files_beside_a_sample_are_hashed_and_checked(tmp_path):
     rows = samples({"a": 3}).assign(mask=["m.png", "", "absent.png"])
     for path in [*rows["path"], "m.png"]:
         (tmp_path / path).write_bytes(path.encode())
-    good, problems = manifest.with_hashes(rows, tmp_path)
+    good, problems = read_all(rows, tmp_path)
     assert good["mask_sha256"].tolist() == [hashlib.sha256(b"m.png").hexdigest(), ""]
-    assert problems["reason"].tolist() == [f"its mask absent.png is not in {tmp_path}"]
+    assert list(problems.values()) == [f"its mask absent.png is not in {tmp_path}"]
 
 
 def test_a_mask_that_has_changed_is_named(tmp_path):
     rows = folded().assign(mask="m.png")
     for path in [*rows["path"], "m.png"]:
         (tmp_path / path).write_bytes(path.encode())
-    rows, _ = manifest.with_hashes(rows, tmp_path)
+    rows, _ = read_all(rows, tmp_path)
     manifest.validate(rows, toy(), tmp_path)
     (tmp_path / "m.png").write_bytes(b"drawn anew")
     assert "its mask m.png has changed: sha256" in complaint(rows, data=tmp_path)
@@ -469,8 +480,8 @@ def test_hashes_are_the_files_sha256(tmp_path):
     rows = folded()
     for path in rows["path"]:
         (tmp_path / path).write_bytes(b"file " + path.encode())
-    hashed, problems = manifest.with_hashes(rows, tmp_path)
-    assert problems.empty
+    hashed, problems = read_all(rows, tmp_path)
+    assert not problems
     expected = [hashlib.sha256(b"file " + p.encode()).hexdigest() for p in rows["path"]]
     assert hashed["sha256"].tolist() == expected
 

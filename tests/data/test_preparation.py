@@ -13,7 +13,7 @@ from medlib.core import splits
 from medlib.data import cards, manifest, phantoms, preparation
 from medlib.data.cards import Volumes
 from medlib.data.layouts import reader
-from medlib.data.packs import pack
+from medlib.data.packing import pack
 from medlib.errors import ManifestError
 
 TASKS = ("chest_xray", "fundus_pm", "dermoscopy", "glioma_t1", "glioma_t1ce", "glioma_flair")
@@ -397,8 +397,8 @@ def test_masks_that_are_empty_or_of_another_shape_are_named_with_their_volumes(h
     assert len(prepared.rows) == 9 and len(prepared.excluded) == 3
 
 
-def test_modalities_on_different_grids_are_refused_with_both_named_or_resampled(tmp_path):
-    """BraTS 2023: FLAIR has voxels twice as high as T1, whose grid is the patient's."""
+def test_modalities_of_different_geometry_are_refused_with_both_named_or_resampled(tmp_path):
+    """BraTS 2023: FLAIR has voxels twice as high as T1, which is the patient's reference."""
     lines, rng = ["case,grade"], np.random.default_rng(0)
     for k in range(12):
         case = f"BraTS-GLI-{k:05d}-000"

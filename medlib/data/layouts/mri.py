@@ -73,14 +73,14 @@ def modalities(volumes: list[Path]) -> dict[str, list[Path]]:
 
 def _volumes(
     cases: list[Case], table: pd.DataFrame, classes: dict[str, str], card: Card,
-    modality: str, require: list, grid: str,
+    modality: str, require: list, reference: str,
 ) -> Items:  # fmt: skip
     """A row for every case with a known label and all required modalities.
 
-    ``grid``: whose volume is the reference that a case's other volumes are compared with.
+    ``reference``: the modality whose volume the patient's other volumes are compared with.
     """
-    grid = grid or [*require, modality][0]
-    needed = dict.fromkeys([*require, modality, grid])
+    reference = reference or [*require, modality][0]
+    needed = dict.fromkeys([*require, modality, reference])
     for name in needed:
         if name not in MODALITIES or name == "mask":
             raise ManifestError(unknown("modality", name, [m for m in MODALITIES if m != "mask"]))
@@ -100,7 +100,7 @@ def _volumes(
         else:
             row = record | {"sample_id": case.sample, "patient_id": case.patient}
             row |= {"label": classes[record["label"]], "site": case.site}
-            files = {"path": modality, "mask": "mask", "grid": grid}
+            files = {"path": modality, "mask": "mask", "reference": reference}
             yield row | {column: found.get(name, [""])[0] for column, name in files.items()}
 
 
@@ -108,7 +108,7 @@ GRADES = {"HGG": "HGG", "LGG": "LGG"}
 
 
 def brats(
-    folder: Path, card: Card, *, modality: str, require: list = REQUIRED, grid: str = "",
+    folder: Path, card: Card, *, modality: str, require: list = REQUIRED, reference: str = "",
     labels: str = "", id: str = "", label: str = "", names: dict | None = None,
 ) -> Items:  # fmt: skip
     """MRI volumes of the BraTS challenges, ``<case>/<case>_{t1,t1ce,t2,flair,seg}.nii.gz``.
@@ -157,7 +157,7 @@ def brats(
             yield Excluded(case.name, "of the validation set, whose grades are not public")
         else:
             cases.append(Case(case.name, patient, key, site[1] if site else "", volumes))
-    yield from _volumes(cases, table, classes, card, modality, require, grid)
+    yield from _volumes(cases, table, classes, card, modality, require, reference)
 
 
 def _brats_number(name: str) -> str:
@@ -173,7 +173,7 @@ FOLLOW_UPS = {"0315": "0433", "0278": "0431", "0175": "0396", "0138": "0429", "0
 
 
 def ucsf_pdgm(
-    folder: Path, card: Card, *, modality: str, require: list = REQUIRED, grid: str = ""
+    folder: Path, card: Card, *, modality: str, require: list = REQUIRED, reference: str = ""
 ) -> Items:
     """MRI volumes ``UCSF-PDGM-0004_nifti/UCSF-PDGM-0004_{T1,T1c,FLAIR,T2}[_bias].nii.gz``.
 
@@ -195,7 +195,7 @@ def ucsf_pdgm(
             patient = match[1] + FOLLOW_UPS.get(match[2], match[2])
             cases.append(Case(sample, patient, sample, "", volumes))
     grades = {grade: f"grade_{grade}" for grade in "234"}
-    yield from _volumes(cases, table, grades, card, modality, require, grid)
+    yield from _volumes(cases, table, grades, card, modality, require, reference)
 
 
 TCGA_LABELS = {  # where each grading stands: file, its columns, those it may have, its codes
@@ -215,7 +215,7 @@ TCGA_LABELS = {  # where each grading stands: file, its columns, those it may ha
 
 
 def tcga_lgg(
-    folder: Path, card: Card, *, modality: str, require: list = REQUIRED, grid: str = "",
+    folder: Path, card: Card, *, modality: str, require: list = REQUIRED, reference: str = "",
     labels: str = "histology",
 ) -> Items:  # fmt: skip
     """MRI volumes ``TCGA_CS_4941[_<date>]/…_{t1,t1ce,flair,seg}.nii.gz`` of lower-grade gliomas.
@@ -238,4 +238,4 @@ def tcga_lgg(
         table = table.drop_duplicates(["image", "label"])
     if "sex" in table:
         table["sex"] = table["sex"].where(table["sex"] == "", "gender " + table["sex"])
-    yield from _volumes(cases, table, grades, card, modality, require, grid)
+    yield from _volumes(cases, table, grades, card, modality, require, reference)

@@ -1,7 +1,7 @@
 """The folder layouts in which data sets are distributed, read into manifest rows.
 
 A layout is a generator ``(folder, card, **options)`` over a data set's folder. It yields rows
-(dicts of the columns below; path, mask and grid as Path), and Excluded and Problem with name and
+(dicts of the columns below; path, mask and reference as Path), and Excluded and Problem with name and
 reason. Its keyword arguments are the card's ``layout_options``. What every layout needs (one file
 an id, labels that are classes, paths below the data folder) is checked once, in :func:`read`.
 

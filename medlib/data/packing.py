@@ -1,0 +1,234 @@
+"""Files read once: hashed, decoded, and drawn as thumbnails and as the images of packs.
+
+The whole field of view is kept and squashed to a square: no crop hides a lesion (unless the card's
+``volumes`` ask for the tumour's box). Pillow decodes and resizes; large plain JPEGs go through
+torchvision and torch, which takes about half the time: the same pixels decoded, and within one grey
+level of Pillow's resized.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import joblib
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from medlib import files
+from medlib.core.splits import split_column
+from medlib.data import decoding, duplicates, manifest, packs, volumes
+from medlib.data.cards import Volumes
+from medlib.errors import ManifestError, listed
+
+Folders = dict[Path, tuple[int, str]]  # of packs: image size in pixels and interpolation of each
+
+
+class Drawn(NamedTuple):
+    """The images of all samples in the order in which they were read, on the disk.
+
+    ``slices``: of each sample id the position of its first image, and the numbers of its slices (0
+    for an image). ``arrays``: of each pack's folder a file of N×H×W×3 bytes, without a header.
+    """
+
+    slices: dict[str, tuple[int, list[int]]]
+    arrays: dict[Path, Path]
+
+
+class Reading(NamedTuple):
+    """What one reading of the files has given.
+
+    ``rows``: the rows whose files can be used, with their sha256. Of each of them, ``thumbnails``
+    (uint8 N×S×S, for :mod:`medlib.data.duplicates`; of a volume, its middle slice) and ``tiny``
+    (N bools: whether it is too small to be compared). ``unreadable`` and ``broken`` (name, reason):
+    files that are missing, empty or have changed, and files that cannot be decoded.
+    """
+
+    rows: pd.DataFrame
+    thumbnails: np.ndarray
+    tiny: np.ndarray
+    unreadable: pd.DataFrame
+    broken: pd.DataFrame
+    drawn: Drawn
+
+
+@contextlib.contextmanager
+def reading(
+    rows: pd.DataFrame,
+    data: Path | str,
+    folders: Folders,
+    *,
+    settings: Volumes | None = None,
+    workers: int = 0,
+) -> Iterator[Reading]:
+    """Read each file that ``rows`` name below ``data`` once, and draw it for each of ``folders``.
+
+    Within the ``with`` block, :func:`write` makes packs of what was drawn. ``settings`` are the
+    card's ``volumes``, None for images; ``workers`` threads decode (0: one per core). Raises
+    ValueError for an unknown interpolation.
+    """
+    for _, interpolation in folders.values():
+        if interpolation not in decoding.RESAMPLING:
+            choices = ", ".join(decoding.RESAMPLING)
+            raise ValueError(f"Unknown interpolation {interpolation!r}; choose one of {choices}.")
+    hashes, small, problems = [], [], {"unreadable": [], "broken": []}
+    with contextlib.ExitStack() as stack:
+        drawn = Drawn({}, {})
+        if folders:
+            stack.enter_context(decoding.torch_in_one_thread(rows["path"]))
+            parent = Path(next(iter(folders))).parent
+            parent.mkdir(parents=True, exist_ok=True)
+            scratch = tempfile.TemporaryDirectory(prefix=".drawn-", dir=parent)
+            scratch = Path(stack.enter_context(scratch))
+            drawn.arrays.update((Path(f), scratch / str(k)) for k, f in enumerate(folders))
+        with contextlib.ExitStack() as opened:
+            outputs = [opened.enter_context(open(f, "wb")) for f in drawn.arrays.values()]
+            count = 0
+            for row, done in _each(rows, data, list(folders.values()), settings, workers):
+                if done.problem:
+                    problems[done.kind].append((row["sample_id"], done.problem))
+                    continue
+                hashes.append(done.hashes)
+                small.append(done.thumbnail)
+                drawn.slices[row["sample_id"]] = count, done.slices
+                count += len(done.slices)
+                for output, images in zip(outputs, done.images, strict=True):
+                    output.write(images.tobytes())
+        side = duplicates.THUMBNAIL
+        pictures = np.array([picture for picture, _ in small], np.uint8).reshape(-1, side, side)
+        tiny = np.array([is_tiny for _, is_tiny in small], bool)
+        used = rows[rows["sample_id"].isin(drawn.slices)].reset_index(drop=True)
+        used = used.assign(**pd.DataFrame(hashes, dtype=str))
+        told = {k: pd.DataFrame(v, columns=["name", "reason"], dtype=str) for k, v in problems.items()}
+        yield Reading(used, pictures, tiny, drawn=drawn, **told)
+
+
+class _Done(NamedTuple):
+    """What has become of one row: hashes by column, and images for each pack; or a problem."""
+
+    hashes: dict[str, str]
+    thumbnail: tuple[np.ndarray, bool] | None = None
+    slices: list[int] = ()
+    images: list[np.ndarray] = ()
+    kind: str = ""
+    problem: str = ""
+
+
+def _each(
+    rows: pd.DataFrame,
+    data: Path | str,
+    sizes: list[tuple[int, str]],
+    settings: Volumes | None,
+    workers: int,
+) -> Iterator[tuple[dict, _Done]]:
+    """Every row, in order, with what has become of it; several are at work at a time."""
+    smallest = min((size for size, _ in sizes), default=math.inf)
+
+    def one(row: dict) -> _Done:
+        try:
+            contents, hashes, problem = manifest.read_files(row, data)
+            if problem:
+                return _Done(hashes, kind="unreadable", problem=problem)
+            drawn = _draw(row, data, contents, settings, smallest)
+            pictures = list(drawn.values())
+            middle = decoding.as_picture(pictures[len(pictures) // 2])
+            small = duplicates.thumbnail(middle), min(middle.size) < duplicates.TINY
+            images = [np.stack([decoding.resize(p, *how) for p in pictures]) for how in sizes]
+            return _Done(hashes, small, list(drawn), images)
+        except Exception as error:  # any decoder's error: named with its file, all together
+            text = f"{error or type(error).__name__}".replace(f"{Path(data)}{os.sep}", "")
+            return _Done({}, kind="broken", problem=f"{row['path']} cannot be read: {text}")
+
+    # Threads, not processes: Pillow, torch and NumPy let go of the interpreter while they work.
+    # Work is handed out in runs, so that finished images do not pile up in memory.
+    tasks = rows.to_dict("records")
+    bar = tqdm(total=len(tasks), desc="decoding", unit="file", mininterval=1)
+    with bar, ThreadPoolExecutor(workers or joblib.cpu_count()) as pool:
+        for start in range(0, len(tasks), 256):
+            part = tasks[start : start + 256]
+            for row, done in zip(part, pool.map(one, part), strict=True):
+                bar.update()
+                yield row, done
+
+
+def _draw(row: dict, data: Path | str, contents: dict, settings: Volumes | None, size: float):
+    """A row's pictures by slice number: one of an image file, several of a volume."""
+    path = Path(data) / row["path"]
+    if settings is None:
+        return {0: decoding.decode_to_resize(path, size, contents.get(path))}
+    beside = {name: Path(data) / row[name] for name in manifest.BESIDE if row.get(name)}
+    return volumes.slices(path, settings, contents=contents, **beside)
+
+
+def write(
+    drawn: Drawn, rows: pd.DataFrame, folders: Folders, settings: Volumes | None = None
+) -> None:
+    """Make packs of the images of ``rows``, in their order. A pack that matches them stays."""
+    kept = ["sample_id", "patient_id", "label", split_column(rows)]
+    places = [drawn.slices[sample] for sample in rows["sample_id"]]
+    index = rows[kept].iloc[np.repeat(np.arange(len(rows)), [len(s) for _, s in places])]
+    index = index.assign(slice=[number for _, slices in places for number in slices])
+    for folder, (size, interpolation) in folders.items():
+        digest = packs.pack_hash(rows, size, interpolation, settings)
+        if packs.recorded_hash(folder) == digest:
+            continue
+        meta = {
+            "hash": digest,
+            "size": size,
+            "interpolation": interpolation,
+            "volumes": None if settings is None else settings.model_dump(),
+            "mask_at_test_time": settings is not None and settings.needs_mask,
+        }
+        with files.replacing(folder) as temporary:
+            temporary.mkdir()
+            with (
+                open(drawn.arrays[Path(folder)], "rb") as source,
+                open(temporary / "images.npy", "wb") as target,
+            ):
+                shape = (len(index), size, size, 3)
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(target, header)
+                for first, slices in places:
+                    source.seek(first * size * size * 3)
+                    target.write(source.read(len(slices) * size * size * 3))
+            files.save_csv(temporary / "index.csv", index)
+            files.save_json(temporary / "meta.json", meta)
+
+
+def pack(
+    rows: pd.DataFrame,
+    data: Path | str,
+    folders: Folders,
+    *,
+    settings: Volumes | None = None,
+    workers: int = 0,
+) -> dict[Path, packs.Pack]:
+    """Read the files of a manifest's rows and pack them into each of ``folders``.
+
+    A pack that is there and matches is kept as it is, and no file is opened for it. ``settings``
+    and ``workers`` are those of :func:`reading`. Raises ManifestError that lists every file that
+    cannot be used; then no folder is written.
+    """
+    wanted = {
+        folder: how
+        for folder, how in folders.items()
+        if packs.recorded_hash(folder) != packs.pack_hash(rows, *how, settings)
+    }
+    if wanted:
+        with reading(rows, data, wanted, settings=settings, workers=workers) as read:
+            problems = [*read.unreadable["reason"], *read.broken["reason"]]
+            if problems:
+                raise ManifestError(
+                    f"{len(problems)} of {len(rows)} files in {data} cannot be read:\n"
+                    f"{listed(problems)}\nReplace them, or take their rows out of the manifest "
+                    "(quarantine=True in notebook 01_prepare_data)."
+                )
+            write(read.drawn, rows, wanted, settings)
+    return {folder: packs.load(folder) for folder in folders}
