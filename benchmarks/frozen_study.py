@@ -24,7 +24,7 @@ from sklearn import metrics as sk
 from torch import nn
 
 from medlib.core import backbones, features, heads
-from medlib.data import manifest, packs
+from medlib.data import manifest, packing
 from medlib.stats import bootstrap
 
 BACKBONES = {"dinov2_small-random": "DINOv2 ViT-S/14", "resnet50-random": "ResNet50"}
@@ -91,7 +91,7 @@ def our_way(name: str, rows: pd.DataFrame, data: Path) -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as folder:
         interpolation = backbones.get(name).preprocessing["interpolation"]
         packed = Path(folder) / "pack"
-        pack = packs.pack(rows, data, {packed: (SIZE, interpolation)})[packed]
+        pack = packing.pack(rows, data, {packed: (SIZE, interpolation)})[packed]
         made = features.extract(pack, name, Path(folder) / "features")
         runs = [{"head": "linear", "label_fraction": 1.0, "seed": 0}]
         ((_, predictions, *_),) = heads.sweep(made.embeddings, made.index, CLASSES, runs)

@@ -106,7 +106,9 @@ def reading(
         tiny = np.array([is_tiny for _, is_tiny in small], bool)
         used = rows[rows["sample_id"].isin(drawn.slices)].reset_index(drop=True)
         used = used.assign(**pd.DataFrame(hashes, dtype=str))
-        told = {k: pd.DataFrame(v, columns=["name", "reason"], dtype=str) for k, v in problems.items()}
+        told = {
+            k: pd.DataFrame(v, columns=["name", "reason"], dtype=str) for k, v in problems.items()
+        }
         yield Reading(used, pictures, tiny, drawn=drawn, **told)
 
 

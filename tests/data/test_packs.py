@@ -21,7 +21,7 @@ from PIL import Image
 from medlib.data import decoding, duplicates, manifest, packing, packs, volumes
 from medlib.data.cards import Volumes
 from medlib.errors import ManifestError
-from medlib.grid import address
+from medlib.grid import address, notebooks
 
 RED, BLUE, GREEN = (255, 0, 0), (0, 0, 255), (0, 255, 0)
 
@@ -662,7 +662,10 @@ def test_thumbnails_follow_the_rows_and_name_what_cannot_be_read(tmp_path):
 def test_thumbnails_are_the_same_whether_packs_are_drawn_or_not(tmp_path, shape):
     photograph(*shape).save(tmp_path / "x.jpg")
     rows, folders = table(["x.jpg"]), {tmp_path / "pack": (14, "bilinear")}
-    with packing.reading(rows, tmp_path, {}) as alone, packing.reading(rows, tmp_path, folders) as r:
+    with (
+        packing.reading(rows, tmp_path, {}) as alone,
+        packing.reading(rows, tmp_path, folders) as r,
+    ):
         assert (r.thumbnails == alone.thumbnails).all() and (r.tiny == alone.tiny).all()
 
 
@@ -704,7 +707,9 @@ def test_a_file_that_differs_from_its_recorded_hash_is_refused_where_it_is_read(
     _, rows = write_pictures(tmp_path)
     rows = hashed(rows, tmp_path)
     (tmp_path / "s1.png").write_bytes((tmp_path / "s1.png").read_bytes() + b"!")
-    with pytest.raises(ManifestError, match=r"1 of 3 files.*\n.*s1\.png \(s1\) has changed: sha256"):
+    with pytest.raises(
+        ManifestError, match=r"1 of 3 files.*\n.*s1\.png \(s1\) has changed: sha256"
+    ):
         pack_one(rows, tmp_path, tmp_path / "pack")
     assert not (tmp_path / "pack").exists()
 
@@ -828,6 +833,25 @@ def test_resident_memory_does_not_grow_while_a_pack_is_read_through(tmp_path):
     command = [sys.executable, "-c", READ_THROUGH, str(tmp_path / "images.npy")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 10e6
+
+
+UNUSED = {"decoding.py", "duplicates.py", "packing.py", "preparation.py", "volumes.py"}
+
+
+@pytest.mark.parametrize("notebook", ["02_extract_features", "03_probe_features", "04_fine_tune"])
+def test_editing_how_files_are_read_does_not_make_training_stale(repository, notebook):
+    sources = {p.name for p in notebooks.sources(repository / "notebooks" / f"{notebook}.ipynb")}
+    assert {"packs.py", "manifest.py", "cards.py"} <= sources
+    assert not sources & UNUSED
+    assert UNUSED <= {path.name for path in (notebooks.MEDLIB / "data").iterdir()}
+
+
+@pytest.mark.parametrize("module", ["packs", "manifest", "cards", "layouts.reader"])
+def test_manifests_packs_and_layouts_are_read_without_what_decodes(module):
+    code = f"import sys, medlib.data.{module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert not loaded & {"torch", *(f"medlib.data.{name[:-3]}" for name in UNUSED)}
 
 
 # ------------------------------------------------------------------------------------- real data

@@ -608,9 +608,13 @@ def test_a_mask_must_have_the_geometry_of_the_reference_and_not_of_its_volume(tm
     path = save(tmp_path / "x.nii.gz", checkered())
     mask = save(tmp_path / "seg.nii.gz", tumour())
     small = save(tmp_path / "t1.nii.gz", head()[:, :, 3:], shifted(0))
-    assert "its geometry" in reason(path, LARGEST, mask=mask, reference=small)  # the volume's comes first
+    assert "its geometry" in reason(
+        path, LARGEST, mask=mask, reference=small
+    )  # the volume's comes first
     cut = save(tmp_path / "cut.nii.gz", checkered()[:, :, 3:])
-    assert "its mask seg.nii.gz has another geometry" in reason(cut, LARGEST, mask=mask, reference=small)
+    assert "its mask seg.nii.gz has another geometry" in reason(
+        cut, LARGEST, mask=mask, reference=small
+    )
 
 
 def test_a_volume_that_lies_elsewhere_is_refused_when_it_is_resampled(tmp_path):
