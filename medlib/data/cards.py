@@ -242,14 +242,12 @@ def data_folder(data: str, results: Path | str) -> Path:
     if data == "phantoms":
         return Path(results) / "phantoms"
     folder = os.environ.get("MEDLIB_DATA", "") if data == "real" else data
-    if not folder or not Path(folder).is_dir():
-        problem = (
-            f"The data folder {folder!r} does not exist. Give the folder that holds"
-            if folder
-            else "The grid asks for real data, but MEDLIB_DATA is not set. Name the folder that holds"
-        )
-        raise FileNotFoundError(
-            f"{problem} the data sets (make … DATA=folder, or the environment variable "
-            "MEDLIB_DATA), or use data='phantoms'."
-        )
-    return Path(folder)
+    if folder and Path(folder).is_dir():
+        return Path(folder)
+    problem = f"The data folder {folder!r} does not exist. Give"
+    if not folder:
+        problem = "The grid asks for real data, but MEDLIB_DATA is not set. Name"
+    raise FileNotFoundError(
+        f"{problem} the folder that holds the data sets (make … DATA=folder, or the environment "
+        "variable MEDLIB_DATA), or use data='phantoms'."
+    )

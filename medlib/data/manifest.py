@@ -116,6 +116,7 @@ def validate(
             _schema(rows, card).validate(facts, lazy=True)
         except pandera.errors.SchemaErrors as error:
             problems = _messages(error.failure_cases, facts)
+        problems += _side_problems(rows, classes(rows, card))
     if problems:
         raise ManifestError(
             f"{name}: {len(problems)} problem(s):\n{listed(problems)}\n"
@@ -146,70 +147,44 @@ def _schema(rows: pd.DataFrame, card: Card):
     """The pandera schema of ``_facts``. The error of a check is a message with columns to fill."""
     import pandera.pandas as pandera
 
-    def column(holds: Callable[[pd.Series], pd.Series], message: str) -> pandera.Column:
-        return pandera.Column(checks=[pandera.Check(holds, error=message)])
-
     side = split_column(rows)
-    present = _required(rows, card)
-    filled = {name: column(lambda v: v != "", f"{name} is empty in row {{row_number}}")
-              for name in ("sample_id", "patient_id", "path")}  # fmt: skip
-    label = pandera.Column(checks=[
-        pandera.Check(lambda v: v != "", error="label is empty in row {row_number}"),
-        pandera.Check(
-            lambda v: v.isin([*card.all_classes, ""]),
-            error="label {label!r} of {sample_id} is not a class of the card "
-            f"({_literal(', '.join(card.all_classes))})",
-        ),
-    ])  # fmt: skip
+    classes = ", ".join(card.all_classes).replace("{", "{{").replace("}", "}}")
+    checks = [
+        (name, lambda v: v != "", f"{name} is empty in row {{row_number}}")
+        for name in ("sample_id", "patient_id", "path", "label")
+    ]
+    is_class = f"label {{label!r}} of {{sample_id}} is not a class of the card ({classes})"
+    checks.append(("label", lambda v: v.isin([*card.all_classes, ""]), is_class))
     if side == "split":
-        known = column(
-            lambda v: v.isin(SPLITS), f"split {{split!r}} of {{sample_id}} is not one of {SPLITS}"
-        )
+        is_split = f"split {{split!r}} of {{sample_id}} is not one of {SPLITS}"
+        checks.append(("split", lambda v: v.isin(SPLITS), is_split))
     else:
-        known = column(
-            lambda v: v.astype(str).str.fullmatch(r"\d+"),
-            "fold {fold!r} of {sample_id} is not a whole number from 0 on",
-        )
-    several = f"stand in several {side}s"
-    return pandera.DataFrameSchema(
-        filled
-        | {
-            "label": label,
-            side: known,
-            "times": column(lambda v: v == 1, "sample_id {sample_id!r} stands in several rows"),
-            "patient_sides": column(
-                lambda v: ~v.str.contains(", "),
-                f"patient {{patient_id!r}} {several.replace('stand', 'stands')}: {{patient_sides}}",
-            ),
-            "image_sides": column(
-                lambda v: ~v.str.contains(", "),
-                f"{{image_samples}} are one image but {several}: {{image_sides}}",
-            ),
-            "file_problem": column(lambda v: v == "", "{file_problem}"),
-        },
-        checks=[
-            pandera.Check(lambda rows, message=message: False, error=message)
-            for message in _side_problems(rows, side, present)
-        ],
-    )
-
-
-def _literal(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
+        is_fold = "fold {fold!r} of {sample_id} is not a whole number from 0 on"
+        checks.append(("fold", lambda v: v.astype(str).str.fullmatch(r"\d+"), is_fold))
+    patient = f"patient {{patient_id!r}} stands in several {side}s: {{patient_sides}}"
+    image = f"{{image_samples}} are one image but stand in several {side}s: {{image_sides}}"
+    checks += [
+        ("times", lambda v: v == 1, "sample_id {sample_id!r} stands in several rows"),
+        ("patient_sides", lambda v: ~v.str.contains(", "), patient),
+        ("image_sides", lambda v: ~v.str.contains(", "), image),
+        ("file_problem", lambda v: v == "", "{file_problem}"),
+    ]
+    columns = {name: [] for name, *_ in checks}
+    for name, holds, message in checks:
+        columns[name].append(pandera.Check(holds, error=message))
+    return pandera.DataFrameSchema({n: pandera.Column(checks=c) for n, c in columns.items()})
 
 
 def _messages(failures: pd.DataFrame, facts: pd.DataFrame) -> list[str]:
-    """The failures of a schema in words, each once: those of rows, then those of the whole."""
+    """The failures of a schema in words, each once."""
     records = facts.to_dict("index")
-    failures = failures.sort_values("index", key=pd.Series.isna, kind="stable")
-    return list(dict.fromkeys(
-        check if pd.isna(index) else check.format(**records[int(index)])
-        for check, index in zip(failures["check"], failures["index"], strict=True)
-    ))  # fmt: skip
+    cases = zip(failures["check"], failures["index"], strict=True)
+    return list(dict.fromkeys(check.format(**records[int(index)]) for check, index in cases))
 
 
-def _side_problems(rows: pd.DataFrame, side: str, present: tuple[str, ...]) -> list[str]:
-    """What is wrong with a split as a whole."""
+def _side_problems(rows: pd.DataFrame, present: list[str]) -> list[str]:
+    """What is wrong with a split as a whole; ``present``: the classes that the data have."""
+    side = split_column(rows)
     if side == "split":
         sides = list(SPLITS)
     elif not pd.api.types.is_integer_dtype(rows["fold"]):
@@ -223,13 +198,14 @@ def _side_problems(rows: pd.DataFrame, side: str, present: tuple[str, ...]) -> l
         problems.append(f"{len(sides)} fold(s): three or more are needed (train, val and test)")
     for one in sides:
         labels = set(rows["label"][rows[side] == one])
-        problems += [f"class {label!r} has no sample in {side} {one}"
-                     for label in present if label not in labels]  # fmt: skip
+        lacking = [label for label in present if label not in labels]
+        problems += [f"class {label!r} has no sample in {side} {one}" for label in lacking]
     return problems
 
 
-def _required(rows: pd.DataFrame, card: Card) -> tuple[str, ...]:
-    return card.classes + tuple(c for c in card.optional_classes if (rows["label"] == c).any())
+def classes(rows: pd.DataFrame, card: Card) -> list[str]:
+    """The task's classes in the card's order; optional ones only where the data have them."""
+    return [*card.classes, *(c for c in card.optional_classes if (rows["label"] == c).any())]
 
 
 def sound_rows(rows: pd.DataFrame, card: Card) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -327,11 +303,6 @@ def file_problem(data: Path | str, path: str) -> str:
             "data folder that holds both"
         )
     return "" if file.stat().st_size else "is empty (0 bytes): get it again"
-
-
-def classes(rows: pd.DataFrame, card: Card) -> list[str]:
-    """The task's classes in the card's order; optional ones only where the data have them."""
-    return list(_required(rows, card))
 
 
 def drop_duplicates(
