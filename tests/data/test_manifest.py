@@ -14,33 +14,29 @@ from medlib.errors import ManifestError
 
 GLIOMA = ("glioma_t1", "glioma_t1ce", "glioma_flair")
 COMMITTED = [t for t in cards.tasks() if (cards.FOLDER / f"{t}.csv").is_file()]
+TOY = {"title": "Toy", "modality": "drawing", "licence": "CC0", "citation": "nobody, 2024"}
+TOY["source"] = "https://example.org"
 
 
 def toy(**changes):
-    fields = {
-        "task": "toy", "title": "Toy", "modality": "drawing", "classes": ("a", "b"),
-        "licence": "CC0", "citation": "nobody, 2024", "source": "https://example.org",
-    }  # fmt: skip
-    return cards.Card(**fields | changes)
+    return cards.Card(**TOY | {"task": "toy", "classes": ("a", "b")} | changes)
 
 
 def write_card(folder, **changes):
-    fields = {
-        "title": "Toy", "modality": "drawing", "classes": ["a", "b"], "licence": "CC0",
-        "citation": "nobody, 2024", "source": "https://example.org",
-    }  # fmt: skip
-    fields = {k: v for k, v in (fields | changes).items() if v is not ...}
+    fields = TOY | {"classes": ["a", "b"]} | changes
+    fields = {name: value for name, value in fields.items() if value is not ...}
     (folder / "toy.yaml").write_text(yaml.safe_dump(fields))
 
 
 def samples(counts, images=lambda k: 1, **columns):
     """Rows of `counts` {label: patients}; patient k of a label has `images(k)` images."""
+    cases = [(label, k) for label, n in counts.items() for k in range(n)]
     rows = [
-        {"sample_id": f"{label}{k}-{i}", "patient_id": f"{label}{k}",
-         "path": f"{label}{k}-{i}.png", "label": label}
-        for label, n in counts.items() for k in range(n) for i in range(images(k))
-    ]  # fmt: skip
-    return pd.DataFrame(rows).assign(**columns)
+        (f"{label}{k}-{i}", f"{label}{k}", label) for label, k in cases for i in range(images(k))
+    ]
+    rows = pd.DataFrame(rows, columns=["sample_id", "patient_id", "label"])
+    rows.insert(2, "path", rows["sample_id"] + ".png")
+    return rows.assign(**columns)
 
 
 def folded(n_folds=3, patients=2, images=lambda k: 1):
@@ -83,11 +79,9 @@ def test_every_committed_card_names_a_layout_and_its_options(task):
 def test_a_glioma_task_has_one_kind_of_label():
     """HGG/LGG, WHO grade II/III/IV and WHO 2021 grade 2/3/4 are different labels."""
     kinds = {task: cards.read(task).classes for task in cards.tasks()}
-    for family, names in {
-        "glioma": ("grade_II", "grade_III"), "glioma_hgg_lgg": ("LGG", "HGG"),
-        "glioma_who2021": ("grade_2", "grade_3", "grade_4"),
-        "glioma_ucsf": ("grade_2", "grade_3", "grade_4"),
-    }.items():  # fmt: skip
+    families = {"glioma": ("grade_II", "grade_III"), "glioma_hgg_lgg": ("LGG", "HGG")}
+    families |= dict.fromkeys(("glioma_who2021", "glioma_ucsf"), ("grade_2", "grade_3", "grade_4"))
+    for family, names in families.items():
         assert {kinds[f"{family}_{modality}"] for modality in ("t1", "t1ce", "flair")} == {names}
 
 
@@ -106,16 +100,18 @@ def test_every_committed_card_and_manifest_is_valid(task):
     assert sides.index.tolist() == expected
 
 
+LESIONS = {"nv": 6705, "mel": 1113, "bkl": 1099, "bcc": 514, "akiec": 327, "vasc": 142, "df": 115}
+
+
 @pytest.mark.parametrize(
     "task, images, patients, labels",
     [
         ("chest_xray", 5840, None, {"normal": 1341 + 234, "pneumonia": 3875 + 390}),
-        ("dermoscopy", 10015, 7470, {"nv": 6705, "mel": 1113, "bkl": 1099, "bcc": 514,
-                                     "akiec": 327, "vasc": 142, "df": 115}),
+        ("dermoscopy", 10015, 7470, LESIONS),
         ("fundus_pm", 798, 798, {"other": 187 + 189, "pathologic_myopia": 211 + 211}),
         *[(task, 100, 100, {"grade_II": 45, "grade_III": 55}) for task in GLIOMA],
     ],
-)  # fmt: skip
+)
 def test_committed_manifests_hold_the_published_numbers(task, images, patients, labels):
     rows = manifest.read_rows(cards.FOLDER / f"{task}.csv")
     assert len(rows) == images
@@ -154,9 +150,8 @@ def test_an_unknown_task_is_answered_with_the_nearest_one():
 def test_a_card_is_read_with_its_values_and_defaults(tmp_path):
     write_card(tmp_path, folds=4, optional_classes=["c"], known_duplicates=[["x", "y"]])
     card = cards.read("toy", tmp_path)
-    assert (card.task, card.classes, card.folds, card.split, card.volumes) == (
-        "toy", ("a", "b"), 4, "cross-validation", None,
-    )  # fmt: skip
+    assert (card.task, card.classes, card.folds) == ("toy", ("a", "b"), 4)
+    assert (card.split, card.volumes) == ("cross-validation", None)
     assert card.all_classes == ("a", "b", "c")
     assert card.known_duplicates == (("x", "y"),)
 
@@ -219,9 +214,12 @@ def test_a_card_like_another_says_only_what_differs(tmp_path):
 
 @pytest.mark.parametrize(
     "like, message",
-    [("tyo", "Unknown task 'tyo'. Did you mean 'toy'"), ("twin", "Unknown task 'twin'"),
-     ("chain", "chain is like another card itself")],
-)  # fmt: skip
+    [
+        ("tyo", "Unknown task 'tyo'. Did you mean 'toy'"),
+        ("twin", "Unknown task 'twin'"),
+        ("chain", "chain is like another card itself"),
+    ],
+)
 def test_a_card_like_no_other_is_refused(tmp_path, like, message):
     write_card(tmp_path)
     (tmp_path / "chain.yaml").write_text("like: toy\n")
@@ -232,8 +230,8 @@ def test_a_card_like_no_other_is_refused(tmp_path, like, message):
 
 
 def test_all_wrong_settings_of_volumes_are_listed(tmp_path):
-    wrong = {"slice": 5, "choice": "centre", "percentiles": [99, 1], "crop_margin": -1,
-             "neighbours": "yes", "slices": 0}  # fmt: skip
+    wrong = {"slice": 5, "choice": "centre", "percentiles": [99, 1], "crop_margin": -1}
+    wrong |= {"neighbours": "yes", "slices": 0}
     write_card(tmp_path, volumes=wrong)
     with pytest.raises(ManifestError) as caught:
         cards.read("toy", tmp_path)
@@ -276,10 +274,9 @@ def test_a_cards_settings_can_be_others_for_one_run():
 
 
 def test_the_card_that_was_used_is_read_back_as_it_was(tmp_path):
-    card = toy(
-        volumes=cards.Volumes(crop_margin=2.5, percentiles=(1.0, 99.0)), folds=3,
-        known_duplicates=(("x", "y"),), other_folders=("A",), layout_options={"names": {"Ä": "a"}},
-    )  # fmt: skip
+    lists = {"known_duplicates": (("x", "y"),), "other_folders": ("A",)}
+    settings = cards.Volumes(crop_margin=2.5, percentiles=(1.0, 99.0))
+    card = toy(volumes=settings, folds=3, layout_options={"names": {"Ä": "a"}}, **lists)
     path = tmp_path / "manifests" / "toy.csv"
     manifest.write(folded(), pd.DataFrame(columns=["name", "reason"]), path, card)
     assert cards.used(path) == card
@@ -492,11 +489,10 @@ def test_a_manifest_that_is_not_there_says_which_notebook_writes_it(tmp_path):
 
 
 def test_ids_and_labels_survive_the_round_trip_as_text(tmp_path):
-    rows = pd.DataFrame({
-        "sample_id": ["007", "1e3", "NaN", "x,y", "é\"q", "6"], "patient_id": list("012345"),
-        "path": [f"{i} .png" for i in range(6)], "label": ["NA", "null"] * 3,
-        "fold": [0, 0, 1, 1, 2, 2],
-    })  # fmt: skip
+    ids = ["007", "1e3", "NaN", "x,y", 'é"q', "6"]
+    rows = pd.DataFrame({"sample_id": ids, "patient_id": list("012345")})
+    rows["path"] = [f"{i} .png" for i in range(6)]
+    rows = rows.assign(label=["NA", "null"] * 3, fold=[0, 0, 1, 1, 2, 2])
     excluded = pd.DataFrame({"name": ["0008"], "reason": ["None"]})
     path = tmp_path / "deep" / "toy.csv"
     manifest.write(rows, excluded, path)

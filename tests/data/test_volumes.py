@@ -547,10 +547,9 @@ def test_a_volume_of_twice_the_voxel_size_is_resampled_between_its_voxels(tmp_pa
     assert found.shape == (11, 11)
     # The head begins where it differs from 40: next to the head half way, 70 = (40 + 100) / 2,
     # or at the corners (40 · 3 + 100) / 4 = 55, which is the lowest; the highest is 220.
-    values = {
-        (3, 3): 55, (4, 3): 70, (4, 4): 100, (5, 4): 120, (6, 4): 140, (4, 5): 140, (5, 5): 160,
-        (6, 5): 180, (4, 6): 180, (5, 6): 200, (6, 6): 220, (7, 6): 130, (6, 7): 130, (7, 7): 85,
-    }  # fmt: skip
+    values = {(3, 3): 55, (4, 3): 70, (4, 4): 100, (5, 4): 120, (6, 4): 140, (4, 5): 140}
+    values |= {(5, 5): 160, (6, 5): 180, (4, 6): 180, (5, 6): 200, (6, 6): 220}
+    values |= {(7, 6): 130, (6, 7): 130, (7, 7): 85}
     for (x, y), value in values.items():
         assert found[x, y] == pytest.approx((value - 55) / (220 - 55) * 255, abs=0.51), (x, y)
     assert (found[:3] == 0).all()
@@ -564,7 +563,7 @@ def test_a_volume_that_is_moved_fills_what_it_does_not_reach_with_its_background
     reference = save(tmp_path / "t1.nii.gz", head())
     before = upright(grey(path)[3])
     found = upright(grey(path, Volumes(resample=True), reference=reference)[3])
-    # What lies at x in the volume lies at x - 5 in the reference; the window is that of what is left.
+    # What lies at x in the volume lies at x - 5 in the reference; what is left is windowed.
     left = np.full((14, 18), 700.0)
     left[:9] = volume[5:, :, 3]
     low, high = np.percentile(np.repeat(left[left != 700], 7), (0.5, 99.5))
@@ -588,7 +587,7 @@ def test_voxels_at_the_border_of_the_same_lattice_are_kept(tmp_path):
 
 
 def test_a_volume_and_its_mask_are_both_resampled_to_the_reference(tmp_path):
-    """Volume, mask and reference of three geometries: the slice and the crop are the reference's."""
+    """Of three geometries, the reference's has the slice and the crop."""
     deep = np.repeat(checkered()[..., :1], 14, 2)
     path = save(tmp_path / "x.nii.gz", *stored_as("LPS", deep, np.diag([1, 1, 0.5, 1])))
     affine = np.eye(4)
@@ -651,7 +650,7 @@ def bad_volumes():
         "thin": (head()[..., :4], "4 axial slices, 5 were asked for"),
         "complex": (head().astype(np.complex64), "values of type complex64, not grey values"),
         "colour": (np.zeros((9, 9, 9), [("R", "u1"), ("G", "u1"), ("B", "u1")]), "not grey values"),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")

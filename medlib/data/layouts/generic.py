@@ -35,8 +35,8 @@ def folder_per_class(
     splits = {top: base.SPLIT_WORDS[top.lower()] for top in tops}
     if splits and not {"train", "test"} <= set(splits.values()):
         raise ManifestError(
-            f"{folder}: there are images in {', '.join(sorted(splits))}; there must be some in train "
-            "and in test, or the folders of the classes must lie here, beside no such folder."
+            f"{folder}: there are images in {', '.join(sorted(splits))}; there must be some in "
+            "train and in test, or the folders of the classes must lie here, beside no such folder."
         )
     for path in paths:
         shown, depth = "/".join(parts[path]), 1 if splits else 0
