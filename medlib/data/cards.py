@@ -11,15 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    Strict,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
 
 from medlib.errors import ManifestError, listed, problems_of, unknown
 
@@ -57,7 +49,7 @@ class Volumes(BaseModel):
 
     @field_validator("slices")
     @classmethod
-    def _enough(cls, slices: int, info: ValidationInfo) -> int:
+    def _enough(cls, slices: int, info) -> int:
         if slices < (info.data.get("choice") != "all_head"):
             raise ValueError("not 1 or more (or 0 with `choice: all_head`)")
         return slices

@@ -31,24 +31,15 @@ from medlib.errors import ManifestError, listed
 Folders = dict[Path, tuple[int, str]]  # of packs: image size in pixels and interpolation of each
 
 
-class Drawn(NamedTuple):
-    """The images of all samples in the order in which they were read, on the disk.
-
-    ``slices``: of each sample id the position of its first image, and the numbers of its slices (0
-    for an image). ``arrays``: of each pack's folder a file of N×H×W×3 bytes, without a header.
-    """
-
-    slices: dict[str, tuple[int, list[int]]]
-    arrays: dict[Path, Path]
-
-
 class Reading(NamedTuple):
-    """What one reading of the files has given.
+    """What one reading of the files of some rows has given.
 
-    ``rows``: the rows whose files can be used, with their sha256. Of each of them, ``thumbnails``
-    (uint8 N×S×S, for :mod:`medlib.data.duplicates`; of a volume, its middle slice) and ``tiny``
-    (N bools: whether it is too small to be compared). ``unreadable`` and ``broken`` (name, reason):
-    files that are missing, empty or have changed, and files that cannot be decoded.
+    ``rows``: those whose files can be used, with their sha256. ``thumbnails`` (uint8 N×S×S; of a
+    volume, its middle slice) and ``tiny`` (N bools) are what :mod:`medlib.data.duplicates` takes.
+    ``unreadable`` and ``broken`` (name, reason): samples whose files are missing, empty or changed,
+    and samples that cannot be decoded. ``slices``: of each sample id, where its images begin in the
+    arrays and the numbers of its slices (0 for an image). ``arrays``: for each pack's folder a file
+    of the images in the order of reading, without a header.
     """
 
     rows: pd.DataFrame
@@ -56,7 +47,8 @@ class Reading(NamedTuple):
     tiny: np.ndarray
     unreadable: pd.DataFrame
     broken: pd.DataFrame
-    drawn: Drawn
+    slices: dict[str, tuple[int, list[int]]]
+    arrays: dict[Path, Path]
 
 
 @contextlib.contextmanager
@@ -78,49 +70,36 @@ def reading(
         if interpolation not in decoding.RESAMPLING:
             choices = ", ".join(decoding.RESAMPLING)
             raise ValueError(f"Unknown interpolation {interpolation!r}; choose one of {choices}.")
-    hashes, small, problems = [], [], {"unreadable": [], "broken": []}
     with contextlib.ExitStack() as stack:
-        drawn = Drawn({}, {})
+        arrays = {}
         if folders:
             stack.enter_context(decoding.torch_in_one_thread(rows["path"]))
             parent = Path(next(iter(folders))).parent
             parent.mkdir(parents=True, exist_ok=True)
             scratch = tempfile.TemporaryDirectory(prefix=".drawn-", dir=parent)
             scratch = Path(stack.enter_context(scratch))
-            drawn.arrays.update((Path(f), scratch / str(k)) for k, f in enumerate(folders))
+            arrays = {Path(folder): scratch / str(k) for k, folder in enumerate(folders)}
+        hashes, small, slices, count = [], [], {}, 0
+        problems = {"unreadable": [], "broken": []}
         with contextlib.ExitStack() as opened:
-            outputs = [opened.enter_context(open(f, "wb")) for f in drawn.arrays.values()]
-            count = 0
-            for row, done in _each(rows, data, list(folders.values()), settings, workers):
-                if done.problem:
-                    problems[done.kind].append((row["sample_id"], done.problem))
+            outputs = [opened.enter_context(open(file, "wb")) for file in arrays.values()]
+            for row, (outcome, given) in _each(rows, data, [*folders.values()], settings, workers):
+                if outcome in problems:
+                    problems[outcome].append((row["sample_id"], given))
                     continue
-                hashes.append(done.hashes)
-                small.append(done.thumbnail)
-                drawn.slices[row["sample_id"]] = count, done.slices
-                count += len(done.slices)
-                for output, images in zip(outputs, done.images, strict=True):
-                    output.write(images.tobytes())
+                numbers, images = given["slices"], given["images"]
+                hashes.append(given["hashes"])
+                small.append(given["thumbnail"])
+                slices[row["sample_id"]], count = (count, numbers), count + len(numbers)
+                for output, drawn in zip(outputs, images, strict=True):
+                    output.write(drawn.tobytes())
         side = duplicates.THUMBNAIL
-        pictures = np.array([picture for picture, _ in small], np.uint8).reshape(-1, side, side)
+        thumbnails = np.array([picture for picture, _ in small], np.uint8).reshape(-1, side, side)
         tiny = np.array([is_tiny for _, is_tiny in small], bool)
-        used = rows[rows["sample_id"].isin(drawn.slices)].reset_index(drop=True)
+        used = rows[rows["sample_id"].isin(slices)].reset_index(drop=True)
         used = used.assign(**pd.DataFrame(hashes, dtype=str))
-        told = {
-            k: pd.DataFrame(v, columns=["name", "reason"], dtype=str) for k, v in problems.items()
-        }
-        yield Reading(used, pictures, tiny, drawn=drawn, **told)
-
-
-class _Done(NamedTuple):
-    """What has become of one row: hashes by column, and images for each pack; or a problem."""
-
-    hashes: dict[str, str]
-    thumbnail: tuple[np.ndarray, bool] | None = None
-    slices: list[int] = ()
-    images: list[np.ndarray] = ()
-    kind: str = ""
-    problem: str = ""
+        named = [pd.DataFrame(p, columns=["name", "reason"], dtype=str) for p in problems.values()]
+        yield Reading(used, thumbnails, tiny, *named, slices, arrays)
 
 
 def _each(
@@ -129,24 +108,25 @@ def _each(
     sizes: list[tuple[int, str]],
     settings: Volumes | None,
     workers: int,
-) -> Iterator[tuple[dict, _Done]]:
-    """Every row, in order, with what has become of it; several are at work at a time."""
+) -> Iterator[tuple[dict, tuple[str, object]]]:
+    """Every row, in order: ("read", what was drawn), or ("unreadable" or "broken", the reason)."""
     smallest = min((size for size, _ in sizes), default=math.inf)
 
-    def one(row: dict) -> _Done:
+    def one(row: dict) -> tuple[str, object]:
         try:
             contents, hashes, problem = manifest.read_files(row, data)
             if problem:
-                return _Done(hashes, kind="unreadable", problem=problem)
+                return "unreadable", problem
             drawn = _draw(row, data, contents, settings, smallest)
             pictures = list(drawn.values())
             middle = decoding.as_picture(pictures[len(pictures) // 2])
             small = duplicates.thumbnail(middle), min(middle.size) < duplicates.TINY
             images = [np.stack([decoding.resize(p, *how) for p in pictures]) for how in sizes]
-            return _Done(hashes, small, list(drawn), images)
         except Exception as error:  # any decoder's error: named with its file, all together
             text = f"{error or type(error).__name__}".replace(f"{Path(data)}{os.sep}", "")
-            return _Done({}, kind="broken", problem=f"{row['path']} cannot be read: {text}")
+            return "broken", f"{row['path']} cannot be read: {text}"
+        given = {"hashes": hashes, "thumbnail": small, "slices": list(drawn), "images": images}
+        return "read", given
 
     # Threads, not processes: Pillow, torch and NumPy let go of the interpreter while they work.
     # Work is handed out in runs, so that finished images do not pile up in memory.
@@ -170,38 +150,30 @@ def _draw(row: dict, data: Path | str, contents: dict, settings: Volumes | None,
 
 
 def write(
-    drawn: Drawn, rows: pd.DataFrame, folders: Folders, settings: Volumes | None = None
+    read: Reading, rows: pd.DataFrame, folders: Folders, settings: Volumes | None = None
 ) -> None:
     """Make packs of the images of ``rows``, in their order. A pack that matches them stays."""
     kept = ["sample_id", "patient_id", "label", split_column(rows)]
-    places = [drawn.slices[sample] for sample in rows["sample_id"]]
+    places = [read.slices[sample] for sample in rows["sample_id"]]
     index = rows[kept].iloc[np.repeat(np.arange(len(rows)), [len(s) for _, s in places])]
     index = index.assign(slice=[number for _, slices in places for number in slices])
     for folder, (size, interpolation) in folders.items():
         digest = packs.pack_hash(rows, size, interpolation, settings)
         if packs.recorded_hash(folder) == digest:
             continue
-        meta = {
-            "hash": digest,
-            "size": size,
-            "interpolation": interpolation,
-            "volumes": None if settings is None else settings.model_dump(),
-            "mask_at_test_time": settings is not None and settings.needs_mask,
-        }
-        with files.replacing(folder) as temporary:
-            temporary.mkdir()
-            with (
-                open(drawn.arrays[Path(folder)], "rb") as source,
-                open(temporary / "images.npy", "wb") as target,
-            ):
-                shape = (len(index), size, size, 3)
-                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        meta = {"hash": digest, "size": size, "interpolation": interpolation}
+        meta["volumes"] = settings and settings.model_dump()
+        meta["mask_at_test_time"] = settings is not None and settings.needs_mask
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(index), size, size, 3)}
+        with files.replacing(folder) as new, open(read.arrays[Path(folder)], "rb") as source:
+            new.mkdir()
+            with open(new / "images.npy", "wb") as target:
                 np.lib.format.write_array_header_1_0(target, header)
                 for first, slices in places:
                     source.seek(first * size * size * 3)
                     target.write(source.read(len(slices) * size * size * 3))
-            files.save_csv(temporary / "index.csv", index)
-            files.save_json(temporary / "meta.json", meta)
+            files.save_csv(new / "index.csv", index)
+            files.save_json(new / "meta.json", meta)
 
 
 def pack(
@@ -218,11 +190,8 @@ def pack(
     and ``workers`` are those of :func:`reading`. Raises ManifestError that lists every file that
     cannot be used; then no folder is written.
     """
-    wanted = {
-        folder: how
-        for folder, how in folders.items()
-        if packs.recorded_hash(folder) != packs.pack_hash(rows, *how, settings)
-    }
+    hashes = {folder: packs.pack_hash(rows, *how, settings) for folder, how in folders.items()}
+    wanted = {f: how for f, how in folders.items() if packs.recorded_hash(f) != hashes[f]}
     if wanted:
         with reading(rows, data, wanted, settings=settings, workers=workers) as read:
             problems = [*read.unreadable["reason"], *read.broken["reason"]]
@@ -232,5 +201,5 @@ def pack(
                     f"{listed(problems)}\nReplace them, or take their rows out of the manifest "
                     "(quarantine=True in notebook 01_prepare_data)."
                 )
-            write(read.drawn, rows, wanted, settings)
+            write(read, rows, wanted, settings)
     return {folder: packs.load(folder) for folder in folders}

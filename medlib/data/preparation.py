@@ -62,7 +62,7 @@ def prepare(
     rows, folders = _needed(found.rows, card), folders or {}
     with packing.reading(rows, data, folders, settings=card.volumes, workers=workers) as read:
         prepared = _checked_and_split(card, data, found, read, seed, quarantine)
-        packing.write(read.drawn, prepared.rows, folders, card.volumes)
+        packing.write(read, prepared.rows, folders, card.volumes)
     return prepared
 
 

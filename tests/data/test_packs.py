@@ -675,7 +675,7 @@ def test_packs_hold_the_rows_that_stay_in_their_new_order(tmp_path):
     folder = tmp_path / "packs" / "a"
     with packing.reading(rows, tmp_path, {folder: (30, "bilinear")}) as read:
         kept = read.rows.iloc[[3, 0, 1]]
-        packing.write(read.drawn, kept, {folder: (30, "bilinear")})
+        packing.write(read, kept, {folder: (30, "bilinear")})
     packed = packs.load(folder, kept)
     assert packed.index["sample_id"].tolist() == ["s4", "s0", "s1"]
     for k, found in zip((4, 0, 1), packed.images, strict=True):
