@@ -72,11 +72,11 @@ def _upright(image: Image.Image) -> Image.Image:
 def decode_to_resize(
     path: Path | str, size: float, content: bytes | None = None
 ) -> Image.Image | torch.Tensor:
-    """An image file as :func:`resize` takes it to make ``size`` pixels of it, or more.
+    """An image file, decoded for :func:`resize` to ``size`` pixels or more.
 
-    A plain JPEG (named so; 8-bit grey or colour, stored upright) that torch may shrink is a tensor,
-    3×H×W uint8, of the pixels that :func:`decode` gives. All else is a picture. Raises as
-    :func:`decode` does.
+    A plain JPEG (by its name; 8-bit grey or colour, stored upright) that torch may shrink comes as
+    a tensor, 3×H×W uint8, of the pixels that :func:`decode` gives; any other file as a picture.
+    Raises as :func:`decode` does.
     """
     if not _named_jpeg(path):
         return decode(path, content)
@@ -107,24 +107,24 @@ def as_picture(decoded: Image.Image | torch.Tensor) -> Image.Image:
 
 
 def _torch_may_shrink(width: int, height: int, size: float) -> bool:
-    # Torch's weights have 16 bits and Pillow's 22: where few pixels are averaged, errors of the
-    # two passes add up. And Pillow shrinks what is tall in height first, which torch never does.
+    # Torch's weights have 16 bits, Pillow's 22: if few pixels are averaged, the errors of the two
+    # passes add up. And of a tall picture Pillow shrinks the height first, which torch never does.
     return width >= height >= 2 * size
 
 
 def resize(picture: Image.Image | torch.Tensor, size: int, interpolation: str) -> np.ndarray:
     """A picture squashed to size×size×3, uint8: bilinear or bicubic, antialiased.
 
-    Pillow's own, to the bit, but for a tensor, no taller than wide, that shrinks to half or less.
-    That one is within one grey level of it (about 1 value in 500 differs); bicubic, in patterns of
-    pure black and white, 1 value in 100,000 is two off.
+    Pillow resizes, except for a tensor that is no taller than wide and shrinks to half or less.
+    That is within one grey level of Pillow's (about 1 value in 500 differs); with bicubic and
+    patterns of pure black and white, 1 value in 100,000 is two levels off.
     """
     if not isinstance(picture, Image.Image):
         height, width = picture.shape[1:]
         if _torch_may_shrink(width, height, size):
             from torch.nn.functional import interpolate
 
-            # Of picture[None], whose strides say less, torch makes planes, to be woven again.
+            # These strides make torch keep the channels last; with picture[None] it would not.
             pixels = picture.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
             small = interpolate(pixels, (size, size), mode=interpolation, antialias=True)
             return small[0].permute(1, 2, 0).numpy()
@@ -133,7 +133,7 @@ def resize(picture: Image.Image | torch.Tensor, size: int, interpolation: str) -
 
 @contextlib.contextmanager
 def torch_in_one_thread(paths: Iterable[str]) -> Iterator[None]:
-    """Where there are JPEGs: torch imported, and one thread of its own in each of ours."""
+    """If there are JPEGs: import torch, and let it use one thread in each of our threads."""
     if not any(map(_named_jpeg, paths)):
         yield
         return

@@ -95,11 +95,11 @@ def write(
 def validate(
     rows: pd.DataFrame, card: Card, data: Path | str | None = None, name: str = "manifest"
 ) -> None:
-    """Raise ManifestError that lists everything wrong with ``rows``, or return.
+    """Check ``rows``; raises ManifestError that lists everything wrong with them.
 
-    Checks columns, ids, labels and paths, that no patient and (by sha256) no image stands in two
-    splits, that every class can be learned and judged and, with ``data``, that files are there and
-    unchanged.
+    Checked are columns, ids, labels and paths; that no patient and (by sha256) no image is on two
+    sides of the split; that every class is on every side; and, with ``data``, that the files exist
+    and are unchanged.
     """
     import pandera.pandas as pandera  # here, since machines that only train may not have it
 
@@ -125,7 +125,7 @@ def validate(
 
 
 def _facts(rows: pd.DataFrame, data: Path | str | None) -> pd.DataFrame:
-    """``rows`` with what has to be known of other rows, and of files, to judge each of them."""
+    """``rows`` with columns of facts that come from other rows and from files."""
     side = split_column(rows)
     rows = rows.reset_index(drop=True)
     hashes = rows["sha256"].fillna("") if "sha256" in rows else pd.Series("", rows.index)
@@ -310,10 +310,9 @@ def drop_duplicates(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rows in which each group of sample ids, which are one image, is on one side of the split.
 
-    Kept is what is tested, before what validates, before what trains (of several folds, the
-    first sample's); samples on that same side stay as well. Returns (rows, dropped), the latter
-    with name and reason. Rows that have no split yet lose nothing: :func:`assign_splits` keeps
-    such patients together.
+    Keep the test copy, else the validation copy, else the training copy (of several folds, the
+    first sample's), and what is on the same side. Returns (rows, dropped); dropped has name and
+    reason. Rows without a split lose nothing: :func:`assign_splits` keeps such patients together.
     """
     column = split_column(rows)
     if column is None:
@@ -334,12 +333,12 @@ def drop_duplicates(
 def assign_splits(
     rows: pd.DataFrame, card: Card, seed: int = 0, pairs: Iterable[tuple[str, str]] = ()
 ) -> pd.DataFrame:
-    """Give every row its side, by patient and stratified by label.
+    """Give every row its side of the split, by patient and stratified by label.
 
-    Rows that come with a ``split`` keep it, and where none is ``val`` a fifth of the training
-    patients become it; other rows get a ``fold``. Patients of whom there is an identical file
-    (sha256), or one of the ``pairs`` of sample ids, stay together. The result depends on patients,
-    labels, such images and ``seed`` only, so tasks on the same patients are split alike.
+    Rows that come with a ``split`` keep it; if none is ``val``, a fifth of the training patients
+    become it. Other rows get a ``fold``. Patients who share an identical file (sha256), or one of
+    the ``pairs`` of sample ids, stay together. The result depends on patients, labels, such images
+    and ``seed`` only, so tasks on the same patients are split alike.
     """
     rows = rows.sort_values(["patient_id", "sample_id"]).reset_index(drop=True)
     if "split" in rows:
@@ -363,7 +362,7 @@ def _folds(
             f"{task}: {n_folds} folds need at least {n_folds} patients of each class; too few: "
             + ", ".join(f"{label} has {n}" for label, n in short.items())
         )
-    # Here, not above: it takes a second or more to import, and only notebook 01 divides patients.
+    # Imported here: it takes a second or more, and only notebook 01 splits patients.
     from sklearn.model_selection import StratifiedGroupKFold
 
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
@@ -375,7 +374,7 @@ def _folds(
 
 
 def _groups(rows: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> np.ndarray:
-    """Patients as group numbers; patients of whom there is the same image are one group."""
+    """Patients as group numbers; patients who share an image are one group."""
     patient = dict(zip(rows["sample_id"], rows["patient_id"], strict=True))
     same = [(patient[a], patient[b]) for a, b in pairs if a in patient and b in patient]
     if "sha256" in rows:

@@ -1,9 +1,9 @@
 """Files read once: hashed, decoded, and drawn as thumbnails and as the images of packs.
 
-The whole field of view is kept and squashed to a square: no crop hides a lesion (unless the card's
-``volumes`` ask for the tumour's box). Pillow decodes and resizes; large plain JPEGs go through
-torchvision and torch, which takes about half the time: the same pixels decoded, and within one grey
-level of Pillow's resized.
+The whole field of view is kept and squashed to a square, so that no crop hides a lesion (unless the
+card's ``volumes`` ask for the tumour's box). Pillow decodes and resizes. Large plain JPEGs go
+through torchvision and torch in about half the time: decoding gives the same pixels, resizing
+differs from Pillow by at most one grey level.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Each drawing is recognisable (a chest radiograph, a fundus photograph, a dermoscopy picture, a head
 MRI) and its class is known, so a pipeline can be tried end to end in seconds and its result judged.
-The class stands in fine structure (texture, dots, lines, rings) at random places, under nuisance
-variation in position, shape, colour and exposure that the classes share: a linear model of 16x16
-thumbnails reads only a part of it, while a small convolutional network learns it in seconds.
+Fine structure (texture, dots, lines, rings) at random places shows the class. Position, shape,
+colour and exposure vary alike in all classes. So a linear model of 16x16 thumbnails learns only a
+part of it, while a small convolutional network learns it in seconds.
 
 Drawings are float32 in [0, 1] with x (to the right) and y (downwards) from -1 to 1.
 """

@@ -1,7 +1,7 @@
-"""From a folder as it was downloaded to a manifest that a sound comparison can rest on.
+"""From a folder as it was downloaded to a manifest and packs for a sound comparison.
 
-Everything that would make it unsound is looked for before anything is written: files that cannot
-be read, samples without patient or label, and images that are there twice.
+Everything that would make it unsound is searched for before anything is written: files that cannot
+be read, samples without patient or label, and duplicate images.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from medlib.errors import ManifestError, listed
 
 
 class Prepared(NamedTuple):
-    """A task's manifest, and what its passport says of it.
+    """A task's manifest, and what its passport reports.
 
     ``rows``: the manifest, with sha256 and, where they are known, age, sex and site. ``excluded``:
-    name and reason of what was left out. ``duplicates``: a row a pair of samples that are one
-    image: first, second, kind (exact, near), correlation, first_side, second_side, same_patient,
-    same_label, action.
+    name and reason of each sample left out. ``duplicates``: a row for each pair of samples that are
+    one image: first, second, kind (exact, near), correlation, first_side, second_side,
+    same_patient, same_label, action.
     """
 
     rows: pd.DataFrame
@@ -97,7 +97,7 @@ def _checked_and_split(
 
 
 def _joined(*parts: pd.DataFrame) -> pd.DataFrame:
-    """Names and reasons, each name once: what was said first stands."""
+    """Names and reasons, each name once, with its first reason."""
     parts = [part for part in parts if len(part)]
     if not parts:
         return pd.DataFrame(columns=["name", "reason"], dtype=str)
@@ -108,9 +108,9 @@ def _refusal(card: Card, data: Path | str, problems: pd.DataFrame, total: int) -
     lines = (problems["name"] + ": " + problems["reason"]).tolist()
     return (
         f"{card.task}: {len(problems)} problem(s) in {data} (beside {total} samples that were "
-        f"found):\n{listed(lines, most=1000)}\nCorrect them, or set them aside: quarantine=True in "
-        "notebook 01_prepare_data goes on with the rest and lists them in the manifest's "
-        ".excluded.csv."
+        f"found):\n{listed(lines, most=1000)}\nCorrect them, or set them aside: with "
+        "quarantine=True, notebook 01_prepare_data continues without them and lists them in the "
+        "manifest's .excluded.csv."
     )
 
 
@@ -153,7 +153,7 @@ def _fixed(card: Card, data: Path | str, given: Path) -> base.Found:
 
 
 def _needed(rows: pd.DataFrame, card: Card) -> pd.DataFrame:
-    """``rows`` without the further files that no step reads."""
+    """``rows`` without the masks and reference volumes that no step reads."""
     settings = card.volumes
     used = {"mask": settings and settings.needs_mask, "reference": settings is not None}
     return rows.drop(columns=[c for c in BESIDE if c in rows and not used[c]])
@@ -200,7 +200,7 @@ def _ids(pairs: pd.DataFrame) -> list[tuple[str, str]]:
 def _report(
     pairs: pd.DataFrame, before: pd.DataFrame, rows: pd.DataFrame, side: str
 ) -> pd.DataFrame:
-    """The pairs, with where either image stands and what was done."""
+    """The pairs, with the side of either image and what was done."""
     after = rows.set_index("sample_id")
     before = before.set_index("sample_id")
     report = pairs.copy()

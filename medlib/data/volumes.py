@@ -1,7 +1,7 @@
 """NIfTI volumes as pictures: axial slices, upright and windowed, chosen with or without a mask.
 
-Whatever way a volume, its mask and its patient's reference volume are stored, they are brought to
-RAS+ (x to the patient's right, y to the front, z up) by their affines, and compared there.
+A volume, its mask and its patient's reference volume may be stored along any axes: their affines
+bring them to RAS+ (x to the patient's right, y to the front, z up), where they are compared.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def window(
     if not np.isfinite(values).all():
         raise ValueError("it holds NaN or infinite values")
     low, high = np.percentile(values if inside is None else values[inside], percentiles)
-    with np.errstate(over="ignore"):  # both ends alike: what lies above them is white
+    with np.errstate(over="ignore"):  # both ends equal: everything above them is white
         scaled = (values - low) / max(high - low, np.finfo(np.float32).tiny)
     return np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
 
@@ -173,7 +173,7 @@ def _open(path: Path | str, what: str, contents: Mapping[Path, bytes]) -> _Opene
         raise ValueError(f"{what} holds values of type {kind}, not grey values: convert it")
     affine = np.asarray(image.affine, float)
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    # A parallelepiped that is a millionth of its box is flat: its orientation is undefined.
+    # A voxel with a millionth of the volume of its box is flat: its orientation is undefined.
     if not (
         np.isfinite(affine).all()
         and abs(np.linalg.det(affine[:3, :3])) > 1e-6 * math.prod(sizes) > 0
@@ -218,8 +218,8 @@ def _agree(a: Geometry, b: Geometry) -> bool:
     """Whether the voxels of two volumes lie at the same places."""
     if a.shape != b.shape:
         return False
-    # Quaternions in float32 place the corners of one and the same volume up to 0.1 mm apart; what
-    # is below a tenth of a voxel shows in no picture.
+    # Rounding of float32 quaternions moves the corners of a volume by up to 0.1 mm; less than a
+    # tenth of a voxel is invisible.
     corners = np.array(list(product(*((0, n) for n in a.shape), [1])))
     apart = np.linalg.norm((corners @ (a.affine - b.affine).T), axis=1)
     return bool(apart.max() < 0.1 * min(*a.sizes, *b.sizes))
@@ -279,9 +279,9 @@ def _rim(volume: np.ndarray) -> float:
 
 def _head(volume: np.ndarray) -> np.ndarray:
     """Where the head is: X×Y×Z, bool; not empty unless the volume is constant."""
-    # Real backgrounds may be grey and real values negative: the head is what differs from the
-    # rim, not what is greater than zero. Differs: by 2 % of the range of values. That is 1 to 3
-    # times the 99th percentile in real heads; a hot voxel, which may make it 1000, counts as 4.
+    # Real backgrounds may be grey and real values negative, so the head is what differs from the
+    # rim by 2 % of the range of values. That range is 1 to 3 times the 99th percentile in real
+    # heads; a hot voxel may make it 1000 times, and then 4 times is taken.
     contrast = np.abs(volume - _rim(volume))
     return contrast > 0.02 * min(np.ptp(volume), 4 * np.percentile(contrast, 99))
 
