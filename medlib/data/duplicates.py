@@ -96,12 +96,12 @@ def _near(thumbnails: np.ndarray, files: np.ndarray) -> tuple[np.ndarray, np.nda
     i, j, correlation = np.empty(0, int), np.empty(0, int), np.empty(0)
     for one, other in _candidates(thumbnails, files):
         for form, least in ((_unit, SAME_PICTURE), (_detail, SAME_DETAIL)):
-            found = _correlations(form, thumbnails, one, other)
-            one, other, found = (values[found >= least] for values in (one, other, found))
-        if len(found):
+            alike = _correlations(form, thumbnails, one, other)
+            one, other, alike = (values[alike >= least] for values in (one, other, alike))
+        if len(alike):
             # Thinned as it grows: 10,000 frames of a film leave 10,000 pairs, not 50 million.
             i, j = np.append(i, one), np.append(j, other)
-            distance = 2 - np.append(correlation, found)  # above 0, which would mean no pair
+            distance = 2 - np.append(correlation, alike)  # above 0, which would mean no pair
             pairs = coo_array((distance, (i, j)), shape=(n, n)).tocsr()
             tree = minimum_spanning_tree(pairs).tocoo()
             i, j, correlation = tree.row, tree.col, 2 - tree.data

@@ -237,13 +237,11 @@ def sample_file(path: str) -> str:
 
 
 def sample_sha256(data: Path | str, path: str) -> str:
-    """The sha256 of a sample's file; within an ``.npz``, of that file's hash and the rest."""
+    """The sha256 of a sample within an ``.npz``: of that file's hash, and of the sample's name."""
     file = sample_file(path)
     stat = (Path(data) / file).stat()
     with _HASHING:
         digest = _file_sha256(Path(data) / file, stat.st_mtime_ns, stat.st_size)
-    if file == path:
-        return digest
     return hashlib.sha256(f"{digest}{path[len(file) :]}".encode()).hexdigest()
 
 

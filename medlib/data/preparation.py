@@ -58,10 +58,10 @@ def prepare(
     stands on two sides of a split. With ``quarantine`` these are left out instead, and listed with
     their reasons in ``excluded``.
     """
-    found = _fixed(card, data, given) if given is not None else reader.read(card, data)
-    rows, folders = _needed(found.rows, card), folders or {}
+    listing = _fixed(card, data, given) if given is not None else reader.read(card, data)
+    rows, folders = _needed(listing.rows, card), folders or {}
     with packing.reading(rows, data, folders, settings=card.volumes, workers=workers) as read:
-        prepared = _checked_and_split(card, data, found, read, seed, quarantine)
+        prepared = _checked_and_split(card, data, listing, read, seed, quarantine)
         packing.write(read, prepared.rows, folders, card.volumes)
     return prepared
 
@@ -69,14 +69,14 @@ def prepare(
 def _checked_and_split(
     card: Card,
     data: Path | str,
-    found: base.Found,
+    listing: base.Found,
     read: packing.Reading,
     seed: int,
     quarantine: bool,
 ) -> Prepared:
-    problems, excluded = _joined(found.problems, read.unreadable, read.broken), found.excluded
+    problems, excluded = _joined(listing.problems, read.unreadable, read.broken), listing.excluded
     if len(problems) and not quarantine:
-        raise ManifestError(_refusal(card, data, problems, len(found.rows)))
+        raise ManifestError(_refusal(card, data, problems, len(listing.rows)))
     excluded = _joined(excluded, problems.assign(reason="set aside: " + problems["reason"]))
     if read.rows.empty:
         raise ManifestError(f"{card.task}: of the samples in {data} none can be used.")

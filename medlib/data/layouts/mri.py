@@ -45,14 +45,14 @@ def _case_folders(folder: Path, *patterns: str) -> dict[Path, list[Path]]:
 
 def modalities(volumes: list[Path]) -> dict[str, list[Path]]:
     """A case's files by modality; those whose bias field was corrected are preferred."""
-    found = {}
+    by_modality = {}
     for modality, endings in MODALITIES.items():
         for bias in ("_bias", ""):
             pattern = re.compile(f"(^|[_-])({endings}){bias}$", re.IGNORECASE)
             files = [path for path in volumes if pattern.search(base.stem(path.name))]
-            if files and modality not in found:
-                found[modality] = files
-    return found
+            if files and modality not in by_modality:
+                by_modality[modality] = files
+    return by_modality
 
 
 def _volumes(
@@ -77,12 +77,12 @@ def _volumes(
     records = yield from base.match(table, keys, complete=False)
     lacking = base.Excluded if card.incomplete == "leave_out" else base.Problem
     for case in cases:
-        found, record = modalities(case.volumes), records.get(case.sample, {"label": ""})
-        for name, several in found.items():
+        by_modality, record = modalities(case.volumes), records.get(case.sample, {"label": ""})
+        for name, several in by_modality.items():
             if len(several) > 1:
                 names = ", ".join(file.name for file in several)
                 yield base.Problem(case.sample, f"several files for {name}: {names}")
-        if missing := [name for name in needed if name not in found]:
+        if missing := [name for name in needed if name not in by_modality]:
             yield lacking(case.sample, f"no {', '.join(missing)}")
         elif record["label"] not in classes:
             yield lacking(case.sample, f"no known grade in {table.attrs['name']}")
@@ -90,7 +90,7 @@ def _volumes(
             row = record | {"sample_id": case.sample, "patient_id": case.patient}
             row |= {"label": classes[record["label"]], "site": case.site}
             files = {"path": modality, "mask": "mask", "reference": reference}
-            yield row | {column: found.get(name, [""])[0] for column, name in files.items()}
+            yield row | {column: by_modality.get(name, [""])[0] for column, name in files.items()}
 
 
 GRADES = {"HGG": "HGG", "LGG": "LGG"}

@@ -154,8 +154,8 @@ def _images_in(folder: Path, pattern: str) -> list[Path]:
     if not roots:
         raise ManifestError(f"{folder}: the folder {pattern} is missing: is the download complete?")
     drawn = ("_segmentation", "_superpixels")
-    found = {path for root in roots for path in base.files(root, base.IMAGES)}
-    return sorted(path for path in found if not base.stem(path.name).lower().endswith(drawn))
+    images = {path for root in roots for path in base.files(root, base.IMAGES)}
+    return sorted(path for path in images if not base.stem(path.name).lower().endswith(drawn))
 
 
 def _with(table: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:

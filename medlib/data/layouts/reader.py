@@ -50,18 +50,18 @@ def read(card: Card, data: Path | str) -> base.Found:
             f"{card.task}: there is no folder {' or '.join(map(repr, names))} in {data}. Get the "
             f"data set from {card.source} and put it there, or name another data folder."
         )
-    found = list(LAYOUTS[card.layout](folder, card, **options))
+    items = list(LAYOUTS[card.layout](folder, card, **options))
     rows = [
         row | {c: base.shown(row[c], data) if row[c] else "" for c in base.FILES if c in row}
-        for row in found
+        for row in items
         if isinstance(row, dict)
     ]
-    found += [problem for row in rows for problem in _row_problems(row, card)]
+    items += [problem for row in rows for problem in _row_problems(row, card)]
     rows, copies = _one_file_an_id(rows, data)
-    found += copies
-    problems = _frame(item for item in found if isinstance(item, base.Problem))
+    items += copies
+    problems = _frame(item for item in items if isinstance(item, base.Problem))
     bad = set(problems["name"])
-    excluded = _frame(i for i in found if isinstance(i, base.Excluded) and i.name not in bad)
+    excluded = _frame(i for i in items if isinstance(i, base.Excluded) and i.name not in bad)
     rows = [row for row in rows if row["sample_id"] not in bad]
     if not rows:
         reasons = [f"{name}: {reason}" for name, reason in [*problems.values, *excluded.values]]
