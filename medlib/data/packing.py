@@ -74,9 +74,9 @@ def reading(
         arrays = {}
         if folders:
             stack.enter_context(decoding.torch_in_one_thread(rows["path"]))
-            parent = Path(next(iter(folders))).parent
-            parent.mkdir(parents=True, exist_ok=True)
-            scratch = tempfile.TemporaryDirectory(prefix=".drawn-", dir=parent)
+            # On the disk of the packs, but without making their folders, which may stay empty.
+            near = next(p for p in Path(next(iter(folders))).absolute().parents if p.is_dir())
+            scratch = tempfile.TemporaryDirectory(prefix=".drawn-", dir=near)
             scratch = Path(stack.enter_context(scratch))
             arrays = {Path(folder): scratch / str(k) for k, folder in enumerate(folders)}
         hashes, small, slices, count = [], [], {}, 0

@@ -537,7 +537,7 @@ def test_all_files_that_cannot_be_read_are_listed_and_nothing_is_written(tmp_pat
     for name in broken:
         assert re.search(rf"{name} .{{4}}", message)  # the name and a reason
     assert "good.jpg" not in message
-    assert list(folder.parent.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "data"]
 
 
 def test_all_volumes_that_cannot_be_read_are_listed(tmp_path):
