@@ -6,7 +6,7 @@ as a plain data set class has them. "both" is what preparation does, a bilinear 
 there the peer, too, decodes once. The files are made here, with the spectrum of photographs, at
 the sizes of the original data sets; what counts is the geometric mean over them. A fourth set has
 JPEG quality 100: undoing its Huffman code, the same work for both sides, leaves little to gain.
-Beside it: `packs.pack` with a thread a core against one thread, and the images in MEDLIB_DATA.
+Beside it: `packing.pack` with a thread a core against one thread, and the images in MEDLIB_DATA.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from medlib.data import decoding, packs
+from medlib.data import decoding, packing
 
 SIZE = 224
 SETS = {  # height, width, channels, JPEG quality, whether it counts
@@ -112,7 +112,7 @@ def scaling(paths: list[Path], repeats: int, quick: bool) -> None:
     def pack(workers: int) -> None:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
             folders = {Path(folder) / name: (SIZE, name) for name in decoding.RESAMPLING}
-            packs.pack(rows, paths[0].parent, folders, workers=workers)
+            packing.pack(rows, paths[0].parent, folders, workers=workers)
 
     times = interleaved({"one": lambda: pack(1), "all": lambda: pack(cores)}, repeats)
     rate = len(paths) / float(np.median(times["all"]))

@@ -24,7 +24,8 @@ from sklearn import metrics as sk
 from torch import nn
 
 from medlib.core import backbones, features, heads
-from medlib.data import manifest, packs
+from medlib.data import packing
+from medlib.files import file_sha256
 from medlib.stats import bootstrap
 
 BACKBONES = {"dinov2_small-random": "DINOv2 ViT-S/14", "resnet50-random": "ResNet50"}
@@ -91,7 +92,7 @@ def our_way(name: str, rows: pd.DataFrame, data: Path) -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as folder:
         interpolation = backbones.get(name).preprocessing["interpolation"]
         packed = Path(folder) / "pack"
-        pack = packs.pack(rows, data, {packed: (SIZE, interpolation)})[packed]
+        pack = packing.pack(rows, data, {packed: (SIZE, interpolation)})[packed]
         made = features.extract(pack, name, Path(folder) / "features")
         runs = [{"head": "linear", "label_fraction": 1.0, "seed": 0}]
         ((_, predictions, *_),) = heads.sweep(made.embeddings, made.index, CLASSES, runs)
@@ -110,7 +111,7 @@ def main() -> None:
         rows["label"] = [CLASSES[number % 2] for number in range(n)]
         # By halves of ten: 60 % train, 20 % val, 20 % test, both classes in each.
         rows["split"] = [["train", "val", "test", "train", "train"][i // 2 % 5] for i in range(n)]
-        rows, _ = manifest.with_hashes(rows, data)
+        rows["sha256"] = [file_sha256(data / path) for path in rows["path"]]
         for name, title in list(BACKBONES.items())[1 if options.quick else 0 :]:
             contestants = {
                 "ours": lambda name=name: our_way(name, rows, data),

@@ -5,83 +5,112 @@ A card is a file ``data_manifests/<task>.yaml``.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
 
-from medlib.errors import ManifestError, listed, unknown
-from medlib.grid import address
+from medlib.errors import ManifestError, listed, problems_of, unknown
 
 FOLDER = Path(__file__).resolve().parents[2] / "data_manifests"
 # The paper's tasks, in its order: clinical MRI, and public photographs and radiographs.
 MRI = ("glioma_t1", "glioma_t1ce", "glioma_flair")
 PUBLIC = ("chest_xray", "fundus_pm", "dermoscopy")
+# Nothing is converted: "3" is not 3, and true is not 1. YAML's lists become tuples.
+STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
+Text = Annotated[str, Field(min_length=1)]
+Texts = Annotated[tuple[str, ...], Strict(False)]
+Groups = Annotated[tuple[Annotated[Texts, Field(min_length=2)], ...], Strict(False)]
 
 
-@dataclass(frozen=True)
-class Volumes:
+class Volumes(BaseModel):
     """How the volumes of a task become images: the card's ``volumes``.
 
-    ``slices`` axial slices are taken: the ``central`` ones, those around the slice with the
-    ``largest_tumour`` (by its mask), or spread evenly over ``all_head``, the whole head (0: every
-    slice of it). With ``neighbours``, a slice's red and blue are the slices below and above it.
-    ``crop_margin``, in millimetres, crops to the box of the tumour's mask. Grey values are scaled
-    between these ``percentiles`` of the head. With ``resample``, a volume is brought onto the grid
-    of its patient's reference volume; without, another grid than that is refused.
+    ``slices`` axial slices are taken. By ``choice`` these are the ``central`` ones, those around
+    the slice with the ``largest_tumour`` (by its mask), or slices spread evenly over the whole head
+    (``all_head``; with ``slices`` 0, every slice of it). With ``neighbours``, the slices below and
+    above are the red and the blue channel. ``crop_margin`` crops to the box of the tumour's mask
+    and so many millimetres around it. Grey values are scaled between these ``percentiles`` of the
+    head. With ``resample``, a volume is resampled to its patient's reference volume; without, one
+    that differs from the reference in shape or position is refused.
     """
 
+    model_config = STRICT
+
+    choice: Literal["central", "largest_tumour", "all_head"] = "central"
     slices: int = 5
-    choice: str = "central"
     neighbours: bool = False
-    crop_margin: float | None = None
-    percentiles: tuple[float, float] = (0.5, 99.5)
+    crop_margin: Annotated[float, Field(ge=0)] | None = None
+    percentiles: Annotated[tuple[float, float], Strict(False)] = (0.5, 99.5)
     resample: bool = False
+
+    @field_validator("slices")
+    @classmethod
+    def _enough(cls, slices: int, info) -> int:
+        if slices < (info.data.get("choice") != "all_head"):
+            raise ValueError("not 1 or more (or 0 with `choice: all_head`)")
+        return slices
+
+    @field_validator("percentiles")
+    @classmethod
+    def _ascending(cls, ends: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= ends[0] < ends[1] <= 100:
+            raise ValueError("not two ascending percentages, as [0.5, 99.5]")
+        return ends
 
     @property
     def needs_mask(self) -> bool:
         return self.choice == "largest_tumour" or self.crop_margin is not None
 
 
-@dataclass(frozen=True)
-class Card:
+class Card(BaseModel):
     """What a task is. Fields without a default must stand in the card's YAML file.
 
     ``split`` is ``official`` (the data set has a test set; validation patients are drawn from its
-    training set) or ``cross-validation`` (``folds`` folds by patient). ``ordered``: the classes are
-    grades, lowest first, so that some mistakes are larger than others. ``optional_classes`` are
-    classes that some distributions of the data lack. ``layout`` and ``layout_options`` say how
-    :mod:`medlib.layouts` reads the data set's ``folder`` (or the first of ``other_folders`` that
-    is there); a task with its own CSV needs neither. ``volumes`` says how volumes become images
-    (None: images, not volumes). ``incomplete`` is ``stop``, or ``leave_out`` where it is known that
-    some patients lack a modality or a label. ``known_duplicates`` lists groups of sample ids that
-    are one image on several sides of a split: those on the training side are dropped.
-    ``not_duplicates`` lists pairs that look like one image and are not.
+    training set) or ``cross-validation`` (``folds`` folds by patient: three or more, to train,
+    validate and test). ``ordered``: the classes are grades, lowest first, so that some mistakes are
+    larger than others. ``optional_classes`` are missing in some distributions of the data.
+    ``layout`` and ``layout_options`` say how :mod:`medlib.data.layouts` reads the data set's
+    ``folder`` (or the first of ``other_folders`` that exists); a task with its own CSV needs
+    neither. ``volumes`` says how volumes become images (None: the samples are images).
+    ``incomplete`` is ``stop``, or ``leave_out`` where some patients are known to lack a modality or
+    a label. ``known_duplicates`` lists groups of sample ids that are one image on several sides of
+    a split: those on the training side are dropped. ``not_duplicates`` lists pairs that look like
+    one image and are not.
     """
 
-    task: str
-    title: str
-    modality: str
-    classes: tuple[str, ...]
-    licence: str
-    citation: str
-    source: str
-    split: str = "cross-validation"
-    folds: int = 5
+    model_config = STRICT
+
+    task: Text
+    title: Text
+    modality: Text
+    classes: Texts
+    licence: Text
+    citation: Text
+    source: Text
+    split: Literal["cross-validation", "official"] = "cross-validation"
+    folds: Annotated[int, Field(ge=3)] = 5
     ordered: bool = False
     folder: str = ""
-    other_folders: tuple[str, ...] = ()
+    other_folders: Texts = ()
     layout: str = ""
-    layout_options: dict = field(default_factory=dict)
-    optional_classes: tuple[str, ...] = ()
+    layout_options: dict = {}
+    optional_classes: Texts = ()
     volumes: Volumes | None = None
-    incomplete: str = "stop"
-    known_duplicates: tuple[tuple[str, ...], ...] = ()
-    not_duplicates: tuple[tuple[str, ...], ...] = ()
+    incomplete: Literal["stop", "leave_out"] = "stop"
+    known_duplicates: Groups = ()
+    not_duplicates: Groups = ()
     notes: str = ""
+
+    @field_validator("classes")
+    @classmethod
+    def _several(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(classes)) < 2:
+            raise ValueError("but at least two different classes are needed")
+        return classes
 
     @property
     def all_classes(self) -> tuple[str, ...]:
@@ -90,14 +119,25 @@ class Card:
     def with_settings(self, folds: int = 0, volumes: dict | None = None) -> Card:
         """The card with as many ``folds`` (0: its own) and these settings of its ``volumes``.
 
-        Raises ManifestError for settings that cannot be, and for a task of images that has none.
+        Raises ManifestError that lists all invalid settings, and for a task of images that is
+        given ``volumes``.
         """
-        card = replace(self, folds=folds or self.folds)
-        if not volumes:
-            return card
-        if self.volumes is None:
+        if volumes and self.volumes is None:
             raise ManifestError(f"{self.task}: volumes is {volumes}, but its samples are images.")
-        return replace(card, volumes=volumes_of(asdict(self.volumes) | volumes))
+        content = self.model_dump() | {"folds": folds or self.folds}
+        if volumes:
+            content["volumes"] |= volumes
+        try:
+            return Card(**content)
+        except ValidationError as error:
+            raise ManifestError(f"{self.task}:\n{listed(problems_of(error, NAMES))}") from None
+
+
+# The names that a card knows, at its top and in its parts.
+NAMES = {
+    "": [name for name in Card.model_fields if name != "task"],
+    "volumes": list(Volumes.model_fields),
+}
 
 
 def tasks(folder: Path | str = FOLDER) -> list[str]:
@@ -132,35 +172,22 @@ def read(task: str, folder: Path | str = FOLDER) -> Card:
             raise ManifestError(f"{path}: {base} is like another card itself; name that one.")
         content = base_content | content
     content = {name: value for name, value in content.items() if value is not None}
-    problems = _problems(content)
-    if problems:
-        raise ManifestError(f"{path}: fix the card:\n{listed(problems)}")
-    for name in TEXTS:
-        content[name] = tuple(content.get(name, ()))
-    for name in GROUPS:
-        content[name] = tuple(map(tuple, content.get(name, ())))
-    if "volumes" in content:
-        content["volumes"] = volumes_of(content["volumes"])
-    return Card(task=task, **content)
+    try:
+        return Card(**content | {"task": task})
+    except ValidationError as error:
+        problems = listed(problems_of(error, NAMES))
+        raise ManifestError(f"{path}: fix the card:\n{problems}") from None
 
 
-def used(results: Path | str, task: str) -> Card:
-    """The card with which a task was prepared, as notebook 01 left it beside the manifest."""
-    folder = address.manifest_path(results, task).parent
-    if not (folder / f"{task}.yaml").is_file():
+def used(manifest_path: Path | str) -> Card:
+    """The card with which a task was prepared: notebook 01 leaves it beside the manifest."""
+    path = Path(manifest_path)
+    if not path.with_suffix(".yaml").is_file():
         raise ManifestError(
-            f"There is no card of {task!r} in {folder}: run notebook 01_prepare_data with "
-            f"task={task!r} first."
+            f"There is no card of {path.stem!r} in {path.parent}: run notebook 01_prepare_data "
+            f"with task={path.stem!r} first."
         )
-    return read(task, folder)
-
-
-TEXTS = ("classes", "optional_classes", "other_folders")
-GROUPS = ("known_duplicates", "not_duplicates")
-VALUES = {  # fields that have one of a few values, and those
-    "split": ("cross-validation", "official"),
-    "incomplete": ("stop", "leave_out"),
-}
+    return read(path.stem, path.parent)
 
 
 def _content(path: Path) -> dict:
@@ -169,80 +196,10 @@ def _content(path: Path) -> dict:
     except yaml.YAMLError as error:
         raise ManifestError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
-        known = ", ".join(f.name for f in fields(Card) if f.name != "task")
-        raise ManifestError(f"{path}: a card is a YAML mapping of {known}.")
-    return content
-
-
-def _problems(content: dict) -> list[str]:
-    known = [f.name for f in fields(Card) if f.name != "task"]
-    required = ("title", "modality", "classes", "licence", "citation", "source")
-    problems = [f"{name} is missing" for name in required if not content.get(name)]
-    problems += [unknown("field", name, known) for name in content if name not in known]
-    for name in TEXTS:
-        values = content.get(name, [])
-        if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
-            problems.append(f"{name} must be a list of texts, not {values!r}")
-    for name in GROUPS:
-        groups = content.get(name, [])
-        if not isinstance(groups, list) or not all(
-            isinstance(g, list) and len(g) > 1 and all(isinstance(v, str) for v in g)
-            for g in groups
-        ):
-            problems.append(f"{name} must be a list of lists of sample ids, not {groups!r}")
-    if isinstance(content.get("classes"), list) and len(set(map(str, content["classes"]))) < 2:
-        problems.append("classes needs at least two entries")
-    for name, values in VALUES.items():
-        if content.get(name, values[0]) not in values:
-            problems.append(f"{name} is {content[name]!r}, not {' or '.join(map(repr, values))}")
-    folds = content.get("folds", 5)
-    if not isinstance(folds, int) or folds < 3:
-        problems.append("folds must be a whole number of 3 or more (train, val and test)")
-    if not isinstance(content.get("ordered", False), bool):
-        problems.append(f"ordered is {content['ordered']!r}, not true or false")
-    if not isinstance(content.get("layout_options", {}), dict):
-        problems.append(f"layout_options must be a mapping, not {content['layout_options']!r}")
-    try:
-        volumes_of(content.get("volumes", {}))
-    except ManifestError as error:
-        problems.append(str(error))
-    return problems
-
-
-CHOICES = ("central", "largest_tumour", "all_head")
-
-
-def volumes_of(settings: dict) -> Volumes:
-    """The settings of a card's ``volumes``, checked; those that are not given have defaults.
-
-    Raises ManifestError that lists every unknown setting and every value that cannot be.
-    """
-    if not isinstance(settings, dict):
-        raise ManifestError(f"volumes must be a mapping, as {{slices: 5}}, not {settings!r}")
-    known = [f.name for f in fields(Volumes)]
-    problems = [unknown("setting", name, known) for name in settings if name not in known]
-    made = Volumes(**{name: value for name, value in settings.items() if name in known})
-    if made.choice not in CHOICES:
-        problems.append(unknown("choice", made.choice, CHOICES))
-    if type(made.slices) is not int or made.slices < (made.choice != "all_head"):
-        problems.append(f"slices is {made.slices!r}, not a whole number from 1 on")
-    for name in ("neighbours", "resample"):
-        if not isinstance(getattr(made, name), bool):
-            problems.append(f"{name} is {getattr(made, name)!r}, not true or false")
-    margin = made.crop_margin
-    if margin is not None and not (_is_number(margin) and margin >= 0):
-        problems.append(f"crop_margin is {margin!r}, not a number of millimetres")
-    ends = made.percentiles
-    if not (isinstance(ends, list | tuple) and len(ends) == 2 and all(map(_is_number, ends))
-            and 0 <= ends[0] < ends[1] <= 100):  # fmt: skip
-        problems.append(f"percentiles is {ends!r}, not two numbers as [0.5, 99.5]")
-    if problems:
-        raise ManifestError("volumes: " + "; ".join(problems))
-    return replace(made, percentiles=tuple(map(float, ends)))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        raise ManifestError(f"{path}: a card is a YAML mapping of {', '.join(NAMES[''])}.")
+    if "task" in content:
+        raise ManifestError(f"{path}: the task is the file's name; take the field `task` out.")
+    return {str(name): value for name, value in content.items()}
 
 
 def files(task: str, folder: Path | str = FOLDER) -> list[Path]:
@@ -255,10 +212,8 @@ def files(task: str, folder: Path | str = FOLDER) -> list[Path]:
 
 def text(card: Card) -> str:
     """A card as the YAML that reads back as the same card."""
-    content = {f.name: getattr(card, f.name) for f in fields(Card) if f.name != "task"}
-    if card.volumes is not None:
-        content["volumes"] = asdict(card.volumes)
-    plain = json.loads(json.dumps({n: v for n, v in content.items() if v not in (None, (), {})}))
+    content = card.model_dump(mode="json", exclude={"task"})
+    plain = {name: value for name, value in content.items() if value not in (None, [], {})}
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
@@ -279,16 +234,12 @@ def data_folder(data: str, results: Path | str) -> Path:
     if data == "phantoms":
         return Path(results) / "phantoms"
     folder = os.environ.get("MEDLIB_DATA", "") if data == "real" else data
+    if folder and Path(folder).is_dir():
+        return Path(folder)
+    problem = f"The data folder {folder!r} does not exist. Give"
     if not folder:
-        raise FileNotFoundError(
-            "The grid asks for real data, but MEDLIB_DATA is not set. Name the folder that holds "
-            "the data sets (make … DATA=folder, or the environment variable MEDLIB_DATA), or use "
-            "data='phantoms'."
-        )
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(
-            f"The data folder {folder!r} does not exist. Give the folder that holds the data sets "
-            "(make … DATA=folder, or the environment variable MEDLIB_DATA), or use "
-            "data='phantoms'."
-        )
-    return Path(folder)
+        problem = "The grid asks for real data, but MEDLIB_DATA is not set. Name"
+    raise FileNotFoundError(
+        f"{problem} the folder that holds the data sets (make … DATA=folder, or the environment "
+        "variable MEDLIB_DATA), or use data='phantoms'."
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import tempfile
 import zipfile
@@ -28,26 +29,24 @@ RESAMPLING = {
 }
 
 
-def decode(path: Path | str, at_least: int | None = None) -> Image.Image:
-    """An image file as upright 8-bit RGB.
+def decode(path: Path | str, content: bytes | None = None) -> Image.Image:
+    """An image file as upright 8-bit RGB; with its ``content``, the file is not read again.
 
     Grey, palette, CMYK and alpha (over black) become RGB; EXIF rotation is applied; 16-bit and
     floating-point grey is windowed to its 0.5th and 99.5th percentiles rather than truncated. A
-    path ``x.npz#train/7`` is an image within a MedMNIST file. With ``at_least``, a JPEG may come
-    out smaller, by a half, a quarter or an eighth, but with no side below that many pixels: this
-    decodes several times faster. Raises ValueError or OSError for what is no complete image, or
-    has more pixels than Pillow's limit.
+    path ``x.npz#train/7`` is an image within a MedMNIST file. Raises ValueError or OSError for
+    a file that is no complete image, or has more pixels than Pillow's limit.
     """
     if sample_file(str(path)) != str(path):
         return _npz_image(str(path))
-    with _opened(path) as image:
-        return _upright(image, at_least)
+    with _opened(path, content) as image:
+        return _upright(image)
 
 
-def _opened(path: Path | str) -> Image.Image:
+def _opened(path: Path | str, content: bytes | None) -> Image.Image:
     """An image file of which the header has been read and checked, but no pixel yet."""
     try:
-        image = Image.open(path)
+        image = Image.open(path if content is None else io.BytesIO(content))
     except UnidentifiedImageError as error:
         raise ValueError("its content is no image in a format that can be read") from error
     if image.width * image.height > Image.MAX_IMAGE_PIXELS:
@@ -59,9 +58,7 @@ def _opened(path: Path | str) -> Image.Image:
     return image
 
 
-def _upright(image: Image.Image, at_least: int | None = None) -> Image.Image:
-    if at_least is not None:
-        image.draft(None, (at_least, at_least))
+def _upright(image: Image.Image) -> Image.Image:
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
@@ -72,16 +69,19 @@ def _upright(image: Image.Image, at_least: int | None = None) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode_to_resize(path: Path | str, size: int) -> Image.Image | torch.Tensor:
-    """An image file as :func:`resize` takes it to make ``size`` pixels of it, or more.
+def decode_to_resize(
+    path: Path | str, size: float, content: bytes | None = None
+) -> Image.Image | torch.Tensor:
+    """An image file, decoded for :func:`resize` to ``size`` pixels or more.
 
-    A plain JPEG (named so; 8-bit grey or colour, stored upright) that torch may shrink is a tensor,
-    3×H×W uint8, of the pixels that :func:`decode` gives. All else is a picture. Raises as
-    :func:`decode` does.
+    A plain JPEG (by its name; 8-bit grey or colour, stored upright) that torch may shrink comes as
+    a tensor, 3×H×W uint8, of the pixels that :func:`decode` gives; any other file as a picture.
+    Raises as :func:`decode` does.
     """
     if not _named_jpeg(path):
-        return decode(path)
-    with _opened(path) as image:
+        return decode(path, content)
+    content = Path(path).read_bytes() if content is None else content
+    with _opened(path, content) as image:
         coded = image.format == "JPEG" and image.mode in ("L", "RGB")
         plain = coded and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
         if plain and _torch_may_shrink(*image.size, size):
@@ -90,7 +90,8 @@ def decode_to_resize(path: Path | str, size: int) -> Image.Image | torch.Tensor:
 
             with contextlib.suppress(RuntimeError):  # damaged: Pillow says how
                 # Grey, too, as three channels: torch resizes these faster than one.
-                return decode_jpeg(torch.from_numpy(np.fromfile(path, np.uint8)), ImageReadMode.RGB)
+                coded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+                return decode_jpeg(coded, ImageReadMode.RGB)
         return _upright(image)
 
 
@@ -98,35 +99,41 @@ def _named_jpeg(path: Path | str) -> bool:
     return str(path).lower().endswith((".jpg", ".jpeg"))
 
 
-def _torch_may_shrink(width: int, height: int, size: int) -> bool:
-    # Torch's weights have 16 bits and Pillow's 22: where few pixels are averaged, errors of the
-    # two passes add up. And Pillow shrinks what is tall in height first, which torch never does.
+def as_picture(decoded: Image.Image | torch.Tensor) -> Image.Image:
+    """What :func:`decode_to_resize` gives, as Pillow's picture."""
+    if isinstance(decoded, Image.Image):
+        return decoded
+    return Image.fromarray(decoded.permute(1, 2, 0).numpy())
+
+
+def _torch_may_shrink(width: int, height: int, size: float) -> bool:
+    # Torch's weights have 16 bits, Pillow's 22: if few pixels are averaged, the errors of the two
+    # passes add up. And of a tall picture Pillow shrinks the height first, which torch never does.
     return width >= height >= 2 * size
 
 
 def resize(picture: Image.Image | torch.Tensor, size: int, interpolation: str) -> np.ndarray:
     """A picture squashed to size×size×3, uint8: bilinear or bicubic, antialiased.
 
-    Pillow's own, to the bit, but for a tensor, no taller than wide, that shrinks to half or less.
-    That one is within one grey level of it (about 1 value in 500 differs); bicubic, in patterns of
-    pure black and white, 1 value in 100,000 is two off.
+    Pillow resizes, except for a tensor that is no taller than wide and shrinks to half or less.
+    That is within one grey level of Pillow's (about 1 value in 500 differs); with bicubic and
+    patterns of pure black and white, 1 value in 100,000 is two levels off.
     """
     if not isinstance(picture, Image.Image):
         height, width = picture.shape[1:]
         if _torch_may_shrink(width, height, size):
             from torch.nn.functional import interpolate
 
-            # Of picture[None], whose strides say less, torch makes planes, to be woven again.
+            # These strides make torch keep the channels last; with picture[None] it would not.
             pixels = picture.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
             small = interpolate(pixels, (size, size), mode=interpolation, antialias=True)
             return small[0].permute(1, 2, 0).numpy()
-        picture = Image.fromarray(picture.permute(1, 2, 0).numpy())
-    return np.asarray(picture.resize((size, size), RESAMPLING[interpolation]))
+    return np.asarray(as_picture(picture).resize((size, size), RESAMPLING[interpolation]))
 
 
 @contextlib.contextmanager
-def _torch_in_one_thread(paths: Iterable[str]) -> Iterator[None]:
-    """Where there are JPEGs: torch imported, and one thread of its own in each of ours."""
+def torch_in_one_thread(paths: Iterable[str]) -> Iterator[None]:
+    """If there are JPEGs: import torch, and let it use one thread in each of our threads."""
     if not any(map(_named_jpeg, paths)):
         yield
         return

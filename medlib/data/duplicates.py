@@ -1,11 +1,11 @@
-"""Which images are the same picture: the same file, or a copy that was encoded, resized or toned.
+"""Which images are the same picture: the same file, or a copy in another coding, size or tone.
 
 Medical photographs look alike (a dark blob on pale skin, a bright disc in a round field), so two
 correlations must be high: that of the pictures, and that of their detail. Candidates come from a
 perceptual hash, the lowest frequencies of a thumbnail's cosine transform (Zauner, Implementation
-and Benchmarking of Perceptual Image Hash Functions, 2010), here kept as numbers rather than bits:
-they bound the correlation from above, so that no copy is missed. Copies that were cropped, turned
-or mirrored are not looked for.
+and Benchmarking of Perceptual Image Hash Functions, 2010). They are kept as numbers, not as bits:
+these bound the correlation from above, so no copy is missed. Cropped, turned or mirrored copies are
+not found.
 """
 
 from __future__ import annotations
@@ -48,15 +48,14 @@ def find(
 ) -> pd.DataFrame:
     """Pairs of images that are the same picture, by their thumbnails (uint8 N×S×S) and hashes.
 
-    Returns a row a pair: positions ``first`` < ``second``, ``kind`` and ``correlation`` (of the
-    detail). ``exact`` is the same hash ("": unknown, like no other); such files are paired with
-    the first of them, and that one alone is compared further. ``near`` is a correlation of at
-    least SAME_PICTURE between the thumbnails and of at least SAME_DETAIL between their detail;
-    thumbnails that are FLAT are never near, and those of ``tiny`` images only if they are equal
-    (of 28 pixels a side, fundus photographs of different eyes correlate as copies do; None: no
-    image is). Of a group of k images there are k-1 near pairs, those
-    of its maximum spanning tree: every image with its best match, and always a pair that crosses
-    a split if the group does. Raises ValueError for arrays that do not fit each other.
+    Returns one row for each pair: positions ``first`` < ``second``, ``kind`` and ``correlation``
+    (of the detail). ``exact`` pairs have the same hash ("": unknown, equal to no other); each such
+    file is paired with the first of them, and only that one is compared further. ``near`` pairs
+    correlate by at least SAME_PICTURE, and their detail by at least SAME_DETAIL. FLAT thumbnails
+    are never near, those of ``tiny`` images (N bools) only if they are equal: at 28 pixels a side,
+    fundus photographs of different eyes correlate as copies do. A group of k images has k-1 near
+    pairs, those of its maximum spanning tree: every image with its best match, and always a pair
+    that crosses a split if the group does. Raises ValueError for arrays that do not fit.
     """
     thumbnails = np.asarray(thumbnails)
     if len(thumbnails) and (thumbnails.ndim != 3 or thumbnails.dtype != np.uint8):
@@ -97,12 +96,12 @@ def _near(thumbnails: np.ndarray, files: np.ndarray) -> tuple[np.ndarray, np.nda
     i, j, correlation = np.empty(0, int), np.empty(0, int), np.empty(0)
     for one, other in _candidates(thumbnails, files):
         for form, least in ((_unit, SAME_PICTURE), (_detail, SAME_DETAIL)):
-            found = _correlations(form, thumbnails, one, other)
-            one, other, found = (values[found >= least] for values in (one, other, found))
-        if len(found):
+            alike = _correlations(form, thumbnails, one, other)
+            one, other, alike = (values[alike >= least] for values in (one, other, alike))
+        if len(alike):
             # Thinned as it grows: 10,000 frames of a film leave 10,000 pairs, not 50 million.
             i, j = np.append(i, one), np.append(j, other)
-            distance = 2 - np.append(correlation, found)  # above 0, which would mean no pair
+            distance = 2 - np.append(correlation, alike)  # above 0, which would mean no pair
             pairs = coo_array((distance, (i, j)), shape=(n, n)).tocsr()
             tree = minimum_spanning_tree(pairs).tocoo()
             i, j, correlation = tree.row, tree.col, 2 - tree.data
@@ -114,10 +113,10 @@ def _candidates(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs i < j block by block, among them all that correlate with at least SAME_PICTURE.
 
-    The low frequencies are a part of a unit vector; what is left of two vectors adds to their
-    correlation at most the product of its lengths (Parseval; Cauchy and Schwarz). With that length
-    as one more component, 64 numbers an image bound the correlation of S² pixels from above. All
-    are compared with all, in half a minute for 100,000: no tree whose speed hangs on the data.
+    The low frequencies are a part of a unit vector. The remainders of two vectors add to their
+    correlation at most the product of the remainders' lengths (Parseval; Cauchy and Schwarz). With
+    this length as one more component, 64 numbers an image bound the correlation of S² pixels from
+    above. All are compared with all, in half a minute for 100,000 images.
     """
     blocks = [files[k : k + _BLOCK] for k in range(0, len(files), _BLOCK)]
     hashed = [(block, _low_frequencies(thumbnails[block])) for block in blocks]
@@ -155,12 +154,12 @@ def _unit(images: np.ndarray) -> np.ndarray:
 
 
 def _detail(thumbnails: np.ndarray) -> np.ndarray:
-    """What tells look-alikes apart, as unit rows: middle frequencies of even contrast.
+    """What tells similar pictures apart, as unit rows: middle frequencies of even contrast.
 
-    A difference of Gaussians drops the slow shading, which different patients share, and the
-    finest grain, which compression changes. It is divided by its local strength (as in Jarrett et
-    al., ICCV 2009), lest the rim of the camera's field outweigh all that is inside; the added grey
-    level keeps rounding in even regions from being blown up.
+    A difference of Gaussians removes slow shading, which different patients share, and the finest
+    grain, which compression changes. It is divided by its local strength (as in Jarrett et
+    al., ICCV 2009), so that the rim of the camera's field does not outweigh what is inside; the
+    added grey level keeps rounding errors in even regions small.
     """
     images = thumbnails.astype(np.float32)
     band = _blurred(images, 1) - _blurred(images, 2)

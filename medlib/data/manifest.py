@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ from medlib.errors import ManifestError, listed
 from medlib.files import file_sha256, save_csv, save_text
 
 REQUIRED = ("sample_id", "patient_id", "path", "label")
-BESIDE = ("mask", "grid")  # columns that name further files of a sample
+BESIDE = ("mask", "reference")  # columns that name further files of a sample
 KNOWN = ("age", "sex", "site")  # columns of what is known of a patient: possible confounders
 
 
@@ -94,11 +95,11 @@ def write(
 def validate(
     rows: pd.DataFrame, card: Card, data: Path | str | None = None, name: str = "manifest"
 ) -> None:
-    """Raise ManifestError that lists everything wrong with ``rows``, or return.
+    """Check ``rows``; raises ManifestError that lists everything wrong with them.
 
-    Checks columns, ids, labels and paths, that no patient and (by sha256) no image stands in two
-    splits, that every class can be learned and judged and, with ``data``, that files are there and
-    unchanged.
+    Checked are columns, ids, labels and paths; that no patient and (by sha256) no image is on two
+    sides of the split; that every class is on every side; and, with ``data``, that the files exist
+    and are unchanged.
     """
     import pandera.pandas as pandera  # here, since machines that only train may not have it
 
@@ -110,11 +111,12 @@ def validate(
     elif data is not None and not Path(data).is_dir():
         problems = [f"the data folder {data} does not exist"]
     else:
-        problems, facts = [], _facts(rows, None if data is None else Path(data))
+        problems, facts = [], _facts(rows, data)
         try:
             _schema(rows, card).validate(facts, lazy=True)
         except pandera.errors.SchemaErrors as error:
             problems = _messages(error.failure_cases, facts)
+        problems += _side_problems(rows, classes(rows, card))
     if problems:
         raise ManifestError(
             f"{name}: {len(problems)} problem(s):\n{listed(problems)}\n"
@@ -122,14 +124,14 @@ def validate(
         )
 
 
-def _facts(rows: pd.DataFrame, data: Path | None) -> pd.DataFrame:
-    """``rows`` with what has to be known of other rows, and of files, to judge each of them."""
+def _facts(rows: pd.DataFrame, data: Path | str | None) -> pd.DataFrame:
+    """``rows`` with columns of facts that come from other rows and from files."""
     side = split_column(rows)
     rows = rows.reset_index(drop=True)
     hashes = rows["sha256"].fillna("") if "sha256" in rows else pd.Series("", rows.index)
     own = hashes.where(hashes != "", rows.index.astype(str))  # no hash: an image of its own
     twins = rows["sample_id"].groupby(own)
-
+    named = rows.fillna("").to_dict("records")
     return rows.assign(
         sha256=hashes,
         row_number=rows.index + 2,  # as a spreadsheet counts, below the header
@@ -137,7 +139,7 @@ def _facts(rows: pd.DataFrame, data: Path | None) -> pd.DataFrame:
         patient_sides=sides(rows[side], rows["patient_id"]),
         image_sides=sides(rows[side], own),
         image_samples=own.map({k: ", ".join(v) for k, v in twins.agg(list).items()}),
-        file_problem="" if data is None else _file_problems(rows, data),
+        file_problem=[read_files(row, data)[-1] if data else "" for row in named],
     )
 
 
@@ -145,70 +147,44 @@ def _schema(rows: pd.DataFrame, card: Card):
     """The pandera schema of ``_facts``. The error of a check is a message with columns to fill."""
     import pandera.pandas as pandera
 
-    def column(holds: Callable[[pd.Series], pd.Series], message: str) -> pandera.Column:
-        return pandera.Column(checks=[pandera.Check(holds, error=message)])
-
     side = split_column(rows)
-    present = _required(rows, card)
-    filled = {name: column(lambda v: v != "", f"{name} is empty in row {{row_number}}")
-              for name in ("sample_id", "patient_id", "path")}  # fmt: skip
-    label = pandera.Column(checks=[
-        pandera.Check(lambda v: v != "", error="label is empty in row {row_number}"),
-        pandera.Check(
-            lambda v: v.isin([*card.all_classes, ""]),
-            error="label {label!r} of {sample_id} is not a class of the card "
-            f"({_literal(', '.join(card.all_classes))})",
-        ),
-    ])  # fmt: skip
+    classes = ", ".join(card.all_classes).replace("{", "{{").replace("}", "}}")
+    checks = [
+        (name, lambda v: v != "", f"{name} is empty in row {{row_number}}")
+        for name in ("sample_id", "patient_id", "path", "label")
+    ]
+    is_class = f"label {{label!r}} of {{sample_id}} is not a class of the card ({classes})"
+    checks.append(("label", lambda v: v.isin([*card.all_classes, ""]), is_class))
     if side == "split":
-        known = column(
-            lambda v: v.isin(SPLITS), f"split {{split!r}} of {{sample_id}} is not one of {SPLITS}"
-        )
+        is_split = f"split {{split!r}} of {{sample_id}} is not one of {SPLITS}"
+        checks.append(("split", lambda v: v.isin(SPLITS), is_split))
     else:
-        known = column(
-            lambda v: v.astype(str).str.fullmatch(r"\d+"),
-            "fold {fold!r} of {sample_id} is not a whole number from 0 on",
-        )
-    several = f"stand in several {side}s"
-    return pandera.DataFrameSchema(
-        filled
-        | {
-            "label": label,
-            side: known,
-            "times": column(lambda v: v == 1, "sample_id {sample_id!r} stands in several rows"),
-            "patient_sides": column(
-                lambda v: ~v.str.contains(", "),
-                f"patient {{patient_id!r}} {several.replace('stand', 'stands')}: {{patient_sides}}",
-            ),
-            "image_sides": column(
-                lambda v: ~v.str.contains(", "),
-                f"{{image_samples}} are one image but {several}: {{image_sides}}",
-            ),
-            "file_problem": column(lambda v: v == "", "{file_problem}"),
-        },
-        checks=[
-            pandera.Check(lambda rows, message=message: False, error=message)
-            for message in _side_problems(rows, side, present)
-        ],
-    )
-
-
-def _literal(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
+        is_fold = "fold {fold!r} of {sample_id} is not a whole number from 0 on"
+        checks.append(("fold", lambda v: v.astype(str).str.fullmatch(r"\d+"), is_fold))
+    patient = f"patient {{patient_id!r}} stands in several {side}s: {{patient_sides}}"
+    image = f"{{image_samples}} are one image but stand in several {side}s: {{image_sides}}"
+    checks += [
+        ("times", lambda v: v == 1, "sample_id {sample_id!r} stands in several rows"),
+        ("patient_sides", lambda v: ~v.str.contains(", "), patient),
+        ("image_sides", lambda v: ~v.str.contains(", "), image),
+        ("file_problem", lambda v: v == "", "{file_problem}"),
+    ]
+    columns = {name: [] for name, *_ in checks}
+    for name, holds, message in checks:
+        columns[name].append(pandera.Check(holds, error=message))
+    return pandera.DataFrameSchema({n: pandera.Column(checks=c) for n, c in columns.items()})
 
 
 def _messages(failures: pd.DataFrame, facts: pd.DataFrame) -> list[str]:
-    """The failures of a schema in words, each once: those of rows, then those of the whole."""
+    """The failures of a schema in words, each once."""
     records = facts.to_dict("index")
-    failures = failures.sort_values("index", key=pd.Series.isna, kind="stable")
-    return list(dict.fromkeys(
-        check if pd.isna(index) else check.format(**records[int(index)])
-        for check, index in zip(failures["check"], failures["index"], strict=True)
-    ))  # fmt: skip
+    cases = zip(failures["check"], failures["index"], strict=True)
+    return list(dict.fromkeys(check.format(**records[int(index)]) for check, index in cases))
 
 
-def _side_problems(rows: pd.DataFrame, side: str, present: tuple[str, ...]) -> list[str]:
-    """What is wrong with a split as a whole."""
+def _side_problems(rows: pd.DataFrame, present: list[str]) -> list[str]:
+    """What is wrong with a split as a whole; ``present``: the classes that the data have."""
+    side = split_column(rows)
     if side == "split":
         sides = list(SPLITS)
     elif not pd.api.types.is_integer_dtype(rows["fold"]):
@@ -222,13 +198,14 @@ def _side_problems(rows: pd.DataFrame, side: str, present: tuple[str, ...]) -> l
         problems.append(f"{len(sides)} fold(s): three or more are needed (train, val and test)")
     for one in sides:
         labels = set(rows["label"][rows[side] == one])
-        problems += [f"class {label!r} has no sample in {side} {one}"
-                     for label in present if label not in labels]  # fmt: skip
+        lacking = [label for label in present if label not in labels]
+        problems += [f"class {label!r} has no sample in {side} {one}" for label in lacking]
     return problems
 
 
-def _required(rows: pd.DataFrame, card: Card) -> tuple[str, ...]:
-    return card.classes + tuple(c for c in card.optional_classes if (rows["label"] == c).any())
+def classes(rows: pd.DataFrame, card: Card) -> list[str]:
+    """The task's classes in the card's order; optional ones only where the data have them."""
+    return [*card.classes, *(c for c in card.optional_classes if (rows["label"] == c).any())]
 
 
 def sound_rows(rows: pd.DataFrame, card: Card) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -260,13 +237,15 @@ def sample_file(path: str) -> str:
 
 
 def sample_sha256(data: Path | str, path: str) -> str:
-    """The sha256 of a sample's file; within an ``.npz``, of that file's hash and the rest."""
+    """The sha256 of a sample within an ``.npz``: of that file's hash, and of the sample's name."""
     file = sample_file(path)
     stat = (Path(data) / file).stat()
-    digest = _file_sha256(Path(data) / file, stat.st_mtime_ns, stat.st_size)
-    if file == path:
-        return digest
+    with _HASHING:
+        digest = _file_sha256(Path(data) / file, stat.st_mtime_ns, stat.st_size)
     return hashlib.sha256(f"{digest}{path[len(file) :]}".encode()).hexdigest()
+
+
+_HASHING = Lock()  # threads ask for the hash of the same .npz at the same time
 
 
 @lru_cache(maxsize=16)
@@ -274,21 +253,31 @@ def _file_sha256(path: Path, mtime_ns: int, size: int) -> str:
     return file_sha256(path)
 
 
-def _file_problems(rows: pd.DataFrame, data: Path) -> list[str]:
-    """For each row, what keeps its files from being read, or says that they changed; or nothing."""
-    problems = [""] * len(rows)
-    for column in ("path", *(c for c in BESIDE if c in rows)):
-        digests = rows.get(_hash_column(column), pd.Series("", rows.index)).fillna("")
-        files = zip(rows["sample_id"], rows[column], digests, strict=True)
-        for number, (sample, path, digest) in enumerate(files):
-            if problems[number] or not path:
-                continue
-            problem = file_problem(data, path)
-            if not problem and digest and (found := sample_sha256(data, path)) != digest.lower():
-                problem = f"has changed: sha256 {found[:12]}…, manifest says {digest[:12]}…"
-            what = f"{path} ({sample})" if column == "path" else f"its {column} {path}"
-            problems[number] = problem and f"{what} {problem}"
-    return problems
+def read_files(row: dict, data: Path | str) -> tuple[dict[Path, bytes], dict[str, str], str]:
+    """Read each file that a row names once: that of its ``path``, and those of ``BESIDE``.
+
+    Returns the contents by file (but of no ``.npz``, which holds many samples), the hashes by
+    column (``sha256``, ``mask_sha256``, …; "" where no file is named), and a problem in words, or
+    "": a file that cannot be read, or that differs from the hash in the row.
+    """
+    contents, hashes = {}, {}
+    for column in ("path", *(c for c in BESIDE if c in row)):
+        path, hashed, digest = row[column], _hash_column(column), ""
+        if path:
+            what = f"{path} ({row['sample_id']})" if column == "path" else f"its {column} {path}"
+            if problem := file_problem(data, path):
+                return contents, hashes, f"{what} {problem}"
+            file = Path(data) / path
+            if sample_file(path) != path:
+                digest = sample_sha256(data, path)
+            else:
+                contents[file] = contents[file] if file in contents else file.read_bytes()
+                digest = hashlib.sha256(contents[file]).hexdigest()
+            if (known := row.get(hashed, "").lower()) and known != digest:
+                changed = f"sha256 {digest[:12]}…, manifest says {known[:12]}…"
+                return contents, hashes, f"{what} has changed: {changed}"
+        hashes[hashed] = digest
+    return contents, hashes, ""
 
 
 def _hash_column(column: str) -> str:
@@ -314,37 +303,14 @@ def file_problem(data: Path | str, path: str) -> str:
     return "" if file.stat().st_size else "is empty (0 bytes): get it again"
 
 
-def with_hashes(rows: pd.DataFrame, data: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows whose files can be read, with each file's sha256; and the others, with reasons.
-
-    Returns (rows, problems); problems has the columns name and reason. A file that differs from
-    the sha256 that its row has is a problem. Files that a row names beside its own (``mask``,
-    ``grid``) get a hash of their own.
-    """
-    data, rows = Path(data), rows.reset_index(drop=True)
-    reasons = pd.Series(_file_problems(rows, data), rows.index, dtype=object)
-    good = rows[reasons == ""].reset_index(drop=True)
-    for column in ("path", *(c for c in BESIDE if c in rows)):
-        hashes = [sample_sha256(data, path) if path else "" for path in good[column]]
-        good[_hash_column(column)] = hashes
-    bad = pd.DataFrame({"name": rows["sample_id"], "reason": reasons})[reasons != ""]
-    return good, bad.reset_index(drop=True)
-
-
-def classes(rows: pd.DataFrame, card: Card) -> list[str]:
-    """The task's classes in the card's order; optional ones only where the data have them."""
-    return list(_required(rows, card))
-
-
 def drop_duplicates(
     rows: pd.DataFrame, groups: Iterable[Iterable[str]]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rows in which each group of sample ids, which are one image, is on one side of the split.
 
-    Kept is what is tested, before what validates, before what trains (of several folds, the
-    first sample's); samples on that same side stay as well. Returns (rows, dropped), the latter
-    with name and reason. Rows that have no split yet lose nothing: :func:`assign_splits` keeps
-    such patients together.
+    Keep the test copy, else the validation copy, else the training copy (of several folds, the
+    first sample's), and what is on the same side. Returns (rows, dropped); dropped has name and
+    reason. Rows without a split lose nothing: :func:`assign_splits` keeps such patients together.
     """
     column = split_column(rows)
     if column is None:
@@ -365,12 +331,12 @@ def drop_duplicates(
 def assign_splits(
     rows: pd.DataFrame, card: Card, seed: int = 0, pairs: Iterable[tuple[str, str]] = ()
 ) -> pd.DataFrame:
-    """Give every row its side, by patient and stratified by label.
+    """Give every row its side of the split, by patient and stratified by label.
 
-    Rows that come with a ``split`` keep it, and where none is ``val`` a fifth of the training
-    patients become it; other rows get a ``fold``. Patients of whom there is an identical file
-    (sha256), or one of the ``pairs`` of sample ids, stay together. The result depends on patients,
-    labels, such images and ``seed`` only, so tasks on the same patients are split alike.
+    Rows that come with a ``split`` keep it; if none is ``val``, a fifth of the training patients
+    become it. Other rows get a ``fold``. Patients who share an identical file (sha256), or one of
+    the ``pairs`` of sample ids, stay together. The result depends on patients, labels, such images
+    and ``seed`` only, so tasks on the same patients are split alike.
     """
     rows = rows.sort_values(["patient_id", "sample_id"]).reset_index(drop=True)
     if "split" in rows:
@@ -394,7 +360,7 @@ def _folds(
             f"{task}: {n_folds} folds need at least {n_folds} patients of each class; too few: "
             + ", ".join(f"{label} has {n}" for label, n in short.items())
         )
-    # Here, not above: it takes a second or more to import, and only notebook 01 divides patients.
+    # Imported here: it takes a second or more, and only notebook 01 splits patients.
     from sklearn.model_selection import StratifiedGroupKFold
 
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
@@ -406,7 +372,7 @@ def _folds(
 
 
 def _groups(rows: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> np.ndarray:
-    """Patients as group numbers; patients of whom there is the same image are one group."""
+    """Patients as group numbers; patients who share an image are one group."""
     patient = dict(zip(rows["sample_id"], rows["patient_id"], strict=True))
     same = [(patient[a], patient[b]) for a, b in pairs if a in patient and b in patient]
     if "sha256" in rows:

@@ -1,4 +1,4 @@
-"""The numbers of a split passport: who stands where, and how classes differ besides."""
+"""The numbers of a split passport: patients and images by side, and how else classes differ."""
 
 from __future__ import annotations
 

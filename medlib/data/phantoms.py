@@ -2,11 +2,11 @@
 
 Each drawing is recognisable (a chest radiograph, a fundus photograph, a dermoscopy picture, a head
 MRI) and its class is known, so a pipeline can be tried end to end in seconds and its result judged.
-The class stands in fine structure (texture, dots, lines, rings) at random places, under nuisance
-variation in position, shape, colour and exposure that the classes share: a linear model of 16x16
-thumbnails reads only a part of it, while a small convolutional network learns it in seconds.
+Fine structure (texture, dots, lines, rings) at random places shows the class. Position, shape,
+colour and exposure vary alike in all classes. So a linear model of 16x16 thumbnails learns only a
+part of it, while a small convolutional network learns it in seconds.
 
-Drawings are float32 in [0, 1] on a grid with x (to the right) and y (downwards) from -1 to 1.
+Drawings are float32 in [0, 1] with x (to the right) and y (downwards) from -1 to 1.
 """
 
 from __future__ import annotations
@@ -321,16 +321,18 @@ def _pattern(rng: np.random.Generator, dx: str, area: np.ndarray) -> list[tuple]
     x, y = _plane(n)
     if dx == "akiec":
         follicles = _dots(rng, area, 16, 0.025, 0.045)
-        return [((0.72, 0.16, 0.16), area * _net(rng, n, 15, 0.5) * 0.8),
-                ((0.98, 0.9, 0.7), follicles * 0.9)]  # fmt: skip
+        network = area * _net(rng, n, 15, 0.5) * 0.8
+        return [((0.72, 0.16, 0.16), network), ((0.98, 0.9, 0.7), follicles * 0.9)]
     if dx == "bcc":
         trees = (_tree(rng, p, rng.uniform(0, 6.3), 0.6, 0.045, 0.5) for p in _places(rng, area, 4))
         vessels = _ink(n, (curve for tree in trees for curve in tree))
-        return [((0.42, 0.42, 0.52), _dots(rng, area, 7, 0.05, 0.09) * area * 0.8),
-                ((0.75, 0.05, 0.1), vessels * np.clip(area + 0.3, 0, 1) * 0.85)]  # fmt: skip
+        nests = _dots(rng, area, 7, 0.05, 0.09) * area * 0.8
+        vessels = vessels * np.clip(area + 0.3, 0, 1) * 0.85
+        return [((0.42, 0.42, 0.52), nests), ((0.75, 0.05, 0.1), vessels)]
     if dx == "bkl":
-        return [((1.0, 0.96, 0.85), _dots(rng, area, 24, 0.025, 0.045)),
-                ((0.3, 0.18, 0.1), _dots(rng, area, 8, 0.02, 0.04) * 0.8)]  # fmt: skip
+        cysts = _dots(rng, area, 24, 0.025, 0.045)
+        openings = _dots(rng, area, 8, 0.02, 0.04) * 0.8
+        return [((1.0, 0.96, 0.85), cysts), ((0.3, 0.18, 0.1), openings)]
     if dx == "vasc":
         lacunae = _dots(rng, area, 14, 0.06, 0.12)
         return [(np.array([0.55, 0.06, 0.22]) * rng.uniform(0.7, 1.2), lacunae * area * 0.85)]
@@ -345,11 +347,11 @@ def _pattern(rng: np.random.Generator, dx: str, area: np.ndarray) -> list[tuple]
     if dx == "df":
         rays = np.cos(np.arctan2(y - cy, x - cx) * rng.integers(15, 20)) * 3 - 1
         scar = _ellipse(x, y, cx, cy, *rng.uniform(0.14, 0.22, 2), 0, 0.3, 0.2 * bends)
-        return [((0.35, 0.2, 0.14), area * np.clip(rays, 0, 1) * 0.6),
-                ((0.97, 0.93, 0.92), scar * 0.9)]  # fmt: skip
+        rays = area * np.clip(rays, 0, 1) * 0.6
+        return [((0.35, 0.2, 0.14), rays), ((0.97, 0.93, 0.92), scar * 0.9)]
     veil = _ellipse(x, y, cx, cy, *rng.uniform(0.2, 0.35, 2), 0, 0.6, 0.3 * bends)  # melanoma
-    return [((0.4, 0.45, 0.58), veil * area * 0.7),
-            ((0.08, 0.05, 0.06), _dots(rng, area, 26, 0.025, 0.05) * 0.95)]  # fmt: skip
+    dots = _dots(rng, area, 26, 0.025, 0.05) * 0.95
+    return [((0.4, 0.45, 0.58), veil * area * 0.7), ((0.08, 0.05, 0.06), dots)]
 
 
 def _write_dermoscopy(folder: Path, scale: float, rng: np.random.Generator) -> None:
@@ -379,10 +381,15 @@ def _write_dermoscopy(folder: Path, scale: float, rng: np.random.Generator) -> N
 
 # Grey values of each tissue, by modality: t1, t1ce, flair.
 TISSUES = {
-    "scalp": (0.88, 0.9, 0.88), "skull": (0.08, 0.08, 0.07), "csf": (0.12, 0.13, 0.08),
-    "grey": (0.45, 0.42, 0.45), "white": (0.58, 0.52, 0.36), "tumour": (0.44, 0.4, 0.62),
-    "necrosis": (0.02, 0.06, 0.2), "rim": (0.85, 0.98, 0.9),
-}  # fmt: skip
+    "scalp": (0.88, 0.9, 0.88),
+    "skull": (0.08, 0.08, 0.07),
+    "csf": (0.12, 0.13, 0.08),
+    "grey": (0.45, 0.42, 0.45),
+    "white": (0.58, 0.52, 0.36),
+    "tumour": (0.44, 0.4, 0.62),
+    "necrosis": (0.02, 0.06, 0.2),
+    "rim": (0.85, 0.98, 0.9),
+}
 SHIFT = (-0.2, 0.14, 0.12)  # how much brighter grade 2 is on average
 
 
@@ -422,15 +429,14 @@ def _head(rng: np.random.Generator, grade: int) -> tuple[dict[str, np.ndarray], 
     smooth = 0.06 * _noise3(rng, shape, 30)
     rim = np.exp(-(((grain - 0.1) / 0.45) ** 2))
     core = np.clip((grain - 0.4) / 0.25, 0, 1)
+    layers = list(zip(("scalp", "skull", "csf", "grey"), depth, strict=True))
+    layers += [("white", white), ("csf", folds * depth[3] * np.clip((r - 0.55) / 0.15, 0, 1) * 0.8)]
+    layers += [("csf", np.exp(-((x / 0.012) ** 2)) * depth[3] * 0.6), ("csf", ventricles)]
     volumes = {}
     for k, modality in enumerate(MODALITIES):
         value = {tissue: values[k] for tissue, values in TISSUES.items()}
         image = np.zeros(shape, np.float32)
-        for tissue, mask in (
-            ("scalp", depth[0]), ("skull", depth[1]), ("csf", depth[2]), ("grey", depth[3]),
-            ("white", white), ("csf", folds * depth[3] * np.clip((r - 0.55) / 0.15, 0, 1) * 0.8),
-            ("csf", np.exp(-((x / 0.012) ** 2)) * depth[3] * 0.6), ("csf", ventricles),
-        ):  # fmt: skip
+        for tissue, mask in layers:
             _paint(image, value[tissue], mask)
         inside = value["tumour"] + smooth + rng.normal(0, 0.04)
         if grade == 2:  # nearly the mean of a smooth tumour, so that texture tells
@@ -462,11 +468,11 @@ def _write_glioma(folder: Path, scale: float, rng: np.random.Generator) -> None:
         for name, volume in (volumes | {"seg": mask}).items():
             if name != missing:
                 _save_nifti(folder / patient / f"{patient}_{name}.nii.gz", volume, affine)
-        clinic = [rng.integers(1, 4), str(grade) if known else "", rng.choice([1, 3]),
-                  rng.integers(1, 3), rng.integers(20, 75), rng.integers(0, 2)]  # fmt: skip
+        clinic = [rng.integers(1, 4), str(grade) if known else "", rng.choice([1, 3])]
+        clinic += [rng.integers(1, 3), rng.integers(20, 75), rng.integers(0, 2)]
         rows.append([patient, *clinic])
-    columns = ["Patient", "histological_type", "neoplasm_histologic_grade", "laterality",
-               "gender", "age_at_initial_pathologic", "death01"]  # fmt: skip
+    columns = ["Patient", "histological_type", "neoplasm_histologic_grade", "laterality"]
+    columns += ["gender", "age_at_initial_pathologic", "death01"]
     table = pd.DataFrame(rows, columns=columns)
     table.to_csv(folder / "data.csv", index=False, lineterminator="\n")
 

@@ -1,7 +1,7 @@
-"""From a folder as it was downloaded to a manifest that a sound comparison can rest on.
+"""From a folder as it was downloaded to a manifest and packs for a sound comparison.
 
-Everything that would make it unsound is looked for before anything is written: files that cannot
-be read, samples without patient or label, and images that are there twice.
+Everything that would make it unsound is searched for before anything is written: files that cannot
+be read, samples without patient or label, and duplicate images.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from medlib.core import splits
-from medlib.data import duplicates, manifest, packs
+from medlib.data import duplicates, manifest, packing
 from medlib.data.cards import Card
 from medlib.data.layouts import base, reader
 from medlib.data.manifest import BESIDE, KNOWN, REQUIRED
@@ -22,12 +22,12 @@ from medlib.errors import ManifestError, listed
 
 
 class Prepared(NamedTuple):
-    """A task's manifest, and what its passport says of it.
+    """A task's manifest, and what its passport reports.
 
     ``rows``: the manifest, with sha256 and, where they are known, age, sex and site. ``excluded``:
-    name and reason of what was left out. ``duplicates``: a row a pair of samples that are one
-    image: first, second, kind (exact, near), correlation, first_side, second_side, same_patient,
-    same_label, action.
+    name and reason of each sample left out. ``duplicates``: a row for each pair of samples that are
+    one image: first, second, kind (exact, near), correlation, first_side, second_side,
+    same_patient, same_label, action.
     """
 
     rows: pd.DataFrame
@@ -39,40 +39,50 @@ def prepare(
     card: Card,
     data: Path | str,
     *,
+    folders: packing.Folders | None = None,
     given: Path | None = None,
     seed: int = 0,
     quarantine: bool = False,
     workers: int = 0,
 ) -> Prepared:
-    """Read a task's data set below ``data``, check it and split it by patient.
+    """Read a task's data set below ``data``, check it, split it by patient and pack its images.
 
-    ``given`` is a manifest that fixes samples, labels and, if it has them, splits: the committed
-    one of a public data set, or a user's own CSV. With a layout in the card, its files are then
-    looked for in the folder by sample id, whichever distribution of the data set that is. Without
-    ``given`` the layout is read, and splits are drawn from ``seed`` where the data have none.
+    Each file is read and decoded once; ``folders`` says of each pack's folder the image size and
+    the interpolation. ``given`` is a manifest that fixes samples, labels and, if it has them,
+    splits: the committed one of a public data set, or a user's own CSV. If the card has a layout,
+    its files are then found in the folder by sample id, so that any distribution of the data set
+    will do. Without ``given`` the layout says which samples there are, and splits are drawn from
+    ``seed`` where the data have none.
 
-    Raises ManifestError that lists every sample that cannot be used, and then every image that
-    stands on two sides of a split. With ``quarantine`` these are left out instead, and are listed
-    with their reasons in ``excluded``.
+    Raises ManifestError that lists every sample that cannot be used, or else every image that
+    stands on two sides of a split. With ``quarantine`` these are left out instead, and listed with
+    their reasons in ``excluded``.
     """
-    found = _fixed(card, data, given) if given is not None else reader.read(card, data)
-    rows, unreadable = manifest.with_hashes(_needed(found.rows, card), data)
-    small, broken = packs.thumbnails(rows, data, card.volumes, workers)
-    problems = _joined(found.problems, unreadable, broken)
-    excluded = found.excluded
-    if len(problems):
-        if not quarantine:
-            raise ManifestError(_refusal(card, data, problems, len(found.rows)))
-        readable = ~rows["sample_id"].isin(broken["name"])
-        rows = rows[readable].reset_index(drop=True)
-        small = packs.Thumbnails(small.pictures[readable], small.tiny[readable])
-        excluded = _joined(excluded, problems.assign(reason="set aside: " + problems["reason"]))
-    if rows.empty:
+    listing = _fixed(card, data, given) if given is not None else reader.read(card, data)
+    rows, folders = _needed(listing.rows, card), folders or {}
+    with packing.reading(rows, data, folders, settings=card.volumes, workers=workers) as read:
+        prepared = _checked_and_split(card, data, listing, read, seed, quarantine)
+        packing.write(read, prepared.rows, folders, card.volumes)
+    return prepared
+
+
+def _checked_and_split(
+    card: Card,
+    data: Path | str,
+    listing: base.Found,
+    read: packing.Reading,
+    seed: int,
+    quarantine: bool,
+) -> Prepared:
+    problems, excluded = _joined(listing.problems, read.unreadable, read.broken), listing.excluded
+    if len(problems) and not quarantine:
+        raise ManifestError(_refusal(card, data, problems, len(listing.rows)))
+    excluded = _joined(excluded, problems.assign(reason="set aside: " + problems["reason"]))
+    if read.rows.empty:
         raise ManifestError(f"{card.task}: of the samples in {data} none can be used.")
 
-    pairs = _pairs(rows, small, card)
-    before = rows
-    rows, known = manifest.drop_duplicates(rows, card.known_duplicates)
+    pairs = _pairs(read, card)
+    rows, known = manifest.drop_duplicates(read.rows, card.known_duplicates)
     excluded = _joined(excluded, known)
     if splits.split_column(rows) is not None:
         rows, excluded = _one_side_each(rows, pairs, card, quarantine, excluded)
@@ -80,18 +90,14 @@ def prepare(
         rows = manifest.assign_splits(rows, card, seed, _ids(pairs))
     manifest.validate(rows, card, name=card.task)
     side = splits.split_column(rows)
-    columns = [
-        *REQUIRED,
-        side,
-        "sha256",
-        *(c for c in KNOWN if c in rows and (rows[c] != "").any()),
-    ]
+    columns = [*REQUIRED, side, "sha256"]
+    columns += [c for c in KNOWN if c in rows and (rows[c] != "").any()]
     columns += [name for c in BESIDE if c in rows for name in (c, f"{c}_sha256")]
-    return Prepared(rows[columns], excluded, _report(pairs, before, rows, side))
+    return Prepared(rows[columns], excluded, _report(pairs, read.rows, rows, side))
 
 
 def _joined(*parts: pd.DataFrame) -> pd.DataFrame:
-    """Names and reasons, each name once: what was said first stands."""
+    """Names and reasons, each name once, with its first reason."""
     parts = [part for part in parts if len(part)]
     if not parts:
         return pd.DataFrame(columns=["name", "reason"], dtype=str)
@@ -102,9 +108,9 @@ def _refusal(card: Card, data: Path | str, problems: pd.DataFrame, total: int) -
     lines = (problems["name"] + ": " + problems["reason"]).tolist()
     return (
         f"{card.task}: {len(problems)} problem(s) in {data} (beside {total} samples that were "
-        f"found):\n{listed(lines, most=1000)}\nCorrect them, or set them aside: quarantine=True in "
-        "notebook 01_prepare_data goes on with the rest and lists them in the manifest's "
-        ".excluded.csv."
+        f"found):\n{listed(lines, most=1000)}\nCorrect them, or set them aside: with "
+        "quarantine=True, notebook 01_prepare_data continues without them and lists them in the "
+        "manifest's .excluded.csv."
     )
 
 
@@ -147,20 +153,20 @@ def _fixed(card: Card, data: Path | str, given: Path) -> base.Found:
 
 
 def _needed(rows: pd.DataFrame, card: Card) -> pd.DataFrame:
-    """``rows`` without the further files that no step reads."""
+    """``rows`` without the masks and reference volumes that no step reads."""
     settings = card.volumes
-    used = {"mask": settings and settings.needs_mask, "grid": settings is not None}
+    used = {"mask": settings and settings.needs_mask, "reference": settings is not None}
     return rows.drop(columns=[c for c in BESIDE if c in rows and not used[c]])
 
 
-def _pairs(rows: pd.DataFrame, small: packs.Thumbnails, card: Card) -> pd.DataFrame:
+def _pairs(read: packing.Reading, card: Card) -> pd.DataFrame:
     """Pairs of samples that are one image, by their ids."""
-    found = duplicates.find(small.pictures, rows["sha256"].tolist(), small.tiny)
-    ids = rows["sample_id"].to_numpy()
-    found = found.assign(first=ids[found["first"]], second=ids[found["second"]])
+    pairs = duplicates.find(read.thumbnails, read.rows["sha256"].tolist(), read.tiny)
+    ids = read.rows["sample_id"].to_numpy()
+    pairs = pairs.assign(first=ids[pairs["first"]], second=ids[pairs["second"]])
     denied = {frozenset(pair) for group in card.not_duplicates for pair in combinations(group, 2)}
-    kept = [frozenset(pair) not in denied for pair in _ids(found)]
-    return found[np.array(kept, dtype=bool)].reset_index(drop=True)
+    kept = [frozenset(pair) not in denied for pair in _ids(pairs)]
+    return pairs[np.array(kept, dtype=bool)].reset_index(drop=True)
 
 
 def _one_side_each(
@@ -194,7 +200,7 @@ def _ids(pairs: pd.DataFrame) -> list[tuple[str, str]]:
 def _report(
     pairs: pd.DataFrame, before: pd.DataFrame, rows: pd.DataFrame, side: str
 ) -> pd.DataFrame:
-    """The pairs, with where either image stands and what was done."""
+    """The pairs, with the side of either image and what was done."""
     after = rows.set_index("sample_id")
     before = before.set_index("sample_id")
     report = pairs.copy()

@@ -1,13 +1,15 @@
 """NIfTI volumes as pictures: axial slices, upright and windowed, chosen with or without a mask.
 
-Whatever way a volume, its mask and its patient's reference volume are stored, they are brought to
-RAS+ (x to the patient's right, y to the front, z up) by their affines, and compared there.
+A volume, its mask and its patient's reference volume may be stored along any axes: their affines
+bring them to RAS+ (x to the patient's right, y to the front, z up), where they are compared.
 """
 
 from __future__ import annotations
 
 import gzip
+import io
 import math
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -25,18 +27,20 @@ def slices(
     settings: Volumes,
     *,
     mask: Path | str | None = None,
-    grid: Path | str | None = None,
+    reference: Path | str | None = None,
+    contents: Mapping[Path, bytes] | None = None,
 ) -> dict[int, Image.Image]:
     """The axial slices of a volume that ``settings`` choose: RGB pictures by RAS+ slice number.
 
     They are drawn in radiological convention, anterior up and the patient's right on the left, and
     windowed to the percentiles of the whole volume's head. ``mask`` (any label above 0 is tumour)
-    is read where the settings need one. ``grid`` is the patient's reference volume: a volume or a
-    mask that lies otherwise is resampled onto it where the settings say so.
+    is read where the settings need one. ``reference`` is the patient's reference volume: a volume
+    or a mask of another geometry is resampled to it where the settings say so. ``contents`` holds
+    files that were read already.
 
     Raises ValueError, with the way out, for a file that is no whole 3-D NIfTI volume, for values
     that are not finite or all alike, for too few slices, for a mask that is missing or empty, and
-    for another grid than the reference's. FileNotFoundError where there is no file.
+    for another geometry than the reference's. FileNotFoundError where there is no file.
     """
     if settings.needs_mask and not mask:
         by_tumour = settings.choice == "largest_tumour"
@@ -45,19 +49,20 @@ def slices(
             f"it has no mask, which {needs} needs: name one in the manifest, or write "
             "`choice: central` without `crop_margin` under `volumes` in the card"
         )
-    volume, lies = _read(path, "it")
+    contents = contents or {}
+    volume, own = _read(path, "it", contents)
     if volume.min() == volume.max():
         raise ValueError(f"it is constant ({volume.min():g}): there is nothing to see, replace it")
-    if grid:
-        wanted = _open(grid, f"its reference volume {Path(grid).name}").grid
-        volume = _onto(wanted, volume, lies, settings, f"reference volume {Path(grid).name}")
-        lies = wanted
+    if reference:
+        name = f"its reference volume {Path(reference).name}"
+        wanted = _open(reference, name, contents).geometry
+        volume, own = _onto(wanted, volume, own, settings, name), wanted
     if volume.shape[2] < settings.slices:
         raise ValueError(
             f"it has {volume.shape[2]} axial slices, {settings.slices} were asked for: lower "
             "`slices` under `volumes` in the card, or take it out of the manifest"
         )
-    tumour = _tumour(mask, lies, settings) if settings.needs_mask else None
+    tumour = _tumour(mask, own, settings, contents) if settings.needs_mask else None
     head = _head(volume)
     grey = window(volume, head, settings.percentiles)
     if grey.min() == grey.max():
@@ -66,7 +71,7 @@ def slices(
             "under `volumes` in the card"
         )
     if settings.crop_margin is not None:
-        grey = grey[_box(tumour, lies.sizes, settings.crop_margin)]
+        grey = grey[_box(tumour, own.sizes, settings.crop_margin)]
     return {z: _picture(grey, z, settings.neighbours) for z in _chosen(settings, head, tumour)}
 
 
@@ -82,17 +87,12 @@ def window(
     if not np.isfinite(values).all():
         raise ValueError("it holds NaN or infinite values")
     low, high = np.percentile(values if inside is None else values[inside], percentiles)
-    with np.errstate(over="ignore"):  # both ends alike: what lies above them is white
+    with np.errstate(over="ignore"):  # both ends equal: everything above them is white
         scaled = (values - low) / max(high - low, np.finfo(np.float32).tiny)
     return np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
 
 
-def describe(path: Path | str) -> str:
-    """The grid of a volume in words: shape, voxel size, and where it lies in RAS+ millimetres."""
-    return str(_open(path, "it").grid)
-
-
-class Grid(NamedTuple):
+class Geometry(NamedTuple):
     """Where voxels lie: ``shape`` in voxels, ``affine`` (4×4) to millimetres, both in RAS+."""
 
     shape: tuple[int, int, int]
@@ -104,7 +104,7 @@ class Grid(NamedTuple):
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
     def __str__(self) -> str:
-        far = self.affine @ [*np.subtract(self.shape, 1), 1]  # tells rotated grids apart
+        far = self.affine @ [*np.subtract(self.shape, 1), 1]  # tells rotated volumes apart
         return (
             f"{' × '.join(map(str, self.shape))} voxels of {_numbers(self.sizes, ' × ')} mm, origin"
             f" ({_numbers(self.affine[:3, 3])}) mm, last voxel at ({_numbers(far[:3])}) mm"
@@ -117,16 +117,35 @@ def _numbers(values: np.ndarray, between: str = ", ") -> str:
 
 class _Opened(NamedTuple):
     image: object  # nibabel's, its voxels not read yet
+    stream: io.BufferedIOBase | None  # what they are read from, unless nibabel opens the file
     orientation: np.ndarray  # 3×2, nibabel's: how its axes become those of RAS+
-    grid: Grid
+    geometry: Geometry
 
 
-def _open(path: Path | str, what: str) -> _Opened:
-    """Read and check a volume's header; ``what`` begins the messages."""
+def _load(path: Path, contents: Mapping[Path, bytes]) -> tuple[object, io.BufferedIOBase | None]:
+    """nibabel's image of a file, and the stream that it is read from."""
     import nibabel  # here, since machines that only train on packed images may not have it
 
+    content = contents[path] if path in contents else path.read_bytes()
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        return nibabel.load(path), None
+    stream = io.BytesIO(content)
+    if path.name.lower().endswith(".gz"):
+        stream = gzip.GzipFile(fileobj=stream)
+    header = stream.read(nibabel.Nifti2Header.sizeof_hdr)
+    stream.seek(0)
+    for kind in (nibabel.Nifti1Image, nibabel.Nifti2Image):
+        if kind.header_class.may_contain_header(header):
+            return kind.from_stream(stream), stream
+    raise ValueError("it begins with no NIfTI header")
+
+
+def _open(path: Path | str, what: str, contents: Mapping[Path, bytes]) -> _Opened:
+    """Read and check a volume's header; ``what`` begins the messages."""
+    import nibabel
+
     try:
-        image = nibabel.load(path)
+        image, stream = _load(Path(path), contents)
     except FileNotFoundError:
         raise
     except Exception as error:  # nibabel, gzip and zlib have each their own
@@ -154,7 +173,7 @@ def _open(path: Path | str, what: str) -> _Opened:
         raise ValueError(f"{what} holds values of type {kind}, not grey values: convert it")
     affine = np.asarray(image.affine, float)
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    # A parallelepiped that is a millionth of its box is flat: its orientation is undefined.
+    # A voxel with a millionth of the volume of its box is flat: its orientation is undefined.
     if not (
         np.isfinite(affine).all()
         and abs(np.linalg.det(affine[:3, :3])) > 1e-6 * math.prod(sizes) > 0
@@ -166,20 +185,20 @@ def _open(path: Path | str, what: str) -> _Opened:
     orientation = nibabel.io_orientation(affine)
     upright = tuple(shape[axis] for axis in np.argsort(orientation[:, 0]))
     affine = affine @ nibabel.orientations.inv_ornt_aff(orientation, shape)
-    return _Opened(image, orientation, Grid(upright, affine))
+    return _Opened(image, stream, orientation, Geometry(upright, affine))
 
 
-def _read(path: Path | str, what: str) -> tuple[np.ndarray, Grid]:
-    """A volume's values in RAS+ (X×Y×Z, float32), and its grid."""
+def _read(
+    path: Path | str, what: str, contents: Mapping[Path, bytes]
+) -> tuple[np.ndarray, Geometry]:
+    """A volume's values in RAS+ (X×Y×Z, float32), and its geometry."""
     import nibabel
 
-    image, orientation, grid = _open(path, what)
+    image, stream, orientation, geometry = _open(path, what, contents)
     try:
         values = np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
-        if str(path).lower().endswith(".gz"):  # nibabel stops before the checksum at the end
-            with gzip.open(path) as packed:
-                while packed.read(1 << 20):
-                    pass
+        while stream and stream.read(1 << 20):  # to the checksum at the end of a .gz
+            pass
     except Exception as error:  # truncated or damaged: nibabel, mmap, gzip and zlib say it each
         raise ValueError(
             f"{what} cannot be read to its end ({_reason(error)}): copy or download it again"
@@ -188,62 +207,66 @@ def _read(path: Path | str, what: str) -> tuple[np.ndarray, Grid]:
         raise ValueError(
             f"{what} holds NaN or infinite values: replace them (0 where there is nothing)"
         )
-    return nibabel.apply_orientation(values, orientation), grid
+    return nibabel.apply_orientation(values, orientation), geometry
 
 
 def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _agree(a: Grid, b: Grid) -> bool:
-    """Whether the voxels of two grids lie at the same places."""
+def _agree(a: Geometry, b: Geometry) -> bool:
+    """Whether the voxels of two volumes lie at the same places."""
     if a.shape != b.shape:
         return False
-    # Quaternions in float32 place the corners of one and the same grid up to 0.1 mm apart; what
-    # is below a tenth of a voxel shows in no picture.
+    # Rounding of float32 quaternions moves the corners of a volume by up to 0.1 mm; less than a
+    # tenth of a voxel is invisible.
     corners = np.array(list(product(*((0, n) for n in a.shape), [1])))
     apart = np.linalg.norm((corners @ (a.affine - b.affine).T), axis=1)
     return bool(apart.max() < 0.1 * min(*a.sizes, *b.sizes))
 
 
-def _onto(wanted: Grid, volume: np.ndarray, lies: Grid, settings: Volumes, name: str) -> np.ndarray:
-    """The volume on the grid ``wanted``, that of ``name``: as it is, resampled, or refused."""
-    if _agree(lies, wanted):
+def _onto(
+    wanted: Geometry, volume: np.ndarray, own: Geometry, settings: Volumes, name: str
+) -> np.ndarray:
+    """The volume in the geometry ``wanted``, that of ``name``: as it is, resampled, or refused."""
+    if _agree(own, wanted):
         return volume
-    both = f"its grid ({lies}) is not that of its {name} ({wanted})"
+    both = f"its geometry ({own}) is not that of {name} ({wanted})"
     if not settings.resample:
         raise ValueError(f"{both}: write `resample: true` under `volumes` in the card")
-    resampled = _resampled(volume, lies, wanted, order=1, outside=_rim(volume))
+    resampled = _resampled(volume, own, wanted, order=1, outside=_rim(volume))
     if resampled.min() == resampled.max():
         raise ValueError(f"{both}, and nothing of it lies there: register the two, or replace it")
     return resampled
 
 
 def _resampled(
-    values: np.ndarray, lies: Grid, wanted: Grid, order: int, outside: float
+    values: np.ndarray, own: Geometry, wanted: Geometry, order: int, outside: float
 ) -> np.ndarray:
     import nibabel
     import nibabel.processing
 
     # With SciPy's mode "constant", a voxel that rounding puts 1e-15 outside is lost.
     return nibabel.processing.resample_from_to(
-        nibabel.Nifti1Image(values, lies.affine), wanted, order, mode="grid-constant", cval=outside
+        nibabel.Nifti1Image(values, own.affine), wanted, order, mode="grid-constant", cval=outside
     ).get_fdata(dtype=np.float32)
 
 
-def _tumour(mask: Path | str, wanted: Grid, settings: Volumes) -> np.ndarray:
-    """Where the mask is above 0, on the grid ``wanted`` of its volume: X×Y×Z, bool."""
+def _tumour(
+    mask: Path | str, wanted: Geometry, settings: Volumes, contents: Mapping[Path, bytes]
+) -> np.ndarray:
+    """Where the mask is above 0, in the geometry ``wanted`` of its volume: X×Y×Z, bool."""
     what = f"its mask {Path(mask).name}"
-    values, lies = _read(mask, what)
+    values, own = _read(mask, what, contents)
     tumour = values > 0
     if not tumour.any():
         raise ValueError(f"{what} is empty, no voxel is above 0: draw it, or take the row out")
-    if _agree(lies, wanted):
+    if _agree(own, wanted):
         return tumour
-    both = f"{what} has another grid ({lies}) than the volume ({wanted})"
+    both = f"{what} has another geometry ({own}) than the volume ({wanted})"
     if not settings.resample:
         raise ValueError(f"{both}: write `resample: true` under `volumes` in the card")
-    tumour = _resampled(tumour.astype(np.uint8), lies, wanted, order=0, outside=0) > 0
+    tumour = _resampled(tumour.astype(np.uint8), own, wanted, order=0, outside=0) > 0
     if not tumour.any():
         raise ValueError(f"{both}, and nothing of it lies there: register the two, or replace it")
     return tumour
@@ -256,9 +279,9 @@ def _rim(volume: np.ndarray) -> float:
 
 def _head(volume: np.ndarray) -> np.ndarray:
     """Where the head is: X×Y×Z, bool; not empty unless the volume is constant."""
-    # Real backgrounds may be grey and real values negative: the head is what differs from the
-    # rim, not what is greater than zero. Differs: by 2 % of the range of values. That is 1 to 3
-    # times the 99th percentile in real heads; a hot voxel, which may make it 1000, counts as 4.
+    # Real backgrounds may be grey and real values negative, so the head is what differs from the
+    # rim by 2 % of the range of values. That range is 1 to 3 times the 99th percentile in real
+    # heads; a hot voxel may make it 1000 times, and then 4 times is taken.
     contrast = np.abs(volume - _rim(volume))
     return contrast > 0.02 * min(np.ptp(volume), 4 * np.percentile(contrast, 99))
 

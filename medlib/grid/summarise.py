@@ -34,7 +34,9 @@ def main() -> int:
             folders = [folder for folder in done if folder.is_relative_to(kept.parent)]
             regimes = [regime for regime in settings.TRAINED if grid[regime]]
             shown = {"trained": [(task, gridfile.label_fraction(grid, task, r)) for r in regimes]}
-            shown["ordered"] = [task] if cards.used(results, task).ordered else []
+            shown["ordered"] = (
+                [task] if cards.used(address.manifest_path(results, task)).ordered else []
+            )
             places = functools.partial(address.intervals, results)
             summarise(folders, **grid["collect"], **shown, threads=1, kept=places)
         except (ValueError, OSError, MemoryError) as error:

@@ -14,8 +14,7 @@ from PIL import Image
 
 from medlib import files
 from medlib.core import backbones, features, heads, loading, networks, weights
-from medlib.data import manifest
-from medlib.data.packs import pack
+from medlib.data.packing import pack
 from medlib.grid import address
 
 CNN = "micro_resnet-random"
@@ -36,7 +35,7 @@ def make_pack(folder, n=7, size=SIZE, interpolation="bilinear", start=0):
     rows["path"] = [f"{i}.png" for i in range(n)]
     rows["label"] = np.array(["no", "yes"])[np.arange(n) % 2]
     rows["fold"] = np.arange(n) // 2 % 3
-    rows, _ = manifest.with_hashes(rows, folder)
+    rows["sha256"] = [files.file_sha256(folder / path) for path in rows["path"]]
     packs = pack(rows, folder, {folder / "pack": (size, interpolation)}, workers=1)
     return packs[folder / "pack"]
 

@@ -1,7 +1,5 @@
 """Layouts: folders as they are distributed become rows; what gives none has a name and a reason."""
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,11 +22,9 @@ def write(path, *lines):
 
 
 def card(layout, classes, **changes):
-    fields = {
-        "task": "toy", "title": "Toy", "modality": "drawing", "classes": tuple(classes.split()),
-        "licence": "CC0", "citation": "nobody", "source": "https://example.org", "folder": "set",
-        "layout": layout,
-    }  # fmt: skip
+    fields = {"task": "toy", "title": "Toy", "modality": "drawing", "licence": "CC0"}
+    fields |= {"citation": "nobody", "source": "https://example.org", "folder": "set"}
+    fields |= {"classes": tuple(classes.split()), "layout": layout}
     return cards.Card(**fields | changes)
 
 
@@ -74,15 +70,15 @@ def test_the_first_folder_of_the_card_that_is_there_is_read(tmp_path):
 
 
 def test_every_wrong_option_is_listed_with_the_ones_there_are(tmp_path):
-    options = {"modalitie": "t1", "require": "t1", "grid": 3}
+    options = {"modalitie": "t1", "require": "t1", "reference": 3}
     with pytest.raises(ManifestError) as caught:
         reader.read(card("ucsf_pdgm", "a b", layout_options=options), tmp_path)
     message = str(caught.value)
     assert "data_manifests/toy.yaml (layout ucsf_pdgm)" in message
     assert "Unknown option 'modalitie'. Did you mean 'modality'?" in message
-    assert "The option 'modality' is missing. There are: modality, require, grid." in message
+    assert "The option 'modality' is missing. There are: modality, require, reference." in message
     assert "The option 'require' is 't1', not of type list." in message
-    assert "The option 'grid' is 3, not of type str." in message
+    assert "The option 'reference' is 3, not of type str." in message
     with pytest.raises(ManifestError, match=r"'patient'\. Choose one of: none"):
         reader.read(card("kermany", "a b", layout_options={"patient": "x"}), tmp_path)
 
@@ -94,10 +90,8 @@ def test_a_folder_without_samples_is_an_error_that_gives_the_reasons(tmp_path):
 
 
 def test_hidden_files_and_those_of_macos_are_no_part_of_a_data_set(tmp_path):
-    touch(
-        tmp_path / "set", "a/1.png", "b/2.png", "a/._1.png", ".DS_Store", "a/.thumbs/3.png",
-        "__MACOSX/a/._1.png", "__MACOSX/a/4.png", "b/__MACOSX/5.png",
-    )  # fmt: skip
+    touch(tmp_path / "set", "a/1.png", "b/2.png", "a/._1.png", ".DS_Store", "a/.thumbs/3.png")
+    touch(tmp_path / "set", "__MACOSX/a/._1.png", "__MACOSX/a/4.png", "b/__MACOSX/5.png")
     found = reader.read(CLASSES, tmp_path)
     assert found.rows["sample_id"].tolist() == ["a-1", "b-2"]
     assert found.excluded.empty and found.problems.empty
@@ -209,8 +203,8 @@ def test_a_patient_of_mendeleys_later_versions_is_one_patient_in_both_folders(tm
 
 
 def test_kaggles_inner_copy_and_its_sixteen_validation_images_are_left_out(tmp_path):
-    inside = ("train/NORMAL/IM-1-1.jpeg", "train/PNEUMONIA/person1_virus_1.jpeg",
-              "test/NORMAL/IM-1-1.jpeg", "val/NORMAL/NORMAL2-IM-1427-0001.jpeg")  # fmt: skip
+    inside = ["train/NORMAL/IM-1-1.jpeg", "train/PNEUMONIA/person1_virus_1.jpeg"]
+    inside += ["test/NORMAL/IM-1-1.jpeg", "val/NORMAL/NORMAL2-IM-1427-0001.jpeg"]
     touch(tmp_path / "set", *inside, *(f"chest_xray/{path}" for path in inside))
     found = reader.read(CHEST, tmp_path)
     assert found.rows["path"].str.startswith(("set/train/", "set/test/")).tolist() == [True] * 3
@@ -272,14 +266,20 @@ def test_a_missing_half_of_a_data_set_is_an_incomplete_download(tmp_path):
 # ------------------------------------------------------------------------------------ iChallenge
 
 PALM = card(
-    "ichallenge", "other pathologic_myopia", split="official",
+    "ichallenge",
+    "other pathologic_myopia",
+    split="official",
     layout_options={"letters": {"P": "pathologic_myopia", "H": "other", "N": "other"}},
-)  # fmt: skip
+)
 ADAM = card(
-    "ichallenge", "other amd", split="official",
-    layout_options={"letters": {"A": "amd", "N": "other"},
-                    "folders": {"AMD": "amd", "Non-AMD": "other"}},
-)  # fmt: skip
+    "ichallenge",
+    "other amd",
+    split="official",
+    layout_options={
+        "letters": {"A": "amd", "N": "other"},
+        "folders": {"AMD": "amd", "Non-AMD": "other"},
+    },
+)
 
 
 def write_palm(root, train, test, *table):
@@ -364,8 +364,8 @@ def test_a_training_name_that_tells_no_label_is_never_taken_as_other(tmp_path):
 
 def test_each_disagreement_of_labels_and_images_has_its_own_reason_and_the_rest_is_read(tmp_path):
     test = [f"V000{k}.jpg" for k in range(1, 9)]
-    table = ["V0001.jpg,0", "V0002.jpg,2", "V0003.jpg,1", "V0003,0", "V0009.jpg,1", "V0005.jpg,",
-             "V0006.jpg,1", "V0006.jpg,1", "V0006.jpg,1", ",1", "V0007.jpg,1.0"]  # fmt: skip
+    table = ["V0001.jpg,0", "V0002.jpg,2", "V0003.jpg,1", "V0003,0", "V0009.jpg,1", "V0005.jpg,"]
+    table += [*["V0006.jpg,1"] * 3, ",1", "V0007.jpg,1.0"]
     write_palm(tmp_path, ["H0001.jpg", "P0001.jpg"], test, *table, ",", "V0008.jpg")
     found = reader.read(PALM, tmp_path)
     assert found.rows["sample_id"].tolist() == ["H0001", "P0001", "V0001", "V0007"]
@@ -506,13 +506,11 @@ def write_isic2018(root, truth, lesions, images):
 
 def test_isic_2018_gives_the_same_samples_patients_and_labels_as_dataverse(tmp_path):
     write_ham(tmp_path / "one", LESIONS, HAM_IMAGES)
-    write_isic2018(
-        tmp_path / "other",
-        ["ISIC_1,0.0,1.0,0.0,0.0,0.0,0.0,0.0", "ISIC_2,1.0,0.0,0.0,0.0,0.0,0.0,0.0",
-         "ISIC_3,0.0,1.0,0.0,0.0,0.0,0.0,0.0"],
-        ["ISIC_1,HAM_1,histo", "ISIC_2,HAM_2,histo", "ISIC_3,HAM_1,histo"],
-        ["ISIC_1.jpg", "ISIC_2.jpg", "ISIC_3.jpg", "ATTRIBUTION.txt"],
-    )  # fmt: skip
+    nevus, melanoma = "0.0,1.0,0.0,0.0,0.0,0.0,0.0", "1.0,0.0,0.0,0.0,0.0,0.0,0.0"
+    truth = [f"ISIC_1,{nevus}", f"ISIC_2,{melanoma}", f"ISIC_3,{nevus}"]
+    lesions = ["ISIC_1,HAM_1,histo", "ISIC_2,HAM_2,histo", "ISIC_3,HAM_1,histo"]
+    images = ["ISIC_1.jpg", "ISIC_2.jpg", "ISIC_3.jpg", "ATTRIBUTION.txt"]
+    write_isic2018(tmp_path / "other", truth, lesions, images)
     one, other = (reader.read(HAM, tmp_path / name) for name in ("one", "other"))
     same = ["sample_id", "patient_id", "label"]
     assert one.rows[same].equals(other.rows[same])
@@ -521,14 +519,10 @@ def test_isic_2018_gives_the_same_samples_patients_and_labels_as_dataverse(tmp_p
 
 
 def test_isic_2018_rows_of_no_or_several_classes_and_images_without_a_lesion_are_problems(tmp_path):
-    write_isic2018(
-        tmp_path,
-        ["ISIC_1,0.0,1.0,0.0,0.0,0.0,0.0,0.0", "ISIC_2,1.0,1.0,0.0,0.0,0.0,0.0,0.0",
-         "ISIC_3,0.0,0.0,0.0,0.0,0.0,0.0,0.0", "ISIC_4,0.0,1.0,0.0,0.0,0.0,0.0,0.0",
-         "ISIC_5,0.0,0.5,0.0,0.0,0.0,0.0,0.0"],
-        [f"ISIC_{k},HAM_{k},histo" for k in (1, 2, 3, 5, 5, 6)],
-        [f"ISIC_{k}.jpg" for k in range(1, 6)],
-    )  # fmt: skip
+    firsts = ["0.0,1.0", "1.0,1.0", "0.0,0.0", "0.0,1.0", "0.0,0.5"]  # MEL, NV
+    truth = [f"ISIC_{k},{first},0.0,0.0,0.0,0.0,0.0" for k, first in enumerate(firsts, 1)]
+    lesions = [f"ISIC_{k},HAM_{k},histo" for k in (1, 2, 3, 5, 5, 6)]
+    write_isic2018(tmp_path, truth, lesions, [f"ISIC_{k}.jpg" for k in range(1, 6)])
     found = reader.read(HAM, tmp_path)
     assert found.rows["sample_id"].tolist() == ["ISIC_1"]
     where, known = "ISIC2018_Task3_Training_GroundTruth.csv", "akiec, bcc, bkl, df, mel, nv, vasc"
@@ -657,7 +651,7 @@ def test_what_is_a_problem_is_not_left_out_as_well(tmp_path):
 
 def test_an_unknown_modality_is_refused_with_the_ones_there_are(tmp_path):
     touch(tmp_path / "set" / "LGG" / "x", "x_t1.nii.gz")
-    for options in ({"modality": "t1cd"}, {"modality": "t1", "grid": "mask"}):
+    for options in ({"modality": "t1cd"}, {"modality": "t1", "reference": "mask"}):
         wrong = card("brats", "HGG LGG", layout_options=options)
         with pytest.raises(ManifestError, match=r"Choose one of: t1, t1ce, t2, flair"):
             reader.read(wrong, tmp_path)
@@ -678,10 +672,8 @@ def write_cases(root, *cases, ending="_{}.nii.gz", modalities="t1 t1ce t2 flair 
 
 
 def test_brats_2018_grades_stand_above_the_cases_and_sites_in_their_names(tmp_path):
-    write_cases(
-        tmp_path / "set" / "MICCAI_BraTS_2018_Data_Training",
-        "HGG/Brats18_CBICA_AAB_1", "HGG/Brats18_TCIA01_131_1", "LGG/Brats18_2013_0_1",
-    )  # fmt: skip
+    names = ["HGG/Brats18_CBICA_AAB_1", "HGG/Brats18_TCIA01_131_1", "LGG/Brats18_2013_0_1"]
+    write_cases(tmp_path / "set" / "MICCAI_BraTS_2018_Data_Training", *names)
     found = reader.read(brats("t1ce"), tmp_path)
     base = "set/MICCAI_BraTS_2018_Data_Training/LGG/Brats18_2013_0_1/Brats18_2013_0_1"
     assert found.rows.iloc[2].to_dict() == {
@@ -690,7 +682,7 @@ def test_brats_2018_grades_stand_above_the_cases_and_sites_in_their_names(tmp_pa
         "path": f"{base}_t1ce.nii.gz",
         "label": "LGG",
         "mask": f"{base}_seg.nii.gz",
-        "grid": f"{base}_t1.nii.gz",
+        "reference": f"{base}_t1.nii.gz",
         "site": "2013",
     }
     assert found.rows["label"].tolist() == ["HGG", "HGG", "LGG"]
@@ -709,10 +701,9 @@ def write_brats2020(root, *rows):
 
 
 def test_brats_2020_as_kaggle_ships_it_is_graded_by_its_mapping(tmp_path):
-    training = write_brats2020(
-        tmp_path, "HGG,Brats17_CBICA_AAB_1,NA,BraTS19_CBICA_AAB_1,BraTS20_Training_001",
-        "LGG,NA,NA,BraTS19_2013_1_1,BraTS20_Training_355", "HGG,NA,NA,BraTS19_2013_2_1,NA",
-    )  # fmt: skip
+    rows = ["HGG,Brats17_CBICA_AAB_1,NA,BraTS19_CBICA_AAB_1,BraTS20_Training_001"]
+    rows += ["LGG,NA,NA,BraTS19_2013_1_1,BraTS20_Training_355", "HGG,NA,NA,BraTS19_2013_2_1,NA"]
+    training = write_brats2020(tmp_path, *rows)
     write_cases(training, "BraTS20_Training_001", ending="_{}.nii")
     write_cases(training, "BraTS20_Training_355", ending="_{}.nii", modalities="t1 t1ce t2 flair")
     touch(training / "BraTS20_Training_355", "W39_1998.09.19_Segm.nii")
@@ -791,9 +782,13 @@ def test_brats_2021_is_labelled_by_a_table_whose_ids_may_lack_zeros(tmp_path, id
     rows = [f"{ids[0]},1", f"{ids[1]},0"]
     write(tmp_path / "set" / "train_labels.csv", "BraTS21ID,MGMT_value", *rows)
     task = brats(
-        classes="plain methylated", incomplete="leave_out", labels="train_labels.csv",
-        id="BraTS21ID", label="MGMT_value", names={0: "plain", 1: "methylated"},
-    )  # fmt: skip
+        classes="plain methylated",
+        incomplete="leave_out",
+        labels="train_labels.csv",
+        id="BraTS21ID",
+        label="MGMT_value",
+        names={0: "plain", 1: "methylated"},
+    )
     found = reader.read(task, tmp_path)
     assert column(found, "label") == {"BraTS2021_00000": "methylated", "BraTS2021_00495": "plain"}
     assert column(found, "patient_id")["BraTS2021_00495"] == "BraTS2021_00495"
@@ -836,21 +831,23 @@ def test_incomplete_cases_are_problems_unless_the_card_knows_of_them(tmp_path, i
     assert len(found.problems) + len(found.excluded) == 4
 
 
-def test_the_required_modalities_and_the_reference_grid_can_be_chosen(tmp_path):
+def test_the_required_modalities_and_the_reference_can_be_chosen(tmp_path):
     write_cases(tmp_path / "set", "HGG/A", "LGG/B")
     write_cases(tmp_path / "set", "LGG/C", modalities="t1 t1ce flair")
-    found = reader.read(brats("t2", require=["flair"], grid="t1ce"), tmp_path)
+    found = reader.read(brats("t2", require=["flair"], reference="t1ce"), tmp_path)
     assert found.rows["path"].str[-9:].tolist() == ["t2.nii.gz"[-9:]] * 2
-    assert found.rows["grid"].str.endswith("_t1ce.nii.gz").all()
+    assert found.rows["reference"].str.endswith("_t1ce.nii.gz").all()
     assert reasons(found.problems) == {"C": "no t2"}
 
 
 # ------------------------------------------------------------------------------------- UCSF-PDGM
 
 UCSF = card(
-    "ucsf_pdgm", "grade_2 grade_3 grade_4", layout_options={"modality": "t1ce"},
+    "ucsf_pdgm",
+    "grade_2 grade_3 grade_4",
+    layout_options={"modality": "t1ce"},
     incomplete="leave_out",
-)  # fmt: skip
+)
 EVERY = "T1 T1c T2 FLAIR tumor_segmentation"
 
 
@@ -869,8 +866,8 @@ def test_ucsf_ids_of_three_digits_find_their_folders_and_corrected_files_are_tak
     write_scan(tmp_path, "0004", many)
     write_scan(tmp_path, "0005")
     write_scan(tmp_path, "0006")
-    write_ucsf(tmp_path, "UCSF-PDGM-004,M,66,4,Gbm", "UCSF-PDGM-005,F,31,2,Astro",
-               "UCSF-PDGM-006,F,40,,Astro")  # fmt: skip
+    rows = ["UCSF-PDGM-004,M,66,4,Gbm", "UCSF-PDGM-005,F,31,2,Astro", "UCSF-PDGM-006,F,40,,Astro"]
+    write_ucsf(tmp_path, *rows)
     found = reader.read(UCSF, tmp_path)
     base = "set/UCSF-PDGM-0004_nifti/UCSF-PDGM-0004"
     assert found.rows.iloc[0].to_dict() == {
@@ -879,7 +876,7 @@ def test_ucsf_ids_of_three_digits_find_their_folders_and_corrected_files_are_tak
         "path": f"{base}_T1c_bias.nii.gz",
         "label": "grade_4",
         "mask": f"{base}_tumor_segmentation.nii.gz",
-        "grid": f"{base}_T1_bias.nii.gz",
+        "reference": f"{base}_T1_bias.nii.gz",
         "age": "66",
         "sex": "M",
     }
@@ -893,8 +890,8 @@ def test_ucsf_ids_of_three_digits_find_their_folders_and_corrected_files_are_tak
 def test_ucsf_follow_ups_are_of_the_same_patient(tmp_path):
     for name in ("0315", "0433", "0433FU003d", "0431FU010d"):
         write_scan(tmp_path, name)
-    write_ucsf(tmp_path, "UCSF-PDGM-315,M,50,3,A", "UCSF-PDGM-433,M,48,2,A",
-               "UCSF-PDGM-431FU010d,M,48,4,A")  # fmt: skip
+    rows = ["UCSF-PDGM-315,M,50,3,A", "UCSF-PDGM-433,M,48,2,A", "UCSF-PDGM-431FU010d,M,48,4,A"]
+    write_ucsf(tmp_path, *rows)
     found = reader.read(UCSF, tmp_path)
     assert found.rows[["sample_id", "patient_id", "label"]].to_numpy().tolist() == [
         ["UCSF-PDGM-0315", "UCSF-PDGM-0433", "grade_3"],
@@ -947,14 +944,16 @@ def test_glioma_tasks_take_their_modality_and_the_grade_of_the_table(tmp_path, m
     write_tcga(
         tmp_path,
         {"TCGA_CS_4941_19960909": ALL, "TCGA_DU_4942": ALL, "TCGA_CS_494": ALL},
-        "TCGA_CS_4941,2,2,67", "TCGA_DU_4942,1,1,44", "TCGA_CS_494,1,,",
-    )  # fmt: skip
+        "TCGA_CS_4941,2,2,67",
+        "TCGA_DU_4942,1,1,44",
+        "TCGA_CS_494,1,,",
+    )
     found = reader.read(tcga(modality), tmp_path)
     assert found.rows.drop(columns=["path", "mask"]).to_dict("list") == {
         "sample_id": ["TCGA_CS_494", "TCGA_CS_4941_19960909", "TCGA_DU_4942"],
         "patient_id": ["TCGA_CS_494", "TCGA_CS_4941", "TCGA_DU_4942"],
         "label": ["grade_II", "grade_III", "grade_II"],
-        "grid": [f"set/{n}/{n}_t1.nii.gz" for n in found.rows["sample_id"]],
+        "reference": [f"set/{n}/{n}_t1.nii.gz" for n in found.rows["sample_id"]],
         "age": ["", "67", "44"],
         "sex": ["", "gender 2", "gender 1"],
         "site": ["CS", "CS", "DU"],
@@ -975,9 +974,9 @@ def test_glioma_patients_without_all_modalities_or_a_grade_are_left_out_with_the
             "TCGA_DU_5": ALL,
             "TCGA_DU_6": ALL,
         },
-        "TCGA_DU_1,1,1,30", "TCGA_DU_2,1,1,30", "TCGA_DU_3,2,1,30", "TCGA_DU_4,,1,30",
-        "TCGA_DU_6,1,1,30", "TCGA_DU_6,2,1,30", "TCGA_DU_7,2,1,30",
-    )  # fmt: skip
+        *("TCGA_DU_1,1,1,30", "TCGA_DU_2,1,1,30", "TCGA_DU_3,2,1,30", "TCGA_DU_4,,1,30"),
+        *("TCGA_DU_6,1,1,30", "TCGA_DU_6,2,1,30", "TCGA_DU_7,2,1,30"),
+    )
     found = reader.read(tcga(), tmp_path)
     assert found.rows["sample_id"].tolist() == ["TCGA_DU_1"]
     assert reasons(found.excluded) == {
@@ -1002,13 +1001,15 @@ def test_two_scans_of_one_person_are_one_patient(tmp_path):
 def test_the_grades_of_2021_stand_in_a_row_a_slide_that_must_agree(tmp_path):
     names = [f"TCGA_CS_{k}" for k in (1, 2, 3, 4, 5)]
     write_tcga(tmp_path, dict.fromkeys(names, ALL))
-    write(
-        tmp_path / "set" / "tcga_2021_who_labels.csv",
-        "slide_id,case_id,Age (years at diagnosis),WHO_CNS5_grade,label",
-        "s1,TCGA-CS-1,67,Grade 4,2", "s2,TCGA-CS-1,67,Grade 4,2", "s3,TCGA-CS-2,44,Grade 2,0",
-        "s4,TCGA-CS-3,44,Grade NA,0", "s5,TCGA-CS-4,44,Grade 2,0", "s6,TCGA-CS-4,44,Grade 3,1",
-        "s7,TCGA-02-0003,50,Grade 4,2",  # a case of TCGA that is no part of TCGA-LGG
-    )  # fmt: skip
+    lines = ["slide_id,case_id,Age (years at diagnosis),WHO_CNS5_grade,label"]
+    lines += ["s1,TCGA-CS-1,67,Grade 4,2", "s2,TCGA-CS-1,67,Grade 4,2", "s3,TCGA-CS-2,44,Grade 2,0"]
+    lines += [
+        "s4,TCGA-CS-3,44,Grade NA,0",
+        "s5,TCGA-CS-4,44,Grade 2,0",
+        "s6,TCGA-CS-4,44,Grade 3,1",
+    ]
+    lines += ["s7,TCGA-02-0003,50,Grade 4,2"]  # a case of TCGA that is no part of TCGA-LGG
+    write(tmp_path / "set" / "tcga_2021_who_labels.csv", *lines)
     found = reader.read(tcga("t1", "who2021"), tmp_path)
     assert found.rows[["sample_id", "patient_id", "label", "age", "site"]].to_numpy().tolist() == [
         ["TCGA_CS_1", "TCGA_CS_1", "grade_4", "67", "CS"],
@@ -1114,18 +1115,35 @@ def test_a_table_of_ones_own_needs_only_paths_and_labels(tmp_path):
 @pytest.mark.parametrize("ending", ["csv", "tsv", "xlsx"])
 def test_a_tables_own_columns_and_codes_are_translated(tmp_path, ending):
     touch(tmp_path / "set", "1.nii.gz", "1m.nii.gz", "2.nii.gz", "2m.nii.gz")
-    table = pd.DataFrame({
-        "Scan": ["s1", "s2"], "Person": [7, 8], "File": ["1.nii.gz", "2.nii.gz"],
-        "Grade": [0, 1], "Part": ["Train", "valid"], "Tumour": ["1m.nii.gz", ""],
-        "Sex": ["f", "m"], "Hospital": ["Ü", "Z"], "age": [70, None], "other": [1.5, 2.5],
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "Scan": ["s1", "s2"],
+            "Person": [7, 8],
+            "File": ["1.nii.gz", "2.nii.gz"],
+            "Grade": [0, 1],
+            "Part": ["Train", "valid"],
+            "Tumour": ["1m.nii.gz", ""],
+            "Sex": ["f", "m"],
+            "Hospital": ["Ü", "Z"],
+            "age": [70, None],
+            "other": [1.5, 2.5],
+        }
+    )
     path = tmp_path / "set" / f"table.{ending}"
     if ending == "xlsx":
         table.to_excel(path, index=False)
     else:
         table.to_csv(path, index=False, sep=",\t"[ending == "tsv"], encoding="utf-8-sig")
-    columns = {"sample_id": "Scan", "patient_id": "Person", "path": "File", "label": "Grade",
-               "split": "Part", "mask": "Tumour", "sex": "Sex", "site": "Hospital"}  # fmt: skip
+    columns = {
+        "sample_id": "Scan",
+        "patient_id": "Person",
+        "path": "File",
+        "label": "Grade",
+        "split": "Part",
+        "mask": "Tumour",
+        "sex": "Sex",
+        "site": "Hospital",
+    }
     task = own(path.name, columns=columns, names={0: "a", 1: "b"})
     assert reader.read(task, tmp_path).rows.to_numpy().tolist() == [
         ["s1", "7", "set/1.nii.gz", "a", "train", "set/1m.nii.gz", "70", "f", "Ü"],
@@ -1136,13 +1154,12 @@ def test_a_tables_own_columns_and_codes_are_translated(tmp_path, ending):
 def test_every_row_that_cannot_be_used_has_its_reasons(tmp_path):
     touch(tmp_path, "set/1.png", "set/2.png", "set/3.png", "elsewhere.png")
     (tmp_path.parent / "outside.png").write_bytes(b"")
-    write(
-        tmp_path / "set" / "table.csv", "sample_id,patient_id,path,label,split,mask",
-        "s1,p1,1.png,a,train,", "s2,p2,2.png,a,train,", "s2,p2,2.png,a,train,",
-        "s3,p3,gone.png,c,train,", "s4,p4,,b,train,", ",,3.png,,train,", "s6,p6,3.png,b,later,",
-        "s7,,3.png,b,train,", "s8,p8,3.png,b,train,no.nii", ",,,b,train,",
-        "s10,p10,../elsewhere.png,b,test,", "s11,p11,../../outside.png,b,test,",
-    )  # fmt: skip
+    lines = ["sample_id,patient_id,path,label,split,mask", "s1,p1,1.png,a,train,"]
+    lines += ["s2,p2,2.png,a,train,", "s2,p2,2.png,a,train,", "s3,p3,gone.png,c,train,"]
+    lines += ["s4,p4,,b,train,", ",,3.png,,train,", "s6,p6,3.png,b,later,", "s7,,3.png,b,train,"]
+    lines += ["s8,p8,3.png,b,train,no.nii", ",,,b,train,", "s10,p10,../elsewhere.png,b,test,"]
+    lines += ["s11,p11,../../outside.png,b,test,"]
+    write(tmp_path / "set" / "table.csv", *lines)
     found = reader.read(own(), tmp_path)
     assert column(found, "path") == {"s1": "set/1.png", "s10": "elsewhere.png"}
     assert reasons(found.problems) == {
@@ -1184,8 +1201,8 @@ def test_a_table_in_another_encoding_is_refused_by_name(tmp_path):
 
 
 def mnist(flag="breastmnist", classes=("malignant", "normal, benign"), **options):
-    task = card("medmnist", "", layout_options={"flag": flag} | options)
-    return dataclasses.replace(task, classes=classes)
+    task = card("medmnist", "a b", layout_options={"flag": flag} | options)
+    return task.model_copy(update={"classes": classes})
 
 
 def write_npz(path, size=28, **changes):
@@ -1341,7 +1358,7 @@ def test_real_gliomas_are_100_patients_and_10_are_left_out(real_data, task):
     assert found.rows["label"].value_counts().to_dict() == {"grade_III": 55, "grade_II": 45}
     assert found.rows["patient_id"].is_unique
     assert found.excluded["reason"].value_counts().to_dict() == {"no t1, t1ce": 6, "no t1ce": 4}
-    assert (found.rows[["mask", "grid", "age", "sex", "site"]] != "").all(axis=None)
+    assert (found.rows[["mask", "reference", "age", "sex", "site"]] != "").all(axis=None)
 
 
 @pytest.mark.real_data

@@ -14,33 +14,29 @@ from medlib.errors import ManifestError
 
 GLIOMA = ("glioma_t1", "glioma_t1ce", "glioma_flair")
 COMMITTED = [t for t in cards.tasks() if (cards.FOLDER / f"{t}.csv").is_file()]
+TOY = {"title": "Toy", "modality": "drawing", "licence": "CC0", "citation": "nobody, 2024"}
+TOY["source"] = "https://example.org"
 
 
 def toy(**changes):
-    fields = {
-        "task": "toy", "title": "Toy", "modality": "drawing", "classes": ("a", "b"),
-        "licence": "CC0", "citation": "nobody, 2024", "source": "https://example.org",
-    }  # fmt: skip
-    return cards.Card(**fields | changes)
+    return cards.Card(**TOY | {"task": "toy", "classes": ("a", "b")} | changes)
 
 
 def write_card(folder, **changes):
-    fields = {
-        "title": "Toy", "modality": "drawing", "classes": ["a", "b"], "licence": "CC0",
-        "citation": "nobody, 2024", "source": "https://example.org",
-    }  # fmt: skip
-    fields = {k: v for k, v in (fields | changes).items() if v is not ...}
+    fields = TOY | {"classes": ["a", "b"]} | changes
+    fields = {name: value for name, value in fields.items() if value is not ...}
     (folder / "toy.yaml").write_text(yaml.safe_dump(fields))
 
 
 def samples(counts, images=lambda k: 1, **columns):
     """Rows of `counts` {label: patients}; patient k of a label has `images(k)` images."""
+    cases = [(label, k) for label, n in counts.items() for k in range(n)]
     rows = [
-        {"sample_id": f"{label}{k}-{i}", "patient_id": f"{label}{k}",
-         "path": f"{label}{k}-{i}.png", "label": label}
-        for label, n in counts.items() for k in range(n) for i in range(images(k))
-    ]  # fmt: skip
-    return pd.DataFrame(rows).assign(**columns)
+        (f"{label}{k}-{i}", f"{label}{k}", label) for label, k in cases for i in range(images(k))
+    ]
+    rows = pd.DataFrame(rows, columns=["sample_id", "patient_id", "label"])
+    rows.insert(2, "path", rows["sample_id"] + ".png")
+    return rows.assign(**columns)
 
 
 def folded(n_folds=3, patients=2, images=lambda k: 1):
@@ -53,6 +49,17 @@ def complaint(rows, card=None, data=None):
     with pytest.raises(ManifestError) as caught:
         manifest.validate(rows, card or toy(), data)
     return str(caught.value)
+
+
+def read_all(rows, data):
+    """Rows whose files can be read, with hashes; and what is wrong with the others, by sample."""
+    hashes, problems = [], {}
+    for row in rows.to_dict("records"):
+        _, found, problem = manifest.read_files(row, data)
+        hashes.append(found)
+        problems |= {row["sample_id"]: problem} if problem else {}
+    good = rows.assign(**pd.DataFrame(hashes, index=rows.index))
+    return good[~rows["sample_id"].isin(problems)], problems
 
 
 # ------------------------------------------------------------------------------------- cards
@@ -72,11 +79,9 @@ def test_every_committed_card_names_a_layout_and_its_options(task):
 def test_a_glioma_task_has_one_kind_of_label():
     """HGG/LGG, WHO grade II/III/IV and WHO 2021 grade 2/3/4 are different labels."""
     kinds = {task: cards.read(task).classes for task in cards.tasks()}
-    for family, names in {
-        "glioma": ("grade_II", "grade_III"), "glioma_hgg_lgg": ("LGG", "HGG"),
-        "glioma_who2021": ("grade_2", "grade_3", "grade_4"),
-        "glioma_ucsf": ("grade_2", "grade_3", "grade_4"),
-    }.items():  # fmt: skip
+    families = {"glioma": ("grade_II", "grade_III"), "glioma_hgg_lgg": ("LGG", "HGG")}
+    families |= dict.fromkeys(("glioma_who2021", "glioma_ucsf"), ("grade_2", "grade_3", "grade_4"))
+    for family, names in families.items():
         assert {kinds[f"{family}_{modality}"] for modality in ("t1", "t1ce", "flair")} == {names}
 
 
@@ -95,16 +100,18 @@ def test_every_committed_card_and_manifest_is_valid(task):
     assert sides.index.tolist() == expected
 
 
+LESIONS = {"nv": 6705, "mel": 1113, "bkl": 1099, "bcc": 514, "akiec": 327, "vasc": 142, "df": 115}
+
+
 @pytest.mark.parametrize(
     "task, images, patients, labels",
     [
         ("chest_xray", 5840, None, {"normal": 1341 + 234, "pneumonia": 3875 + 390}),
-        ("dermoscopy", 10015, 7470, {"nv": 6705, "mel": 1113, "bkl": 1099, "bcc": 514,
-                                     "akiec": 327, "vasc": 142, "df": 115}),
+        ("dermoscopy", 10015, 7470, LESIONS),
         ("fundus_pm", 798, 798, {"other": 187 + 189, "pathologic_myopia": 211 + 211}),
         *[(task, 100, 100, {"grade_II": 45, "grade_III": 55}) for task in GLIOMA],
     ],
-)  # fmt: skip
+)
 def test_committed_manifests_hold_the_published_numbers(task, images, patients, labels):
     rows = manifest.read_rows(cards.FOLDER / f"{task}.csv")
     assert len(rows) == images
@@ -143,9 +150,8 @@ def test_an_unknown_task_is_answered_with_the_nearest_one():
 def test_a_card_is_read_with_its_values_and_defaults(tmp_path):
     write_card(tmp_path, folds=4, optional_classes=["c"], known_duplicates=[["x", "y"]])
     card = cards.read("toy", tmp_path)
-    assert (card.task, card.classes, card.folds, card.split, card.volumes) == (
-        "toy", ("a", "b"), 4, "cross-validation", None,
-    )  # fmt: skip
+    assert (card.task, card.classes, card.folds) == ("toy", ("a", "b"), 4)
+    assert (card.split, card.volumes) == ("cross-validation", None)
     assert card.all_classes == ("a", "b", "c")
     assert card.known_duplicates == (("x", "y"),)
 
@@ -157,16 +163,19 @@ def test_all_mistakes_of_a_card_are_listed_at_once(tmp_path):
     with pytest.raises(ManifestError) as caught:
         cards.read("toy", tmp_path)
     message = str(caught.value)
-    for part in ("toy.yaml", "title is missing", "licence is missing", "['a', 2]", "'oficial'",
-                 "3 or more", "'volume'", "Did you mean 'volumes'?"):  # fmt: skip
-        assert part in message
+    said = ["toy.yaml", "title is missing", "licence is missing", "classes[1] is 2, not a text"]
+    said += ["'oficial'. Did you mean 'official'?", "folds is 2, not 3 or more"]
+    said += ["'volume'. Did you mean 'volumes'?"]
+    assert all(part in message for part in said)
 
 
 def test_classes_that_yaml_reads_as_booleans_are_refused(tmp_path):
     write_card(tmp_path)
     text = (tmp_path / "toy.yaml").read_text().replace("- a\n- b", "- yes\n- no")
     (tmp_path / "toy.yaml").write_text(text)
-    with pytest.raises(ManifestError, match=r"classes must be a list of texts, not \[True, False"):
+    with pytest.raises(
+        ManifestError, match=r"classes\[0\] is True, not a text .*\n.*classes\[1\] is False"
+    ):
         cards.read("toy", tmp_path)
 
 
@@ -205,9 +214,12 @@ def test_a_card_like_another_says_only_what_differs(tmp_path):
 
 @pytest.mark.parametrize(
     "like, message",
-    [("tyo", "Unknown task 'tyo'. Did you mean 'toy'"), ("twin", "Unknown task 'twin'"),
-     ("chain", "chain is like another card itself")],
-)  # fmt: skip
+    [
+        ("tyo", "Unknown task 'tyo'. Did you mean 'toy'"),
+        ("twin", "Unknown task 'twin'"),
+        ("chain", "chain is like another card itself"),
+    ],
+)
 def test_a_card_like_no_other_is_refused(tmp_path, like, message):
     write_card(tmp_path)
     (tmp_path / "chain.yaml").write_text("like: toy\n")
@@ -218,15 +230,36 @@ def test_a_card_like_no_other_is_refused(tmp_path, like, message):
 
 
 def test_all_wrong_settings_of_volumes_are_listed(tmp_path):
-    wrong = {"slice": 5, "choice": "centre", "percentiles": [99, 1], "crop_margin": -1,
-             "neighbours": "yes", "slices": 0}  # fmt: skip
+    wrong = {"slice": 5, "choice": "centre", "percentiles": [99, 1], "crop_margin": -1}
+    wrong |= {"neighbours": "yes", "slices": 0}
     write_card(tmp_path, volumes=wrong)
     with pytest.raises(ManifestError) as caught:
         cards.read("toy", tmp_path)
-    for part in ("'slice'. Did you mean 'slices'?", "'centre'. Did you mean 'central'?",
-                 "percentiles is [99, 1]", "crop_margin is -1", "neighbours is 'yes'",
-                 "slices is 0"):  # fmt: skip
-        assert part in str(caught.value)
+    said = ["'slice'. Did you mean 'slices'?", "'centre'. Did you mean 'central'?"]
+    said += ["percentiles is [99, 1]", "crop_margin is -1", "neighbours is 'yes'", "slices is 0"]
+    assert all(part in str(caught.value) for part in said)
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("folds", "3", "folds is '3', not a whole number"),
+        ("folds", True, "folds is True, not a whole number"),
+        ("folds", 3.0, "folds is 3.0, not a whole number"),
+        ("ordered", 1, "ordered is 1, not true or false"),
+        ("title", 7, "title is 7, not a text"),
+        ("layout_options", [1], "layout_options is [1], not a mapping"),
+        ("known_duplicates", [["x"]], "known_duplicates[0] is ['x'], not 2 or more entries"),
+        ("volumes", 3, "volumes is 3, not a mapping"),
+        ("volumes", {"slices": "3"}, "volumes.slices is '3', not a whole number"),
+        ("volumes", {"crop_margin": True}, "volumes.crop_margin is True, not a number"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_and_never_converted(tmp_path, field, value, message):
+    write_card(tmp_path, **{field: value})
+    with pytest.raises(ManifestError) as caught:
+        cards.read("toy", tmp_path)
+    assert message in str(caught.value)
 
 
 def test_a_cards_settings_can_be_others_for_one_run():
@@ -241,15 +274,14 @@ def test_a_cards_settings_can_be_others_for_one_run():
 
 
 def test_the_card_that_was_used_is_read_back_as_it_was(tmp_path):
-    card = toy(
-        volumes=cards.Volumes(crop_margin=2.5, percentiles=(1.0, 99.0)), folds=3,
-        known_duplicates=(("x", "y"),), other_folders=("A",), layout_options={"names": {"Ä": "a"}},
-    )  # fmt: skip
+    lists = {"known_duplicates": (("x", "y"),), "other_folders": ("A",)}
+    settings = cards.Volumes(crop_margin=2.5, percentiles=(1.0, 99.0))
+    card = toy(volumes=settings, folds=3, layout_options={"names": {"Ä": "a"}}, **lists)
     path = tmp_path / "manifests" / "toy.csv"
     manifest.write(folded(), pd.DataFrame(columns=["name", "reason"]), path, card)
-    assert cards.used(tmp_path, "toy") == card
+    assert cards.used(path) == card
     with pytest.raises(ManifestError, match="run notebook 01_prepare_data with task='other' first"):
-        cards.used(tmp_path, "other")
+        cards.used(path.with_name("other.csv"))
 
 
 def test_a_manifest_that_is_not_sound_is_not_written(tmp_path):
@@ -357,10 +389,10 @@ def test_missing_and_changed_files_are_named(tmp_path):
     expected = hashlib.sha256(b"b5-0.png").hexdigest()[:12]
     assert f"b5-0.png (b5-0) has changed: sha256 {found}…, manifest says {expected}…" in message
     assert "2 problem(s)" in message
-    good, problems = manifest.with_hashes(rows, tmp_path)
+    good, problems = read_all(rows, tmp_path)
     assert len(good) == 10
-    assert problems["name"].tolist() == ["a2-0", "b5-0"]
-    assert "b5-0.png (b5-0) has changed" in problems["reason"][1]
+    assert list(problems) == ["a2-0", "b5-0"]
+    assert "b5-0.png (b5-0) has changed" in problems["b5-0"]
 
 
 def test_a_data_folder_that_is_not_there_is_named(tmp_path):
@@ -379,18 +411,18 @@ def test_paths_that_lead_out_of_the_data_folder_are_named(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "x.png").write_bytes(b"x")
     (data / "folder").symlink_to(tmp_path / "elsewhere")
-    says = {
-        "plain.png": "", "inner.png": "",
-        "outer.png": f"leads out of the data folder, to {tmp_path / 'secret.png'}",
-        "folder/x.png": "leads out of the data folder",
-        "../secret.png": "paths are relative to it", str(data / "plain.png"): "paths are relative",
-        "broken.png": "is a link to", "absent.png": "is not in", "empty.png": "is empty (0 bytes)",
-    }  # fmt: skip
+    says = {"plain.png": "", "inner.png": ""}
+    says["outer.png"] = f"leads out of the data folder, to {tmp_path / 'secret.png'}"
+    says["folder/x.png"] = "leads out of the data folder"
+    says["../secret.png"] = "paths are relative to it"
+    says[str(data / "plain.png")] = "paths are relative"
+    says |= {"broken.png": "is a link to", "absent.png": "is not in"}
+    says["empty.png"] = "is empty (0 bytes)"
     for path, message in says.items():
         found = manifest.file_problem(data, path)
         assert (message in found) if message else (found == ""), (path, found)
     rows = samples({"a": len(says)}).assign(path=list(says))
-    good, problems = manifest.with_hashes(rows, data)
+    good, problems = read_all(rows, data)
     assert good["path"].tolist() == ["plain.png", "inner.png"]
     assert len(problems) == 7
     rows = folded(patients=3).iloc[: len(says)].assign(path=list(says))
@@ -402,16 +434,16 @@ def test_files_beside_a_sample_are_hashed_and_checked(tmp_path):
     rows = samples({"a": 3}).assign(mask=["m.png", "", "absent.png"])
     for path in [*rows["path"], "m.png"]:
         (tmp_path / path).write_bytes(path.encode())
-    good, problems = manifest.with_hashes(rows, tmp_path)
+    good, problems = read_all(rows, tmp_path)
     assert good["mask_sha256"].tolist() == [hashlib.sha256(b"m.png").hexdigest(), ""]
-    assert problems["reason"].tolist() == [f"its mask absent.png is not in {tmp_path}"]
+    assert list(problems.values()) == [f"its mask absent.png is not in {tmp_path}"]
 
 
 def test_a_mask_that_has_changed_is_named(tmp_path):
     rows = folded().assign(mask="m.png")
     for path in [*rows["path"], "m.png"]:
         (tmp_path / path).write_bytes(path.encode())
-    rows, _ = manifest.with_hashes(rows, tmp_path)
+    rows, _ = read_all(rows, tmp_path)
     manifest.validate(rows, toy(), tmp_path)
     (tmp_path / "m.png").write_bytes(b"drawn anew")
     assert "its mask m.png has changed: sha256" in complaint(rows, data=tmp_path)
@@ -445,8 +477,8 @@ def test_hashes_are_the_files_sha256(tmp_path):
     rows = folded()
     for path in rows["path"]:
         (tmp_path / path).write_bytes(b"file " + path.encode())
-    hashed, problems = manifest.with_hashes(rows, tmp_path)
-    assert problems.empty
+    hashed, problems = read_all(rows, tmp_path)
+    assert not problems
     expected = [hashlib.sha256(b"file " + p.encode()).hexdigest() for p in rows["path"]]
     assert hashed["sha256"].tolist() == expected
 
@@ -457,11 +489,10 @@ def test_a_manifest_that_is_not_there_says_which_notebook_writes_it(tmp_path):
 
 
 def test_ids_and_labels_survive_the_round_trip_as_text(tmp_path):
-    rows = pd.DataFrame({
-        "sample_id": ["007", "1e3", "NaN", "x,y", "é\"q", "6"], "patient_id": list("012345"),
-        "path": [f"{i} .png" for i in range(6)], "label": ["NA", "null"] * 3,
-        "fold": [0, 0, 1, 1, 2, 2],
-    })  # fmt: skip
+    ids = ["007", "1e3", "NaN", "x,y", 'é"q', "6"]
+    rows = pd.DataFrame({"sample_id": ids, "patient_id": list("012345")})
+    rows["path"] = [f"{i} .png" for i in range(6)]
+    rows = rows.assign(label=["NA", "null"] * 3, fold=[0, 0, 1, 1, 2, 2])
     excluded = pd.DataFrame({"name": ["0008"], "reason": ["None"]})
     path = tmp_path / "deep" / "toy.csv"
     manifest.write(rows, excluded, path)
@@ -715,6 +746,5 @@ def test_an_official_split_that_comes_without_validation_gets_a_fifth_of_its_tra
             "split": ["train"] * 30 + ["test"] * 10,
         }
     )
-    card = cards.Card("t", "t", "m", ("a", "b"), "l", "c", "s")
-    split = manifest.assign_splits(rows, card)["split"].value_counts()
+    split = manifest.assign_splits(rows, toy())["split"].value_counts()
     assert dict(split) == {"train": 24, "val": 6, "test": 10}

@@ -1,6 +1,7 @@
 """Images: whatever the file, an upright 8-bit RGB picture; packed once, and never stale."""
 
 import io
+import itertools
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -16,10 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
-from medlib.data import decoding, duplicates, packs, volumes
+from medlib.data import decoding, duplicates, manifest, packing, packs, volumes
 from medlib.data.cards import Volumes
 from medlib.errors import ManifestError
-from medlib.grid import address
+from medlib.grid import address, notebooks
 
 RED, BLUE, GREEN = (255, 0, 0), (0, 0, 255), (0, 255, 0)
 
@@ -44,9 +46,16 @@ def table(paths, **columns):
     return rows.assign(**columns)
 
 
+def hashed(rows, data):
+    """The rows with the hashes of their files."""
+    plain = rows.drop(columns="sha256", errors="ignore").to_dict("records")
+    hashes = [manifest.read_files(row, data)[1] for row in plain]
+    return rows.assign(**pd.DataFrame(hashes, index=rows.index))
+
+
 def pack_one(rows, data, folder, size=8, interpolation="bilinear", workers=1, volumes=None):
     folders = {folder: (size, interpolation)}
-    return packs.pack(rows, data, folders, settings=volumes, workers=workers)[folder]
+    return packing.pack(rows, data, folders, settings=volumes, workers=workers)[folder]
 
 
 def head():
@@ -199,26 +208,14 @@ def test_every_kind_of_file_comes_out_as_the_same_upright_picture(tmp_path, kind
     assert np.abs(found - grey[..., None]).max() <= (2 if kind == "I;16" else 0)
 
 
-def test_a_jpeg_may_be_decoded_smaller_but_never_below_what_is_asked(tmp_path):
-    picture = Image.fromarray(gradient(60, 80)).resize((800, 600))
-    picture.save(tmp_path / "x.jpg", quality=95)
-    small = decoding.decode(tmp_path / "x.jpg", at_least=128)
-    assert small.size == (200, 150)
-    picture.save(tmp_path / "x.png")
-    assert decoding.decode(tmp_path / "x.png", at_least=128).size == (800, 600)
-    reference = np.asarray(picture.resize((200, 150), Image.Resampling.BOX), float)
-    assert np.abs(np.asarray(small) - reference).mean() < 2
-
-
 def bomb(path, width, height):
     """A PNG whose header claims more pixels than any scanner takes."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    chunks = {b"IHDR": header, b"IDAT": zlib.compress(bytes(9)), b"IEND": b""}
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(content)) + kind + content
-        + struct.pack(">I", zlib.crc32(kind + content))
-        for kind, content in chunks.items()
-    ))  # fmt: skip
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, chunk in {b"IHDR": header, b"IDAT": zlib.compress(bytes(9)), b"IEND": b""}.items():
+        checksum = struct.pack(">I", zlib.crc32(kind + chunk))
+        content += struct.pack(">I", len(chunk)) + kind + chunk + checksum
+    path.write_bytes(content)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -409,9 +406,7 @@ def test_jpegs_are_packed_with_one_thread_of_torch_each_and_torch_has_its_own_ba
     photograph(40, 50).save(tmp_path / "x.jpg")
     decode, seen = decoding.decode_to_resize, []
     monkeypatch.setattr(
-        packs,
-        "decode_to_resize",
-        lambda *a, **k: seen.append(torch.get_num_threads()) or decode(*a, **k),
+        decoding, "decode_to_resize", lambda *a: seen.append(torch.get_num_threads()) or decode(*a)
     )
     before = torch.get_num_threads()
     try:
@@ -429,9 +424,9 @@ def test_jpegs_are_packed_with_one_thread_of_torch_each_and_torch_has_its_own_ba
 PACKED_WITHOUT_TORCH = """
 import sys
 import pandas as pd
-from medlib.data import packs
+from medlib.data import packing
 row = {"sample_id": "s", "patient_id": "s", "path": "s0.png", "label": "a", "fold": 0}
-packs.pack(pd.DataFrame([row]), sys.argv[1], {sys.argv[1] + "/pack": (8, "bilinear")})
+packing.pack(pd.DataFrame([row]), sys.argv[1], {sys.argv[1] + "/pack": (8, "bilinear")})
 sys.exit("torch" in sys.modules)
 """
 
@@ -461,10 +456,9 @@ def test_packed_pixels_are_pillows_own_resize(tmp_path, interpolation, size):
     assert packed.images.shape == (len(arrays), size, size, 3)
     for path, found in zip(rows["path"], packed.images, strict=True):
         assert (found == pillows(tmp_path / path, size, interpolation)).all()
-    assert packed.meta == {
-        "hash": packed.meta["hash"], "size": size, "interpolation": interpolation,
-        "volumes": None, "mask_at_test_time": False,
-    }  # fmt: skip
+    how = {"size": size, "interpolation": interpolation}
+    how |= {"volumes": None, "mask_at_test_time": False}
+    assert packed.meta == how | {"hash": packed.meta["hash"]}
 
 
 def test_an_unknown_interpolation_is_refused(tmp_path):
@@ -486,15 +480,13 @@ def test_hundreds_of_images_stay_in_the_order_of_their_rows(tmp_path, workers):
 
 def test_the_index_has_a_row_an_image_and_keeps_ids_and_labels_as_text(tmp_path):
     _, rows = write_pictures(tmp_path)
-    rows = rows.assign(
-        sample_id=["007", "1e3", "NaN"], patient_id=["01", "1", "NA"], label=["NA", "null", "1"],
-        fold=[2, 0, 1], sha256="f" * 64,
-    )  # fmt: skip
+    texts = {"sample_id": ["007", "1e3", "NaN"], "patient_id": ["01", "1", "NA"]}
+    texts["label"] = ["NA", "null", "1"]
+    rows = hashed(rows.assign(**texts, fold=[2, 0, 1]), tmp_path)
     packed = pack_one(rows, tmp_path, tmp_path / "pack")
     assert packed.index.columns.tolist() == ["sample_id", "patient_id", "label", "fold", "slice"]
-    assert packed.index.to_numpy().tolist() == [
-        ["007", "01", "NA", 2, 0], ["1e3", "1", "null", 0, 0], ["NaN", "NA", "1", 1, 0],
-    ]  # fmt: skip
+    expected = [["007", "01", "NA", 2, 0], ["1e3", "1", "null", 0, 0], ["NaN", "NA", "1", 1, 0]]
+    assert packed.index.to_numpy().tolist() == expected
     by_split = rows.drop(columns="fold").assign(split=["train", "val", "test"])
     index = pack_one(by_split, tmp_path, tmp_path / "other").index
     assert index["split"].tolist() == ["train", "val", "test"]
@@ -543,9 +535,9 @@ def test_all_files_that_cannot_be_read_are_listed_and_nothing_is_written(tmp_pat
     message = str(caught.value)
     assert f"4 of 5 files in {tmp_path / 'data'} cannot be read" in message
     for name in broken:
-        assert re.search(rf"{name}: .{{4}}", message)  # the name and a reason
+        assert re.search(rf"{name} .{{4}}", message)  # the name and a reason
     assert "good.jpg" not in message
-    assert list(folder.parent.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "data"]
 
 
 def test_all_volumes_that_cannot_be_read_are_listed(tmp_path):
@@ -560,23 +552,23 @@ def test_all_volumes_that_cannot_be_read_are_listed(tmp_path):
     with pytest.raises(ManifestError, match="3 of 4 files") as caught:
         pack_one(rows, tmp_path, tmp_path / "pack", volumes=Volumes())
     for name, reason in {"nan": "NaN", "thin": "slices", "truncated": ""}.items():
-        assert re.search(rf"- {name}\.nii\.gz: .*{reason}", str(caught.value))
+        assert re.search(rf"- {name}\.nii\.gz cannot be read: .*{reason}", str(caught.value))
     assert not (tmp_path / "pack").exists()
 
 
 def test_several_packs_are_made_from_one_decoding(tmp_path, monkeypatch):
     _, rows = write_pictures(tmp_path)
-    asked = {tmp_path / f"{size}-{name}": (size, name)
-             for size in (8, 12) for name in ("bilinear", "bicubic")}  # fmt: skip
+    kinds = itertools.product((8, 12), ("bilinear", "bicubic"))
+    asked = {tmp_path / f"{size}-{name}": (size, name) for size, name in kinds}
     opened, decode = [], decoding.decode
     monkeypatch.setattr(decoding, "decode", lambda *args: opened.append(args) or decode(*args))
-    made = packs.pack(rows, tmp_path, asked, workers=1)
+    made = packing.pack(rows, tmp_path, asked, workers=1)
     assert len(opened) == 3
     for folder, (size, interpolation) in asked.items():
         alone = pack_one(rows, tmp_path, tmp_path / "alone" / folder.name, size, interpolation)
         assert (made[folder].images == alone.images).all()
     before = stamp(tmp_path / "8-bilinear")
-    packs.pack(rows, tmp_path, asked | {tmp_path / "new": (9, "bicubic")}, workers=1)
+    packing.pack(rows, tmp_path, asked | {tmp_path / "new": (9, "bicubic")}, workers=1)
     assert stamp(tmp_path / "8-bilinear") == before
 
 
@@ -591,7 +583,7 @@ def test_packing_twice_gives_the_same_bytes(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from medlib.data import decoding, manifest, packs
+from medlib.data import decoding, manifest, packing
 decode, seen = decoding.decode, []
 def decode_and_die(*args):
     seen.append(args)
@@ -601,7 +593,7 @@ def decode_and_die(*args):
 decoding.decode = decode_and_die
 data = Path(sys.argv[1])
 rows = manifest.read_rows(data / "rows.csv")
-packs.pack(rows, data, {data / "pack": (8, "bilinear")}, workers=2)
+packing.pack(rows, data, {data / "pack": (8, "bilinear")}, workers=2)
 """
 
 
@@ -622,12 +614,10 @@ def test_volumes_may_give_different_numbers_of_slices(tmp_path):
         volume[..., : 2 * k] = 0  # air
         save(tmp_path / f"v{k}.nii", volume)
     rows = table([f"v{k}.nii" for k in range(3)])
-    packed = pack_one(
-        rows, tmp_path, tmp_path / "pack", volumes=Volumes(slices=0, choice="all_head")
-    )
-    assert packed.index.groupby("sample_id")["slice"].agg(list).to_dict() == {
-        "v0": [0, 1, 2, 3, 4, 5, 6], "v1": [2, 3, 4, 5, 6], "v2": [4, 5, 6],
-    }  # fmt: skip
+    whole = Volumes(slices=0, choice="all_head")
+    packed = pack_one(rows, tmp_path, tmp_path / "pack", volumes=whole)
+    slices = packed.index.groupby("sample_id")["slice"].agg(list).to_dict()
+    assert slices == {"v0": [0, 1, 2, 3, 4, 5, 6], "v1": [2, 3, 4, 5, 6], "v2": [4, 5, 6]}
     assert packed.images.shape == (15, 8, 8, 3)
     assert isinstance(packed.images, np.memmap)
 
@@ -637,7 +627,7 @@ def test_a_pack_says_whether_masks_chose_its_slices(tmp_path):
     mask = np.zeros((14, 18, 7), np.uint8)
     mask[4:6, 4:6, 5] = 1
     save(tmp_path / "m.nii", mask)
-    rows = table(["v.nii"], mask="m.nii", mask_sha256="0" * 64)
+    rows = hashed(table(["v.nii"], mask="m.nii"), tmp_path)
     chosen = Volumes(slices=1, choice="largest_tumour")
     packed = pack_one(rows, tmp_path, tmp_path / "pack", volumes=chosen)
     assert packed.meta["mask_at_test_time"] is True
@@ -657,25 +647,81 @@ def test_thumbnails_follow_the_rows_and_name_what_cannot_be_read(tmp_path):
     _, rows = write_pictures(tmp_path, 5)
     (tmp_path / "s1.png").write_bytes((tmp_path / "s1.png").read_bytes()[:200])
     (tmp_path / "s3.png").write_text("no picture")
-    small, problems = packs.thumbnails(rows, tmp_path)
-    assert small.pictures.dtype == np.uint8 and len(small.pictures) == len(small.tiny) == 5
-    assert problems["name"].tolist() == ["s1", "s3"]
-    assert problems["reason"][1].startswith("s3.png cannot be read: its content is no image")
-    assert (small.pictures[[1, 3]] == 0).all()
-    assert small.tiny[[0, 2, 4]].all()  # 40 × 30 pixels
-    for k in (0, 2, 4):
-        with Image.open(tmp_path / f"s{k}.png") as picture:
-            assert (small.pictures[k] == duplicates.thumbnail(picture.convert("RGB"))).all()
+    with packing.reading(rows, tmp_path, {}) as read:
+        assert read.rows["sample_id"].tolist() == ["s0", "s2", "s4"]
+    assert read.thumbnails.dtype == np.uint8 and len(read.thumbnails) == len(read.tiny) == 3
+    assert read.broken["name"].tolist() == ["s1", "s3"] and read.unreadable.empty
+    assert read.broken["reason"][1].startswith("s3.png cannot be read: its content is no image")
+    assert read.tiny.all()  # 40 × 30 pixels
+    for name, found in zip(read.rows["path"], read.thumbnails, strict=True):
+        with Image.open(tmp_path / name) as picture:
+            assert (found == duplicates.thumbnail(picture.convert("RGB"))).all()
+
+
+@pytest.mark.parametrize("shape", [(30, 40), (120, 90), (400, 900)])
+def test_thumbnails_are_the_same_whether_packs_are_drawn_or_not(tmp_path, shape):
+    photograph(*shape).save(tmp_path / "x.jpg")
+    rows, folders = table(["x.jpg"]), {tmp_path / "pack": (14, "bilinear")}
+    with (
+        packing.reading(rows, tmp_path, {}) as alone,
+        packing.reading(rows, tmp_path, folders) as r,
+    ):
+        assert (r.thumbnails == alone.thumbnails).all() and (r.tiny == alone.tiny).all()
+
+
+def test_packs_hold_the_rows_that_stay_in_their_new_order(tmp_path):
+    arrays, rows = write_pictures(tmp_path, 5)
+    (tmp_path / "s3.png").write_text("no picture")
+    folder = tmp_path / "packs" / "a"
+    with packing.reading(rows, tmp_path, {folder: (30, "bilinear")}) as read:
+        kept = read.rows.iloc[[3, 0, 1]]
+        packing.write(read, kept, {folder: (30, "bilinear")})
+    packed = packs.load(folder, kept)
+    assert packed.index["sample_id"].tolist() == ["s4", "s0", "s1"]
+    for k, found in zip((4, 0, 1), packed.images, strict=True):
+        assert (found == pillows(tmp_path / f"s{k}.png", 30, "bilinear")).all()
+    assert [path.name for path in folder.parent.iterdir()] == ["a"]  # nothing else is left
+
+
+def test_each_file_is_read_once_and_decoded_once(tmp_path, monkeypatch):
+    _, rows = write_pictures(tmp_path, 4)
+    opened, decoded, read, decode = [], [], Path.read_bytes, decoding.decode
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path.name) or read(path))
+    monkeypatch.setattr(decoding, "decode", lambda *args: decoded.append(args) or decode(*args))
+    monkeypatch.setattr(Image, "open", by_content_only(Image.open))
+    folders = {tmp_path / "a": (8, "bilinear"), tmp_path / "b": (16, "bicubic")}
+    with packing.reading(rows, tmp_path, folders, workers=1) as reading:
+        assert reading.rows["sha256"].str.fullmatch("[0-9a-f]{64}").all()
+    assert opened == rows["path"].tolist() and len(decoded) == 4
+
+
+def by_content_only(opener):
+    def opened(source, *args, **kwargs):
+        assert not isinstance(source, str | Path), f"{source} is read again"
+        return opener(source, *args, **kwargs)
+
+    return opened
+
+
+def test_a_file_that_differs_from_its_recorded_hash_is_refused_where_it_is_read(tmp_path):
+    _, rows = write_pictures(tmp_path)
+    rows = hashed(rows, tmp_path)
+    (tmp_path / "s1.png").write_bytes((tmp_path / "s1.png").read_bytes() + b"!")
+    with pytest.raises(
+        ManifestError, match=r"1 of 3 files.*\n.*s1\.png \(s1\) has changed: sha256"
+    ):
+        pack_one(rows, tmp_path, tmp_path / "pack")
+    assert not (tmp_path / "pack").exists()
 
 
 def test_a_volumes_thumbnail_is_the_middle_of_its_slices(tmp_path):
     volume = head()
     volume[5:9, 5:9, 3] = 300
     save(tmp_path / "v.nii", volume)
-    small, problems = packs.thumbnails(table(["v.nii"]), tmp_path, Volumes(slices=3))
+    with packing.reading(table(["v.nii"]), tmp_path, {}, settings=Volumes(slices=3)) as read:
+        assert read.broken.empty and read.unreadable.empty
     middle = list(volumes.slices(tmp_path / "v.nii", Volumes(slices=1)).values())[0]
-    assert problems.empty
-    assert (small.pictures[0] == duplicates.thumbnail(middle)).all()
+    assert (read.thumbnails[0] == duplicates.thumbnail(middle)).all()
 
 
 def stamp(folder):
@@ -698,7 +744,7 @@ def test_a_pack_is_reused_while_nothing_has_changed(tmp_path):
 @pytest.mark.parametrize("change", ["rows", "label", "sha256", "size", "interpolation"])
 def test_a_pack_is_made_again_when_something_has_changed(tmp_path, change):
     _, rows = write_pictures(tmp_path)
-    rows = rows.assign(sha256="0" * 64)
+    rows = hashed(rows, tmp_path)
     folder, settings = tmp_path / "pack", {}
     before = pack_one(rows, tmp_path, folder)
     hash_before, stamps = before.meta["hash"], stamp(folder)
@@ -708,7 +754,7 @@ def test_a_pack_is_made_again_when_something_has_changed(tmp_path, change):
         rows = rows.assign(label="b")
     elif change == "sha256":
         Image.new("RGB", (4, 4), RED).save(tmp_path / "s1.png")
-        rows = rows.assign(sha256="1" * 64)
+        rows = hashed(rows, tmp_path)
     else:
         settings = {"size": 10} if change == "size" else {"interpolation": "bicubic"}
     after = pack_one(rows, tmp_path, folder, **settings)
@@ -784,11 +830,28 @@ def test_resident_memory_does_not_grow_while_a_pack_is_read_through(tmp_path):
     packed = np.lib.format.open_memmap(tmp_path / "images.npy", "w+", np.uint8, shape)
     packed[:, 0, 0, 0] = np.arange(6000) % 251
     packed.flush()
-    done = subprocess.run(
-        [sys.executable, "-c", READ_THROUGH, str(tmp_path / "images.npy")],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    command = [sys.executable, "-c", READ_THROUGH, str(tmp_path / "images.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 10e6
+
+
+UNUSED = {"decoding.py", "duplicates.py", "packing.py", "preparation.py", "volumes.py"}
+
+
+@pytest.mark.parametrize("notebook", ["02_extract_features", "03_probe_features", "04_fine_tune"])
+def test_editing_how_files_are_read_does_not_make_training_stale(repository, notebook):
+    sources = {p.name for p in notebooks.sources(repository / "notebooks" / f"{notebook}.ipynb")}
+    assert {"packs.py", "manifest.py", "cards.py"} <= sources
+    assert not sources & UNUSED
+    assert {path.name for path in (notebooks.MEDLIB / "data").iterdir()} >= UNUSED
+
+
+@pytest.mark.parametrize("module", ["packs", "manifest", "cards", "layouts.reader"])
+def test_manifests_packs_and_layouts_are_read_without_what_decodes(module):
+    code = f"import sys, medlib.data.{module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert not loaded & {"torch", *(f"medlib.data.{name[:-3]}" for name in UNUSED)}
 
 
 # ------------------------------------------------------------------------------------- real data

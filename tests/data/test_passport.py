@@ -18,9 +18,15 @@ from medlib.show import style
 CLASSES = ["low grade", "high grade"]
 
 PAIR = dict(
-    first="i0", second="i4", kind="exact", correlation=1.0, first_side="test", second_side="train",
-    same_patient=False, action="i4 dropped",
-)  # fmt: skip
+    first="i0",
+    second="i4",
+    kind="exact",
+    correlation=1.0,
+    first_side="test",
+    second_side="train",
+    same_patient=False,
+    action="i4 dropped",
+)
 NO_PAIRS = pd.DataFrame(columns=list(PAIR))
 NONE_LEFT_OUT = pd.DataFrame(columns=["name", "reason"])
 
@@ -121,9 +127,8 @@ def test_every_number_and_bar_of_the_passport_stands_in_its_table():
         pd.DataFrame({"name": ["z9"], "reason": ["no t1"]}),
     )
     table, fig = passport.table(*frames), passport_figure.draw(*frames)
-    assert panel_names(fig) == [
-        "patients by split", "images by split", "images per patient", "age in years", "sex",
-    ]  # fmt: skip
+    expected = ["patients by split", "images by split", "images per patient", "age in years", "sex"]
+    assert panel_names(fig) == expected
     for ax in fig.axes:
         rows = table[table["part"] == ax.get_title("left")]
         names = [tick.get_text().replace("not\nknown", "unknown") for tick in ax.get_xticklabels()]
@@ -162,8 +167,11 @@ def test_ages_stand_in_bands_with_the_unknown_and_impossible_apart():
     counts = part(table, "age in years", passport.ALL)
     assert list(counts) == [*(f"{low}–{low + 9}" for low in range(0, 90, 10)), "90+", "unknown"]
     assert {name: n for name, n in counts.items() if n} == {
-        "0–9": 1, "30–39": 2, "90+": 2, "unknown": 3,
-    }  # fmt: skip
+        "0–9": 1,
+        "30–39": 2,
+        "90+": 2,
+        "unknown": 3,
+    }
     shares = table[(table["part"] == "age in years") & (table["class"] == CLASSES[0])]
     shares = shares.set_index("name")["share"]
     assert shares["30–39"] == 0.5 and np.isnan(shares["unknown"])  # of those that are known
@@ -180,8 +188,13 @@ def test_patient_has_one_age_and_one_sex_the_first_that_is_known():
     table = passport.table(rows, CLASSES, NO_PAIRS, NONE_LEFT_OUT)
     assert part(table, "age in years", CLASSES[0])["40–44"] == 2
     assert part(table, "age in years", CLASSES[1]) == {
-        "40–44": 0, "45–49": 0, "50–54": 0, "55–59": 0, "60–64": 1, "65–69": 2,
-    }  # fmt: skip
+        "40–44": 0,
+        "45–49": 0,
+        "50–54": 0,
+        "55–59": 0,
+        "60–64": 1,
+        "65–69": 2,
+    }
     assert part(table, "sex", CLASSES[1]) == {"f": 1, "m": 1, "unknown": 1}
 
 

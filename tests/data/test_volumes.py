@@ -442,13 +442,13 @@ def test_a_mask_that_is_not_there_is_a_missing_file(tmp_path):
         volumes.slices(path, LARGEST, mask=tmp_path / "absent.nii.gz")
 
 
-def test_a_mask_on_another_grid_is_refused_with_both_or_resampled_to_the_nearest(tmp_path):
+def test_a_mask_of_another_geometry_is_refused_with_both_or_resampled_to_the_nearest(tmp_path):
     path = save(tmp_path / "x.nii.gz", checkered())
     coarse = np.zeros((7, 9, 7), np.uint8)  # 2 mm in x and y: its voxel i lies at 2 i
     coarse[2, 5, 4] = 4  # at (4, 10)
     mask = save(tmp_path / "seg.nii.gz", coarse, np.diag([2.0, 2, 1, 1]))
     message = reason(path, LARGEST, mask=mask)
-    assert "its mask seg.nii.gz has another grid" in message
+    assert "its mask seg.nii.gz has another geometry" in message
     assert "14 × 18 × 7 voxels of 1 × 1 × 1 mm" in message
     assert "7 × 9 × 7 voxels of 2 × 2 × 1 mm" in message
     assert "`resample: true` under `volumes` in the card" in message
@@ -470,26 +470,26 @@ def test_a_mask_that_lies_elsewhere_is_refused_when_it_is_resampled(tmp_path):
     assert "nothing of it lies there" in message
 
 
-# ------------------------------------------------------------------------------------ grids
+# ------------------------------------------------------------------------------- geometry
 
 
-def test_a_grid_is_described_by_shape_voxel_size_and_place(tmp_path):
+def test_a_geometry_is_described_by_shape_voxel_size_and_place(tmp_path):
     affine = np.diag([-0.9, 1.25, 3, 1])
     affine[:3, 3] = (90, -0.0001, -72.5)
     path = save(tmp_path / "x.nii.gz", head(), affine)  # x runs to the left: origin 90 - 13 · 0.9
-    assert volumes.describe(path) == (
+    assert (
         "14 × 18 × 7 voxels of 0.9 × 1.25 × 3 mm, origin (78.3, 0, -72.5) mm, "
         "last voxel at (90, 21.25, -54.5) mm"
-    )
+    ) in reason(path, reference=save(tmp_path / "t1.nii.gz", head()))
 
 
-def test_a_volume_on_its_references_grid_is_drawn_as_it_is(tmp_path):
+def test_a_volume_of_its_references_geometry_is_drawn_as_it_is(tmp_path):
     path = save(tmp_path / "x.nii.gz", *stored_as("LPS", checkered()))
     other = save(tmp_path / "ref.nii.gz", *stored_as("ASR", head()))
     plain = grey(path)
     for settings in (Volumes(), Volumes(resample=True)):
-        for grid in (path, other, None, ""):
-            found = grey(path, settings, grid=grid)
+        for reference in (path, other, None, ""):
+            found = grey(path, settings, reference=reference)
             assert list(found) == list(plain)
             assert all((found[z] == plain[z]).all() for z in plain)
 
@@ -507,9 +507,9 @@ def turned(degrees):
 
 
 @pytest.mark.parametrize("affine", [shifted(0.01), turned(0.05), np.diag([1.001, 1, 1, 1])])
-def test_the_rounding_of_a_header_is_no_other_grid(tmp_path, affine):
+def test_the_rounding_of_a_header_is_no_other_geometry(tmp_path, affine):
     path = save(tmp_path / "x.nii.gz", checkered(), affine)
-    assert list(grey(path, grid=save(tmp_path / "t1.nii.gz", head()))) == [1, 2, 3, 4, 5]
+    assert list(grey(path, reference=save(tmp_path / "t1.nii.gz", head()))) == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -520,18 +520,18 @@ def test_the_rounding_of_a_header_is_no_other_grid(tmp_path, affine):
         (np.diag([1.05, 1, 1, 1]), "voxels of 1.05 × 1 × 1 mm"),
     ],
 )
-def test_another_grid_than_the_references_is_refused_with_both(tmp_path, affine, described):
+def test_another_geometry_than_the_references_is_refused_with_both(tmp_path, affine, described):
     path = save(tmp_path / "x.nii.gz", checkered(), affine)
-    message = reason(path, grid=save(tmp_path / "p1_t1.nii.gz", head()))
+    message = reason(path, reference=save(tmp_path / "p1_t1.nii.gz", head()))
     assert "is not that of its reference volume p1_t1.nii.gz" in message
     assert described in message
     assert "14 × 18 × 7 voxels of 1 × 1 × 1 mm, origin (0, 0, 0) mm" in message
     assert "`resample: true` under `volumes` in the card" in message
 
 
-def test_another_shape_is_another_grid(tmp_path):
+def test_another_shape_is_another_geometry(tmp_path):
     path = save(tmp_path / "x.nii.gz", checkered())
-    message = reason(path, grid=save(tmp_path / "t1.nii.gz", head()[:, :, :5]))
+    message = reason(path, reference=save(tmp_path / "t1.nii.gz", head()[:, :, :5]))
     assert "14 × 18 × 7 voxels" in message
     assert "14 × 18 × 5 voxels" in message
 
@@ -541,16 +541,15 @@ def test_a_volume_of_twice_the_voxel_size_is_resampled_between_its_voxels(tmp_pa
     coarse = np.full((6, 6, 3), 40.0, np.float32)  # air of 40
     coarse[2, 2], coarse[3, 2], coarse[2, 3], coarse[3, 3] = 100, 140, 180, 220
     path = save(tmp_path / "x.nii.gz", *stored_as(codes, coarse, np.diag([2.0, 2, 2, 1])))
-    grid = save(tmp_path / "t1.nii.gz", np.zeros((11, 11, 5), np.uint8))
+    reference = save(tmp_path / "t1.nii.gz", np.zeros((11, 11, 5), np.uint8))
     settings = Volumes(slices=1, percentiles=(0, 100), resample=True)
-    found = upright(grey(path, settings, grid=grid)[2])
+    found = upright(grey(path, settings, reference=reference)[2])
     assert found.shape == (11, 11)
     # The head begins where it differs from 40: next to the head half way, 70 = (40 + 100) / 2,
     # or at the corners (40 · 3 + 100) / 4 = 55, which is the lowest; the highest is 220.
-    values = {
-        (3, 3): 55, (4, 3): 70, (4, 4): 100, (5, 4): 120, (6, 4): 140, (4, 5): 140, (5, 5): 160,
-        (6, 5): 180, (4, 6): 180, (5, 6): 200, (6, 6): 220, (7, 6): 130, (6, 7): 130, (7, 7): 85,
-    }  # fmt: skip
+    values = {(3, 3): 55, (4, 3): 70, (4, 4): 100, (5, 4): 120, (6, 4): 140, (4, 5): 140}
+    values |= {(5, 5): 160, (6, 5): 180, (4, 6): 180, (5, 6): 200, (6, 6): 220}
+    values |= {(7, 6): 130, (6, 7): 130, (7, 7): 85}
     for (x, y), value in values.items():
         assert found[x, y] == pytest.approx((value - 55) / (220 - 55) * 255, abs=0.51), (x, y)
     assert (found[:3] == 0).all()
@@ -561,10 +560,10 @@ def test_a_volume_that_is_moved_fills_what_it_does_not_reach_with_its_background
     affine = np.diag([1.0, 1, 1, 1])
     affine[0, 3] = -5  # five voxels towards the left
     path = save(tmp_path / "x.nii.gz", *stored_as("LPS", volume, affine))
-    grid = save(tmp_path / "t1.nii.gz", head())
+    reference = save(tmp_path / "t1.nii.gz", head())
     before = upright(grey(path)[3])
-    found = upright(grey(path, Volumes(resample=True), grid=grid)[3])
-    # What lies at x in the volume lies at x - 5 on the grid; the window is that of what is left.
+    found = upright(grey(path, Volumes(resample=True), reference=reference)[3])
+    # What lies at x in the volume lies at x - 5 in the reference; what is left is windowed.
     left = np.full((14, 18), 700.0)
     left[:9] = volume[5:, :, 3]
     low, high = np.percentile(np.repeat(left[left != 700], 7), (0.5, 99.5))
@@ -574,49 +573,53 @@ def test_a_volume_that_is_moved_fills_what_it_does_not_reach_with_its_background
 
 
 def test_voxels_at_the_border_of_the_same_lattice_are_kept(tmp_path):
-    """A grid that is the volume less some planes: nothing is interpolated, nothing lost."""
+    """A reference that is the volume less some planes: nothing is interpolated, nothing lost."""
     affine = np.array([[0.7, 0, 0, -31.3], [0, 0.7, 0, 12.1], [0, 0, 1.3, 5.7], [0, 0, 0, 1]])
     volume = checkered() + np.arange(7, dtype=np.float32)
     path = save(tmp_path / "x.nii.gz", *stored_as("LPS", volume, affine))
     inner = affine.copy()
     inner[:3, 3] += affine[:3, :3] @ (1, 0, 2)
-    grid = save(tmp_path / "t1.nii.gz", *stored_as("SAR", head()[:13, :, :5], inner))
+    reference = save(tmp_path / "t1.nii.gz", *stored_as("SAR", head()[:13, :, :5], inner))
     cut = save(tmp_path / "cut.nii.gz", volume[1:, :, 2:], inner)
-    found = grey(path, Volumes(slices=5, resample=True), grid=grid)
+    found = grey(path, Volumes(slices=5, resample=True), reference=reference)
     expected = grey(cut, Volumes(slices=5))
     assert all(np.abs(found[z] - expected[z]).max() <= 1 for z in range(5))
 
 
-def test_a_volume_and_its_mask_are_both_brought_onto_the_references_grid(tmp_path):
-    """Volume, mask and reference on three grids: the slice and the crop are the reference's."""
+def test_a_volume_and_its_mask_are_both_resampled_to_the_reference(tmp_path):
+    """Of three geometries, the reference's has the slice and the crop."""
     deep = np.repeat(checkered()[..., :1], 14, 2)
     path = save(tmp_path / "x.nii.gz", *stored_as("LPS", deep, np.diag([1, 1, 0.5, 1])))
     affine = np.eye(4)
     affine[:3, 3] = (-2, -1, -3)  # a mask that begins outside the reference
     wide = np.pad(tumour(), ((2, 2), (1, 3), (3, 1)))
     mask = save(tmp_path / "seg.nii.gz", *stored_as("PIR", wide, affine))
-    grid = save(tmp_path / "t1.nii.gz", head())
+    reference = save(tmp_path / "t1.nii.gz", head())
     settings = Volumes(slices=3, choice="largest_tumour", crop_margin=1, resample=True)
-    found = grey(path, settings, mask=mask, grid=grid)
+    found = grey(path, settings, mask=mask, reference=reference)
     assert list(found) == [3, 4, 5]
     whole = grey(save(tmp_path / "same.nii.gz", checkered()), Volumes(slices=1))[3]
     for picture in found.values():
         assert np.abs(upright(picture) - upright(whole)[3:8, 9:15]).max() <= 1
 
 
-def test_a_mask_must_lie_on_the_references_grid_and_not_on_its_volumes(tmp_path):
+def test_a_mask_must_have_the_geometry_of_the_reference_and_not_of_its_volume(tmp_path):
     path = save(tmp_path / "x.nii.gz", checkered())
     mask = save(tmp_path / "seg.nii.gz", tumour())
     small = save(tmp_path / "t1.nii.gz", head()[:, :, 3:], shifted(0))
-    assert "its grid" in reason(path, LARGEST, mask=mask, grid=small)  # the volume's comes first
+    assert "its geometry" in reason(
+        path, LARGEST, mask=mask, reference=small
+    )  # the volume's comes first
     cut = save(tmp_path / "cut.nii.gz", checkered()[:, :, 3:])
-    assert "its mask seg.nii.gz has another grid" in reason(cut, LARGEST, mask=mask, grid=small)
+    assert "its mask seg.nii.gz has another geometry" in reason(
+        cut, LARGEST, mask=mask, reference=small
+    )
 
 
 def test_a_volume_that_lies_elsewhere_is_refused_when_it_is_resampled(tmp_path):
     path = save(tmp_path / "x.nii.gz", checkered(), shifted(-300))
-    grid = save(tmp_path / "t1.nii.gz", head())
-    message = reason(path, Volumes(resample=True), grid=grid)
+    reference = save(tmp_path / "t1.nii.gz", head())
+    message = reason(path, Volumes(resample=True), reference=reference)
     assert "origin (0, -300, 0) mm" in message
     assert "nothing of it lies there" in message
 
@@ -624,7 +627,7 @@ def test_a_volume_that_lies_elsewhere_is_refused_when_it_is_resampled(tmp_path):
 def test_the_reference_is_checked_by_its_header(tmp_path):
     path = save(tmp_path / "x.nii.gz", head())
     (tmp_path / "t1.nii.gz").write_text("not found")
-    message = reason(path, grid=tmp_path / "t1.nii.gz")
+    message = reason(path, reference=tmp_path / "t1.nii.gz")
     assert "its reference volume t1.nii.gz is not a NIfTI file" in message
 
 
@@ -647,7 +650,7 @@ def bad_volumes():
         "thin": (head()[..., :4], "4 axial slices, 5 were asked for"),
         "complex": (head().astype(np.complex64), "values of type complex64, not grey values"),
         "colour": (np.zeros((9, 9, 9), [("R", "u1"), ("G", "u1"), ("B", "u1")]), "not grey values"),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
@@ -681,7 +684,7 @@ def test_a_crafted_header_is_read_where_it_tells_the_truth(tmp_path):
 def test_a_header_that_claims_an_absurd_size_is_refused_before_anything_is_read(tmp_path, name):
     path = craft(tmp_path / name, dim=[3, 32767, 32767, 32767, 1, 1, 1, 1])
     good = save(tmp_path / "good.nii.gz", head())
-    for message in (reason(path), reason(good, grid=path), reason(good, LARGEST, mask=path)):
+    for message in (reason(path), reason(good, reference=path), reason(good, LARGEST, mask=path)):
         assert "32767 × 32767 × 32767 voxels by its header, more than the 1073741824" in message
 
 
@@ -746,7 +749,7 @@ def test_a_volume_that_is_not_there_is_a_missing_file(tmp_path):
 
 
 @pytest.mark.real_data
-def test_real_gliomas_have_slices_with_contrast_around_a_tumour_on_one_grid(real_data):
+def test_real_gliomas_have_slices_with_contrast_around_a_tumour_of_one_geometry(real_data):
     patients = sorted(path for path in (real_data / "tcga_lgg").iterdir() if path.is_dir())
     modalities = ("t1", "t1ce", "flair")
     complete = 0
@@ -756,7 +759,7 @@ def test_real_gliomas_have_slices_with_contrast_around_a_tumour_on_one_grid(real
             continue
         complete += 1
         for modality in modalities:
-            at = {"mask": files["seg"], "grid": files["t1ce"]}
+            at = {"mask": files["seg"], "reference": files["t1ce"]}
             found = grey(files[modality], Volumes(choice="largest_tumour"), **at)
             # The data set's five slices are those around the largest tumour.
             assert list(found) == [0, 1, 2, 3, 4]

@@ -29,7 +29,7 @@ class Found(NamedTuple):
     """What a folder holds. All columns are text, and "" is a missing value.
 
     ``rows``: sample_id, patient_id, path, label and, where the data have them, split (train, val,
-    test), mask, grid (the patient's reference volume), age, sex and site; paths are POSIX and
+    test), mask, reference (the patient's reference volume), age, sex and site; paths are POSIX and
     relative to the data folder. ``excluded`` (name, reason): left out by design. ``problems``
     (name, reason): what has to be corrected or set aside; such a sample has no row.
     """
@@ -89,8 +89,8 @@ def the_one(paths: list[Path], folder: Path, what: str) -> Path:
     if not first:
         raise ManifestError(f"{folder}: {what} is missing: is the download complete?")
     if len(first) > 1:
-        found = ", ".join(shown(path, folder) for path in first)
-        raise ManifestError(f"{folder}: {what} is there several times: {found}. Keep one of them.")
+        several = ", ".join(shown(path, folder) for path in first)
+        raise ManifestError(f"{folder}: {what} is there several times: {several}. Keep one.")
     return first[0]
 
 
@@ -128,8 +128,8 @@ def read_columns(
     cells = read_cells(path)
     missing = [theirs for theirs in columns.values() if theirs not in cells]
     if missing:
-        found = ", ".join(cells.columns)
-        raise ManifestError(f"{path}: columns missing: {', '.join(missing)}; found: {found}.")
+        there = ", ".join(cells.columns)
+        raise ManifestError(f"{path}: columns missing: {', '.join(missing)}; found: {there}.")
     columns = columns | {ours: c for ours, c in (also or {}).items() if c in cells}
     table = pd.DataFrame({ours: cells[theirs] for ours, theirs in columns.items()})
     for column in table.columns.intersection(KNOWN):

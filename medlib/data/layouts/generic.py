@@ -11,31 +11,14 @@ import numpy as np
 
 from medlib.core.splits import SPLITS
 from medlib.data.cards import Card
-from medlib.data.layouts.base import (
-    COLUMNS,
-    FILES,
-    IMAGES,
-    SPLIT_WORDS,
-    TABLES,
-    VOLUMES,
-    Excluded,
-    Items,
-    Problem,
-    classes_of,
-    files,
-    no_class,
-    read_columns,
-    shown,
-    stem,
-    the_one,
-)
+from medlib.data.layouts import base
 from medlib.data.layouts.mri import modalities
 from medlib.errors import ManifestError, unknown
 
 
 def folder_per_class(
     folder: Path, card: Card, *, patient: str = "", classes: dict | None = None
-) -> Items:
+) -> base.Items:
     """``<class>/…`` or ``{train,val,test}/<class>/…``: images, or volumes where the card has them.
 
     ``patient`` is a regular expression: what it (or its first group) finds in a file's name is the
@@ -45,16 +28,15 @@ def folder_per_class(
         pattern = re.compile(patient or ".*")
     except re.error as error:
         raise ManifestError(f"layout_options: patient is no regular expression: {error}") from error
-    named = classes_of(card, "classes", None) | classes_of(card, "classes", classes)
-    paths = files(folder, VOLUMES if card.volumes else IMAGES)
+    named = base.classes_of(card, "classes", None) | base.classes_of(card, "classes", classes)
+    paths = base.files(folder, base.VOLUMES if card.volumes else base.IMAGES)
     parts = {path: path.relative_to(folder).parts for path in paths}
-    splits = {
-        p[0]: SPLIT_WORDS[p[0].lower()] for p in parts.values() if p[0].lower() in SPLIT_WORDS
-    }
+    tops = {p[0] for p in parts.values() if p[0].lower() in base.SPLIT_WORDS}
+    splits = {top: base.SPLIT_WORDS[top.lower()] for top in tops}
     if splits and not {"train", "test"} <= set(splits.values()):
         raise ManifestError(
-            f"{folder}: there are images in {', '.join(splits)}; there must be some in train and "
-            "in test, or the folders of the classes must lie here, beside no such folder."
+            f"{folder}: there are images in {', '.join(sorted(splits))}; there must be some in "
+            "train and in test, or the folders of the classes must lie here, beside no such folder."
         )
     for path in paths:
         shown, depth = "/".join(parts[path]), 1 if splits else 0
@@ -62,23 +44,23 @@ def folder_per_class(
         at, match = "/".join(parts[path][: depth + 1]), pattern.search(path.name)
         whose = match and match[min(pattern.groups, 1)]
         if not within or (splits and not split):
-            yield Problem(shown, "it lies in no folder of a class")
+            yield base.Problem(shown, "it lies in no folder of a class")
         elif within[0] not in named:
             reason = f"the folder is no class of the card ({', '.join(card.all_classes)})"
-            yield Problem(at, f"{reason}: name its class in layout_options, classes")
+            yield base.Problem(at, f"{reason}: name its class in layout_options, classes")
         elif card.volumes and "mask" in modalities([path]):
-            yield Excluded(shown, "a mask, by its name")
+            yield base.Excluded(shown, "a mask, by its name")
         elif not whose:
-            yield Problem(shown, f"its name tells no patient: it has no {patient!r}")
+            yield base.Problem(shown, f"its name tells no patient: it has no {patient!r}")
         else:
-            sample = stem(shown.replace("/", "-"))
+            sample = base.stem(shown.replace("/", "-"))
             row = {"sample_id": sample, "patient_id": whose if patient else sample, "path": path}
             yield row | {"label": named[within[0]], "split": split}
 
 
 def own_table(
     folder: Path, card: Card, *, table: str, columns: dict | None = None, names: dict | None = None
-) -> Items:
+) -> base.Items:
     """A user's CSV, TSV or Excel table, with a row a sample; its paths start at its own folder.
 
     ``columns`` maps our columns to the table's; path and label are needed. ``names`` maps the
@@ -86,40 +68,38 @@ def own_table(
     """
     path = folder / table
     if not path.is_file():
-        there = ", ".join(shown(p, folder) for p in files(folder, TABLES)) or "no table"
+        tables = [base.shown(p, folder) for p in base.files(folder, base.TABLES)]
+        there = ", ".join(tables) or "no table"
         raise ManifestError(f"{folder}: the table {table} is missing; there is: {there}.")
     for column in columns or {}:
-        if column not in COLUMNS:
-            raise ManifestError(unknown("column", column, COLUMNS, "Correct layout_options."))
+        if column not in base.COLUMNS:
+            raise ManifestError(unknown("column", column, base.COLUMNS, "Correct layout_options."))
     needed = {"path": "path", "label": "label"} | (columns or {})
-    cells = read_columns(path, needed, {c: c for c in COLUMNS if c not in needed})
-    rows, classes = cells.to_dict("records"), classes_of(card, "names", names)
+    cells = base.read_columns(path, needed, {c: c for c in base.COLUMNS if c not in needed})
+    rows, classes = cells.to_dict("records"), base.classes_of(card, "names", names)
     for index, row in zip(cells.index, rows, strict=True):
-        sample = row.get("sample_id") or stem(row["path"]).replace("/", "-")
+        sample = row.get("sample_id") or base.stem(row["path"]).replace("/", "-")
         row["sample_id"] = sample or f"row {index + 2}"
         row["patient_id"] = row.get("patient_id", row["sample_id"])
-    times = Counter(row["sample_id"] for row in rows)
+    times, sides = Counter(row["sample_id"] for row in rows), base.SPLIT_WORDS
     for row in rows:
         reasons, split = [], row.get("split", "")
         if times[row["sample_id"]] > 1:
             reasons.append(f"it stands in {times[row['sample_id']]} rows of {table}")
-        if split and split.lower() not in SPLIT_WORDS:
+        if split and split.lower() not in sides:
             reasons.append(f"its split is {split!r}, not one of {', '.join(SPLITS)}")
         if row["label"] not in classes:
-            reasons.append(no_class(row["label"], classes, table))
-        for column in (c for c in FILES if row.get(c)):
+            reasons.append(base.no_class(row["label"], classes, table))
+        for column in (c for c in base.FILES if row.get(c)):
             if not (path.parent / row[column]).is_file():
                 reasons.append(f"{row[column]} is not there")
             row[column] = path.parent / row[column]
-        yield from (Problem(row["sample_id"], reason) for reason in reasons)
+        yield from (base.Problem(row["sample_id"], reason) for reason in reasons)
         if not reasons:
-            yield row | {
-                "label": classes[row["label"]],
-                "split": SPLIT_WORDS.get(split.lower(), ""),
-            }
+            yield row | {"label": classes[row["label"]], "split": sides.get(split.lower(), "")}
 
 
-def medmnist(folder: Path, card: Card, *, flag: str, size: int = 28) -> Items:
+def medmnist(folder: Path, card: Card, *, flag: str, size: int = 28) -> base.Items:
     """A set of MedMNIST (Yang et al. 2023), ``<flag>.npz`` (28 px) or ``<flag>_<size>.npz``.
 
     A sample's path is ``<file>#<split>/<index>``; one image is one patient. Images are counted and
@@ -139,7 +119,7 @@ def medmnist(folder: Path, card: Card, *, flag: str, size: int = 28) -> Items:
             f"{flag}: {list(classes)}\n{card.task}: {list(card.classes)}"
         )
     name = f"{flag}.npz" if size == 28 else f"{flag}_{size}.npz"
-    path = the_one(files(folder, pattern=name), folder, f"the file {name}")
+    path = base.the_one(base.files(folder, pattern=name), folder, f"the file {name}")
     for split in SPLITS:
         try:
             with zipfile.ZipFile(path) as archive:
@@ -158,7 +138,7 @@ def medmnist(folder: Path, card: Card, *, flag: str, size: int = 28) -> Items:
         for index, code in enumerate(labels[:, 0].tolist()):
             sample = f"{split}-{index:06d}"
             if code not in range(len(classes)):
-                yield Problem(sample, f"labelled {code}, not one of 0 to {len(classes) - 1}")
+                yield base.Problem(sample, f"labelled {code}, not one of 0 to {len(classes) - 1}")
                 continue
             row = {"sample_id": sample, "patient_id": sample, "split": split}
             yield row | {"path": Path(f"{path}#{split}/{index}"), "label": classes[int(code)]}

@@ -10,23 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from medlib.data.cards import Card
-from medlib.data.layouts.base import (
-    VOLUMES,
-    Excluded,
-    Items,
-    Problem,
-    classes_of,
-    files,
-    find_table,
-    like,
-    match,
-    read_cells,
-    read_columns,
-    shown,
-    stem,
-    the_one,
-    walk,
-)
+from medlib.data.layouts import base
 from medlib.errors import ManifestError, unknown
 
 MODALITIES = {  # by what a file's name ends in, in upper or lower case, after _ or -
@@ -52,65 +36,78 @@ class Case(NamedTuple):
 def _case_folders(folder: Path, *patterns: str) -> dict[Path, list[Path]]:
     """The volumes of every folder that has some, or that is named as a case."""
     cases = {}
-    for here, names in walk(folder):
-        volumes = [here / name for name in names if name.lower().endswith(VOLUMES)]
-        if volumes or like(here, *patterns):
+    for here, names in base.walk(folder):
+        volumes = [here / name for name in names if name.lower().endswith(base.VOLUMES)]
+        if volumes or base.like(here, *patterns):
             cases[here] = volumes
     return cases
 
 
 def modalities(volumes: list[Path]) -> dict[str, list[Path]]:
     """A case's files by modality; those whose bias field was corrected are preferred."""
-    found = {}
+    by_modality = {}
     for modality, endings in MODALITIES.items():
         for bias in ("_bias", ""):
             pattern = re.compile(f"(^|[_-])({endings}){bias}$", re.IGNORECASE)
-            files = [path for path in volumes if pattern.search(stem(path.name))]
-            if files and modality not in found:
-                found[modality] = files
-    return found
+            files = [path for path in volumes if pattern.search(base.stem(path.name))]
+            if files and modality not in by_modality:
+                by_modality[modality] = files
+    return by_modality
 
 
 def _volumes(
-    cases: list[Case], table: pd.DataFrame, classes: dict[str, str], card: Card,
-    modality: str, require: list, grid: str,
-) -> Items:  # fmt: skip
+    cases: list[Case],
+    table: pd.DataFrame,
+    classes: dict[str, str],
+    card: Card,
+    modality: str,
+    require: list,
+    reference: str,
+) -> base.Items:
     """A row for every case with a known label and all required modalities.
 
-    ``grid``: whose volume is the reference that a case's other volumes are compared with.
+    ``reference``: the modality whose volume the patient's other volumes are compared with.
     """
-    grid = grid or [*require, modality][0]
-    needed = dict.fromkeys([*require, modality, grid])
+    reference = reference or [*require, modality][0]
+    needed = dict.fromkeys([*require, modality, reference])
     for name in needed:
         if name not in MODALITIES or name == "mask":
             raise ManifestError(unknown("modality", name, [m for m in MODALITIES if m != "mask"]))
     keys = {case.sample: case.key for case in cases}
-    records = yield from match(table, keys, complete=False)
-    lacking = Excluded if card.incomplete == "leave_out" else Problem
+    records = yield from base.match(table, keys, complete=False)
+    lacking = base.Excluded if card.incomplete == "leave_out" else base.Problem
     for case in cases:
-        found, record = modalities(case.volumes), records.get(case.sample, {"label": ""})
-        for name, several in found.items():
+        by_modality, record = modalities(case.volumes), records.get(case.sample, {"label": ""})
+        for name, several in by_modality.items():
             if len(several) > 1:
                 names = ", ".join(file.name for file in several)
-                yield Problem(case.sample, f"several files for {name}: {names}")
-        if missing := [name for name in needed if name not in found]:
+                yield base.Problem(case.sample, f"several files for {name}: {names}")
+        if missing := [name for name in needed if name not in by_modality]:
             yield lacking(case.sample, f"no {', '.join(missing)}")
         elif record["label"] not in classes:
             yield lacking(case.sample, f"no known grade in {table.attrs['name']}")
         else:
             row = record | {"sample_id": case.sample, "patient_id": case.patient}
             row |= {"label": classes[record["label"]], "site": case.site}
-            files = {"path": modality, "mask": "mask", "grid": grid}
-            yield row | {column: found.get(name, [""])[0] for column, name in files.items()}
+            files = {"path": modality, "mask": "mask", "reference": reference}
+            yield row | {column: by_modality.get(name, [""])[0] for column, name in files.items()}
 
 
 GRADES = {"HGG": "HGG", "LGG": "LGG"}
 
 
 def brats(
-    folder: Path, card: Card, *, modality: str, require: list = REQUIRED, grid: str = "",
-    labels: str = "", id: str = "", label: str = "", names: dict | None = None,
-) -> Items:  # fmt: skip
+    folder: Path,
+    card: Card,
+    *,
+    modality: str,
+    require: list = REQUIRED,
+    reference: str = "",
+    labels: str = "",
+    id: str = "",
+    label: str = "",
+    names: dict | None = None,
+) -> base.Items:
     """MRI volumes of the BraTS challenges, ``<case>/<case>_{t1,t1ce,t2,flair,seg}.nii.gz``.
 
     The grade is told by a folder HGG or LGG (2018, 2019) or by ``name_mapping.csv`` (2018 to
@@ -126,19 +123,19 @@ def brats(
     if labels:
         if not (id and label):
             raise ManifestError("layout_options: with labels, id and label name its columns.")
-        classes, key_of = classes_of(card, "names", names), _brats_number
-        table = find_table(folder, glob.escape(labels), {"image": id, "label": label})
+        classes, key_of = base.classes_of(card, "names", names), _brats_number
+        table = base.find_table(folder, glob.escape(labels), {"image": id, "label": label})
         table["image"] = table["image"].map(key_of)
-    elif mappings := files(folder, pattern="name_mapping.csv"):
-        path, cases = the_one(mappings, folder, "the table"), {case.name for case in folders}
-        years = [c for c in read_cells(path) if c.endswith("subject_ID")] or ["subject_ID"]
-        tables = [read_columns(path, {"image": year, "label": "Grade"}) for year in years]
+    elif mappings := base.files(folder, pattern="name_mapping.csv"):
+        path, cases = base.the_one(mappings, folder, "the table"), {case.name for case in folders}
+        years = [c for c in base.read_cells(path) if c.endswith("subject_ID")] or ["subject_ID"]
+        tables = [base.read_columns(path, {"image": year, "label": "Grade"}) for year in years]
         table = max(tables, key=lambda t: t["image"].isin(cases).sum())
         table = table[~table["image"].isin(("", "NA"))]
         for row in above.merge(table, on="image").itertuples():
             if row.label_x != row.label_y:
                 reason = f"in a folder {row.label_x}, but {row.label_y} in {path.name}"
-                yield Problem(row.image, reason)
+                yield base.Problem(row.image, reason)
         table = pd.concat([table, above[~above["image"].isin(table["image"])]])
         table.attrs["name"] = path.name
     elif above.empty:
@@ -153,11 +150,11 @@ def brats(
         patient = re.sub(r"^(BraTS-\w+-\d+)-\d+$", r"\1", case.name)
         key = next((k for k in map(key_of, (case.name, patient)) if k in known), "")
         site = re.match(r"BraTS1[789]_([^_]+)_", case.name, re.IGNORECASE)
-        if not key and "validation" in shown(case, folder).lower():
-            yield Excluded(case.name, "of the validation set, whose grades are not public")
+        if not key and "validation" in base.shown(case, folder).lower():
+            yield base.Excluded(case.name, "of the validation set, whose grades are not public")
         else:
             cases.append(Case(case.name, patient, key, site[1] if site else "", volumes))
-    yield from _volumes(cases, table, classes, card, modality, require, grid)
+    yield from _volumes(cases, table, classes, card, modality, require, reference)
 
 
 def _brats_number(name: str) -> str:
@@ -168,34 +165,34 @@ def _brats_number(name: str) -> str:
     return f"{int(match[1]):05d}" + (f"-{int(match[2]):03d}" if match[2] else "")
 
 
-FOLLOW_UPS = {"0315": "0433", "0278": "0431", "0175": "0396", "0138": "0429", "0181": "0409",
-              "0289": "0391"}  # two ids of one patient  # fmt: skip
+FOLLOW_UPS = {"0315": "0433", "0278": "0431", "0175": "0396"}  # two ids of one patient
+FOLLOW_UPS |= {"0138": "0429", "0181": "0409", "0289": "0391"}
 
 
 def ucsf_pdgm(
-    folder: Path, card: Card, *, modality: str, require: list = REQUIRED, grid: str = ""
-) -> Items:
+    folder: Path, card: Card, *, modality: str, require: list = REQUIRED, reference: str = ""
+) -> base.Items:
     """MRI volumes ``UCSF-PDGM-0004_nifti/UCSF-PDGM-0004_{T1,T1c,FLAIR,T2}[_bias].nii.gz``.
 
     The WHO grade stands in ``*metadata*.csv`` (Calabrese et al. 2022), whose ids have three
     digits. Follow-up scans, under an id of their own or as ``0433FU003d``, are of one patient.
     """
     columns = {"image": "ID", "label": "WHO CNS Grade"}
-    table = find_table(folder, "*metadata*.csv", columns, {"age": "Age at MRI", "sex": "Sex"})
+    table = base.find_table(folder, "*metadata*.csv", columns, {"age": "Age at MRI", "sex": "Sex"})
     table["image"] = [re.sub(r"\d+", lambda n: n[0].zfill(4), i, count=1) for i in table["image"]]
     known, cases = set(table["image"]), []
     for case, volumes in _case_folders(folder, "UCSF-PDGM-????*_nifti").items():
         sample = re.sub("_nifti$", "", case.name)
         match = re.fullmatch(r"(UCSF-PDGM-)(\d{4})(FU\w+)?", sample)
         if match is None:
-            yield Problem(case.name, "not named like UCSF-PDGM-0004_nifti")
+            yield base.Problem(case.name, "not named like UCSF-PDGM-0004_nifti")
         elif match[3] and sample not in known:
-            yield Excluded(sample, "a follow-up scan without a grade of its own")
+            yield base.Excluded(sample, "a follow-up scan without a grade of its own")
         else:
             patient = match[1] + FOLLOW_UPS.get(match[2], match[2])
             cases.append(Case(sample, patient, sample, "", volumes))
     grades = {grade: f"grade_{grade}" for grade in "234"}
-    yield from _volumes(cases, table, grades, card, modality, require, grid)
+    yield from _volumes(cases, table, grades, card, modality, require, reference)
 
 
 TCGA_LABELS = {  # where each grading stands: file, its columns, those it may have, its codes
@@ -215,9 +212,14 @@ TCGA_LABELS = {  # where each grading stands: file, its columns, those it may ha
 
 
 def tcga_lgg(
-    folder: Path, card: Card, *, modality: str, require: list = REQUIRED, grid: str = "",
+    folder: Path,
+    card: Card,
+    *,
+    modality: str,
+    require: list = REQUIRED,
+    reference: str = "",
     labels: str = "histology",
-) -> Items:  # fmt: skip
+) -> base.Items:
     """MRI volumes ``TCGA_CS_4941[_<date>]/…_{t1,t1ce,flair,seg}.nii.gz`` of lower-grade gliomas.
 
     ``labels``: the histologic grade of ``data.csv`` (TCGA-LGG, Pedano et al. 2016; Buda et al.
@@ -227,7 +229,7 @@ def tcga_lgg(
     if labels not in TCGA_LABELS:
         raise ManifestError(unknown("grading (labels)", labels, list(TCGA_LABELS)))
     file, columns, also, grades = TCGA_LABELS[labels]
-    table, cases = find_table(folder, file, columns, also), []
+    table, cases = base.find_table(folder, file, columns, also), []
     for case, volumes in _case_folders(folder, "TCGA[_-]??[_-]*").items():
         match = re.match(r"TCGA_([^_]+)_[^_]+", case.name.replace("-", "_"))
         patient, site = (match[0], match[1]) if match else (case.name, "")
@@ -238,4 +240,4 @@ def tcga_lgg(
         table = table.drop_duplicates(["image", "label"])
     if "sex" in table:
         table["sex"] = table["sex"].where(table["sex"] == "", "gender " + table["sex"])
-    yield from _volumes(cases, table, grades, card, modality, require, grid)
+    yield from _volumes(cases, table, grades, card, modality, require, reference)

@@ -1,9 +1,10 @@
 """The folder layouts in which data sets are distributed, read into manifest rows.
 
 A layout is a generator ``(folder, card, **options)`` over a data set's folder. It yields rows
-(dicts of the columns below; path, mask and grid as Path), and Excluded and Problem with name and
-reason. Its keyword arguments are the card's ``layout_options``. What every layout needs (one file
-an id, labels that are classes, paths below the data folder) is checked once, in :func:`read`.
+(dicts of the columns of ``base.Found``; path, mask and reference as Path), and Excluded and Problem
+with name and reason. Its keyword arguments are the card's ``layout_options``. What every layout
+needs (one file for an id, labels that are classes, paths below the data folder) is checked once, in
+:func:`read`.
 
 Hidden names (``._x.jpg``, ``.DS_Store``) and ``__MACOSX`` are no part of any data set.
 """
@@ -19,14 +20,13 @@ import pandas as pd
 
 from medlib.data import cards, manifest
 from medlib.data.cards import Card
-from medlib.data.layouts.base import COLUMNS, FILES, Excluded, Found, Items, Problem, shown
-from medlib.data.layouts.generic import folder_per_class, medmnist, own_table
-from medlib.data.layouts.mri import brats, tcga_lgg, ucsf_pdgm
-from medlib.data.layouts.photographs import ham10000, ichallenge, isic2017, kermany
+from medlib.data.layouts import base, generic, mri, photographs
 from medlib.errors import ManifestError, listed, unknown
 
+Left = base.Excluded | base.Problem  # out of the manifest
 
-def read(card: Card, data: Path | str) -> Found:
+
+def read(card: Card, data: Path | str) -> base.Found:
     """Read the card's data set below ``data``.
 
     Raises ManifestError, naming the folder and ways out, when nothing can be read: an unknown
@@ -50,26 +50,26 @@ def read(card: Card, data: Path | str) -> Found:
             f"{card.task}: there is no folder {' or '.join(map(repr, names))} in {data}. Get the "
             f"data set from {card.source} and put it there, or name another data folder."
         )
-    found = list(LAYOUTS[card.layout](folder, card, **options))
+    items = list(LAYOUTS[card.layout](folder, card, **options))
     rows = [
-        row | {c: shown(row[c], data) if row[c] else "" for c in FILES if c in row}
-        for row in found
+        row | {c: base.shown(row[c], data) if row[c] else "" for c in base.FILES if c in row}
+        for row in items
         if isinstance(row, dict)
     ]
-    found += [problem for row in rows for problem in _row_problems(row, card)]
+    items += [problem for row in rows for problem in _row_problems(row, card)]
     rows, copies = _one_file_an_id(rows, data)
-    found += copies
-    problems = _frame(item for item in found if isinstance(item, Problem))
+    items += copies
+    problems = _frame(item for item in items if isinstance(item, base.Problem))
     bad = set(problems["name"])
-    excluded = _frame(i for i in found if isinstance(i, Excluded) and i.name not in bad)
+    excluded = _frame(i for i in items if isinstance(i, base.Excluded) and i.name not in bad)
     rows = [row for row in rows if row["sample_id"] not in bad]
     if not rows:
         reasons = [f"{name}: {reason}" for name, reason in [*problems.values, *excluded.values]]
         raise ManifestError(
             f"{card.task}: no sample was found in {folder} ({card.layout}).\n{listed(reasons)}"
         )
-    there = [c for c in COLUMNS if c in manifest.REQUIRED or any(row.get(c) for row in rows)]
-    return Found(pd.DataFrame(rows, columns=there, dtype=str).fillna(""), excluded, problems)
+    there = [c for c in base.COLUMNS if c in manifest.REQUIRED or any(row.get(c) for row in rows)]
+    return base.Found(pd.DataFrame(rows, columns=there, dtype=str).fillna(""), excluded, problems)
 
 
 def _options(card: Card) -> dict:
@@ -91,41 +91,43 @@ def _options(card: Card) -> dict:
     return given
 
 
-def _row_problems(row: dict, card: Card) -> Iterator[Problem]:
+def _row_problems(row: dict, card: Card) -> Iterator[base.Problem]:
     for column in manifest.REQUIRED:
         if not row[column]:
-            yield Problem(row["sample_id"], f"its {column} is empty")
+            yield base.Problem(row["sample_id"], f"its {column} is empty")
     if row["label"] and row["label"] not in card.all_classes:
         classes = ", ".join(card.all_classes)
-        yield Problem(row["sample_id"], f"labelled {row['label']!r}, not one of {classes}")
-    for column in FILES:
+        yield base.Problem(row["sample_id"], f"labelled {row['label']!r}, not one of {classes}")
+    for column in base.FILES:
         if row.get(column, "").split("/")[0] == "..":
-            yield Problem(row["sample_id"], f"its {column} leads out of the data folder")
+            yield base.Problem(row["sample_id"], f"its {column} leads out of the data folder")
 
 
-def _one_file_an_id(rows: list[dict], data: Path) -> tuple[list[dict], list[Excluded | Problem]]:
+def _one_file_an_id(rows: list[dict], data: Path) -> tuple[list[dict], list[Left]]:
     """The first row of every id, and what becomes of further ones: copies, or other images."""
     groups: dict[str, list[dict]] = {}
     for row in rows:
         groups.setdefault(row["sample_id"], []).append(row)
-    further: list[Excluded | Problem] = []
+    further: list[Left] = []
     for sample, (first, *others) in groups.items():
         if all(_is_copy(first, other, data) for other in others):
             reason = f"a second copy of {first['path']}"
-            further += [Excluded(other["path"], reason) for other in others]
+            further += [base.Excluded(other["path"], reason) for other in others]
         else:
             files = ", ".join(row["path"] for row in groups[sample])
-            further.append(Problem(sample, f"{len(groups[sample])} files have this id: {files}"))
+            further.append(
+                base.Problem(sample, f"{len(groups[sample])} files have this id: {files}")
+            )
     return [group[0] for group in groups.values()], further
 
 
 def _is_copy(row: dict, other: dict, data: Path) -> bool:
-    alike = all(row[c] == other.get(c) for c in row if c not in FILES)
+    alike = all(row[c] == other.get(c) for c in row if c not in base.FILES)
     paths = data / row["path"], data / other["path"]
     return alike and all(p.is_file() for p in paths) and filecmp.cmp(*paths, shallow=False)
 
 
-def _frame(items: Iterable[Excluded | Problem]) -> pd.DataFrame:
+def _frame(items: Iterable[Left]) -> pd.DataFrame:
     """Names and reasons; a name that comes several times has all its reasons in one row."""
     reasons: dict[str, list[str]] = {}
     for name, reason in items:
@@ -134,15 +136,15 @@ def _frame(items: Iterable[Excluded | Problem]) -> pd.DataFrame:
     return pd.DataFrame(joined, columns=["name", "reason"], dtype=str)
 
 
-LAYOUTS: dict[str, Callable[..., Items]] = {
-    "kermany": kermany,
-    "ichallenge": ichallenge,
-    "ham10000": ham10000,
-    "isic2017": isic2017,
-    "brats": brats,
-    "ucsf_pdgm": ucsf_pdgm,
-    "tcga_lgg": tcga_lgg,
-    "folder_per_class": folder_per_class,
-    "table": own_table,
-    "medmnist": medmnist,
+LAYOUTS: dict[str, Callable[..., base.Items]] = {
+    "kermany": photographs.kermany,
+    "ichallenge": photographs.ichallenge,
+    "ham10000": photographs.ham10000,
+    "isic2017": photographs.isic2017,
+    "brats": mri.brats,
+    "ucsf_pdgm": mri.ucsf_pdgm,
+    "tcga_lgg": mri.tcga_lgg,
+    "folder_per_class": generic.folder_per_class,
+    "table": generic.own_table,
+    "medmnist": generic.medmnist,
 }

@@ -1,0 +1,205 @@
+"""Files read once: hashed, decoded, and drawn as thumbnails and as the images of packs.
+
+The whole field of view is kept and squashed to a square, so that no crop hides a lesion (unless the
+card's ``volumes`` ask for the tumour's box). Pillow decodes and resizes. Large plain JPEGs go
+through torchvision and torch in about half the time: decoding gives the same pixels, resizing
+differs from Pillow by at most one grey level.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import joblib
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from medlib import files
+from medlib.core.splits import split_column
+from medlib.data import decoding, duplicates, manifest, packs, volumes
+from medlib.data.cards import Volumes
+from medlib.errors import ManifestError, listed
+
+Folders = dict[Path, tuple[int, str]]  # of packs: image size in pixels and interpolation of each
+
+
+class Reading(NamedTuple):
+    """What one reading of the files of some rows has given.
+
+    ``rows``: those whose files can be used, with their sha256. ``thumbnails`` (uint8 N×S×S; of a
+    volume, its middle slice) and ``tiny`` (N bools) are what :mod:`medlib.data.duplicates` takes.
+    ``unreadable`` and ``broken`` (name, reason): samples whose files are missing, empty or changed,
+    and samples that cannot be decoded. ``slices``: of each sample id, where its images begin in the
+    arrays and the numbers of its slices (0 for an image). ``arrays``: for each pack's folder a file
+    of the images in the order of reading, without a header.
+    """
+
+    rows: pd.DataFrame
+    thumbnails: np.ndarray
+    tiny: np.ndarray
+    unreadable: pd.DataFrame
+    broken: pd.DataFrame
+    slices: dict[str, tuple[int, list[int]]]
+    arrays: dict[Path, Path]
+
+
+@contextlib.contextmanager
+def reading(
+    rows: pd.DataFrame,
+    data: Path | str,
+    folders: Folders,
+    *,
+    settings: Volumes | None = None,
+    workers: int = 0,
+) -> Iterator[Reading]:
+    """Read each file that ``rows`` name below ``data`` once, and draw it for each of ``folders``.
+
+    Within the ``with`` block, :func:`write` makes packs of what was drawn. ``settings`` are the
+    card's ``volumes``, None for images; ``workers`` threads decode (0: one per core). Raises
+    ValueError for an unknown interpolation.
+    """
+    for _, interpolation in folders.values():
+        if interpolation not in decoding.RESAMPLING:
+            choices = ", ".join(decoding.RESAMPLING)
+            raise ValueError(f"Unknown interpolation {interpolation!r}; choose one of {choices}.")
+    with contextlib.ExitStack() as stack:
+        arrays = {}
+        if folders:
+            stack.enter_context(decoding.torch_in_one_thread(rows["path"]))
+            # On the disk of the packs, but without making their folders, which may stay empty.
+            near = next(p for p in Path(next(iter(folders))).absolute().parents if p.is_dir())
+            scratch = tempfile.TemporaryDirectory(prefix=".drawn-", dir=near)
+            scratch = Path(stack.enter_context(scratch))
+            arrays = {Path(folder): scratch / str(k) for k, folder in enumerate(folders)}
+        hashes, small, slices, count = [], [], {}, 0
+        problems = {"unreadable": [], "broken": []}
+        with contextlib.ExitStack() as opened:
+            outputs = [opened.enter_context(open(file, "wb")) for file in arrays.values()]
+            for row, (outcome, given) in _each(rows, data, [*folders.values()], settings, workers):
+                if outcome in problems:
+                    problems[outcome].append((row["sample_id"], given))
+                    continue
+                numbers, images = given["slices"], given["images"]
+                hashes.append(given["hashes"])
+                small.append(given["thumbnail"])
+                slices[row["sample_id"]], count = (count, numbers), count + len(numbers)
+                for output, drawn in zip(outputs, images, strict=True):
+                    output.write(drawn.tobytes())
+        side = duplicates.THUMBNAIL
+        thumbnails = np.array([picture for picture, _ in small], np.uint8).reshape(-1, side, side)
+        tiny = np.array([is_tiny for _, is_tiny in small], bool)
+        used = rows[rows["sample_id"].isin(slices)].reset_index(drop=True)
+        used = used.assign(**pd.DataFrame(hashes, dtype=str))
+        named = [pd.DataFrame(p, columns=["name", "reason"], dtype=str) for p in problems.values()]
+        yield Reading(used, thumbnails, tiny, *named, slices, arrays)
+
+
+def _each(
+    rows: pd.DataFrame,
+    data: Path | str,
+    sizes: list[tuple[int, str]],
+    settings: Volumes | None,
+    workers: int,
+) -> Iterator[tuple[dict, tuple[str, object]]]:
+    """Every row, in order: ("read", what was drawn), or ("unreadable" or "broken", the reason)."""
+    smallest = min((size for size, _ in sizes), default=math.inf)
+
+    def one(row: dict) -> tuple[str, object]:
+        try:
+            contents, hashes, problem = manifest.read_files(row, data)
+            if problem:
+                return "unreadable", problem
+            drawn = _draw(row, data, contents, settings, smallest)
+            pictures = list(drawn.values())
+            middle = decoding.as_picture(pictures[len(pictures) // 2])
+            small = duplicates.thumbnail(middle), min(middle.size) < duplicates.TINY
+            images = [np.stack([decoding.resize(p, *how) for p in pictures]) for how in sizes]
+        except Exception as error:  # any decoder's error: named with its file, all together
+            text = f"{error or type(error).__name__}".replace(f"{Path(data)}{os.sep}", "")
+            return "broken", f"{row['path']} cannot be read: {text}"
+        given = {"hashes": hashes, "thumbnail": small, "slices": list(drawn), "images": images}
+        return "read", given
+
+    # Threads, not processes: Pillow, torch and NumPy let go of the interpreter while they work.
+    # Work is handed out in runs, so that finished images do not pile up in memory.
+    tasks = rows.to_dict("records")
+    bar = tqdm(total=len(tasks), desc="decoding", unit="file", mininterval=1)
+    with bar, ThreadPoolExecutor(workers or joblib.cpu_count()) as pool:
+        for start in range(0, len(tasks), 256):
+            part = tasks[start : start + 256]
+            for row, done in zip(part, pool.map(one, part), strict=True):
+                bar.update()
+                yield row, done
+
+
+def _draw(row: dict, data: Path | str, contents: dict, settings: Volumes | None, size: float):
+    """A row's pictures by slice number: one of an image file, several of a volume."""
+    path = Path(data) / row["path"]
+    if settings is None:
+        return {0: decoding.decode_to_resize(path, size, contents.get(path))}
+    beside = {name: Path(data) / row[name] for name in manifest.BESIDE if row.get(name)}
+    return volumes.slices(path, settings, contents=contents, **beside)
+
+
+def write(
+    read: Reading, rows: pd.DataFrame, folders: Folders, settings: Volumes | None = None
+) -> None:
+    """Make packs of the images of ``rows``, in their order. A pack that matches them stays."""
+    kept = ["sample_id", "patient_id", "label", split_column(rows)]
+    places = [read.slices[sample] for sample in rows["sample_id"]]
+    index = rows[kept].iloc[np.repeat(np.arange(len(rows)), [len(s) for _, s in places])]
+    index = index.assign(slice=[number for _, slices in places for number in slices])
+    for folder, (size, interpolation) in folders.items():
+        digest = packs.pack_hash(rows, size, interpolation, settings)
+        if packs.recorded_hash(folder) == digest:
+            continue
+        meta = {"hash": digest, "size": size, "interpolation": interpolation}
+        meta["volumes"] = settings and settings.model_dump()
+        meta["mask_at_test_time"] = settings is not None and settings.needs_mask
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(index), size, size, 3)}
+        with files.replacing(folder) as new, open(read.arrays[Path(folder)], "rb") as source:
+            new.mkdir()
+            with open(new / "images.npy", "wb") as target:
+                np.lib.format.write_array_header_1_0(target, header)
+                for first, slices in places:
+                    source.seek(first * size * size * 3)
+                    target.write(source.read(len(slices) * size * size * 3))
+            files.save_csv(new / "index.csv", index)
+            files.save_json(new / "meta.json", meta)
+
+
+def pack(
+    rows: pd.DataFrame,
+    data: Path | str,
+    folders: Folders,
+    *,
+    settings: Volumes | None = None,
+    workers: int = 0,
+) -> dict[Path, packs.Pack]:
+    """Read the files of a manifest's rows and pack them into each of ``folders``.
+
+    A pack that is there and matches is kept as it is, and no file is opened for it. ``settings``
+    and ``workers`` are those of :func:`reading`. Raises ManifestError that lists every file that
+    cannot be used; then no folder is written.
+    """
+    hashes = {folder: packs.pack_hash(rows, *how, settings) for folder, how in folders.items()}
+    wanted = {f: how for f, how in folders.items() if packs.recorded_hash(f) != hashes[f]}
+    if wanted:
+        with reading(rows, data, wanted, settings=settings, workers=workers) as read:
+            problems = [*read.unreadable["reason"], *read.broken["reason"]]
+            if problems:
+                raise ManifestError(
+                    f"{len(problems)} of {len(rows)} files in {data} cannot be read:\n"
+                    f"{listed(problems)}\nReplace them, or take their rows out of the manifest "
+                    "(quarantine=True in notebook 01_prepare_data)."
+                )
+            write(read, rows, wanted, settings)
+    return {folder: packs.load(folder) for folder in folders}
