@@ -146,7 +146,7 @@ def read(task: str, folder: Path | str = FOLDER) -> Card:
 
 def used(results: Path | str, task: str) -> Card:
     """The card with which a task was prepared, as notebook 01 left it beside the manifest."""
-    folder = address.manifest_path(results, task).parent
+    folder = address.manifest(results, task).parent
     if not (folder / f"{task}.yaml").is_file():
         raise ManifestError(
             f"There is no card of {task!r} in {folder}: run notebook 01_prepare_data with "

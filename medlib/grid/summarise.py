@@ -1,4 +1,4 @@
-"""The rows of one backbone on one task.
+"""The rows of the summary that come from one backbone on one task.
 
 python -m medlib.grid.summarise GRID_FILE RESULTS TASK BACKBONE
 """
@@ -11,35 +11,36 @@ from pathlib import Path
 
 from medlib.core import settings
 from medlib.data import cards
-from medlib.grid import gridfile, jobs, records
-from medlib.stats.summaries import KEPT, summarise
+from medlib.grid import address, gridfile, jobs, states
+from medlib.stats.summaries import summarise
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Make the rows of one backbone on one task.")
-    for name in ("grid_file", "results"):
-        parser.add_argument(name, type=Path)
-    for name in ("task", "backbone"):
-        parser.add_argument(name)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    for name, kind in {"grid_file": Path, "results": Path, "task": str, "backbone": str}.items():
+        parser.add_argument(name, type=kind)
     parser.add_argument("--attempt", type=int, default=1, help="from 2 on: only what is transient")
     options = parser.parse_args()
-    task, kept = options.task, options.results / "runs" / options.task / options.backbone / KEPT
+    results, task, backbone = options.results, options.task, options.backbone
+    output = address.intervals(results, task, backbone)
 
     def work() -> None:
         try:
             grid = gridfile.read(options.grid_file)
-            done = records.done(grid | {"tasks": [task]}, options.results)
-            shares = [gridfile.label_fraction(grid, task, r) for r in settings.TRAINED if grid[r]]
+            done = states.done(grid | {"tasks": [task]}, results)
+            regimes = [regime for regime in settings.TRAINED if grid[regime]]
             summarise(
-                [folder for folder in done if folder.is_relative_to(kept.parent)],
-                **grid["collect"], threads=1, trained=[(task, share) for share in shares],
-                ordered=[task] if cards.used(options.results, task).ordered else [],
-            )  # fmt: skip
+                [run.folder(results) for run in done if run.backbone == backbone],
+                **grid["collect"],
+                threads=1,
+                trained=[(task, gridfile.label_fraction(grid, task, r)) for r in regimes],
+                ordered=[task] if cards.used(results, task).ordered else [],
+            )
         except (ValueError, OSError, MemoryError) as error:
             raise jobs.ExecutionError(str(error), kind=type(error).__name__) from error
-        kept.touch()  # newer than the runs, also where nothing was made
+        output.touch()  # newer than the runs, also where nothing was made
 
-    return jobs.run_job(work, kept, Path(__file__), [str(kept)], options.attempt)
+    return jobs.run_job(work, output, Path(__file__), [str(output)], options.attempt)
 
 
 if __name__ == "__main__":

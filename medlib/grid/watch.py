@@ -23,7 +23,7 @@ SHOWN = (LogEvent.JOB_INFO, LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEven
 TARGET = "all"  # Snakefile's rule that only names what is wanted: not a job of its own
 # What Snakemake says of a job that failed: the table at the end says it better.
 NOISE = r"RuleException|WorkflowError:\s+At least one job did not|Exiting because a job execution"
-COORDINATES = ("task", "backbone", "regime", "labels", "seed")
+COORDINATES = ("task", "backbone", "arm", "seed")
 
 
 class LogHandler(LogHandlerBase):
@@ -43,8 +43,6 @@ class LogHandler(LogHandlerBase):
 def describe(rule: str, wildcards: dict | None) -> str:
     """A job in words: "finetune fundus_pm vit_tiny-random seed 0"."""
     values = {name: str((wildcards or {}).get(name, "")) for name in COORDINATES}
-    if values["regime"]:
-        values["regime"] += values.pop("labels")
     if values["seed"]:
         values["seed"] = f"seed {values['seed']}"
     return " ".join([rule, *filter(None, values.values())])

@@ -181,7 +181,7 @@ def costs(folders: list[Path], results: Path | str) -> pd.DataFrame:
         seconds, peaks, how = record["seconds"], [record["peak_memory_bytes"]], record["how"]
         gpu = record["hardware"]["gpu"]
         if cell["regime"] == "frozen":
-            place = address.features_folder(results, cell["task"], cell["backbone"])
+            place = address.features(results, cell["task"], cell["backbone"])
             how = made.setdefault(place, files.read_json(place / "meta.json"))
             seconds, gpu = seconds + how["seconds"], how["hardware"]["gpu"]
             peaks.append(how["peak_memory_bytes"])
