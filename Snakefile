@@ -270,7 +270,7 @@ rule probe:
     output:
         str(address.probes(RESULTS, "{task}", "{backbone}")),
     log:
-        notebook=f"{RESULTS}/{address.CELL}/03_probe_features.ipynb",
+        notebook=str(address.cell(RESULTS, "{task}", "{backbone}") / "03_probe_features.ipynb"),
     params:
         json=lambda wildcards: parameters(
             task=wildcards.task,

@@ -111,31 +111,24 @@ def make_runs(results: Path, task: str, size: tuple[int, int, int], seeds: int) 
         for seed in range(seeds):
             proba = 0.7 * rng.dirichlet(np.ones(k), n) + 0.3 * np.eye(k)[y]
             frame[prediction.probability_columns(classes)] = proba
-            folder = address.run_folder(
-                results, task, "backbone000", regime, label_fraction=share, seed=seed
-            )
-            records.save_run(
-                folder, parameters={"image_size": 224}, inputs={}, predictions=frame,
-                history=pd.DataFrame({"value": [1.0]}), metrics=prediction.point(frame, classes),
-                seconds=1.0, how={"parameters": 1},
-                coordinates={"task": task, "backbone": "backbone000", "pretraining": "imagenet",
-                             "regime": regime, "head": "linear", "label_fraction": share,
-                             "seed": seed},
-            )  # fmt: skip
-            folders.append(folder)
+            run = address.Address(task, "backbone000", regime, "linear", share, seed)
+            made = records.Provenance("imagenet", {"image_size": 224}, {}, 1.0, {"parameters": 1})
+            history, metrics = pd.DataFrame({"value": [1.0]}), prediction.point(frame, classes)
+            records.save_run(run, results, made, frame, history, metrics)
+            folders.append(run.folder(results))
     meta = {"seconds": 1.0, "parameters": 1, "hardware": {"gpu": None}}
     meta |= {"peak_memory_bytes": files.peak_memory_bytes()}
-    files.save_json(results / "features" / task / "backbone000" / "meta.json", meta)
+    files.save_json(address.features(results, task, "backbone000") / "meta.json", meta)
     return folders
 
 
 def as_other(results: Path, task: str, number: int) -> None:
     """Another backbone whose runs predicted the same."""
     name = f"backbone{number:03d}"
-    for part in ("runs", "features"):
-        first = results / part / task / "backbone000"
-        shutil.copytree(first, first.with_name(name), copy_function=os.link)
-    for path in (results / "runs" / task / name).glob("*/*/run.json"):
+    for place in (address.cell, address.features):
+        first = place(results, task, "backbone000")
+        shutil.copytree(first, place(results, task, name), copy_function=os.link)
+    for path in address.cell(results, task, name).rglob("run.json"):
         record = files.read_json(path)
         record["coordinates"]["backbone"] = name
         files.save_json(path, record)  # a new file: the link is replaced

@@ -12,10 +12,8 @@ from medlib.core.settings import HEADS, REGIMES
 from medlib.errors import unknown
 
 # Below the results folder. The arm is the regime, a frozen backbone's head, the label fraction.
-CELL = "runs/{task}/{backbone}"  # all runs of one backbone on one task
-RUN = CELL + "/{arm}/seed{seed}"
-_RUN = re.compile("(?:^|/)" + re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", RUN))
-_ARM = re.compile(r"(?P<regime>[^-]+)(?:-(?P<head>(?!fraction)[^-]+))?(?:-fraction(?P<share>.+))?")
+RUN = "runs/{task}/{backbone}/{arm}/seed{seed}"
+_ARM = re.compile(r"([^-]+)(?:-((?!fraction)[^-]+))?(?:-fraction(.+))?")
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,8 @@ class Address:
         for name in (self.task, self.backbone):
             if "/" in name or name in ("", ".", ".."):
                 raise ValueError(f"{name!r} cannot be the name of a folder.")
+        if not 0 < self.label_fraction <= 1 or self.seed < 0:
+            raise ValueError(f"No run has label_fraction {self.label_fraction}, seed {self.seed}.")
         if self.regime != "frozen":
             object.__setattr__(self, "head", "linear")
 
@@ -49,11 +49,6 @@ class Address:
         share = f"{self.label_fraction:g}"  # six digits, or as many as it takes
         share = share if float(share) == self.label_fraction else repr(float(self.label_fraction))
         return name if self.label_fraction == 1 else f"{name}-fraction{share}"
-
-    @property
-    def probe(self) -> dict:
-        """What tells a frozen backbone's runs apart: head, label_fraction, seed."""
-        return {"head": self.head, "label_fraction": self.label_fraction, "seed": self.seed}
 
     def folder(self, results: Path | str) -> Path:
         names = {"task": self.task, "backbone": self.backbone, "arm": self.arm, "seed": self.seed}
@@ -72,16 +67,13 @@ class Address:
     @classmethod
     def parse(cls, path: Path | str) -> Address:
         """The address of a run's folder. Raises ValueError for any other path."""
-        path = Path(path).as_posix()
-        run = _RUN.search(path)
-        arm = run and _ARM.fullmatch(run["arm"])
-        with contextlib.suppress(TypeError, ValueError):  # not matched, or no number or name
-            share, head = float(arm["share"] or 1), arm["head"] or "linear"
-            address = cls(
-                run["task"], run["backbone"], arm["regime"], head, share, int(run["seed"])
-            )
-            if path.endswith(address.folder("").as_posix()):  # nothing behind it, no other spelling
-                return address
+        with contextlib.suppress(AttributeError, ValueError):  # too few parts, no arm, no number
+            *_, task, backbone, arm, seed = Path(path).parts
+            regime, head, share = _ARM.fullmatch(arm).groups()
+            share, seed = float(share or 1), int(seed.removeprefix("seed"))
+            run = cls(task, backbone, regime, head or "linear", share, seed)
+            if run.folder("").parts == Path(path).parts[-5:]:  # and no other spelling of it
+                return run
         raise ValueError(
             f"{path} is not the folder of a run. It must end in {RUN}, where the arm is, for "
             "example, frozen-knn or finetuned-fraction0.1."
@@ -107,14 +99,19 @@ def features(results: Path | str, task: str, backbone: str) -> Path:
     return Path(results) / "features" / task / backbone
 
 
+def cell(results: Path | str, task: str, backbone: str) -> Path:
+    """The folder of all runs of one backbone on one task."""
+    return Path(results) / "runs" / task / backbone
+
+
 def probes(results: Path | str, task: str, backbone: str) -> Path:
     """The scores of all probes of a frozen backbone, written when the last of them is saved."""
-    return Path(results) / CELL.format(task=task, backbone=backbone) / "frozen.csv"
+    return cell(results, task, backbone) / "frozen.csv"
 
 
 def intervals(results: Path | str, task: str, backbone: str) -> Path:
     """The rows of the summary that have been made from a backbone's runs on a task."""
-    return Path(results) / CELL.format(task=task, backbone=backbone) / "intervals.json"
+    return cell(results, task, backbone) / "intervals.json"
 
 
 def belongs_to(path: Path | str) -> tuple[str | None, str | None]:
@@ -126,20 +123,16 @@ def belongs_to(path: Path | str) -> tuple[str | None, str | None]:
 
 
 def frozen_runs(
-    task: str,
-    backbone: str,
-    heads: Iterable[str],
-    label_fractions: Iterable[float],
-    seeds: Iterable[int],
-) -> list[Address]:
-    """Every probe of a frozen backbone that is asked for.
+    heads: Iterable[str], label_fractions: Iterable[float], seeds: Iterable[int]
+) -> list[dict]:
+    """What tells the probes of one frozen backbone apart: head, label_fraction, seed.
 
     Logistic regression and kNN on all labels do not depend on the seed: they run for the first one
-    only. Else copies of one result would be shown as a spread of zero.
+    only. Otherwise copies of one result would be shown as a spread of zero.
     """
     seeds, label_fractions = list(seeds), list(label_fractions)
     return [
-        Address(task, backbone, "frozen", head, fraction, seed)
+        {"head": head, "label_fraction": fraction, "seed": seed}
         for head in heads
         for fraction in label_fractions
         for seed in (seeds if head == "mlp" or fraction != 1 else seeds[:1])

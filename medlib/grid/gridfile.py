@@ -293,12 +293,14 @@ def label_fractions(grid: dict, task: str) -> list[float]:
 
 def runs(grid: dict) -> list[Address]:
     """All runs that the grid asks for."""
-    frozen, addresses = grid["frozen"], []
+    heads, addresses = grid["frozen"].get("heads", ()), []
     for task in grid["tasks"]:
-        fractions = label_fractions(grid, task)
-        for backbone in frozen.get("backbones", ()):
-            own = seeds(grid, "frozen")
-            addresses += frozen_runs(task, backbone, frozen["heads"], fractions, own)
+        probes = frozen_runs(heads, label_fractions(grid, task), seeds(grid, "frozen"))
+        addresses += [
+            Address(task, backbone, "frozen", **probe)
+            for backbone in grid["frozen"].get("backbones", ())
+            for probe in probes
+        ]
         addresses += [
             Address(task, backbone, regime, "linear", label_fraction(grid, task, regime), seed)
             for regime in settings.TRAINED

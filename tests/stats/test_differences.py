@@ -40,16 +40,10 @@ def predictions(task, seed, n_patients=15):
 
 
 def save(results, frame, task="mri", backbone="dinov2_small", seed=0, fraction=1.0, head="linear"):
-    folder = address.run_folder(results, task, backbone, "frozen", head, fraction, seed)
-    coordinates = {
-        "task": task, "backbone": backbone, "pretraining": BACKBONES[backbone],
-        "regime": "frozen", "head": head, "label_fraction": fraction, "seed": seed,
-    }  # fmt: skip
-    records.save_run(
-        folder, coordinates=coordinates, parameters={}, inputs={}, predictions=frame,
-        history=pd.DataFrame({"value": [1.0]}), metrics={}, seconds=1.0,
-    )  # fmt: skip
-    return folder
+    run = address.Address(task, backbone, "frozen", head, fraction, seed)
+    provenance = records.Provenance(BACKBONES[backbone], parameters={}, inputs={}, seconds=1.0)
+    records.save_run(run, results, provenance, frame, pd.DataFrame({"value": [1.0]}), {})
+    return run.folder(results)
 
 
 def by_sklearn(frame, classes):
@@ -329,7 +323,7 @@ def test_the_command_makes_the_rows_that_notebook_05_reads(tmp_path, made, monke
     monkeypatch.setattr(sys, "argv", ["compare", *words])
     assert summarise.main() == 0 and len(made) == 2
     # With the runs of the other backbone there, half of the labels is a main cell without asking.
-    trained = address.run_folder(results, task, "dinov2_small", "finetuned", "linear", 0.5, 0)
+    trained = address.Address(task, "dinov2_small", "finetuned", "linear", 0.5).folder(results)
     shutil.copytree(results / "runs" / task / backbone / "frozen-linear" / "seed0", trained)
     record = files.read_json(trained / "run.json")
     record["coordinates"] |= {"backbone": "dinov2_small", "regime": "finetuned",
@@ -563,7 +557,7 @@ def test_costs_of_a_frozen_arm_hold_those_of_its_embedding(tmp_path):
         record = files.read_json(folder / "run.json")
         record |= {"seconds": seconds, "peak_memory_bytes": {"resident": 50, "gpu": None}}
         files.save_json(folder / "run.json", record)
-    place = address.features_folder(tmp_path, "mri", "dinov2_small")
+    place = address.features(tmp_path, "mri", "dinov2_small")
     files.save_json(place / "meta.json", {
         "seconds": 10.0, "parameters": 22, "hardware": {"gpu": "a GPU"},
         "peak_memory_bytes": {"resident": 90, "gpu": 70},
@@ -736,7 +730,7 @@ def test_all_runs_whose_predictions_cannot_be_used_are_named_at_once(tmp_path, m
 
 
 def test_hundreds_of_offenders_are_counted(tmp_path):
-    folders = [address.run_folder(tmp_path, "mri", "a", "frozen", seed=s) for s in range(300)]
+    folders = [address.Address("mri", "a", "frozen", seed=s).folder(tmp_path) for s in range(300)]
     with pytest.raises(ValueError) as caught:
         summaries.summarise(folders)
     lines = str(caught.value).splitlines()
