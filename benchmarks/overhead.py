@@ -43,10 +43,12 @@ def times_of(path: Path, whole: float) -> dict:
     imports = sum(took[: first + 1])
     papermill = span.total_seconds()
     return {
-        "notebook": path.stem[:2], "Snakemake and process": max(whole - papermill, 0),
-        "papermill and kernel": papermill - sum(took), "imports": imports,
+        "notebook": path.stem[:2],
+        "Snakemake and process": max(whole - papermill, 0),
+        "papermill and kernel": papermill - sum(took),
+        "imports": imports,
         "work": sum(took) - imports,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

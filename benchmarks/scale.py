@@ -33,8 +33,10 @@ ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
 # Test samples, patients and classes of the paper's tasks.
 SIZES = dict.fromkeys(cards.MRI, (100, 100, 2)) | {
-    "chest_xray": (624, 408, 2), "fundus_pm": (400, 400, 2), "dermoscopy": (10_015, 7_470, 7),
-}  # fmt: skip
+    "chest_xray": (624, 408, 2),
+    "fundus_pm": (400, 400, 2),
+    "dermoscopy": (10_015, 7_470, 7),
+}
 # A small process between: a child counts what its parent held when it was started as its own peak.
 MEASURE = """
 import resource, subprocess, sys, time
@@ -72,17 +74,25 @@ def large_grid(seeds: int) -> dict:
     """Every backbone, fine-tuned in both ways on the paper's tasks; 34 seeds make 10,000 jobs."""
     settings = {"backbones": backbones.names(), "image_size": 224}
     return {
-        "title": "many jobs", "data": "phantoms", "tasks": list(SIZES), "seeds": list(range(seeds)),
-        "frozen": settings | {"heads": ["linear"]}, "finetuned": settings, "lora": settings,
-    }  # fmt: skip
+        "title": "many jobs",
+        "data": "phantoms",
+        "tasks": list(SIZES),
+        "seeds": list(range(seeds)),
+        "frozen": settings | {"heads": ["linear"]},
+        "finetuned": settings,
+        "lora": settings,
+    }
 
 
 def measured(command: list[str], folder: Path) -> tuple[str, float, int]:
     """What a command prints, and its seconds and peak memory in bytes, start-up included."""
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, sys.executable, *command], cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(folder)}, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", MEASURE, sys.executable, *command],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     if done.returncode:
         raise RuntimeError(done.stdout[-2000:])
     text, _, numbers = done.stdout.rpartition("measured")
@@ -146,14 +156,24 @@ def main() -> None:
             jobs, taken = found[0][0], np.array([seconds for _, seconds, _ in found])
             words = "the paper's grid" if name == "paper" else "a large grid"
             harness.report(
-                f"planning {words}, {jobs:,} jobs", f"the bound of {bound} s", bound / taken,
-                target=1.0, value=float(np.median(taken)), unit="s", quick=quick,
-            )  # fmt: skip
+                f"planning {words}, {jobs:,} jobs",
+                f"the bound of {bound} s",
+                bound / taken,
+                target=1.0,
+                value=float(np.median(taken)),
+                unit="s",
+                quick=quick,
+            )
             peak = max(memory for *_, memory in found)
             harness.report(
-                f"memory of planning, {jobs:,} jobs", "the bound of 1 GiB", GIB / peak,
-                target=1.0, value=peak / GIB, unit="GiB", quick=quick,
-            )  # fmt: skip
+                f"memory of planning, {jobs:,} jobs",
+                "the bound of 1 GiB",
+                GIB / peak,
+                target=1.0,
+                value=peak / GIB,
+                unit="GiB",
+                quick=quick,
+            )
     seeds, resamples, others = (2, 20, 2) if quick else (5, 5000, 84)
     with tempfile.TemporaryDirectory() as temporary:
         results, made, n = Path(temporary), {}, 0
@@ -168,17 +188,34 @@ def main() -> None:
         found = [measured(command, ROOT) for _ in range(options.repeats)]
         taken = np.array([seconds for _, seconds, _ in found])
         common = {"target": 1.0, "quick": quick}
-        harness.report(f"collecting {n:,} runs", "the bound of 60 s", 60 / taken,
-                       value=float(np.median(taken)), unit="s", **common)  # fmt: skip
+        harness.report(
+            f"collecting {n:,} runs",
+            "the bound of 60 s",
+            60 / taken,
+            value=float(np.median(taken)),
+            unit="s",
+            **common,
+        )
         peak = max(memory for *_, memory in found)
-        harness.report(f"memory of collecting {n:,} runs", "the bound of 1 GiB", GIB / peak,
-                       value=peak / GIB, unit="GiB", **common)  # fmt: skip
+        harness.report(
+            f"memory of collecting {n:,} runs",
+            "the bound of 1 GiB",
+            GIB / peak,
+            value=peak / GIB,
+            unit="GiB",
+            **common,
+        )
         for task in ("glioma_t1", "chest_xray", "dermoscopy"):
             of_run = made[task] / (4 * seeds)
             harness.report(
-                f"intervals of a run, {task}", "reading them when collecting", of_run * n / taken,
-                target=None, value=of_run, unit="s", quick=quick,
-            )  # fmt: skip
+                f"intervals of a run, {task}",
+                "reading them when collecting",
+                of_run * n / taken,
+                target=None,
+                value=of_run,
+                unit="s",
+                quick=quick,
+            )
 
 
 if __name__ == "__main__":

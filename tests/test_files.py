@@ -138,10 +138,24 @@ def test_a_content_hash_sees_order_type_shape_and_place():
     array = np.arange(6, dtype=np.float32)
     frame = pd.DataFrame({"n": [1, 2], "s": ["a", "b"]})
     different = [
-        (array,), (array.astype(np.float64),), (array[::-1],), (array.reshape(2, 3),),
-        (array.view(np.int32),), (array, 1), (1, array), (frame,), (frame.iloc[::-1],),
-        (frame[["s", "n"]],), ("a", "b"), ("b", "a"), ("ab",), (["a", "b"],), (1,), ("1",), (1.0,),
-    ]  # fmt: skip
+        (array,),
+        (array.astype(np.float64),),
+        (array[::-1],),
+        (array.reshape(2, 3),),
+        (array.view(np.int32),),
+        (array, 1),
+        (1, array),
+        (frame,),
+        (frame.iloc[::-1],),
+        (frame[["s", "n"]],),
+        ("a", "b"),
+        ("b", "a"),
+        ("ab",),
+        (["a", "b"],),
+        (1,),
+        ("1",),
+        (1.0,),
+    ]
     assert len({files.content_hash(*parts) for parts in different}) == len(different)
 
 

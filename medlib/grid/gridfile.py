@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,80 +25,67 @@ from medlib.data import cards
 from medlib.errors import listed, unknown
 from medlib.grid.address import Address, belongs_to, frozen_runs
 
-# A name becomes a part of paths, rules and commands, where other characters have a meaning.
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 MAX_BYTES, MAX_ALIASES = 64 * 1024, 10  # of a file: aliases within aliases could fill the memory
 OF_ALL, BY_TASK = "one for all", "by task"  # the two forms of label_fraction
 
 
-# ------------------------------------------------------------------------------ what it may hold
+def _refused(problem: Callable[[Any, ValidationInfo], str | None]) -> AfterValidator:
+    """A validator that refuses the values for which ``problem`` returns a message."""
+
+    def check(value: object, info: ValidationInfo) -> object:
+        if message := problem(value, info):
+            raise ValueError(message)
+        return value
+
+    return AfterValidator(check)
 
 
-def _no_name(name: str) -> str:
+def _unplain(name: str, _: object = None) -> str | None:
+    """Names become parts of paths, rules and commands, where other characters have a meaning."""
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name):
+        return None
     return f"{name!r} cannot be a name: letters, digits and _ . + - only, and none of . + - first"
 
 
-def _plain(name: str) -> str:
-    if not NAME.fullmatch(name):
-        raise ValueError(_no_name(name))
-    return name
-
-
-def _known(kind: str, choices: Callable[[], Sequence[str]], name: str) -> str:
-    if name not in choices():
-        raise ValueError(unknown(kind, name, choices()))
-    return name
-
-
-def _backbone(name: str, info: ValidationInfo) -> str:
+def _unfit(name: str, info: ValidationInfo) -> None:
     row = backbones.get(name)
     if "image_size" in info.data:
         backbones.check_image_size(row, info.data["image_size"])
-    return name
 
 
-def _distinct(values: list, info: ValidationInfo) -> list:
-    if twice := [value for i, value in enumerate(values) if value in values[:i]]:
-        raise ValueError(f"{info.field_name} hold {twice[0]!r} more than once")
-    return values
+def _twice(values: list, info: ValidationInfo) -> str | None:
+    again = [value for i, value in enumerate(values) if value in values[:i]]
+    return f"{info.field_name} hold {again[0]!r} more than once" if again else None
 
 
-def _with_linear(heads: list[str]) -> list[str]:
-    if "linear" not in heads:
-        raise ValueError("heads lack linear, with which backbones are compared")
-    return heads
+def _not_linear(heads: list[str], _: ValidationInfo) -> str | None:
+    missing = "linear" not in heads
+    return "heads lack linear, with which backbones are compared" if missing else None
 
 
-def _with_all_labels(fractions: list[float], info: ValidationInfo) -> list[float]:
-    if 1.0 not in fractions and not info.context["trained"]:
-        raise ValueError("label_fractions lack 1.0, on which backbones are compared")
-    return fractions
+def _not_all(shares: list[float], info: ValidationInfo) -> str | None:
+    missing = 1.0 not in shares and not info.context["trained"]
+    return "label_fractions lack 1.0, on which backbones are compared" if missing else None
 
 
-def _for_every_task(fraction: float | dict, info: ValidationInfo) -> float | dict:
-    tasks = info.context["tasks"] if isinstance(fraction, dict) else ()
-    if missing := [task for task in tasks if task not in fraction]:
-        raise ValueError("\n".join(f"label_fraction has no number for {task}" for task in missing))
-    return fraction
+def _task_without(share: float | dict, info: ValidationInfo) -> str:
+    missing = [t for t in info.context["tasks"] if isinstance(share, dict) and t not in share]
+    return "\n".join(f"label_fraction has no number for {task}" for task in missing)
 
 
-def _training(name: str, value: object) -> object:
-    settings.FineTuning(**{name: value})  # raises ValueError
-    return value
+def _one_of(kind: str, choices: Callable[[], list[str] | tuple[str, ...]]) -> AfterValidator:
+    return _refused(lambda name, _: None if name in choices() else unknown(kind, name, choices()))
 
 
-def _names(*checks: Callable) -> object:
-    """A list of one name or more, each of which is checked."""
-    return _distinct_list(Annotated[str, AfterValidator(_plain), *map(AfterValidator, checks)])
-
-
-def _distinct_list(item: object) -> object:
-    return Annotated[list[item], Field(min_length=1), AfterValidator(_distinct)]
+def _list_of(item: object, *checks: AfterValidator) -> object:
+    """A list of one item or more, none of them twice."""
+    return Annotated[list[item], Field(min_length=1), _refused(_twice), *checks]
 
 
 Text = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, _refused(_unplain)]
 Share = Annotated[float, Field(gt=0, le=1)]
-Seeds = _distinct_list(Annotated[int, Field(ge=0)])
+Seeds = _list_of(Annotated[int, Field(ge=0)])
 
 
 class Part(pydantic.BaseModel):
@@ -117,22 +103,20 @@ class Prepare(Part):
 
 class Regime(Part):
     image_size: Annotated[int, Field(gt=0)]
-    backbones: _names(_backbone)
+    backbones: _list_of(Annotated[Name, _refused(_unfit)])
     seeds: Seeds = []
 
 
 class Frozen(Regime):
-    heads: Annotated[
-        _names(partial(_known, "head", lambda: settings.HEADS)), AfterValidator(_with_linear)
-    ]
-    label_fractions: Annotated[_distinct_list(Share), AfterValidator(_with_all_labels)] = [1.0]
+    heads: _list_of(Annotated[Name, _one_of("head", lambda: settings.HEADS)], _refused(_not_linear))
+    label_fractions: _list_of(Share, _refused(_not_all)) = [1.0]
 
 
 class Trained(Regime):
     label_fraction: Annotated[
         Annotated[Share, Tag(OF_ALL)] | Annotated[dict[str, Share], Tag(BY_TASK)],
         pydantic.Discriminator(lambda value: BY_TASK if isinstance(value, dict) else OF_ALL),
-        AfterValidator(_for_every_task),
+        _refused(_task_without),
     ] = 1.0
 
 
@@ -141,35 +125,32 @@ class Collect(Part):
 
 
 def _trained(regime: str) -> type[Trained]:
-    """The settings of a regime that trains: those named after another regime are not its own."""
+    """The fields of FineTuning, which says itself what they may be: here as settings of a regime.
+
+    Fields that are named after another regime (``lora_…``) are left out.
+    """
+
+    def checked(name: str) -> object:
+        return Annotated[Any, AfterValidator(lambda v: settings.FineTuning(**{name: v}) and v)]
+
     others = tuple(f"{other}_" for other in settings.TRAINED if other != regime)
-    own = {
-        each.name: (Annotated[Any, AfterValidator(partial(_training, each.name))], each.default)
-        for each in fields(settings.FineTuning)
-        if not each.name.startswith(others)
-    }
-    return pydantic.create_model(regime, __base__=Trained, **own)
-
-
-PARTS = {"prepare": Prepare, "frozen": Frozen} | {r: _trained(r) for r in settings.TRAINED}
-PARTS["collect"] = Collect
+    own = [each for each in fields(settings.FineTuning) if not each.name.startswith(others)]
+    types = {each.name: (checked(each.name), each.default) for each in own}
+    return pydantic.create_model(regime, __base__=Trained, **types)
 
 
 class Top(Part):
     title: Text
     caption: str = ""
     data: Text
-    tasks: _names(partial(_known, "task", cards.tasks))
+    tasks: _list_of(Annotated[Name, _one_of("task", cards.tasks)])
     seeds: Seeds
 
 
-Grid = pydantic.create_model(
-    "Grid", __base__=Top, **{name: (part, {}) for name, part in PARTS.items()}
-)
+PARTS = {"prepare": Prepare, "frozen": Frozen} | {r: _trained(r) for r in settings.TRAINED}
+PARTS["collect"] = Collect
 SETTINGS = {name: tuple(part.model_fields) for name, part in PARTS.items()}
-
-
-# --------------------------------------------------------------------------------- reading it
+Grid = pydantic.create_model("Grid", __base__=Top, **{p: (PARTS[p], {}) for p in PARTS})
 
 
 class Loader(yaml.SafeLoader):
@@ -194,7 +175,7 @@ def read(path: Path | str) -> dict:
         raise ValueError(unknown("grid", path.stem, known, f"A grid is a file in {path.parent}/."))
     try:
         grid, problems = _checked(_parse(path))
-        problems += [] if NAME.fullmatch(path.stem) else [_no_name(path.stem)]
+        problems += filter(None, [_unplain(path.stem)])
     except ValueError as error:
         problems = [str(error)]
     if problems:
@@ -263,9 +244,6 @@ def _problems(error: pydantic.ValidationError) -> list[str]:
     return lines
 
 
-# ------------------------------------------------------------------------- what it asks for
-
-
 def image_sizes(grid: dict) -> list[int]:
     """The sizes, in pixels, at which images have to be packed."""
     return sorted({grid[r]["image_size"] for r in settings.REGIMES if grid[r]})
@@ -324,41 +302,34 @@ def asks_for(grid: dict, path: Path) -> bool:
     return task in (None, *grid["tasks"]) and backbone in (None, *all_backbones(grid))
 
 
-# ------------------------------------------------------------------------- what it needs
-
-
 def check_inputs(grid: dict) -> None:
-    """Raise before the first job when its data or weights cannot be had.
+    """Raise before the first job if its data or weights cannot be had.
 
-    Weights that only the hub has are fetched here, once, so that jobs on machines without a
-    network find them. Raises ValueError that lists everything that is missing.
+    Weights that only the hub has are fetched here, once: machines without a network then find them.
+    Raises ValueError that lists everything that is missing.
     """
-    problems = []
-    if grid["data"] != "phantoms":
-        problems += data_problems(grid)
+    problems = _data_problems(grid) if grid["data"] != "phantoms" else []
     rows = [backbones.get(name) for name in sorted(all_backbones(grid))]
-    fetched = [r for r in rows if r.pretraining != "random" and not weights.weights_file(r)]
-    for row in fetched:
+    wanted = [r for r in rows if r.pretraining != "random" and not weights.weights_file(r)]
+    for row in wanted:
         try:
             weights.find_weights(row)
         except FileNotFoundError as error:
             problems.append(str(error))
-            others = [r.timm_name for r in fetched if r is not row]
-            if others:
-                problems.append("not in MEDLIB_WEIGHTS either: " + ", ".join(others))
-            break  # where one cannot be fetched, waiting for the others tells nothing new
+            others = ", ".join(other.timm_name for other in wanted if other is not row)
+            problems += [f"not in MEDLIB_WEIGHTS either: {others}"] * bool(others)
+            break  # if one cannot be fetched, trying the others tells nothing new
     if problems:
         raise ValueError(f"The grid cannot start:\n{listed(problems)}")
 
 
-def data_problems(grid: dict) -> list[str]:
+def _data_problems(grid: dict) -> list[str]:
     try:
         data = cards.data_folder(grid["data"], "")
     except FileNotFoundError as error:
         return [str(error)]
-    tasks = [cards.read(task) for task in grid["tasks"]]
     return [
         f"{card.task}: there is no folder {card.folder!r} in {data}; its source: {card.source}"
-        for card in tasks
+        for card in map(cards.read, grid["tasks"])
         if card.layout and cards.data_set_folder(card, data) is None
     ]

@@ -169,8 +169,8 @@ def run(
         if status:
             print(failures(study.name, watch))
             with contextlib.suppress(ValueError, OSError):
-                page = report.write(study.file, study.results, study.figures, stopped=True)
-                print(f"What there is so far: {page}")
+                path = report.write(study.file, study.results, study.figures, stopped=True)
+                print(f"What there is so far: {path}")
         elif not partial:
             print(ending(study, len(planned(study)), watch.total, time.monotonic() - begun))
     return status
@@ -181,10 +181,10 @@ def ending(study: Study, left: int, ran: int, seconds: float) -> str:
     if left:
         more = f"{left} jobs of the grid are left: make study GRID={study.name}"
         return f"All {ran} jobs that were asked for are done. {more}"
-    page = f"All its figures and tables on one page: {study.figures / report.PAGE}"
+    where = f"All its figures and tables on one page: {study.figures / report.PAGE}"
     if not ran:
-        return f"Nothing to be done: grid '{study.name}' is complete. {page}"
-    return f"Grid '{study.name}' is complete, after {duration(seconds)}. {page}"
+        return f"Nothing to be done: grid '{study.name}' is complete. {where}"
+    return f"Grid '{study.name}' is complete, after {duration(seconds)}. {where}"
 
 
 def draw(study: Study, arguments: list[str]) -> int:
@@ -197,8 +197,8 @@ def draw(study: Study, arguments: list[str]) -> int:
     rules = ["--allowed-rules", TARGET, "summarise", *DRAWING, "--forcerun", *DRAWING]
     status = run(study, [*rules, *arguments], partial=True)
     if not status:
-        page = study.figures / report.page_name(study.grid, results)
-        print(f"All figures and tables of these runs on one page: {page}")
+        path = study.figures / report.page_name(study.grid, results)
+        print(f"All figures and tables of these runs on one page: {path}")
     return status
 
 
@@ -337,10 +337,10 @@ def show_status(study: Study, arguments: list[str]) -> int:
 
 def write_page(study: Study, arguments: list[str]) -> int:
     """Write Snakemake's own report."""
-    page = study.figures / "snakemake_report.html"
-    status = snakemake(Watch(), *options(study), "--report", str(page), *arguments)
+    path = study.figures / "snakemake_report.html"
+    status = snakemake(Watch(), *options(study), "--report", str(path), *arguments)
     if not status:
-        print(f"What ran, when and from what: {page}")
+        print(f"What ran, when and from what: {path}")
     return status
 
 

@@ -164,7 +164,12 @@ def test_numbers_are_what_they_look_like_and_only_what_is_stated_is_passed_on(tm
     assert grid["finetuned"] == grid["prepare"] == grid["collect"] == {}
 
 
-def test_a_new_setting_of_training_is_one_field(tmp_path, monkeypatch):
+@dataclasses.dataclass(frozen=True)
+class WithOneMore(settings.FineTuning):
+    dropout: float = 0.5
+
+
+def test_a_new_setting_of_training_is_one_field(monkeypatch):
     """Nothing here knows the settings' names: they, and what they may be, are FineTuning's."""
     ours = {"image_size", "backbones", "seeds", "label_fraction"}
     fields = {field.name for field in dataclasses.fields(settings.FineTuning)}
@@ -173,6 +178,8 @@ def test_a_new_setting_of_training_is_one_field(tmp_path, monkeypatch):
     assert set(gridfile.SETTINGS["finetuned"]) - ours == own
     source = Path(gridfile.__file__).read_text("utf-8")
     assert not re.findall("|".join(fields), source)
+    monkeypatch.setattr(settings, "FineTuning", WithOneMore)
+    assert gridfile._trained("lora").model_fields["dropout"].default == 0.5
 
 
 def test_settings_of_lora_belong_to_lora_alone(tmp_path):
