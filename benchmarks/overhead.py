@@ -1,11 +1,11 @@
-"""What a grid's jobs spend on beginning: Snakemake and process, papermill and kernel, imports.
+"""How long a grid's jobs take to start: Snakemake and process, papermill and kernel, imports.
 
     python benchmarks/overhead.py [--grid demo]
 
-Nothing is run: the jobs of a grid that has been run have left their times. papermill writes those
-of each cell into the executed notebook, and Snakemake when each job began and ended. A job's first
-two cells are its parameters and the cell that imports; what its cells do not account for is
-papermill and the kernel; what papermill does not account for is Snakemake and the process.
+Nothing is run: the times come from the jobs of a grid that has been run. papermill writes those of
+each cell into the executed notebook; Snakemake writes when each job began and ended. A job's first
+two cells are its parameters and the cell that imports. The time between the cells is that of
+papermill and the kernel; the time outside papermill is that of Snakemake and the process.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ PARTS = ("Snakemake and process", "papermill and kernel", "imports", "work")
 
 def snakemake_seconds(folder: Path = Path(".snakemake/metadata")) -> dict[str, float]:
     """The seconds of each job by the name of its executed notebook, as Snakemake saw them."""
-    found = {}
+    seconds = {}
     for path in folder.rglob("*"):
         if path.is_file():
             record = json.loads(path.read_text(encoding="utf-8"))
             for log in record.get("log") or ():
-                found[str(log)] = record["endtime"] - record["starttime"]
-    return found
+                seconds[str(log)] = record["endtime"] - record["starttime"]
+    return seconds
 
 
 def times_of(path: Path, whole: float) -> dict:

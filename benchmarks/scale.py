@@ -1,11 +1,11 @@
-"""Ten thousand jobs: how long they take to plan, and their runs to collect into summary.csv.
+"""How long it takes to plan ten thousand jobs, and to collect their runs into summary.csv.
 
-Planning is `make plan` of the paper's grid and of one of 10,000 jobs, in a copy of the repository's
-parts without a result. Collecting is what notebook 05 does with 10,000 finished runs
-of six tasks with as many test samples as the real ones: records, costs, intervals, tables. The runs
-of one backbone are made and given their intervals (5000 resamples), which is timed as well; those
-of the others are links to them, with records of their own. Both run in processes of their own,
-whose peak memory is read when they end. What is read lies in the page cache.
+Planning is `make plan` of the paper's grid and of a grid of 10,000 jobs, in a copy of the
+repository without results. Collecting is what notebook 05 does with 10,000 finished runs of six
+tasks with as many test samples as the real ones: records, costs, intervals, tables. The runs of one
+backbone are made and get their intervals (5000 resamples), which is timed as well. The runs of the
+others are links to them, with their own records. Planning and collecting are separate processes,
+whose peak memory is read when they end. The files that they read are in the page cache.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SIZES = dict.fromkeys(cards.MRI, (100, 100, 2)) | {
     "fundus_pm": (400, 400, 2),
     "dermoscopy": (10_015, 7_470, 7),
 }
-# A small process between: a child counts what its parent held when it was started as its own peak.
+# A small process between: a child's peak includes the memory that its parent held at its start.
 MEASURE = """
 import resource, subprocess, sys, time
 start = time.perf_counter()

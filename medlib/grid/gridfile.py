@@ -98,7 +98,7 @@ class Prepare(Part):
     folds: Annotated[int, Field(ge=0)] = 0
     phantom_scale: Annotated[float, Field(gt=0)] = 1.0
     quarantine: bool = False
-    volumes: dict = {}
+    volumes: dict[str, pydantic.JsonValue] = {}
 
 
 class Regime(Part):
@@ -196,7 +196,9 @@ def _parse(path: Path) -> dict:
         raise ValueError(f"it is not plain YAML: {' '.join(str(error).split())}") from error
     if not isinstance(stated, dict):
         names = ", ".join(Grid.model_fields)
-        raise ValueError(f"it must hold a mapping with the fields {names}, not {stated!r}")
+        raise ValueError(
+            f"it must hold a mapping with the fields {names}, not {reprlib.repr(stated)}"
+        )
     return stated
 
 

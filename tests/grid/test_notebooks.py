@@ -23,7 +23,7 @@ from medlib.grid.jobs import (
     visible_gpus,
 )
 
-PREPARING = ("decoding", "duplicates", "volumes", "preparation", "phantoms", "passport")
+PREPARING = ("decoding", "packing", "duplicates", "volumes", "preparation", "phantoms", "passport")
 
 
 def written(path, cells):
