@@ -56,15 +56,15 @@ def main() -> None:
     parser.add_argument("--grid", default="demo", help="whose jobs (default: demo)")
     grid = parser.parse_args().grid
     whole = snakemake_seconds()
-    rows = [
+    times = [
         times_of(path, whole[str(path)])
         for path in sorted(Path("results", grid).rglob("*.ipynb"))
         if str(path) in whole
     ]
-    if not rows:
+    if not times:
         print(f"Grid '{grid}' has not been run here: make study GRID={grid} first. Left out.")
         return
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(times)
     shown = table.groupby("notebook")[list(PARTS)].mean().round(1)
     shown.insert(0, "jobs", table["notebook"].value_counts())
     print(f"Seconds of a job, means:\n{shown.to_string()}")

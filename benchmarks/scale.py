@@ -152,8 +152,8 @@ def main() -> None:
         grid = folder / "grids" / "large.yaml"
         grid.write_text(yaml.safe_dump(large_grid(1 if quick else 34)), encoding="utf-8")
         for name, bound in (("paper", 5),) if quick else (("paper", 5), ("large", 30)):
-            found = [plan(folder, name) for _ in range(options.repeats)]
-            jobs, taken = found[0][0], np.array([seconds for _, seconds, _ in found])
+            measures = [plan(folder, name) for _ in range(options.repeats)]
+            jobs, taken = measures[0][0], np.array([seconds for _, seconds, _ in measures])
             words = "the paper's grid" if name == "paper" else "a large grid"
             harness.report(
                 f"planning {words}, {jobs:,} jobs",
@@ -164,7 +164,7 @@ def main() -> None:
                 unit="s",
                 quick=quick,
             )
-            peak = max(memory for *_, memory in found)
+            peak = max(memory for *_, memory in measures)
             harness.report(
                 f"memory of planning, {jobs:,} jobs",
                 "the bound of 1 GiB",
@@ -185,8 +185,8 @@ def main() -> None:
                 as_other(results, task, number)
             n += others * len(folders)
         command = ["-c", COLLECT, str(results), str(resamples)]
-        found = [measured(command, ROOT) for _ in range(options.repeats)]
-        taken = np.array([seconds for _, seconds, _ in found])
+        measures = [measured(command, ROOT) for _ in range(options.repeats)]
+        taken = np.array([seconds for _, seconds, _ in measures])
         common = {"target": 1.0, "quick": quick}
         harness.report(
             f"collecting {n:,} runs",
@@ -196,7 +196,7 @@ def main() -> None:
             unit="s",
             **common,
         )
-        peak = max(memory for *_, memory in found)
+        peak = max(memory for *_, memory in measures)
         harness.report(
             f"memory of collecting {n:,} runs",
             "the bound of 1 GiB",

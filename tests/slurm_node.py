@@ -241,11 +241,11 @@ def empty_queue(log: Path) -> None:
 
 def jobs() -> dict[str, dict[str, str]]:
     """What Slurm knows of each job that it remembers, by job id."""
-    found = {}
+    by_id = {}
     for line in ask("scontrol", "--oneliner", "show", "job").splitlines():
         fields = dict(part.split("=", 1) for part in line.split() if "=" in part)
-        found[fields.get("JobId", "")] = fields
-    return found
+        by_id[fields.get("JobId", "")] = fields
+    return by_id
 
 
 def devices() -> dict[str, str]:

@@ -417,15 +417,15 @@ def test_nothing_that_is_read_can_run(repository):
     for notebook in (repository / "notebooks").glob("*.ipynb"):
         cells = json.loads(notebook.read_text("utf-8"))["cells"]
         sources += ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-    found = set()
+    used = set()
     for node in itertools.chain(*(ast.walk(ast.parse(source)) for source in sources)):
         if isinstance(node, ast.Attribute):
-            found |= {ast.unparse(node)} | ({node.attr} - {"eval"})  # a network's eval() is another
+            used |= {ast.unparse(node)} | ({node.attr} - {"eval"})  # a network's eval() is another
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            found |= {alias.name for alias in node.names} | {getattr(node, "module", None)}
+            used |= {alias.name for alias in node.names} | {getattr(node, "module", None)}
         else:
-            found |= {getattr(node, "id", None), getattr(node, "arg", None)}
-    assert not found & banned
+            used |= {getattr(node, "id", None), getattr(node, "arg", None)}
+    assert not used & banned
 
 
 # -------------------------------------------------------------------------------------- the watch
