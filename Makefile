@@ -1,8 +1,8 @@
-# make study · plan · status · report · figures · lab · test · bench. Each sets up what it needs, once.
+# make study · plan · status · report · figures · lab · test · bench. Each installs what it needs, once.
 #
 #   make study                                     the demo grid, on phantoms
 #   make study GRID=pocket DATA=folder WEIGHTS=folder
-#   make study GRID=pocket ONLY=failed             once more what has failed, and no more
+#   make study GRID=pocket ONLY=failed             run again only what has failed
 #   make plan GRID=paper                           what would run, and why
 #   make status GRID=pocket                        what is done, running, failed, stale, missing
 
@@ -26,16 +26,16 @@ ifneq ($(WEIGHTS),)
 export MEDLIB_WEIGHTS := $(abspath $(WEIGHTS))
 endif
 export MEDLIB_JOBS_PER_GPU := $(JOBS_PER_GPU)
-# Jobs are processes; one thread each is faster than threads that wait for each other.
+# Jobs are processes: one thread each is faster than several that wait for each other.
 export OMP_NUM_THREADS ?= 1
-# glibc keeps freed memory: else each batch's activations are given back and faulted in again.
+# glibc keeps freed memory. Otherwise each batch's activations are returned and faulted in again.
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
 BENCHMARKS = bootstrap decode extraction finetuning frozen_study memory probes scale
 
 STUDY = python -m medlib.grid.study
-# With a profile, jobs have machines of their own: the cores of this one are no limit.
+# With a profile, jobs run on other machines: the cores of this one do not limit them.
 WHERE = $(if $(PROFILE),--profile profiles/$(PROFILE),--cores $(CORES))
 RUN = $(STUDY) run "$$GRID" $(WHERE) $(if $(filter failed,$(ONLY)),--only-failed)
 SINCE = $$(( ($$(date +%s) - start) / 60 )) min $$(( ($$(date +%s) - start) % 60 )) s
@@ -55,8 +55,8 @@ $(READY): requirements.txt pyproject.toml
 		&& touch $@ && echo "Installed in $(SINCE)."
 
 study: $(READY)
-	echo "Running grid '$$GRID': what is already there is kept. demo takes 8 to 15 minutes on two cores."
-	$(RUN) || { echo "Grid '$$GRID' is not complete; what ran is kept, and the same command goes on."; exit 1; }
+	echo "Running grid '$$GRID'. What is already there is kept. demo takes 8 to 15 minutes on two cores."
+	$(RUN) || { echo "Grid '$$GRID' is not complete. What ran is kept: call the same command again to continue."; exit 1; }
 
 plan status report: $(READY)
 	$(STUDY) $@ "$$GRID"

@@ -2,20 +2,21 @@
 
     snakemake --cores all --config grid=demo
 
-Knobs that do not change results (device, folders of data and weights) are kept out of `params`, so
-that changing them runs nothing again.
+Settings that do not change results (device, folders of data and weights) are not in `params`:
+changing them runs nothing again. Where files lie is known to medlib.grid.address alone.
 """
 
 import functools
 import gc
 import json
 import os
+from collections import defaultdict
 
 from medlib.core import backbones
 from medlib.core import weights as weight_files
 from medlib.core.settings import REGIMES, TRAINED
 from medlib.data import cards
-from medlib.grid import address, gridfile, notebooks, records
+from medlib.grid import address, gridfile, notebooks, states
 from medlib.show import report as page
 
 GRID = config.get("grid", "demo")
@@ -23,13 +24,13 @@ RESULTS = f"results/{GRID}"
 FIGURES = f"figures/{GRID}"
 grid = gridfile.read(f"grids/{GRID}.yaml")
 TASKS = grid["tasks"]
-PARTIAL = config.get("partial", False)  # draw from the runs that are there
+PARTIAL = config.get("partial", False)  # draw only the runs that are there
 BACKBONES = sorted(gridfile.all_backbones(grid))
 # A notebook names folders relative to its own.
 SHARED = {"data": grid["data"], "results": f"../{RESULTS}"}
 COMPARED = {"results": SHARED["results"], "grid_file": f"../grids/{GRID}.yaml"}
 DRAWN_IN = {"figures": f"../{FIGURES}"}
-CAPTION = {"caption": records.caption(grid, RESULTS) if PARTIAL else grid.get("caption", "")}
+CAPTION = {"caption": states.caption(grid, RESULTS) if PARTIAL else grid.get("caption", "")}
 LOOKED_AT = next(regime for regime in REGIMES if grid[regime])  # by notebook 09
 RUN = (
     "python -m medlib.grid.notebooks {input.notebook:q} {log.notebook:q} --gpu {resources.gpu} "
@@ -48,9 +49,10 @@ def needs(memory, minutes, gpu=0):
 
 
 def code(notebook):
-    """The modules that a notebook uses. How things are drawn is no reason to train again.
+    """The modules that a notebook uses: when one is edited, the notebook's jobs run again.
 
-    The table of backbones is not among them: a job depends on its own row alone.
+    Modules that draw are left out before notebook 06: how things are drawn is no reason to train
+    again. The table of backbones is not among them either: a job depends on its own row only.
     """
     modules = notebooks.sources(f"notebooks/{notebook}.ipynb")[1:]
     shows = int(notebook[:2]) > 5
@@ -59,11 +61,12 @@ def code(notebook):
 
 
 def parameters(shared=SHARED, **values):
-    """JSON for a notebook. Given as a function: else a brace in it would be taken for a wildcard."""
+    """JSON for a notebook. `params` holds it as a function: Snakemake reads a brace as a wildcard."""
     return json.dumps(shared | values, sort_keys=True)
 
 
 def settings(regime, *dropped):
+    """What the grid file states for a regime, without what a rule passes in another form."""
     return {name: value for name, value in grid[regime].items() if name not in dropped}
 
 
@@ -71,10 +74,35 @@ def settings(regime, *dropped):
 def packs(task, *sizes):
     """The packed images of a task, in both interpolations: a new backbone needs no new pack."""
     return [
-        str(address.images_folder(RESULTS, task, size, interpolation) / "meta.json")
+        str(address.pack(RESULTS, task, size, interpolation) / "meta.json")
         for size in sizes
         for interpolation in ("bilinear", "bicubic")
     ]
+
+
+def manifest(task="{task}"):
+    return str(address.manifest(RESULTS, task))
+
+
+def features(task="{task}", backbone="{backbone}"):
+    """The file that says that a task's embeddings are complete."""
+    return str(address.features(RESULTS, task, backbone) / "meta.json")
+
+
+def run_of(wildcards):
+    """The address of the run that a fine-tuning job makes."""
+    return address.Address.parse(address.RUN.format(**dict(wildcards.items())))
+
+
+def training(run):
+    return parameters(
+        task=run.task,
+        backbone=run.backbone,
+        seed=run.seed,
+        regime=run.regime,
+        label_fraction=run.label_fraction,
+        **settings(run.regime, "backbones", "label_fraction", "seeds"),
+    )
 
 
 def row(wildcards):
@@ -90,7 +118,7 @@ def weights(wildcards):
 
 
 onstart:
-    gc.enable()  # `study` leaves it off while the graph is built
+    gc.enable()  # medlib.grid.study turns it off while the graph is built
     gridfile.check_inputs(grid)
 
 
@@ -126,52 +154,46 @@ def reported(rule):
     return [name if not name.endswith(".png") else report(name, category=rule) for name in shown(rule)]
 
 
-@functools.cache
-def finished(task, backbone):
-    """The files that say that the runs of a backbone on a task are complete."""
-    frozen = [f"{RESULTS}/runs/{task}/{backbone}/frozen.csv"]
-    files = frozen * (backbone in grid["frozen"].get("backbones", ()))
-    files += [str(run / "run.json") for run in gridfile.fine_tuned(grid, RESULTS, task, backbone)]
-    return [file for file in files if not PARTIAL or os.path.isfile(file)]
+# The files that say that the runs of a backbone on a task are complete.
+FINISHED = defaultdict(list)
+for _run in gridfile.runs(grid):
+    _files, _file = FINISHED[_run.task, _run.backbone], str(_run.promised(RESULTS))
+    if _file not in _files and (not PARTIAL or os.path.isfile(_file)):
+        _files.append(_file)
 
 
 def summarised(tasks):
     """The files that keep the intervals of each backbone on these tasks."""
-    return [
-        f"{RESULTS}/runs/{task}/{backbone}/intervals.json"
-        for task in tasks
-        for backbone in BACKBONES
-        if finished(task, backbone)
-    ]
+    cells = [(task, backbone) for task in tasks for backbone in BACKBONES]
+    return [str(address.intervals(RESULTS, *cell)) for cell in cells if FINISHED[cell]]
 
 
 def looked_at():
-    """The tasks that notebook 09 has something to look at of."""
+    """The tasks that notebook 09 has runs of."""
     if not PARTIAL:
         return TASKS
-    done = records.done(grid, RESULTS)
-    return sorted({run.parents[2].name for run in done if gridfile.regime_of(run) == LOOKED_AT})
+    return sorted({run.task for run in states.done(grid, RESULTS) if run.regime == LOOKED_AT})
 
 
-# The page of a grid of which runs are missing has another name: it must not pass for the whole.
+# A grid of which runs are missing has a page of another name: it must not pass for complete.
 REPORT = f"{FIGURES}/{page.page_name(grid, RESULTS) if PARTIAL else page.PAGE}"
 
 
 def everything():
     """Every file of a complete grid.
 
-    All are named here, not only the page at the end: behind a file that is there, Snakemake does
-    not look whether those that it was made from are there as well.
+    All are named here, not only the page at the end: if a file is there, Snakemake does not check
+    that the files it was made from are there, too.
     """
     if PARTIAL:
         return [REPORT]
     cells = [(task, backbone) for task in TASKS for backbone in BACKBONES]
     return [
-        *(f"{RESULTS}/manifests/{task}.csv" for task in TASKS),
+        *(manifest(task) for task in TASKS),
         *(file for task in TASKS for file in packs(task, *gridfile.image_sizes(grid))),
-        *(f"{RESULTS}/features/{task}/{backbone}/meta.json"
+        *(features(task, backbone)
           for task, backbone in cells if backbone in grid["frozen"].get("backbones", ())),
-        *(file for cell in cells for file in finished(*cell)),
+        *(file for cell in cells for file in FINISHED[cell]),
         *summarised(TASKS),
         *(f"{RESULTS}/{name}.csv" for name in SUMMARIES),
         f"{RESULTS}/differences.csv",
@@ -197,11 +219,12 @@ rule prepare:
             if path.suffix == ".yaml" or grid["data"] != "phantoms"
         ],
     output:
-        multiext(f"{RESULTS}/manifests/{{task}}", ".csv", ".yaml"),
+        manifest(),
+        manifest().replace(".csv", ".yaml"),
         packs("{task}", *gridfile.image_sizes(grid)),
         multiext(f"{FIGURES}/passport_{{task}}", *(f".{kind}" for kind in FIGURE)),
     log:
-        notebook=f"{RESULTS}/images/{{task}}/01_prepare_data.ipynb",
+        notebook=str(address.images(RESULTS, "{task}") / "01_prepare_data.ipynb"),
     params:
         json=lambda wildcards: parameters(
             task=wildcards.task,
@@ -221,11 +244,11 @@ rule extract:
         weights,
         notebook="notebooks/02_extract_features.ipynb",
         code=code("02_extract_features"),
-        manifest=f"{RESULTS}/manifests/{{task}}.csv",
+        manifest=manifest(),
     output:
-        f"{RESULTS}/features/{{task}}/{{backbone}}/meta.json",
+        features(),
     log:
-        notebook=f"{RESULTS}/features/{{task}}/{{backbone}}/02_extract_features.ipynb",
+        notebook=features().replace("meta.json", "02_extract_features.ipynb"),
     params:
         json=lambda wildcards: parameters(
             task=wildcards.task,
@@ -241,13 +264,13 @@ rule extract:
 
 rule probe:
     input:
-        f"{RESULTS}/features/{{task}}/{{backbone}}/meta.json",
+        features(),
         notebook="notebooks/03_probe_features.ipynb",
         code=code("03_probe_features"),
     output:
-        f"{RESULTS}/runs/{{task}}/{{backbone}}/frozen.csv",
+        str(address.probes(RESULTS, "{task}", "{backbone}")),
     log:
-        notebook=f"{RESULTS}/runs/{{task}}/{{backbone}}/03_probe_features.ipynb",
+        notebook=str(address.cell(RESULTS, "{task}", "{backbone}") / "03_probe_features.ipynb"),
     params:
         json=lambda wildcards: parameters(
             task=wildcards.task,
@@ -264,28 +287,19 @@ rule probe:
 
 rule finetune:
     input:
-        lambda wildcards: packs(wildcards.task, grid[wildcards.regime]["image_size"]),
+        lambda wildcards: packs(wildcards.task, grid[run_of(wildcards).regime]["image_size"]),
         weights,
         notebook="notebooks/04_fine_tune.ipynb",
         code=code("04_fine_tune"),
-        manifest=f"{RESULTS}/manifests/{{task}}.csv",
+        manifest=manifest(),
     output:
-        f"{RESULTS}/runs/{{task}}/{{backbone}}/{{regime}}{{labels}}/seed{{seed}}/run.json",
+        f"{RESULTS}/{address.RUN}/run.json",
     wildcard_constraints:
-        regime="|".join(TRAINED),
-        labels="(-fraction[^/]+)?",
+        arm=f"({'|'.join(TRAINED)})(-[^/]+)?",
     log:
-        notebook=f"{RESULTS}/runs/{{task}}/{{backbone}}/{{regime}}{{labels}}/seed{{seed}}/"
-        "04_fine_tune.ipynb",
+        notebook=f"{RESULTS}/{address.RUN}/04_fine_tune.ipynb",
     params:
-        json=lambda wildcards: parameters(
-            task=wildcards.task,
-            backbone=wildcards.backbone,
-            seed=int(wildcards.seed),
-            regime=wildcards.regime,
-            label_fraction=gridfile.label_fraction(grid, wildcards.task, wildcards.regime),
-            **settings(wildcards.regime, "backbones", "label_fraction", "seeds"),
-        ),
+        json=lambda wildcards: training(run_of(wildcards)),
         row=row,
     resources:
         **needs(4000, 1440, gpu=1),
@@ -293,17 +307,17 @@ rule finetune:
         RUN
 
 
-# As soon as a backbone's runs on a task are complete, beside the training of others. Its rows that
-# are still valid are read from the file, which is why it is updated rather than made anew.
+# Runs as soon as a backbone's runs on a task are complete, while others still train. Rows that are
+# still valid are read from the file: it is updated, not made anew.
 rule summarise:
     input:
-        lambda wildcards: finished(wildcards.task, wildcards.backbone),
+        lambda wildcards: FINISHED[wildcards.task, wildcards.backbone],
         code=code("05_collect_results"),
     output:
-        update(f"{RESULTS}/runs/{{task}}/{{backbone}}/intervals.json"),
+        update(str(address.intervals(RESULTS, "{task}", "{backbone}"))),
     params:
         grid=f"grids/{GRID}.yaml",
-        settings=lambda wildcards: parameters(grid["collect"]),  # others, other intervals
+        settings=lambda wildcards: parameters(grid["collect"]),
     resources:
         **needs(4000, 120),
     shell:

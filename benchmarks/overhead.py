@@ -1,11 +1,11 @@
-"""What a grid's jobs spend on beginning: Snakemake and process, papermill and kernel, imports.
+"""How long a grid's jobs take to start: Snakemake and process, papermill and kernel, imports.
 
     python benchmarks/overhead.py [--grid demo]
 
-Nothing is run: the jobs of a grid that has been run have left their times. papermill writes those
-of each cell into the executed notebook, and Snakemake when each job began and ended. A job's first
-two cells are its parameters and the cell that imports; what its cells do not account for is
-papermill and the kernel; what papermill does not account for is Snakemake and the process.
+Nothing is run: the times come from the jobs of a grid that has been run. papermill writes those of
+each cell into the executed notebook; Snakemake writes when each job began and ended. A job's first
+two cells are its parameters and the cell that imports. The time between the cells is that of
+papermill and the kernel; the time outside papermill is that of Snakemake and the process.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ PARTS = ("Snakemake and process", "papermill and kernel", "imports", "work")
 
 def snakemake_seconds(folder: Path = Path(".snakemake/metadata")) -> dict[str, float]:
     """The seconds of each job by the name of its executed notebook, as Snakemake saw them."""
-    found = {}
+    seconds = {}
     for path in folder.rglob("*"):
         if path.is_file():
             record = json.loads(path.read_text(encoding="utf-8"))
             for log in record.get("log") or ():
-                found[str(log)] = record["endtime"] - record["starttime"]
-    return found
+                seconds[str(log)] = record["endtime"] - record["starttime"]
+    return seconds
 
 
 def times_of(path: Path, whole: float) -> dict:
@@ -43,10 +43,12 @@ def times_of(path: Path, whole: float) -> dict:
     imports = sum(took[: first + 1])
     papermill = span.total_seconds()
     return {
-        "notebook": path.stem[:2], "Snakemake and process": max(whole - papermill, 0),
-        "papermill and kernel": papermill - sum(took), "imports": imports,
+        "notebook": path.stem[:2],
+        "Snakemake and process": max(whole - papermill, 0),
+        "papermill and kernel": papermill - sum(took),
+        "imports": imports,
         "work": sum(took) - imports,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -54,15 +56,15 @@ def main() -> None:
     parser.add_argument("--grid", default="demo", help="whose jobs (default: demo)")
     grid = parser.parse_args().grid
     whole = snakemake_seconds()
-    rows = [
+    times = [
         times_of(path, whole[str(path)])
         for path in sorted(Path("results", grid).rglob("*.ipynb"))
         if str(path) in whole
     ]
-    if not rows:
+    if not times:
         print(f"Grid '{grid}' has not been run here: make study GRID={grid} first. Left out.")
         return
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(times)
     shown = table.groupby("notebook")[list(PARTS)].mean().round(1)
     shown.insert(0, "jobs", table["notebook"].value_counts())
     print(f"Seconds of a job, means:\n{shown.to_string()}")

@@ -1,11 +1,11 @@
-"""Ten thousand jobs: how long they take to plan, and their runs to collect into summary.csv.
+"""How long it takes to plan ten thousand jobs, and to collect their runs into summary.csv.
 
-Planning is `make plan` of the paper's grid and of one of 10,000 jobs, in a copy of the repository's
-parts without a result. Collecting is what notebook 05 does with 10,000 finished runs
-of six tasks with as many test samples as the real ones: records, costs, intervals, tables. The runs
-of one backbone are made and given their intervals (5000 resamples), which is timed as well; those
-of the others are links to them, with records of their own. Both run in processes of their own,
-whose peak memory is read when they end. What is read lies in the page cache.
+Planning is `make plan` of the paper's grid and of a grid of 10,000 jobs, in a copy of the
+repository without results. Collecting is what notebook 05 does with 10,000 finished runs of six
+tasks with as many test samples as the real ones: records, costs, intervals, tables. The runs of one
+backbone are made and get their intervals (5000 resamples), which is timed as well. The runs of the
+others are links to them, with their own records. Planning and collecting are separate processes,
+whose peak memory is read when they end. The files that they read are in the page cache.
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
 # Test samples, patients and classes of the paper's tasks.
 SIZES = dict.fromkeys(cards.MRI, (100, 100, 2)) | {
-    "chest_xray": (624, 408, 2), "fundus_pm": (400, 400, 2), "dermoscopy": (10_015, 7_470, 7),
-}  # fmt: skip
-# A small process between: a child counts what its parent held when it was started as its own peak.
+    "chest_xray": (624, 408, 2),
+    "fundus_pm": (400, 400, 2),
+    "dermoscopy": (10_015, 7_470, 7),
+}
+# A small process between: a child's peak includes the memory that its parent held at its start.
 MEASURE = """
 import resource, subprocess, sys, time
 start = time.perf_counter()
@@ -74,17 +76,25 @@ def large_grid(seeds: int) -> dict:
     """Every backbone, fine-tuned in both ways on the paper's tasks; 34 seeds make 10,000 jobs."""
     settings = {"backbones": backbones.names(), "image_size": 224}
     return {
-        "title": "many jobs", "data": "phantoms", "tasks": list(SIZES), "seeds": list(range(seeds)),
-        "frozen": settings | {"heads": ["linear"]}, "finetuned": settings, "lora": settings,
-    }  # fmt: skip
+        "title": "many jobs",
+        "data": "phantoms",
+        "tasks": list(SIZES),
+        "seeds": list(range(seeds)),
+        "frozen": settings | {"heads": ["linear"]},
+        "finetuned": settings,
+        "lora": settings,
+    }
 
 
 def measured(command: list[str], folder: Path) -> tuple[str, float, int]:
     """What a command prints, and its seconds and peak memory in bytes, start-up included."""
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, sys.executable, *command], cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(folder)}, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", MEASURE, sys.executable, *command],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     if done.returncode:
         raise RuntimeError(done.stdout[-2000:])
     text, _, numbers = done.stdout.rpartition("measured")
@@ -115,27 +125,20 @@ def make_runs(results: Path, task: str, size: tuple[int, int, int], seeds: int) 
         for seed in range(seeds):
             proba = 0.7 * rng.dirichlet(np.ones(k), n) + 0.3 * np.eye(k)[y]
             frame[prediction.probability_columns(classes)] = proba
-            folder = address.run_folder(
-                results, task, "backbone000", regime, label_fraction=share, seed=seed
-            )
-            records.save_run(
-                folder, parameters={"image_size": 224}, inputs={}, predictions=frame,
-                history=pd.DataFrame({"value": [1.0]}), metrics=prediction.point(frame, classes),
-                seconds=1.0, how=how,
-                coordinates={"task": task, "backbone": "backbone000", "pretraining": "imagenet",
-                             "regime": regime, "head": "linear", "label_fraction": share,
-                             "seed": seed},
-            )  # fmt: skip
-            folders.append(folder)
+            run = address.Address(task, "backbone000", regime, "linear", share, seed)
+            made = records.Provenance("imagenet", {"image_size": 224}, {}, 1.0, how)
+            history, metrics = pd.DataFrame({"value": [1.0]}), prediction.point(frame, classes)
+            records.save_run(run, results, made, frame, history, metrics)
+            folders.append(run.folder(results))
     return folders
 
 
 def as_other(results: Path, task: str, number: int) -> None:
     """Another backbone whose runs predicted the same."""
     name = f"backbone{number:03d}"
-    first = results / "runs" / task / "backbone000"
-    shutil.copytree(first, first.with_name(name), copy_function=os.link)
-    for path in (results / "runs" / task / name).glob("*/*/run.json"):
+    first = address.cell(results, task, "backbone000")
+    shutil.copytree(first, address.cell(results, task, name), copy_function=os.link)
+    for path in address.cell(results, task, name).rglob("run.json"):
         record = files.read_json(path)
         record["coordinates"]["backbone"] = name
         files.save_json(path, record)  # a new file: the link is replaced
@@ -149,18 +152,28 @@ def main() -> None:
         grid = folder / "grids" / "large.yaml"
         grid.write_text(yaml.safe_dump(large_grid(1 if quick else 34)), encoding="utf-8")
         for name, bound in (("paper", 5),) if quick else (("paper", 5), ("large", 30)):
-            found = [plan(folder, name) for _ in range(options.repeats)]
-            jobs, taken = found[0][0], np.array([seconds for _, seconds, _ in found])
+            measures = [plan(folder, name) for _ in range(options.repeats)]
+            jobs, taken = measures[0][0], np.array([seconds for _, seconds, _ in measures])
             words = "the paper's grid" if name == "paper" else "a large grid"
             harness.report(
-                f"planning {words}, {jobs:,} jobs", f"the bound of {bound} s", bound / taken,
-                target=1.0, value=float(np.median(taken)), unit="s", quick=quick,
-            )  # fmt: skip
-            peak = max(memory for *_, memory in found)
+                f"planning {words}, {jobs:,} jobs",
+                f"the bound of {bound} s",
+                bound / taken,
+                target=1.0,
+                value=float(np.median(taken)),
+                unit="s",
+                quick=quick,
+            )
+            peak = max(memory for *_, memory in measures)
             harness.report(
-                f"memory of planning, {jobs:,} jobs", "the bound of 1 GiB", GIB / peak,
-                target=1.0, value=peak / GIB, unit="GiB", quick=quick,
-            )  # fmt: skip
+                f"memory of planning, {jobs:,} jobs",
+                "the bound of 1 GiB",
+                GIB / peak,
+                target=1.0,
+                value=peak / GIB,
+                unit="GiB",
+                quick=quick,
+            )
     seeds, resamples, others = (2, 20, 2) if quick else (5, 5000, 84)
     with tempfile.TemporaryDirectory() as temporary:
         results, made, n = Path(temporary), {}, 0
@@ -174,20 +187,37 @@ def main() -> None:
                 as_other(results, task, number)
             n += others * len(folders)
         command = ["-c", COLLECT, str(results), str(resamples)]
-        found = [measured(command, ROOT) for _ in range(options.repeats)]
-        taken = np.array([seconds for _, seconds, _ in found])
+        measures = [measured(command, ROOT) for _ in range(options.repeats)]
+        taken = np.array([seconds for _, seconds, _ in measures])
         common = {"target": 1.0, "quick": quick}
-        harness.report(f"collecting {n:,} runs", "the bound of 60 s", 60 / taken,
-                       value=float(np.median(taken)), unit="s", **common)  # fmt: skip
-        peak = max(memory for *_, memory in found)
-        harness.report(f"memory of collecting {n:,} runs", "the bound of 1 GiB", GIB / peak,
-                       value=peak / GIB, unit="GiB", **common)  # fmt: skip
+        harness.report(
+            f"collecting {n:,} runs",
+            "the bound of 60 s",
+            60 / taken,
+            value=float(np.median(taken)),
+            unit="s",
+            **common,
+        )
+        peak = max(memory for *_, memory in measures)
+        harness.report(
+            f"memory of collecting {n:,} runs",
+            "the bound of 1 GiB",
+            GIB / peak,
+            value=peak / GIB,
+            unit="GiB",
+            **common,
+        )
         for task in ("glioma_t1", "chest_xray", "dermoscopy"):
             of_run = made[task] / (4 * seeds)
             harness.report(
-                f"intervals of a run, {task}", "reading them when collecting", of_run * n / taken,
-                target=None, value=of_run, unit="s", quick=quick,
-            )  # fmt: skip
+                f"intervals of a run, {task}",
+                "reading them when collecting",
+                of_run * n / taken,
+                target=None,
+                value=of_run,
+                unit="s",
+                quick=quick,
+            )
 
 
 if __name__ == "__main__":

@@ -29,8 +29,12 @@ from pathlib import Path
 
 import small_grid
 
-PACKAGES = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd",
-            "squeue": "slurm-client"}  # fmt: skip
+PACKAGES = {
+    "munged": "munge",
+    "slurmctld": "slurmctld",
+    "slurmd": "slurmd",
+    "squeue": "slurm-client",
+}
 ACCOUNT, PARTITION = "anyone", "study"
 MEMORY = 1500  # MB a job: what the small grid needs, on a machine of any size
 TARGET = "results/small/summary.csv"
@@ -175,11 +179,15 @@ def slurm(folder: Path) -> Iterator[None]:
     configuration = folder / "slurm.conf"
     configuration.write_text(
         SLURM_CONF.format(
-            host=hostname(), folder=folder, ports=free_ports(2), cpus=os.cpu_count(),
+            host=hostname(),
+            folder=folder,
+            ports=free_ports(2),
+            cpus=os.cpu_count(),
             # A little less than there is: a node with less than it promises is not used.
-            memory=int(megabytes * 0.95), partition=PARTITION,
+            memory=int(megabytes * 0.95),
+            partition=PARTITION,
         )
-    )  # fmt: skip
+    )
     (folder / "gres.conf").write_text(f"NodeName={hostname()} Name=gpu File=/dev/null\n")
     os.environ["SLURM_CONF"] = str(configuration)
     # The plugin takes SLURM_CONF away from the srun inside a job: there it looks in /etc only.
@@ -187,9 +195,15 @@ def slurm(folder: Path) -> Iterator[None]:
     srun.write_text(f'#!/bin/sh\nSLURM_CONF={configuration} exec {shutil.which("srun")} "$@"\n')
     srun.chmod(0o755)
     os.environ["PATH"] = f"{srun.parent}{os.pathsep}{os.environ['PATH']}"
-    munge = ["munged", "--foreground", f"--key-file={key}", f"--socket={folder}/munge.socket",
-             f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log",
-             f"--seed-file={folder}/munged.seed"]  # fmt: skip
+    munge = [
+        "munged",
+        "--foreground",
+        f"--key-file={key}",
+        f"--socket={folder}/munge.socket",
+        f"--pid-file={folder}/munged.pid",
+        f"--log-file={folder}/munged.log",
+        f"--seed-file={folder}/munged.seed",
+    ]
     with contextlib.ExitStack() as stack:
         daemons = [stack.enter_context(daemon(munge, folder / "munged.out"))]
         wait_for("munged", (folder / "munge.socket").exists, 20, folder / "munged.out")
@@ -197,9 +211,11 @@ def slurm(folder: Path) -> Iterator[None]:
             command = [name, "-D", "-f", str(configuration)]
             daemons.append(stack.enter_context(daemon(command, folder / f"{name}.out")))
         wait_for(
-            "the node to be idle", lambda: ask("sinfo", "-h", "-o", "%T").strip() == "idle", 60,
+            "the node to be idle",
+            lambda: ask("sinfo", "-h", "-o", "%T").strip() == "idle",
+            60,
             folder / "slurmctld.log",
-        )  # fmt: skip
+        )
         addresses = listening({process.pid for process in daemons})
         if not addresses or not addresses <= {"0100007F"}:
             raise Failure(f"Slurm listens beyond 127.0.0.1, at {sorted(addresses)} (hexadecimal).")
@@ -225,11 +241,11 @@ def empty_queue(log: Path) -> None:
 
 def jobs() -> dict[str, dict[str, str]]:
     """What Slurm knows of each job that it remembers, by job id."""
-    found = {}
+    by_id = {}
     for line in ask("scontrol", "--oneliner", "show", "job").splitlines():
         fields = dict(part.split("=", 1) for part in line.split() if "=" in part)
-        found[fields.get("JobId", "")] = fields
-    return found
+        by_id[fields.get("JobId", "")] = fields
+    return by_id
 
 
 def devices() -> dict[str, str]:
@@ -264,13 +280,23 @@ def use(profile: Path) -> None:
 
 def start(work: Path, log: Path) -> subprocess.Popen:
     command = [
-        sys.executable, *small_grid.STUDY, "run", "small", "--profile", "profiles/slurm", TARGET
-    ]  # fmt: skip
+        sys.executable,
+        *small_grid.STUDY,
+        "run",
+        "small",
+        "--profile",
+        "profiles/slurm",
+        TARGET,
+    ]
     with log.open("wb") as output:
         return subprocess.Popen(
-            command, cwd=work, env=small_grid.environment(work), stdin=subprocess.DEVNULL,
-            stdout=output, stderr=output,
-        )  # fmt: skip
+            command,
+            cwd=work,
+            env=small_grid.environment(work),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
 
 
 def snakemakes(log: Path) -> str:

@@ -21,10 +21,14 @@ SMALL = {
     "seeds": [0],
     "prepare": {"phantom_scale": 0.1},
     "frozen": {"backbones": ["micro_resnet-random"], "image_size": 28, "heads": ["linear"]},
-    "finetuned": {"backbones": ["micro_resnet-random"], "image_size": 28, "epochs": 2,
-                  "learning_rates": [0.001]},
+    "finetuned": {
+        "backbones": ["micro_resnet-random"],
+        "image_size": 28,
+        "learning_rates": [0.001],
+        "epochs": 2,
+    },
     "collect": {"resamples": 100},
-}  # fmt: skip
+}
 
 
 STUDY = ["-m", "medlib.grid.study"]
@@ -78,11 +82,9 @@ class Study:
 
     def begin(self, command="run", *arguments):
         cores = ["--cores", "2"] if command in ("run", "figures") else []
-        return subprocess.Popen(
-            [sys.executable, *STUDY, command, "small", *cores, *map(str, arguments)],
-            cwd=self.folder, env=self.environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        line = [sys.executable, *STUDY, command, "small", *cores, *map(str, arguments)]
+        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(line, cwd=self.folder, env=self.environment, **pipe)
 
     def call(self, command="run", *arguments):
         """Exit status and all that was printed."""
@@ -99,7 +101,7 @@ class Study:
 
     def processes(self, *words):
         """The ids of this study's processes whose command line has all of these words."""
-        found = []
+        ids = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 line = (process / "cmdline").read_bytes().decode(errors="replace")
@@ -107,5 +109,5 @@ class Study:
             except OSError:
                 continue
             if here.startswith(str(self.folder)) and all(word in line for word in words):
-                found.append(int(process.name))
-        return found
+                ids.append(int(process.name))
+        return ids

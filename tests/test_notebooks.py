@@ -162,7 +162,7 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
     assert set(pd.read_csv(results / "summary.csv")["regime"]) == {"frozen", "finetuned", "lora"}
     frozen = files.read_json(runs / "frozen-linear" / "seed0" / "run.json")
     assert record["inputs"]["mask_at_test_time"] is frozen["inputs"]["mask_at_test_time"] is True
-    assert cards.used(address.manifest_path(results, "glioma_flair")).volumes.slices == 3
+    assert cards.used(address.manifest(results, "glioma_flair")).volumes.slices == 3
     assert record["inputs"]["weights_digest"].startswith("random-")
     assert {"versions", "git_commit", "hardware", "seconds", "peak_memory_bytes"} <= set(record)
     assert "random weights" in (figures / "main_table.md").read_text()

@@ -1,4 +1,4 @@
-"""Waiting for what another process does: what tests of processes share."""
+"""Waiting for another process: what tests of processes share."""
 
 import time
 
@@ -6,5 +6,5 @@ import time
 def wait_for(condition, seconds=180):
     end = time.time() + seconds
     while not condition():
-        assert time.time() < end, "it did not come to that in time"
+        assert time.time() < end, f"not so after {seconds} s"
         time.sleep(0.05)

@@ -1,67 +1,145 @@
-"""Where every file of a study lies."""
+"""Where every file of a study lies. No other module knows how a folder is named."""
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from medlib.core.settings import REGIMES
+from medlib.core.settings import HEADS, REGIMES
+from medlib.errors import unknown
+
+# Below the results folder. The arm is the regime, a frozen backbone's head, the label fraction.
+RUN = "runs/{task}/{backbone}/{arm}/seed{seed}"
+_ARM = re.compile(r"([^-]+)(?:-((?!fraction)[^-]+))?(?:-fraction(.+))?")
 
 
-def manifest_path(results: Path | str, task: str) -> Path:
+@dataclass(frozen=True)
+class Address:
+    """One run of a grid. A trained backbone has a linear head, whatever ``head`` is given.
+
+    Raises ValueError for what no folder can be named by.
+    """
+
+    task: str
+    backbone: str
+    regime: str
+    head: str = "linear"
+    label_fraction: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        for kind, choices in (("regime", REGIMES), ("head", HEADS)):
+            if getattr(self, kind) not in choices:
+                raise ValueError(unknown(kind, getattr(self, kind), choices))
+        for name in (self.task, self.backbone):
+            if "/" in name or name in ("", ".", ".."):
+                raise ValueError(f"{name!r} cannot be the name of a folder.")
+        if not 0 < self.label_fraction <= 1 or self.seed < 0:
+            raise ValueError(f"No run has label_fraction {self.label_fraction}, seed {self.seed}.")
+        if self.regime != "frozen":
+            object.__setattr__(self, "head", "linear")
+
+    @property
+    def arm(self) -> str:
+        """The folder of all seeds: ``frozen-knn-fraction0.1``, ``finetuned``."""
+        name = f"frozen-{self.head}" if self.regime == "frozen" else self.regime
+        share = f"{self.label_fraction:g}"  # six digits, or as many as it takes
+        share = share if float(share) == self.label_fraction else repr(float(self.label_fraction))
+        return name if self.label_fraction == 1 else f"{name}-fraction{share}"
+
+    def folder(self, results: Path | str) -> Path:
+        names = {"task": self.task, "backbone": self.backbone, "arm": self.arm, "seed": self.seed}
+        return Path(results) / RUN.format(**names)
+
+    def record(self, results: Path | str) -> Path:
+        """The run's record. It is written last: without it, the run is not complete."""
+        return self.folder(results) / "run.json"
+
+    def promised(self, results: Path | str) -> Path:
+        """What the run's job writes last: one job makes all probes of a frozen backbone."""
+        if self.regime == "frozen":
+            return probes(results, self.task, self.backbone)
+        return self.record(results)
+
+    @classmethod
+    def parse(cls, path: Path | str) -> Address:
+        """The address of a run's folder. Raises ValueError for any other path."""
+        with contextlib.suppress(AttributeError, ValueError):  # too few parts, no arm, no number
+            *_, task, backbone, arm, seed = Path(path).parts
+            regime, head, share = _ARM.fullmatch(arm).groups()
+            share, seed = float(share or 1), int(seed.removeprefix("seed"))
+            run = cls(task, backbone, regime, head or "linear", share, seed)
+            if run.folder("").parts == Path(path).parts[-5:]:  # and no other spelling of it
+                return run
+        raise ValueError(
+            f"{path} is not the folder of a run. It must end in {RUN}, where the arm is, for "
+            "example, frozen-knn or finetuned-fraction0.1."
+        )
+
+
+def manifest(results: Path | str, task: str) -> Path:
     return Path(results) / "manifests" / f"{task}.csv"
 
 
-def images_folder(results: Path | str, task: str, size: int, interpolation: str) -> Path:
-    return Path(results) / "images" / task / f"{size}-{interpolation}"
+def images(results: Path | str, task: str) -> Path:
+    """The folder of all packed images of a task."""
+    return Path(results) / "images" / task
 
 
-def features_folder(results: Path | str, task: str, backbone: str) -> Path:
+def pack(results: Path | str, task: str, size: int, interpolation: str) -> Path:
+    """The folder of a task's images of one size, in pixels, and one interpolation."""
+    return images(results, task) / f"{size}-{interpolation}"
+
+
+def features(results: Path | str, task: str, backbone: str) -> Path:
+    """The folder of a task's embeddings by one backbone."""
     return Path(results) / "features" / task / backbone
 
 
-def run_folder(
-    results: Path | str,
-    task: str,
-    backbone: str,
-    regime: str,
-    head: str = "linear",
-    label_fraction: float = 1.0,
-    seed: int = 0,
-) -> Path:
-    """The folder of one run; its name holds grid coordinates only."""
-    if regime not in REGIMES:
-        raise ValueError(f"Unknown regime {regime!r}; choose one of {', '.join(REGIMES)}.")
-    name = f"frozen-{head}" if regime == "frozen" else regime
-    if label_fraction != 1:
-        name += f"-fraction{label_fraction:g}"
-    return Path(results) / "runs" / task / backbone / name / f"seed{seed}"
+def cell(results: Path | str, task: str, backbone: str) -> Path:
+    """The folder of all runs of one backbone on one task."""
+    return Path(results) / "runs" / task / backbone
+
+
+def probes(results: Path | str, task: str, backbone: str) -> Path:
+    """The scores of all probes of a frozen backbone, written when the last of them is saved."""
+    return cell(results, task, backbone) / "frozen.csv"
+
+
+def intervals(results: Path | str, task: str, backbone: str) -> Path:
+    """The rows of the summary that have been made from a backbone's runs on a task."""
+    return cell(results, task, backbone) / "intervals.json"
+
+
+def belongs_to(path: Path | str) -> tuple[str | None, str | None]:
+    """The task and the backbone of a file below the results folder; None where it is of all."""
+    kind, *names = Path(path).parts
+    if kind in ("runs", "features"):
+        return names[0], names[1]
+    return (names[0] if kind == "images" else None), None
 
 
 def frozen_runs(
     heads: Iterable[str], label_fractions: Iterable[float], seeds: Iterable[int]
 ) -> list[dict]:
-    """The (head, label_fraction, seed) of every probe that a grid asks for.
+    """What tells the probes of one frozen backbone apart: head, label_fraction, seed.
 
-    Logistic regression and kNN on all labels have nothing random in them: only the first seed is
-    run, rather than showing copies of one result as a spread of zero.
+    Logistic regression and kNN on all labels do not depend on the seed: they run for the first one
+    only. Otherwise copies of one result would be shown as a spread of zero.
     """
-    seeds, runs = list(seeds), []
-    for head in heads:
-        for fraction in label_fractions:
-            once = head != "mlp" and fraction == 1
-            runs += [
-                {"head": head, "label_fraction": fraction, "seed": seed}
-                for seed in (seeds[:1] if once else seeds)
-            ]
-    return runs
+    seeds, label_fractions = list(seeds), list(label_fractions)
+    return [
+        {"head": head, "label_fraction": fraction, "seed": seed}
+        for head in heads
+        for fraction in label_fractions
+        for seed in (seeds if head == "mlp" or fraction != 1 else seeds[:1])
+    ]
 
 
 def find_runs(results: Path | str) -> list[Path]:
-    """Folders of all complete runs below ``results``, sorted."""
-    return sorted(path.parent for path in (Path(results) / "runs").glob("*/*/*/*/run.json"))
-
-
-def intervals(results: Path | str, task: str, backbone: str) -> Path:
-    """The file that keeps the metrics and intervals of a backbone's runs on a task."""
-    return Path(results) / "runs" / task / backbone / "intervals.json"
+    """The folders of all complete runs below ``results``, sorted."""
+    names = dict.fromkeys(("task", "backbone", "arm", "seed"), "*")
+    return sorted(path.parent for path in Path(results).glob(RUN.format(**names) + "/run.json"))

@@ -1,114 +1,249 @@
 """A grid file: tasks × backbones × regimes × seeds, checked as a whole before anything runs.
 
 ``grids/<grid>.yaml`` holds ``title``, ``caption`` (printed beneath every figure), ``data``
-("phantoms" or "real"), ``tasks``, ``seeds``, and the settings of notebook 01 (``prepare``), of the
-regimes (``frozen``, ``finetuned``, ``lora``) and of notebook 05 (``collect``). Settings have the
-names of the notebooks' parameters. Any regime may be left out, or have ``seeds`` of its own.
+("phantoms", "real" or a folder), ``tasks``, ``seeds``, and the settings of notebook 01
+(``prepare``), of the regimes (``frozen``, ``finetuned``, ``lora``) and of notebook 05
+(``collect``). Settings have the names of the notebooks' parameters; those of training are the
+fields of :class:`medlib.core.settings.FineTuning`. Any regime may be left out.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import Annotated, Any
 
+import pydantic
 import yaml
+from pydantic import AfterValidator, Field, Tag, ValidationInfo
 
 from medlib.core import backbones, settings, weights
 from medlib.data import cards
 from medlib.errors import listed, unknown
-from medlib.grid import address
+from medlib.grid.address import Address, belongs_to, frozen_runs
 
-TRAINING = (
-    "backbones",
-    "image_size",
-    "learning_rates",
-    "epochs",
-    "batch_size",
-    "weight_decay",
-    "warmup",
-    "balanced",
-    "layer_decay",
-    "frozen_norm",
-    "checkpointing",
-    "label_fraction",
-    "seeds",
+MAX_BYTES, MAX_ALIASES = 64 * 1024, 10  # of a file: aliases within aliases could fill the memory
+OF_ALL, BY_TASK = "one for all", "by task"  # the two forms of label_fraction
+
+
+def _refused(problem: Callable[[Any, ValidationInfo], str | None]) -> AfterValidator:
+    """A validator that refuses the values for which ``problem`` returns a message."""
+
+    def check(value: object, info: ValidationInfo) -> object:
+        if message := problem(value, info):
+            raise ValueError(message)
+        return value
+
+    return AfterValidator(check)
+
+
+def _unplain(name: str, _: object = None) -> str | None:
+    """Names become parts of paths, rules and commands, where other characters have a meaning."""
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name):
+        return None
+    return f"{name!r} cannot be a name: letters, digits and _ . + - only, and none of . + - first"
+
+
+def _unfit(name: str, info: ValidationInfo) -> None:
+    row = backbones.get(name)
+    if "image_size" in info.data:
+        backbones.check_image_size(row, info.data["image_size"])
+
+
+def _twice(values: list, info: ValidationInfo) -> str | None:
+    again = [value for i, value in enumerate(values) if value in values[:i]]
+    return f"{info.field_name} hold {again[0]!r} more than once" if again else None
+
+
+def _not_linear(heads: list[str], _: ValidationInfo) -> str | None:
+    missing = "linear" not in heads
+    return "heads lack linear, with which backbones are compared" if missing else None
+
+
+def _not_all(shares: list[float], info: ValidationInfo) -> str | None:
+    missing = 1.0 not in shares and not info.context["trained"]
+    return "label_fractions lack 1.0, on which backbones are compared" if missing else None
+
+
+def _task_without(share: float | dict, info: ValidationInfo) -> str:
+    missing = [t for t in info.context["tasks"] if isinstance(share, dict) and t not in share]
+    return "\n".join(f"label_fraction has no number for {task}" for task in missing)
+
+
+def _one_of(kind: str, choices: Callable[[], list[str] | tuple[str, ...]]) -> AfterValidator:
+    return _refused(lambda name, _: None if name in choices() else unknown(kind, name, choices()))
+
+
+def _list_of(item: object, *checks: AfterValidator) -> object:
+    """A list of one item or more, none of them twice."""
+    return Annotated[list[item], Field(min_length=1), _refused(_twice), *checks]
+
+
+Text = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, _refused(_unplain)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Seeds = _list_of(Annotated[int, Field(ge=0)])
+
+
+class Part(pydantic.BaseModel):
+    """Values are not converted: a text is no number. What has a default may be left out."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Prepare(Part):
+    folds: Annotated[int, Field(ge=0)] = 0
+    phantom_scale: Annotated[float, Field(gt=0)] = 1.0
+    quarantine: bool = False
+    volumes: dict[str, pydantic.JsonValue] = {}
+
+
+class Regime(Part):
+    image_size: Annotated[int, Field(gt=0)]
+    backbones: _list_of(Annotated[Name, _refused(_unfit)])
+    seeds: Seeds = []
+
+
+class Frozen(Regime):
+    heads: _list_of(Annotated[Name, _one_of("head", lambda: settings.HEADS)], _refused(_not_linear))
+    label_fractions: _list_of(Share, _refused(_not_all)) = [1.0]
+
+
+class Trained(Regime):
+    label_fraction: Annotated[
+        Annotated[Share, Tag(OF_ALL)] | Annotated[dict[str, Share], Tag(BY_TASK)],
+        pydantic.Discriminator(lambda value: BY_TASK if isinstance(value, dict) else OF_ALL),
+        _refused(_task_without),
+    ] = 1.0
+
+
+class Collect(Part):
+    resamples: Annotated[int, Field(ge=0)] = 5000
+
+
+def _trained(regime: str) -> type[Trained]:
+    """The fields of FineTuning, which says itself what they may be: here as settings of a regime.
+
+    Fields that are named after another regime (``lora_…``) are left out.
+    """
+
+    def checked(name: str) -> object:
+        return Annotated[Any, AfterValidator(lambda v: settings.FineTuning(**{name: v}) and v)]
+
+    others = tuple(f"{other}_" for other in settings.TRAINED if other != regime)
+    own = [each for each in fields(settings.FineTuning) if not each.name.startswith(others)]
+    types = {each.name: (checked(each.name), each.default) for each in own}
+    return pydantic.create_model(regime, __base__=Trained, **types)
+
+
+class Top(Part):
+    title: Text
+    caption: str = ""
+    data: Text
+    tasks: _list_of(Annotated[Name, _one_of("task", cards.tasks)])
+    seeds: Seeds
+
+
+PARTS = {"prepare": Prepare, "frozen": Frozen} | {r: _trained(r) for r in settings.TRAINED}
+PARTS["collect"] = Collect
+SETTINGS = {name: tuple(part.model_fields) for name, part in PARTS.items()}
+Grid = pydantic.create_model("Grid", __base__=Top, **{p: (PARTS[p], {}) for p in PARTS})
+
+
+class Loader(yaml.SafeLoader):
+    """YAML that takes 1e-3 for a number, as YAML 1.2 does."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
-SETTINGS = {
-    "prepare": ("folds", "phantom_scale", "quarantine", "volumes"),
-    "frozen": ("backbones", "image_size", "heads", "label_fractions", "seeds"),
-    "finetuned": TRAINING,
-    "lora": (*TRAINING, "lora_rank", "lora_alpha"),
-    "collect": ("resamples",),
-}
-FIELDS = ("title", "caption", "data", "tasks", "seeds", *SETTINGS)
-HEADS = ("linear", "knn", "mlp")
-# What may be part of a path, of a rule's name and of a command, as it is.
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
 def read(path: Path | str) -> dict:
-    """Read and check a grid file.
+    """Read and check a grid file; of settings, the result holds those that the file states.
 
     ``label_fraction`` of a trained regime may be one number or a mapping of tasks to numbers.
-    Raises ValueError that lists every unknown field, task, backbone and head, every name that
-    cannot be part of a path, and every backbone that does not fit its image size.
+    Raises ValueError that lists everything that is unknown, missing, of a wrong type or out of its
+    range, and every backbone that does not fit its image size.
     """
     path = Path(path)
     if not path.is_file():
-        grids = sorted(p.stem for p in path.parent.glob("*.yaml"))
-        raise ValueError(unknown("grid", path.stem, grids, f"A grid is a file in {path.parent}/."))
-    grid = yaml.safe_load(path.read_text(encoding="utf-8"))
-    problems = [unknown("field", name, FIELDS) for name in grid if name not in FIELDS]
-    problems += _name_problems([path.stem, *(grid.get("tasks") or ())])
-    problems += [f"{n} is missing" for n in ("title", "data", "tasks", "seeds") if not grid.get(n)]
-    for part, names in SETTINGS.items():
-        grid.setdefault(part, {})
-        problems += [unknown(f"setting of {part}", n, names) for n in grid[part] if n not in names]
-    choices = cards.tasks()
-    problems += [unknown("task", t, choices) for t in grid.get("tasks") or () if t not in choices]
-    for regime in settings.REGIMES:
-        problems += _regime_problems(regime, grid)
-    heads = grid["frozen"].get("heads", ())
-    problems += [unknown("head", head, HEADS) for head in heads if head not in HEADS]
-    if heads and "linear" not in heads:
-        problems.append("frozen: heads lack linear, with which backbones are compared")
-    trained = any(grid[regime] for regime in settings.TRAINED)
-    if not trained and 1.0 not in grid["frozen"].get("label_fractions", [1.0]):
-        problems.append("frozen: label_fractions lack 1.0, on which backbones are compared")
-    if not any(grid[regime] for regime in settings.REGIMES):
-        problems.append(f"there is no regime: none of {', '.join(settings.REGIMES)}")
+        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
+        raise ValueError(unknown("grid", path.stem, known, f"A grid is a file in {path.parent}/."))
+    try:
+        grid, problems = _checked(_parse(path))
+        problems += filter(None, [_unplain(path.stem)])
+    except ValueError as error:
+        problems = [str(error)]
     if problems:
         raise ValueError(f"{path} cannot be run:\n{listed(problems)}")
     return grid
 
 
-def _name_problems(names: Iterable) -> list[str]:
-    """Names become paths and wildcards: other signs in them would be read as something else."""
-    return [
-        f"{name!r} cannot be a name: letters, digits and _ . + - only, and none of . + - in front"
-        for name in names
-        if not NAME.fullmatch(str(name))
-    ]
+def _parse(path: Path) -> dict:
+    """The content of a YAML file, of a size that is safe to read."""
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
+    try:
+        text = path.read_text(encoding="utf-8")
+        if sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)) > MAX_ALIASES:
+            raise ValueError(f"more than {MAX_ALIASES} aliases (*name)")
+        stated = Loader(text).get_single_data()
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ValueError(f"it is not plain YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(stated, dict):
+        names = ", ".join(Grid.model_fields)
+        raise ValueError(
+            f"it must hold a mapping with the fields {names}, not {reprlib.repr(stated)}"
+        )
+    return stated
 
 
-def _regime_problems(regime: str, grid: dict) -> list[str]:
-    settings = grid[regime]
-    if not settings:
-        return []
-    required = ["backbones", "image_size"] + ["heads"] * (regime == "frozen")
-    problems = [f"{regime}: {name} is missing" for name in required if not settings.get(name)]
-    problems += _name_problems(settings.get("backbones") or ())
-    for name in settings.get("backbones") or ():
-        try:
-            backbones.check_image_size(backbones.get(name), settings.get("image_size") or 224)
-        except ValueError as error:
-            problems.append(f"{regime}: {error}")
-    fractions = settings.get("label_fraction")
-    if isinstance(fractions, dict):
-        missing = [task for task in grid.get("tasks") or () if task not in fractions]
-        problems += [f"{regime}: label_fraction has no number for {task}" for task in missing]
-    return problems
+def _checked(stated: dict) -> tuple[dict, list[str]]:
+    """A grid with each of its parts, if only as an empty one, and everything that is wrong."""
+    stated = {name: part for name, part in stated.items() if part != {}}
+    regimes, tasks = stated.keys() & settings.REGIMES, stated.get("tasks")
+    context = {
+        "tasks": [t for t in tasks if isinstance(t, str)] if isinstance(tasks, list) else [],
+        "trained": regimes - {"frozen"},
+    }
+    grid, problems = {}, []
+    try:
+        grid = Grid.model_validate(stated, context=context).model_dump(exclude_unset=True)
+    except pydantic.ValidationError as error:
+        problems = _problems(error)
+    if not regimes:
+        problems.append(f"there is no regime: none of {', '.join(settings.REGIMES)}")
+    return dict.fromkeys(PARTS, {}) | grid, problems
+
+
+def _problems(error: pydantic.ValidationError) -> list[str]:
+    """A line for each problem, in our words."""
+    lines = []
+    for problem in error.errors():
+        kind, given = problem["type"], problem["input"]
+        place = [str(name) for name in problem["loc"] if name not in (OF_ALL, BY_TASK)]
+        part = place.pop(0) if place[0] in PARTS and len(place) > 1 else ""
+        name = re.sub(r"\.(\d+)", r"[\1]", ".".join(place))
+        before = f"{part}: " if part else ""
+        if kind == "extra_forbidden" and part:
+            lines.append(unknown(f"setting of {part}", name, SETTINGS[part]))
+        elif kind == "extra_forbidden":
+            lines.append(unknown("field", name, list(Grid.model_fields)))
+        elif kind == "missing" or kind.endswith("too_short"):
+            lines.append(f"{before}{name} is missing")
+        elif kind == "value_error":  # of a validator above: a line, or a head and its list
+            message = str(problem["ctx"]["error"]).splitlines()
+            own = [line for line in message if line.startswith("  - ")] or message
+            lines += [before + line.removeprefix("  - ") for line in own]
+        else:
+            wanted = problem["msg"].replace("Input should be", "but must be")
+            wanted = re.sub("valid dictionary.*", "mapping of names to values", wanted)
+            lines.append(f"{before}{name} is {reprlib.repr(given)}, {wanted}")
+    return lines
 
 
 def image_sizes(grid: dict) -> list[int]:
@@ -118,7 +253,7 @@ def image_sizes(grid: dict) -> list[int]:
 
 def seeds(grid: dict, regime: str) -> list[int]:
     """The seeds of a regime: its own, or those of the grid."""
-    return grid[regime].get("seeds") or grid["seeds"]
+    return grid[regime].get("seeds", grid["seeds"])
 
 
 def label_fraction(grid: dict, task: str, regime: str = "finetuned") -> float:
@@ -136,44 +271,23 @@ def label_fractions(grid: dict, task: str) -> list[float]:
     return sorted(own | set(grid["frozen"].get("label_fractions", [1.0])), reverse=True)
 
 
-def runs(grid: dict, results: Path | str) -> list[Path]:
-    """The folders of all runs that the grid asks for."""
-    folders = []
+def runs(grid: dict) -> list[Address]:
+    """All runs that the grid asks for."""
+    heads, addresses = grid["frozen"].get("heads", ()), []
     for task in grid["tasks"]:
-        probes = address.frozen_runs(
-            grid["frozen"].get("heads", ()), label_fractions(grid, task), seeds(grid, "frozen")
-        )
-        for backbone in grid["frozen"].get("backbones", ()):
-            folders += [
-                address.run_folder(results, task, backbone, "frozen", **probe) for probe in probes
-            ]
-        folders += fine_tuned(grid, results, task)
-    return folders
-
-
-def regime_of(folder: Path) -> str:
-    """The regime of a run."""
-    return folder.parent.name.partition("-")[0]
-
-
-def fine_tuned(
-    grid: dict, results: Path | str, task: str, backbone: str | None = None
-) -> list[Path]:
-    """The folders of all runs of a task in which the backbone itself is trained (None: any)."""
-    return [
-        address.run_folder(
-            results,
-            task,
-            name,
-            regime,
-            label_fraction=label_fraction(grid, task, regime),
-            seed=seed,
-        )
-        for regime in settings.TRAINED
-        for name in grid[regime].get("backbones", ())
-        if backbone in (None, name)
-        for seed in seeds(grid, regime)
-    ]
+        probes = frozen_runs(heads, label_fractions(grid, task), seeds(grid, "frozen"))
+        addresses += [
+            Address(task, backbone, "frozen", **probe)
+            for backbone in grid["frozen"].get("backbones", ())
+            for probe in probes
+        ]
+        addresses += [
+            Address(task, backbone, regime, "linear", label_fraction(grid, task, regime), seed)
+            for regime in settings.TRAINED
+            for backbone in grid[regime].get("backbones", ())
+            for seed in seeds(grid, regime)
+        ]
+    return addresses
 
 
 def all_backbones(grid: dict) -> set[str]:
@@ -184,45 +298,40 @@ def all_backbones(grid: dict) -> set[str]:
 def asks_for(grid: dict, path: Path) -> bool:
     """Whether a file, relative to the results folder, is of a task and backbone of the grid.
 
-    What an earlier version of the grid has left behind is not.
+    Files that an earlier version of the grid has left behind are not.
     """
-    if path.parts[0] in ("runs", "features"):
-        return path.parts[1] in grid["tasks"] and path.parts[2] in all_backbones(grid)
-    return path.parts[0] != "images" or path.parts[1] in grid["tasks"]
+    task, backbone = belongs_to(path)
+    return task in (None, *grid["tasks"]) and backbone in (None, *all_backbones(grid))
 
 
 def check_inputs(grid: dict) -> None:
-    """Raise before the first job when its data or weights cannot be had.
+    """Raise before the first job if its data or weights cannot be had.
 
-    Weights that only the hub has are fetched here, once, so that jobs on machines without a
-    network find them. Raises ValueError that lists everything that is missing.
+    Weights that only the hub has are fetched here, once: machines without a network then find them.
+    Raises ValueError that lists everything that is missing.
     """
-    problems = []
-    if grid["data"] != "phantoms":
-        problems += data_problems(grid)
+    problems = _data_problems(grid) if grid["data"] != "phantoms" else []
     rows = [backbones.get(name) for name in sorted(all_backbones(grid))]
-    fetched = [r for r in rows if r.pretraining != "random" and not weights.weights_file(r)]
-    for row in fetched:
+    wanted = [r for r in rows if r.pretraining != "random" and not weights.weights_file(r)]
+    for row in wanted:
         try:
             weights.find_weights(row)
         except FileNotFoundError as error:
             problems.append(str(error))
-            others = [r.timm_name for r in fetched if r is not row]
-            if others:
-                problems.append("not in MEDLIB_WEIGHTS either: " + ", ".join(others))
-            break  # where one cannot be fetched, waiting for the others tells nothing new
+            others = ", ".join(other.timm_name for other in wanted if other is not row)
+            problems += [f"not in MEDLIB_WEIGHTS either: {others}"] * bool(others)
+            break  # if one cannot be fetched, trying the others tells nothing new
     if problems:
         raise ValueError(f"The grid cannot start:\n{listed(problems)}")
 
 
-def data_problems(grid: dict) -> list[str]:
+def _data_problems(grid: dict) -> list[str]:
     try:
         data = cards.data_folder(grid["data"], "")
     except FileNotFoundError as error:
         return [str(error)]
-    tasks = [cards.read(task) for task in grid["tasks"]]
     return [
         f"{card.task}: there is no folder {card.folder!r} in {data}; its source: {card.source}"
-        for card in tasks
+        for card in map(cards.read, grid["tasks"])
         if card.layout and cards.data_set_folder(card, data) is None
     ]

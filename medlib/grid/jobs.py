@@ -1,4 +1,4 @@
-"""One job of a grid: its failure recorded, its GPU claimed, its end that of its controller."""
+"""One job of a grid: it records its failure, claims a GPU, and ends with its controller."""
 
 from __future__ import annotations
 
@@ -15,27 +15,20 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-# What may go well the second time: a killed kernel, memory that others had taken, a network.
-TRANSIENT = (
-    "DeadKernelError",
-    "MemoryError",
-    "OutOfMemoryError",
-    "AcceleratorError",
-    "ConnectionError",
-    "ConnectionResetError",
-    "TimeoutError",
-)
-# Set by a controller that runs its jobs on its own machine: the file that it keeps locked. Its jobs
-# end when it has been killed, and share out the machine's GPUs among themselves.
+# Errors that may not happen again: a killed kernel, memory that others had taken, a network.
+TRANSIENT = {"DeadKernelError", "MemoryError", "OutOfMemoryError", "AcceleratorError"}
+TRANSIENT |= {"ConnectionError", "ConnectionResetError", "TimeoutError"}
+# A controller that runs its jobs on its own machine sets this to the file that it keeps locked. Its
+# jobs then end when it has been killed, and share the machine's GPUs.
 CONTROLLER = "MEDLIB_CONTROLLER"
 JOBS_PER_GPU = "MEDLIB_JOBS_PER_GPU"
 
 
 class ExecutionError(RuntimeError):
-    """A notebook that was not run, or did not do what was asked of it.
+    """A job that could not run, or did not do what it had to.
 
-    ``cell`` is the number of the code cell that failed, if it was one, ``kind`` the name of its
-    error, ``line`` what it says in one line.
+    ``cell`` is the number of the code cell that failed, if one did, ``kind`` the name of the error,
+    ``line`` its message in one line.
     """
 
     def __init__(self, message: str, cell: int | None = None, kind: str = ""):
@@ -46,7 +39,7 @@ class ExecutionError(RuntimeError):
 
 
 def room(message: str, output: Path) -> str:
-    """What to do where the disk is full."""
+    """What to do, if an error's message says that the disk is full; else ""."""
     if os.strerror(errno.ENOSPC) not in message and os.strerror(errno.EDQUOT) not in message:
         return ""
     return (
@@ -56,21 +49,21 @@ def room(message: str, output: Path) -> str:
 
 
 def failure_record(output: Path | str) -> Path:
-    """Where it stands that, and why, the run of an executed notebook failed."""
+    """The file that says why a job failed, beside the job's ``output``."""
     return Path(output).with_suffix(".failure.json")
 
 
 def failures(folder: Path, below: bool = False) -> dict[Path, dict]:
-    """What failed in a folder, and ``below`` it, when last run: output -> its record."""
-    found = {}
+    """The jobs that failed in a folder, and ``below`` it: output -> the record of the failure."""
+    records = {}
     for path in sorted((folder.rglob if below else folder.glob)("*.failure.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
-        found[path.with_name(record["output"])] = record
-    return found
+        records[path.with_name(record["output"])] = record
+    return records
 
 
 def failed(output: Path | str) -> dict | None:
-    """Why the last run of a job failed, or None: its source, cell, error, transient, attempt."""
+    """The record of a job's failure (source, cell, error, transient, attempt …), or None."""
     record = failure_record(output)
     return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
 
@@ -83,23 +76,23 @@ def run_job(
     attempt: int = 1,
     gpu: bool = False,
 ) -> int:
-    """Do the work of one of a grid's jobs; returns 0, or 1 where it failed, as is then recorded.
+    """Do the work of one job; returns 0, or 1 if it failed, and records why.
 
-    ``output`` is the executed notebook, or what else the job writes first; ``source`` is what it
-    runs, ``expect`` what it has promised. A failure is an ExecutionError; what is not transient is
-    not tried again from the second ``attempt`` on. The job ends with its controller, and with
-    ``gpu`` holds one of the controller's GPUs.
+    ``output`` is the file that the job writes first, such as the executed notebook; ``source`` is
+    what it runs, and ``expect`` the files that it must write. ``work`` fails by ExecutionError.
+    From the second ``attempt`` on, only a failure in :data:`TRANSIENT` is tried again. The job ends
+    with its controller. With ``gpu`` it holds one of the controller's GPUs.
     """
     record = failure_record(output)
     controller = os.environ.get(CONTROLLER)
     if controller:
         threading.Thread(target=_end_with, args=(controller,), daemon=True).start()
     before = failed(output)
-    kept = record.with_suffix(".ipynb")  # Snakemake empties the notebook before a new attempt
+    kept = record.with_suffix(".ipynb")  # a copy: Snakemake empties the notebook before an attempt
     if attempt > 1 and before and not before["transient"]:
         if kept.is_file():
             shutil.copy(kept, output)
-        return 1  # as it has said: it would fail again
+        return 1  # it would fail again
     try:
         record.unlink(missing_ok=True)
         kept.unlink(missing_ok=True)
@@ -107,27 +100,24 @@ def run_job(
         work()
         del claim
     except ExecutionError as error:
-        if not controller:  # which says it itself, once
+        if not controller:  # a controller prints it itself, once
             print(error, file=sys.stderr)
-        words = {
-            "source": str(source), "output": output.name, "cell": error.cell, "error": str(error),
-            "line": error.line, "outputs": list(expect),
-            "transient": error.kind in TRANSIENT, "attempt": attempt,
-        }  # fmt: skip
-        _record(record, words, output, kept)
+        _keep(error, record, output, source=str(source), outputs=list(expect), attempt=attempt)
         return 1
     return 0
 
 
-def _record(record: Path, words: dict, output: Path, kept: Path) -> None:
-    """Keep why a job failed, and its executed notebook."""
-    from medlib import files  # it brings pandas along, which only here is worth the wait
+def _keep(error: ExecutionError, record: Path, output: Path, **known: object) -> None:
+    """Write why a job failed, and keep its executed notebook."""
+    from medlib import files  # imports pandas, which takes long: only for a failure
 
+    why = {"cell": error.cell, "error": str(error), "line": error.line}
+    why |= {"output": output.name, "transient": error.kind in TRANSIENT}
     try:
-        files.save_json(record, words)
-        if output.suffix == kept.suffix and output.is_file():
-            shutil.copy(output, kept)
-    except OSError as full:  # a full disk: the job's failure is still seen by its status
+        files.save_json(record, why | known)
+        if output.suffix == ".ipynb" and output.is_file():
+            shutil.copy(output, record.with_suffix(".ipynb"))
+    except OSError as full:  # the exit status still says that the job failed
         print(f"{record} cannot be written: {full}", file=sys.stderr)
 
 
@@ -138,9 +128,9 @@ def jobs_per_gpu() -> int:
 def claim_gpu() -> object | None:
     """Take one of this machine's GPUs for this process alone; wait until one is free.
 
-    Sets ``CUDA_VISIBLE_DEVICES``, which the kernel inherits. Returns what holds the claim (a file,
-    locked until it is closed or the process has ended, however it ends), or None on a machine
-    without a GPU. ``MEDLIB_JOBS_PER_GPU`` lets several jobs share one.
+    Sets ``CUDA_VISIBLE_DEVICES``, which the kernel inherits. Returns a locked file, which holds the
+    claim until it is closed or the process ends, or None on a machine without a GPU.
+    ``MEDLIB_JOBS_PER_GPU`` lets several jobs share one.
     """
     devices = visible_gpus()
     if not devices:
@@ -148,7 +138,7 @@ def claim_gpu() -> object | None:
     folder = Path(tempfile.gettempdir()) / f"medlib-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     while True:
-        # All devices once, before any of them twice.
+        # Every device gets one job before any gets two.
         for slot in range(jobs_per_gpu()):
             for device in devices:
                 file = open(folder / f"gpu-{device}-{slot}", "w")  # noqa: SIM115
@@ -163,23 +153,23 @@ def claim_gpu() -> object | None:
 
 
 def visible_gpus() -> list[str]:
-    """The names of the GPUs that this process may use: of ``CUDA_VISIBLE_DEVICES``, else all."""
+    """The names of the GPUs in ``CUDA_VISIBLE_DEVICES``, or of all if it is not set."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
     try:
-        found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+        tool = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    n = sum(line.startswith("GPU ") for line in found.stdout.splitlines())
+    n = sum(line.startswith("GPU ") for line in tool.stdout.splitlines())
     return [str(i) for i in range(n)]
 
 
 def _end_with(controller: str) -> None:
-    """End this process as soon as its controller has; its kernel then ends by itself.
+    """End this process as soon as its controller ends; its kernel then ends by itself.
 
-    A controller that is killed cannot end its jobs: they would go on beside those of the next.
+    A killed controller cannot end its jobs: they would run beside those of the next controller.
     """
     with open(controller) as file:
-        fcntl.flock(file, fcntl.LOCK_SH)  # waits until the controller lets go of it
+        fcntl.flock(file, fcntl.LOCK_SH)  # waits until the controller releases it
         os._exit(1)

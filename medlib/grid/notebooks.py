@@ -1,10 +1,10 @@
-"""One notebook, one set of parameters: papermill, made strict.
+"""Run one notebook with one set of parameters, by papermill, and check both strictly.
 
     python -m medlib.grid.notebooks NOTEBOOK OUTPUT --parameters '{"seed": 1}' --expect FILE …
 
-Parameters are JSON and must be named, and typed, as the cell tagged ``parameters`` has them; the
-kernel is ``python3``, started in the notebook's own folder; a promised output that is not there at
-the end is a failure. What failed stands in a record beside the executed notebook (:func:`failed`).
+Parameters are JSON. Their names and types must be those of the cell tagged ``parameters``. The
+kernel is ``python3``, started in the notebook's folder. An expected file that is missing at the end
+is a failure. Why a run failed is recorded beside the executed notebook.
 """
 
 from __future__ import annotations
@@ -24,10 +24,8 @@ from medlib.grid.jobs import CONTROLLER, ExecutionError, failed, room, run_job
 
 MEDLIB = Path(__file__).resolve().parents[1]
 
-
-# papermill's JSON-schema validator loads, if it is there, a checker of internationalised URLs that
-# compiles a grammar for most of a second in every job. No notebook needs it: it is optional, and
-# a module that is None in this table counts as not installed.
+# papermill's JSON-schema validator imports this module if it is installed, which takes most of a
+# second in every job, for a check of URLs that no notebook needs. None: as if not installed.
 sys.modules.setdefault("rfc3987_syntax", None)
 
 
@@ -76,8 +74,8 @@ def execute(
 ) -> float:
     """Run a notebook and save the executed copy as ``output``; returns the seconds it took.
 
-    Raises ExecutionError for parameters that do not fit, a cell that fails (its message, and
-    where the executed notebook lies) and expected files that were not written.
+    Raises ExecutionError for parameters that do not fit, a cell that fails, and expected files
+    that were not written.
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -88,29 +86,28 @@ def execute(
     check_parameters(notebook, parameters or {})
     output.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
+    how = {"kernel_name": "python3", "cwd": str(notebook.parent), "progress_bar": False}
+    how["extra_arguments"] = ["--log-level=CRITICAL"]
     try:
-        papermill.execute_notebook(
-            str(notebook), str(output), parameters or {}, kernel_name="python3",
-            cwd=str(notebook.parent), progress_bar=False,
-            extra_arguments=["--log-level=CRITICAL"],
-        )  # fmt: skip
+        papermill.execute_notebook(str(notebook), str(output), parameters or {}, **how)
     except PapermillExecutionError as error:
-        raise ExecutionError(
+        message = (
             f"{notebook.name} failed in its code cell {error.exec_count}.\n"
             f"{error.ename}: {error.evalue}{room(str(error.evalue), output)}\n"
-            f"The executed notebook: {output}", error.exec_count, error.ename,
-        ) from error  # fmt: skip
+            f"The executed notebook: {output}"
+        )
+        raise ExecutionError(message, error.exec_count, error.ename) from error
     except (RuntimeError, TimeoutError, ConnectionError) as error:  # nbclient's, of a kernel
-        raise ExecutionError(
-            f"{notebook.name}: its kernel died, or did not answer: killed, or the machine ran out "
+        message = (
+            f"{notebook.name}: its kernel died or did not answer: killed, or the machine ran out "
             f"of memory. ({type(error).__name__}: {error})\n"
-            f"The executed notebook, as far as it came: {output}", kind="DeadKernelError",
-        ) from error  # fmt: skip
+            f"The executed notebook, as far as it came: {output}"
+        )
+        raise ExecutionError(message, kind="DeadKernelError") from error
     except OSError as error:  # of the executed notebook itself
-        raise ExecutionError(
-            f"{notebook.name}: {output} cannot be written.\n{type(error).__name__}: {error}"
-            f"{room(str(error), output)}", kind=type(error).__name__,
-        ) from error  # fmt: skip
+        kind = type(error).__name__
+        message = f"{notebook.name}: {output} cannot be written.\n{kind}: {error}"
+        raise ExecutionError(message + room(str(error), output), kind=kind) from error
     missing = [name for name in expect if not Path(name).exists()]
     if missing:
         raise ExecutionError(
@@ -121,45 +118,38 @@ def execute(
 
 
 def ensure(notebook: str, *promised: Path, **parameters: object) -> None:
-    """Where a promised file is missing, run the notebook that writes it, and say so.
+    """Run the notebook that writes the promised files, if one of them is missing, and say so.
 
-    This is how a notebook opened on its own gets its inputs; in a grid they are always there. The
-    notebook's name is relative to the working folder, and its executed copy lies beside the first
+    A notebook that is opened on its own gets its inputs in this way; in a grid they are always
+    there. ``notebook`` is relative to the working folder; its executed copy lies beside the first
     promised file.
     """
     if all(path.exists() for path in promised):
         return
     print(f"{promised[0]} is not there yet: running {notebook} …", flush=True)
-    command = [
-        sys.executable, "-m", "medlib.grid.notebooks", notebook, str(promised[0].parent / notebook),
-        "--parameters", json.dumps(parameters), "--expect", *map(str, promised),
-    ]  # fmt: skip
-    # A process of its own: papermill cannot start its event loop inside a running kernel's.
+    output = promised[0].parent / notebook
+    command = [sys.executable, "-m", "medlib.grid.notebooks", notebook, str(output)]
+    command += ["--parameters", json.dumps(parameters), "--expect", *map(str, promised)]
+    # In another process: papermill cannot start its event loop inside that of a running kernel.
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        # Under a controller nothing is printed: why it failed stands in its record alone.
-        known = failed(promised[0].parent / notebook)
-        words = known["error"] if known else done.stderr.strip()
-        raise ExecutionError(words or f"{notebook} ended with {done.returncode}")
+        record = failed(output)  # under a controller, nothing is printed
+        message = record["error"] if record else done.stderr.strip()
+        raise ExecutionError(message or f"{notebook} ended with {done.returncode}")
 
 
 def sources(notebook: Path | str) -> list[Path]:
-    """The notebook and the medlib modules that it imports, directly or through others.
-
-    What a grid has to run again when one of them is edited.
-    """
+    """The notebook and the medlib modules that it imports, directly or through others."""
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    found, todo = set(), set(imports(code))
+    modules, todo = set(), set(imports(code))
     while todo:
-        module = todo.pop()
-        if module not in found:
-            found.add(module)
-            todo |= imports(module.read_text(encoding="utf-8"))
-    return [Path(notebook), *sorted(found)]
+        modules |= todo
+        todo = set().union(*(imports(m.read_text(encoding="utf-8")) for m in todo)) - modules
+    return [Path(notebook), *sorted(modules)]
 
 
-@functools.cache  # of each module once, however many rules depend on it
+@functools.cache  # several rules depend on the same module
 def imports(code: str) -> frozenset[Path]:
     """The files of the medlib modules that Python code imports."""
     named = set()

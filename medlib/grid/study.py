@@ -1,4 +1,4 @@
-"""A grid from one command: run it, go on with it, watch it, and see what failed.
+"""The controller of a grid: runs it, continues it, and says what is running and what failed.
 
     python -m medlib.grid.study run GRID [--only-failed] [snakemake's own options …]
     python -m medlib.grid.study figures GRID     draw again, from the runs that are there
@@ -6,9 +6,9 @@
     python -m medlib.grid.study status GRID      what is done, failed, stale and missing
     python -m medlib.grid.study report GRID      Snakemake's own report of the jobs
 
-Snakemake runs the jobs. What is added here: a run of a grid that is going on already is refused,
-and one that was killed is gone on with; progress is a line now and then; and at the end stand the
-cells that failed, why, and how to run just those again.
+Snakemake runs the jobs. This module adds: only one run of a grid at a time; a killed run is
+continued; progress is printed now and then; the end lists the jobs that failed, why, and how to
+run only those again.
 """
 
 from __future__ import annotations
@@ -30,13 +30,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from medlib.files import read_json
-from medlib.grid import gridfile, records
-from medlib.grid.jobs import CONTROLLER, failures, jobs_per_gpu, visible_gpus
+from medlib.grid import gridfile, jobs, states
 from medlib.grid.watch import TARGET, LogHandler, Watch, describe, duration, progress_words, why
 from medlib.show import report
 
-LOCK, PROGRESS = "controller.lock", "progress.json"  # in results/<grid>/
-RETRIES = 2  # of what is transient: see `execute`
+RETRIES = 2  # of a failure that may not happen again: see `jobs.TRANSIENT`
 DRAWING = ("collect", "compare", "costs", "claims", "look", "write_report")  # rules
 
 
@@ -44,16 +42,25 @@ class StudyError(RuntimeError):
     """A grid that cannot be run now."""
 
 
-@contextlib.contextmanager
-def alone(grid: str) -> Iterator[Path]:
-    """Be the one run of this grid; yields the file that is locked.
+class Study:
+    """A grid, read from its file, and the folders of its results and figures."""
 
-    The lock is the operating system's own: it ends with the process that holds it, however that
-    ends, so none is ever left behind. Raises StudyError, naming the process that holds it.
+    def __init__(self, name: str):
+        self.name, self.file = name, f"grids/{name}.yaml"
+        self.results, self.figures = Path("results", name), Path("figures", name)
+        self.grid = gridfile.read(self.file)
+        self.lock, self.progress = self.results / "controller.lock", self.results / "progress.json"
+
+
+@contextlib.contextmanager
+def alone(study: Study) -> Iterator[None]:
+    """Hold the lock of this study.
+
+    The operating system releases it when the process ends, however it ends. Raises StudyError that
+    names the process which holds it.
     """
-    path = Path("results") / grid / LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:
+    study.results.mkdir(parents=True, exist_ok=True)
+    with open(study.lock, "a+") as file:
         for patience in (True, True, False):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,30 +68,29 @@ def alone(grid: str) -> Iterator[Path]:
             except BlockingIOError:
                 if not patience:
                     raise StudyError(
-                        f"Grid '{grid}' is being run already, by {_holder(path)}. Watch it with: "
-                        f"make status GRID={grid}"
+                        f"Grid '{study.name}' is being run already, by {_holder(study)}. "
+                        f"Watch it with: make status GRID={study.name}"
                     ) from None
-                time.sleep(1)  # the jobs of a run that was killed may be noticing it just now
+                time.sleep(1)  # jobs of a killed run may be ending just now
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.ctime()}\n")
         file.flush()
-        yield path.resolve()
+        yield
 
 
-def _holder(path: Path) -> str:
-    return path.read_text(encoding="utf-8").strip() or "another process"
+def _holder(study: Study) -> str:
+    return study.lock.read_text(encoding="utf-8").strip() or "another process"
 
 
-def running(grid: str) -> str:
-    """Who runs this grid at the moment; "" for nobody."""
-    path = Path("results") / grid / LOCK
-    if not path.is_file():
+def running(study: Study) -> str:
+    """Which process runs this study at the moment; "" for none."""
+    if not study.lock.is_file():
         return ""
-    with open(path) as file:
+    with open(study.lock) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return _holder(path)
+            return _holder(study)
     return ""
 
 
@@ -95,7 +101,7 @@ def snakemake(listener: Callable[[logging.LogRecord], object], *arguments: str) 
 
     LogHandler.listener = staticmethod(listener)
     LoggerPluginRegistry().register_plugin("snakemake_logger_plugin_medlib", sys.modules[__name__])
-    gc.disable()  # nothing of a growing graph is garbage; when jobs start, the Snakefile enables it
+    gc.disable()  # a growing graph holds no garbage; the Snakefile enables it when jobs start
     try:
         cli.main([*arguments, "--logger", "medlib"])
     except SystemExit as end:
@@ -105,100 +111,94 @@ def snakemake(listener: Callable[[logging.LogRecord], object], *arguments: str) 
     return 0
 
 
-def options(grid: str, *config: str) -> list[str]:
-    # Weights that were copied or restored are newer, and the same: compare large files as well.
+def options(study: Study, *config: str) -> list[str]:
+    """Snakemake's options for a study."""
+    # Copied or restored weights are newer, but the same: large files are compared by content, too.
     same = ["--max-checksum-file-size", "100GB"]
-    return ["--config", f"grid={grid}", *config, "--nolock", "--rerun-incomplete", *same]
+    return ["--config", f"grid={study.name}", *config, "--nolock", "--rerun-incomplete", *same]
 
 
-def lost(asked: dict, results: Path) -> list[str]:
-    """Files that promise runs which are not there: a job that makes many runs has to run again."""
-    done = set(records.done(asked, results))
-    missing = [run for run in gridfile.runs(asked, results) if run not in done]
-    return sorted({str(file) for file in map(records.last_output, missing) if file.is_file()})
+def forced(study: Study) -> list[str]:
+    """The option that runs jobs again whose last output is there, but not each of their runs."""
+    done = set(states.done(study.grid, study.results))
+    missing = [run for run in gridfile.runs(study.grid) if run not in done]
+    promised = {run.promised(study.results) for run in missing}
+    lost = sorted(str(file) for file in promised if file.is_file())
+    return ["--forcerun", *lost] if lost else []
 
 
-def forced(files: list[str]) -> list[str]:
-    return ["--forcerun", *files] if files else []
-
-
-def failed_jobs(grid: dict, results: Path) -> dict[str, dict]:
-    """The failures of the jobs of a grid: what a job writes first -> its record."""
+def failed_jobs(study: Study) -> dict[str, dict]:
+    """The jobs that failed: what a job writes first -> the record of its failure."""
     return {
         str(output): record
-        for output, record in failures(results, below=True).items()
-        if gridfile.asks_for(grid, output.relative_to(results))
+        for output, record in jobs.failures(study.results, below=True).items()
+        if gridfile.asks_for(study.grid, output.relative_to(study.results))
     }
 
 
-def run(grid: str, arguments: list[str], only_failed: bool = False, partial: bool = False) -> int:
-    """Run what is not done of a grid; returns 0 where all that was asked for is done.
+def run(
+    study: Study, arguments: list[str], only_failed: bool = False, partial: bool = False
+) -> int:
+    """Run the jobs that are not done; returns 0 if all that was asked for is done.
 
-    ``arguments`` are Snakemake's own; ``partial`` leaves out, of figures and tables, the runs that
-    are not there. The grid is called complete only if, after all, no job is left. Raises StudyError
-    where it is being run already.
+    ``arguments`` are Snakemake's own. ``partial`` draws figures and tables without the missing
+    runs. The grid is called complete only if no job is left at the end. Raises StudyError if
+    another process runs it.
     """
-    asked, results = gridfile.read(f"grids/{grid}.yaml"), Path("results") / grid
     begun = time.monotonic()
-    with alone(grid) as lock:
+    with alone(study):
         if only_failed:
-            known = failed_jobs(asked, results)
-            if not known:
-                print(f"Nothing of grid '{grid}' has failed.")
+            failed = failed_jobs(study)
+            if not failed:
+                print(f"Nothing of grid '{study.name}' has failed.")
                 return 0
-            arguments = [*sorted({r["outputs"][0] for r in known.values()}), *arguments]
+            arguments = [*sorted({r["outputs"][0] for r in failed.values()}), *arguments]
         elif not partial:
-            arguments = [*arguments, *forced(lost(asked, results))]
-        local = not any(a.split("=")[0] in ("--profile", "--executor", "-e") for a in arguments)
-        if local:
-            # Jobs that outlive a killed controller are a cluster's way, not a machine's.
-            os.environ[CONTROLLER] = str(lock)
+            arguments = [*arguments, *forced(study)]
+        if not any(a.split("=")[0] in ("--profile", "--executor", "-e") for a in arguments):
+            # On this machine, jobs end with their controller; on a cluster they go on.
+            os.environ[jobs.CONTROLLER] = str(study.lock.resolve())
             arguments = ["--retries", str(RETRIES), *arguments, "--resources", *_machine()]
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        watch, over = Watch(results / PROGRESS), threading.Event()
-        alive = threading.Thread(target=_tick, args=(watch, over), daemon=True)
-        alive.start()
+        watch, over = Watch(study.progress), threading.Event()
+        threading.Thread(target=_tick, args=(watch, over), daemon=True).start()
         config = ["partial=true"] * partial
-        status = snakemake(watch, *options(grid, *config), "--keep-going", *arguments)
+        status = snakemake(watch, *options(study, *config), "--keep-going", *arguments)
         over.set()
-        (results / PROGRESS).unlink(missing_ok=True)
+        study.progress.unlink(missing_ok=True)
         if status:
-            print(_failures(grid, watch))
+            print(failures(study.name, watch))
             with contextlib.suppress(ValueError, OSError):
-                page = report.write(f"grids/{grid}.yaml", results, figures_of(grid), stopped=True)
-                print(f"What there is so far: {page}")
+                path = report.write(study.file, study.results, study.figures, stopped=True)
+                print(f"What there is so far: {path}")
         elif not partial:
-            print(ending(grid, len(planned(grid)), watch.total, time.monotonic() - begun))
+            print(ending(study, len(planned(study)), watch.total, time.monotonic() - begun))
     return status
 
 
-def figures_of(grid: str) -> Path:
-    return Path("figures") / grid
-
-
-def ending(grid: str, left: int, ran: int, seconds: float) -> str:
-    """What is said of a grid of which nothing has failed and so many jobs are left."""
+def ending(study: Study, left: int, ran: int, seconds: float) -> str:
+    """What is printed if nothing has failed and so many jobs are left."""
     if left:
-        more = f"{left} jobs of the grid are left: make study GRID={grid}"
+        more = f"{left} jobs of the grid are left: make study GRID={study.name}"
         return f"All {ran} jobs that were asked for are done. {more}"
-    page = f"All its figures and tables on one page: {figures_of(grid) / report.PAGE}"
+    where = f"All its figures and tables on one page: {study.figures / report.PAGE}"
     if not ran:
-        return f"Nothing to be done: grid '{grid}' is complete. {page}"
-    return f"Grid '{grid}' is complete, after {duration(seconds)}. {page}"
+        return f"Nothing to be done: grid '{study.name}' is complete. {where}"
+    return f"Grid '{study.name}' is complete, after {duration(seconds)}. {where}"
 
 
-def draw(grid: str, arguments: list[str]) -> int:
+def draw(study: Study, arguments: list[str]) -> int:
     """Draw all figures and tables again, from the runs that are there; no model is run."""
-    asked, results = gridfile.read(f"grids/{grid}.yaml"), Path("results") / grid
-    n, of = len(records.done(asked, results)), len(gridfile.runs(asked, results))
+    name, results = study.name, study.results
+    n, of = len(states.done(study.grid, results)), len(gridfile.runs(study.grid))
     if not n:
-        raise StudyError(f"No run of grid '{grid}' is complete yet: make study GRID={grid}")
-    print(f"Drawing figures/{grid} from {n} of {of} runs in results/{grid}.")
+        raise StudyError(f"No run of grid '{name}' is complete yet: make study GRID={name}")
+    print(f"Drawing {study.figures} from {n} of {of} runs in {results}.")
     rules = ["--allowed-rules", TARGET, "summarise", *DRAWING, "--forcerun", *DRAWING]
-    status = run(grid, [*rules, *arguments], partial=True)
+    status = run(study, [*rules, *arguments], partial=True)
     if not status:
-        page = figures_of(grid) / report.page_name(asked, results)
-        print(f"All figures and tables of these runs on one page: {page}")
+        path = study.figures / report.page_name(study.grid, results)
+        print(f"All figures and tables of these runs on one page: {path}")
     return status
 
 
@@ -208,34 +208,34 @@ def _tick(watch: Watch, over: threading.Event) -> None:
 
 
 def _machine() -> list[str]:
-    """What this machine has of what jobs declare: memory in MB, and GPUs, if any."""
+    """What this machine has for its jobs: memory in MB, and GPUs, if any."""
     import psutil
 
-    found = [f"mem_mb={psutil.virtual_memory().total // 2**20}"]
-    if devices := visible_gpus():
-        found.append(f"gpu={len(devices) * jobs_per_gpu()}")
-    return found
+    resources = [f"mem_mb={psutil.virtual_memory().total // 2**20}"]
+    if devices := jobs.visible_gpus():
+        resources.append(f"gpu={len(devices) * jobs.jobs_per_gpu()}")
+    return resources
 
 
-def _failures(grid: str, watch: Watch) -> str:
-    """The table of what failed, and how to go on."""
+def failures(name: str, watch: Watch) -> str:
+    """What is printed of a grid's failed jobs, and how to go on."""
     lines = []
     for job in watch.failed.values():
         where, line, notebook = why(job)
         lines += [f"- {job['words']}", f"    {where + ': ' if where else ''}{line}"]
         lines += [f"    the executed notebook: {notebook}"] * bool(notebook)
     if not lines:
-        return f"Grid '{grid}' stopped before it was done."
+        return f"Grid '{name}' stopped before it was done."
     waiting = watch.total - watch.done - len(watch.failed)
     head = f"{len(watch.failed)} of {watch.total} jobs failed"
-    head += f"; {waiting} that need them, or were left, were not run" * (waiting > 0)
-    again = f"Just these again: make study GRID={grid} ONLY=failed"
-    there = f"Figures and tables of what is there: make figures GRID={grid}"
+    head += f"; {waiting} others were not run, most because they need these" * (waiting > 0)
+    again = f"Just these again: make study GRID={name} ONLY=failed"
+    there = f"Figures and tables of what is there: make figures GRID={name}"
     return "\n".join([f"{head}:", *lines, again, there])
 
 
 NOT_MADE, FOLLOWS = "not made yet", "follows from the jobs above"
-# Snakemake's reasons -> ours; the first that fits. What names a file is kept with its name.
+# Snakemake's reasons -> ours. The first that fits is printed.
 REASONS = (
     (r"Incomplete output files", "was interrupted"),
     (r"Updated input files: (.+)", r"changed: \1"),
@@ -252,31 +252,26 @@ def reason(words: str) -> str:
     """Snakemake's reason for a job, in fewer words."""
     parts = words.split("; ")
     for pattern, ours in REASONS:
-        for part in parts:
-            if found := re.match(pattern, part):
-                return found.expand(ours)
+        if match := next(filter(None, (re.match(pattern, part) for part in parts)), None):
+            return match.expand(ours)
     return words
 
 
-def planned(grid: str, arguments: list[str] | tuple = ()) -> list[dict]:
+def planned(study: Study, arguments: list[str] | tuple = ()) -> list[dict]:
     """The jobs that would run now: rule, words, outputs, reason. Raises StudyError.
 
-    They are read from Snakemake's graph as soon as it stands. A dry run would go on to schedule and
-    to print every job, which takes as long again.
+    They are read from Snakemake's graph as soon as it is built. A dry run would also schedule and
+    print every job, which takes as long again.
     """
     from snakemake.executors import dryrun
     from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
-    jobs, errors = [], []
+    graph_jobs, errors = [], []
 
     class Planner(dryrun.Executor):
         def __init__(self, workflow, logger):
             super().__init__(workflow, logger)
-            needed = sorted(self.dag.needrun_jobs(), key=lambda job: (job.rule.lineno, *job.output))
-            jobs.extend({
-                "rule": job.rule.name, "words": describe(job.rule.name, job.wildcards_dict),
-                "outputs": list(map(str, job.output)), "reason": reason(str(self.dag.reason(job))),
-            } for job in needed if job.rule.name != TARGET)  # fmt: skip
+            graph_jobs.extend((job, str(self.dag.reason(job))) for job in self.dag.needrun_jobs())
 
     def listen(record: logging.LogRecord) -> None:
         if record.levelno >= logging.ERROR:
@@ -286,25 +281,34 @@ def planned(grid: str, arguments: list[str] | tuple = ()) -> list[dict]:
     registry.plugins.pop("plan", None)  # an earlier call's
     plugin = SimpleNamespace(Executor=Planner, common_settings=dryrun.common_settings)
     registry.register_plugin("plan", plugin)
-    # Quiet, a dry run ends when its graph stands.
+    # With --quiet, a dry run ends when its graph is built.
     quietly = ("--executor", "plan", "--quiet", "progress", "rules", "--cores", "1")
-    again = lost(gridfile.read(f"grids/{grid}.yaml"), Path("results") / grid)
-    if snakemake(listen, *options(grid), *quietly, *arguments, *forced(again)):
+    if snakemake(listen, *options(study), *quietly, *arguments, *forced(study)):
         raise StudyError("\n".join(errors))
-    return jobs
+    graph_jobs.sort(key=lambda pair: (pair[0].rule.lineno, *pair[0].output))
+    return [
+        {
+            "rule": job.rule.name,
+            "words": describe(job.rule.name, job.wildcards_dict),
+            "outputs": list(map(str, job.output)),
+            "reason": reason(because),
+        }
+        for job, because in graph_jobs
+        if job.rule.name != TARGET
+    ]
 
 
-def plan(grid: str, arguments: list[str]) -> int:
+def plan(study: Study, arguments: list[str]) -> int:
     """Print what would run and why, grouped."""
-    jobs = planned(grid, arguments)
-    if not jobs:
-        print(f"Nothing would run: grid '{grid}' is complete.")
+    would_run = planned(study, arguments)
+    if not would_run:
+        print(f"Nothing would run: grid '{study.name}' is complete.")
         return 0
     groups: dict = defaultdict(list)
-    for job in jobs:
+    for job in would_run:
         groups[job["rule"], job["reason"]].append(job["words"])
     width = max(len(rule) for rule, _ in groups)
-    print(f"{len(jobs)} jobs would run:")
+    print(f"{len(would_run)} jobs would run:")
     for (rule, because), words in groups.items():
         few = len(words) <= 3 and because not in (NOT_MADE, FOLLOWS)
         names = f" ({', '.join(words)})" if few else ""
@@ -312,52 +316,46 @@ def plan(grid: str, arguments: list[str]) -> int:
     return 0
 
 
-def show_status(grid: str) -> int:
+def show_status(study: Study, arguments: list[str]) -> int:
     """Print what is done, failed, stale and missing, and what is running."""
-    asked, results = gridfile.read(f"grids/{grid}.yaml"), Path("results") / grid
-    if holder := running(grid):
+    if holder := running(study):
         print(f"Being run by {holder}.")
         with contextlib.suppress(OSError, ValueError):
-            now = read_json(results / PROGRESS)
+            now = read_json(study.progress)
             print(progress_words(now))
             for job in now["running"]:
                 print(f"    {job['job']}: {job['writes']}")
-    stale = {path for job in planned(grid) for path in job["outputs"]}
-    states = records.states(asked, results, stale)
-    print(states.to_string(index=False))
-    total = states[list(records.STATES)].sum()
-    print(", ".join(f"{total[state]} {state}" for state in records.STATES))
-    for output, record in failed_jobs(asked, results).items():
+    stale = {path for job in planned(study, arguments) for path in job["outputs"]}
+    table = states.table(study.grid, study.results, stale)
+    print(table.to_string(index=False))
+    total = table[list(states.STATES)].sum()
+    print(", ".join(f"{total[state]} {state}" for state in states.STATES))
+    for output, record in failed_jobs(study).items():
         print(f"failed: {record['line']}\n    of: {output}")
     return 0
 
 
-def write_page(grid: str, arguments: list[str]) -> int:
-    """Snakemake's own report."""
-    gridfile.read(f"grids/{grid}.yaml")
-    page = f"figures/{grid}/snakemake_report.html"
-    status = snakemake(Watch(), *options(grid), "--report", page, *arguments)
+def write_page(study: Study, arguments: list[str]) -> int:
+    """Write Snakemake's own report."""
+    path = study.figures / "snakemake_report.html"
+    status = snakemake(Watch(), *options(study), "--report", str(path), *arguments)
     if not status:
-        print(f"What ran, when and from what: {page}")
+        print(f"What ran, when and from what: {path}")
     return status
 
 
+COMMANDS = {"run": run, "figures": draw, "plan": plan, "status": show_status, "report": write_page}
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("command", choices=("run", "figures", "plan", "status", "report"))
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("grid", help="a file in grids/, without .yaml")
-    parser.add_argument("--only-failed", action="store_true", help="run what has failed, no more")
+    parser.add_argument("--only-failed", action="store_true", help="run only what has failed")
     known, rest = parser.parse_known_args()
+    only_failed = {"only_failed": known.only_failed} if known.command == "run" else {}
     try:
-        if known.command == "run":
-            return run(known.grid, rest, known.only_failed)
-        if known.command == "figures":
-            return draw(known.grid, rest)
-        if known.command == "plan":
-            return plan(known.grid, rest)
-        if known.command == "status":
-            return show_status(known.grid)
-        return write_page(known.grid, rest)
+        return COMMANDS[known.command](Study(known.grid), rest, **only_failed)
     except (StudyError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

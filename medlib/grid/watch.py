@@ -1,4 +1,4 @@
-"""What a run of a grid is doing, from Snakemake's events."""
+"""What a running grid is doing, from Snakemake's events."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from medlib import files
 from medlib.grid import jobs
 
-# After which of Snakemake's events the file of progress is written. A job's description comes last.
+# After these of Snakemake's events the file of progress is written.
 SHOWN = (LogEvent.JOB_INFO, LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.JOB_ERROR)
 TARGET = "all"  # Snakefile's rule that only names what is wanted: not a job of its own
-# What Snakemake says of a job that failed: the table at the end says it better.
+# What Snakemake prints of a failed job: the list at the end says it better.
 NOISE = r"RuleException|WorkflowError:\s+At least one job did not|Exiting because a job execution"
-COORDINATES = ("task", "backbone", "regime", "labels", "seed")
+COORDINATES = ("task", "backbone", "arm", "seed")
 
 
 class LogHandler(LogHandlerBase):
-    """Snakemake's events, handed on to a function in place of being printed."""
+    """Passes Snakemake's events to a function, instead of printing them."""
 
     listener: Callable[[logging.LogRecord], object]
     writes_to_stream, writes_to_file = True, False
@@ -36,24 +36,22 @@ class LogHandler(LogHandlerBase):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             type(self).listener(record)
-        except Exception:  # as every handler: what is shown must not end what runs
+        except Exception:  # printing must not end the run
             self.handleError(record)
 
 
 def describe(rule: str, wildcards: dict | None) -> str:
     """A job in words: "finetune fundus_pm vit_tiny-random seed 0"."""
     values = {name: str((wildcards or {}).get(name, "")) for name in COORDINATES}
-    if values["regime"]:
-        values["regime"] += values.pop("labels")
     if values["seed"]:
         values["seed"] = f"seed {values['seed']}"
     return " ".join([rule, *filter(None, values.values())])
 
 
 class Watch:
-    """What a run is doing, from Snakemake's events: a line now and then, and a file.
+    """Tells what a run is doing, from Snakemake's events: prints a line at times, writes a file.
 
-    The lines become rarer the longer it runs: some four hundred in three days.
+    The longer it runs, the rarer the lines: about four hundred in three days.
     """
 
     def __init__(self, path: Path | None = None, out=None, clock=time.time):
@@ -98,7 +96,7 @@ class Watch:
                 self.show()
 
     def _finished(self, job: int) -> None:
-        self.failed.pop(job, None)  # it went well at a later attempt
+        self.failed.pop(job, None)  # a later attempt succeeded
         rule = self.jobs.get(job, {}).get("rule", "")
         if rule == TARGET:
             return
@@ -107,9 +105,9 @@ class Watch:
         self.took[rule].append(self.clock() - self.working.pop(job, self.clock()))
 
     def seconds_left(self) -> float | None:
-        """An estimate: what is left, at each rule's mean duration and today's parallelism.
+        """An estimate, from each rule's mean duration and the parallelism so far.
 
-        A job that has run for longer than the mean is taken to need as long again as it is over.
+        A job that has run longer than the mean is taken to need that excess once more.
         """
         every = [seconds for took in self.took.values() for seconds in took]
         if len(every) < 3:
@@ -129,24 +127,22 @@ class Watch:
 
     def summary(self) -> dict:
         now = self.clock()
-        return {
-            "done": self.done, "failed": len(self.failed), "total": self.total,
-            "seconds_left": self.seconds_left(),
-            "running": [
-                {"job": self.jobs[job]["words"], "seconds": now - since,
-                 "writes": self.jobs[job]["writes"]}
-                for job, since in self.working.items() if job in self.jobs
-            ],
-        }  # fmt: skip
+        known = {job: self.jobs[job] for job in self.working if job in self.jobs}
+        running = [
+            {"job": of["words"], "seconds": now - self.working[job], "writes": of["writes"]}
+            for job, of in known.items()
+        ]
+        counts = {"done": self.done, "failed": len(self.failed), "total": self.total}
+        return counts | {"seconds_left": self.seconds_left(), "running": running}
 
     def show(self) -> None:
-        """Say how far it is, if the last time is long enough ago; keep it in the file."""
+        """Write the file of progress, and print a line if the last one is long ago."""
         now = self.clock()
         with self.lock:
             if not self.total:
                 return
             if self.path is not None:
-                with contextlib.suppress(OSError):  # a full disk is told by the job that needs it
+                with contextlib.suppress(OSError):  # the job that needs a full disk reports it
                     files.save_json(self.path, self.summary())
             if now - self.shown >= max(10, 0.02 * (now - self.begun)):
                 self.shown = now
@@ -157,7 +153,7 @@ class Watch:
 
 
 def progress_words(now: dict) -> str:
-    """A line: jobs done of all, what is running, and for how long it may go on."""
+    """One line: how many jobs are done, what is running, and about how long it will take."""
     words = f"{now['done']} of {now['total']} jobs ({now['done'] / max(now['total'], 1):.0%})"
     words += f", {now['failed']} failed" * bool(now["failed"])
     names = [f"{job['job']} ({duration(job['seconds'])})" for job in now["running"]]
@@ -180,11 +176,11 @@ def duration(seconds: float) -> str:
 def why(job: dict) -> tuple[str, str, str]:
     """Where a job failed, the first line of its error, and its executed notebook, if it has one."""
     notebook = job["writes"] if job["writes"].endswith(".ipynb") else ""
-    found = jobs.failed(job["writes"]) if job["writes"] else None
-    if found is None:
-        return "", "it ended without a word: killed, or out of memory?", notebook
-    where = Path(found["source"]).name
-    if found["cell"] is not None:
-        where = f"code cell {found['cell']} of {where}"
-    line = found["line"]
+    record = jobs.failed(job["writes"]) if job["writes"] else None
+    if record is None:
+        return "", "it ended without a message: killed, or out of memory?", notebook
+    where = Path(record["source"]).name
+    if record["cell"] is not None:
+        where = f"code cell {record['cell']} of {where}"
+    line = record["line"]
     return where, line if len(line) < 300 else line[:300] + " …", notebook

@@ -21,7 +21,8 @@ import pandas as pd
 
 from medlib import files
 from medlib.data import cards
-from medlib.grid import gridfile, records
+from medlib.grid import gridfile
+from medlib.grid import states as run_states
 
 PAGE, INCOMPLETE = "report.html", "report_incomplete.html"  # of a complete grid, and of any other
 # The order of the page: a file's stem, or its beginning -> its heading and what to look for.
@@ -69,8 +70,8 @@ th { border-bottom: 1px solid #222; position: sticky; top: 0; background: #fff }
 def environment(grid: dict, results: Path | str) -> pd.DataFrame:
     """What the complete runs ran with: each value of each field, and in how many runs."""
     rows = []
-    for folder in records.done(grid, results):
-        record = files.read_json(folder / "run.json")
+    for run in run_states.done(grid, results):
+        record = files.read_json(run.record(results))
         own = record["versions"] | {"git commit": record["git_commit"]} | record["hardware"]
         rows += [(field, str(value)) for field, value in own.items() if value is not None]
     counts = pd.Series(rows, dtype=object).value_counts(sort=False)
@@ -83,7 +84,7 @@ def environment(grid: dict, results: Path | str) -> pd.DataFrame:
 
 def page_name(grid: dict, results: Path | str) -> str:
     """The file name of a grid's page: :data:`PAGE` if all its runs are complete."""
-    whole = len(records.done(grid, results)) == len(gridfile.runs(grid, results))
+    whole = len(run_states.done(grid, results)) == len(gridfile.runs(grid))
     return PAGE if whole else INCOMPLETE
 
 
@@ -97,8 +98,8 @@ def write(
     says of the runs what no longer holds is removed.
     """
     figures, grid = Path(figures), gridfile.read(grid_file)
-    states = records.states(grid, results)
-    counts = states[list(records.STATES)].sum()
+    states = run_states.table(grid, results)
+    counts = states[list(run_states.STATES)].sum()
     whole = counts["done"] == counts.sum()
     path = figures / (INCOMPLETE if stopped else page_name(grid, results))
     word = "All runs of the grid are complete." if whole else "<b>The grid is not complete:</b> "
@@ -107,7 +108,7 @@ def write(
     parts = [f"<h1>{escape(grid['title'])}</h1>", f"<p>{escape(grid.get('caption', ''))}</p>"]
     parts.append(f'<p>{word} <a href="#grid">Which runs there are.</a></p>')
     if not whole:
-        gaps = states[states["done"] < states[list(records.STATES)].sum(axis=1)]
+        gaps = states[states["done"] < states[list(run_states.STATES)].sum(axis=1)]
         parts.append(_html_table(gaps, gaps[["failed", "stale", "missing"]] > 0))
     sections = list(_sections(figures))
     links = [f'<a href="#{key}">{escape(heading)}</a>' for key, heading, _ in sections]

@@ -1,8 +1,8 @@
-# What has become of a PBS job: prints running, success or failed.
+# The state of a PBS job: prints running, success or failed.
 #
 #     sh profiles/cluster/status.sh JOB
 #
-# -x: ended jobs too. A job of which PBS says nothing at this moment counts as running.
+# -x: ended jobs too. A job of which PBS says nothing at the moment counts as running.
 qstat -x -f "$1" 2>/dev/null | awk '
     $1 == "job_state" { state = $3 }
     $1 == "Exit_status" { code = $3 }

@@ -13,9 +13,9 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from medlib.core import heads, splits
+from medlib.core import heads, settings, splits
 from medlib.core.fast import logistic
-from medlib.grid import address, gridfile
+from medlib.grid import address
 from medlib.stats import prediction
 
 CLASSES = ["a", "b", "c"]
@@ -587,4 +587,4 @@ def test_an_unknown_head_is_refused_with_the_valid_ones():
 
 
 def test_a_grid_may_ask_for_every_head_and_for_no_other():
-    assert tuple(heads.HEADS) == gridfile.HEADS
+    assert tuple(heads.HEADS) == settings.HEADS

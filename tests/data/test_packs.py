@@ -797,7 +797,7 @@ def test_a_stale_pack_is_refused_with_what_to_do(tmp_path, stale):
 
 
 def test_a_missing_pack_says_which_notebook_makes_it_and_how(tmp_path):
-    folder = address.images_folder(tmp_path, "fundus", 224, "bicubic")
+    folder = address.pack(tmp_path, "fundus", 224, "bicubic")
     with pytest.raises(FileNotFoundError) as caught:
         packs.load(folder)
     message = str(caught.value)

@@ -13,7 +13,7 @@ import subprocess
 import time
 
 import pytest
-from small_grid import CALLED_COMPLETE, SMALL, Study
+from small_grid import CALLED_COMPLETE, REPOSITORY, SMALL, Study
 
 # How many times a grid is attacked in each way. Too long to be part of every test.
 ATTACKS = int(os.environ.get("MEDLIB_ATTACKS", "0"))
@@ -58,9 +58,12 @@ class Attacked:
         with open(self.log, "w") as log:
             self.run = subprocess.Popen(
                 ["python", "-m", "medlib.grid.study", "run", "small", "--cores", "2"],
-                cwd=self.study.folder, env=self.study.environment, stdout=log, stderr=log,
+                cwd=self.study.folder,
+                env=self.study.environment,
+                stdout=log,
+                stderr=log,
                 start_new_session=True,  # a process group of its own, as a shell gives
-            )  # fmt: skip
+            )
 
     def judge(self):
         """The call has ended: was it right to say what it said? Returns whether all is done."""
@@ -137,12 +140,12 @@ def test_stopped_by_a_time_limit_around_make(expected, tmp_path):
     """`timeout -s TERM 40 make study`, as batch systems and containers do, and `make study`."""
     study = Study(tmp_path / "copy")
     for name in ("Makefile", "requirements.txt", "pyproject.toml"):
-        shutil.copy(os.path.join(os.path.dirname(__file__), "..", name), study.folder)
+        shutil.copy(REPOSITORY / name, study.folder)
     make = ["make", "-o", ".venv/.ready", "study", "GRID=small"]
 
     def call(*before):
-        done = subprocess.run([*before, *make], cwd=study.folder, env=study.environment,
-                              capture_output=True, text=True)  # fmt: skip
+        how = {"cwd": study.folder, "env": study.environment, "capture_output": True, "text": True}
+        done = subprocess.run([*before, *make], **how)
         return done.returncode, done.stdout + done.stderr
 
     chance = random.Random(1)

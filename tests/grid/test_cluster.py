@@ -48,24 +48,28 @@ def cluster(tmp_path):
 
     def run(*arguments):
         command = [sys.executable, "-m", "snakemake", "--profile", "profiles/cluster"]
-        return subprocess.run(
-            [*command, "--config", "grid=small", "--seconds-between-status-checks", "1",
-             *arguments],
-            cwd=folder, env=variables, capture_output=True, text=True,
-        )  # fmt: skip
+        line = [
+            *command,
+            "--config",
+            "grid=small",
+            "--seconds-between-status-checks",
+            "1",
+            *arguments,
+        ]
+        return subprocess.run(line, cwd=folder, env=variables, capture_output=True, text=True)
 
     return folder, queue, run
 
 
 def asked(queue):
     """What was asked of the scheduler: by rule, a list of GPUs, memory in MB and seconds."""
-    found = {}
+    by_rule = {}
     for job in queue.iterdir():
         text = (job / "arguments").read_text()
         rule = re.search(r"snakejob\.(\w+)\.", text)[1]
         numbers = re.search(r"ngpus=(\d+):mem=(\d+)mb -l walltime=(\d+)", text)
-        found.setdefault(rule, []).append([int(number) for number in numbers.groups()])
-    return found
+        by_rule.setdefault(rule, []).append([int(number) for number in numbers.groups()])
+    return by_rule
 
 
 @pytest.mark.xdist_group("study")

@@ -1,14 +1,17 @@
 """A grid is checked as a whole before anything runs."""
 
+import dataclasses
 import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
-from medlib.grid import gridfile, records
+from medlib.core import settings
+from medlib.grid import address, gridfile, states
 
 
 def write(tmp_path, **changes):
@@ -32,8 +35,8 @@ def test_every_committed_grid_can_be_read(repository, name):
 
 def test_the_paper_grid_has_its_six_backbones_both_regimes_and_five_seeds(repository):
     paper = gridfile.read(repository / "grids" / "paper.yaml")
-    six = {"vgg16-imagenet", "resnet50-imagenet", "densenet121-imagenet",
-           "dinov2_small", "dinov2_base", "dinov2_large"}  # fmt: skip
+    six = {f"{name}-imagenet" for name in ("vgg16", "resnet50", "densenet121")}
+    six |= {"dinov2_small", "dinov2_base", "dinov2_large"}
     assert six <= set(paper["frozen"]["backbones"]) == set(paper["finetuned"]["backbones"])
     assert len(paper["seeds"]) == 5
 
@@ -81,6 +84,104 @@ def test_what_could_not_be_compared_at_the_end_is_refused_at_the_beginning(tmp_p
     gridfile.read(write(tmp_path, frozen=frozen | {"heads": ["linear"]}, finetuned=tuned))
 
 
+GOOD = """
+title: a grid
+data: phantoms
+tasks: [fundus_pm]
+seeds: [0, 1]
+frozen: {backbones: [vit_tiny-random], image_size: 64, heads: [linear]}
+finetuned: {backbones: [vit_tiny-random], image_size: 32}
+"""
+
+
+def written(tmp_path, old, new):
+    path = tmp_path / "test.yaml"
+    path.write_text(GOOD.replace(old, new, 1), encoding="utf-8")
+    assert old in GOOD
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[0, 1]", "['0']", "seeds[0] is '0', but must be a valid integer"),
+        ("[0, 1]", "[true]", "seeds[0] is True, but must be a valid integer"),
+        ("[0, 1]", "[-1]", "seeds[0] is -1, but must be greater than or equal to 0"),
+        ("[0, 1]", "[0, 1, 0]", "seeds hold 0 more than once"),
+        ("[0, 1]", "[]", "seeds is missing"),
+        ("[0, 1]", "0", "seeds is 0, but must be a valid list"),
+        ("[fundus_pm]", "[fundus_pm, fundus_pm]", "tasks hold 'fundus_pm' more than once"),
+        ("title: a grid", "title: ''", "title is missing"),
+        ("64", "'64'", "frozen: image_size is '64', but must be a valid integer"),
+        ("64, ", "64, label_fractions: [1.0, 1.5], ", "frozen: label_fractions[1] is 1.5, but"),
+        ("64, ", "64, label_fractions: [1.0, 0], ", "frozen: label_fractions[1] is 0, but"),
+        ("32", "32, label_fraction: .nan", "finetuned: label_fraction is nan, but"),
+        ("32", "32, label_fraction: {fundus_pm: 2}", "label_fraction.fundus_pm is 2, but"),
+        ("32", "32, epochs: 0", "finetuned: epochs is 0, but"),
+        ("32", "32, epochs: '3'", "finetuned: epochs is '3', but"),
+        ("32", "32, learning_rates: [1e-3, -1]", "finetuned: learning_rates is"),
+        ("32", "32, balanced: 1", "finetuned: balanced is 1, but"),
+        ("frozen:", "collect: {resamples: -1}\nfrozen:", "collect: resamples is -1, but"),
+        ("frozen:", "lora: null\nfrozen:", "lora is None, but must be a mapping of names"),
+        ("frozen:", "x: !!python/object/apply:os.system [ls]\nfrozen:", "it is not plain YAML: "),
+        ("frozen:", "x: 2026-99-99\nfrozen:", "it is not plain YAML: "),
+        (GOOD, "", "it must hold a mapping with the fields title, caption, data"),
+        (GOOD, "- tasks", "it must hold a mapping with the fields title, caption, data"),
+        (GOOD, "[" * 9999, "it is not plain YAML: "),
+        (GOOD, "a: &a [*a]", "Unknown field 'a'"),
+        (GOOD, "#" * 70_000, "it is larger than 65,536 bytes"),
+    ],
+)
+def test_a_value_that_cannot_be_is_one_line_of_one_message(tmp_path, old, new, message):
+    with pytest.raises(ValueError) as error:
+        gridfile.read(written(tmp_path, old, new))
+    head, *lines = str(error.value).splitlines()
+    assert head.endswith("test.yaml cannot be run:")
+    assert all(line.startswith("  - ") for line in lines) and message in str(error.value)
+    if old != GOOD:
+        assert len(lines) == 1
+
+
+def test_aliases_within_aliases_are_refused_and_a_few_are_not(tmp_path, repository):
+    bomb = "a0: &a0 [x, x]\n"
+    bomb += "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(30))
+    with pytest.raises(ValueError, match=r"more than 10 aliases \(\*name\)"):
+        gridfile.read(written(tmp_path, GOOD, bomb))
+    assert "*backbones" in (repository / "grids" / "paper.yaml").read_text("utf-8")
+
+
+def test_numbers_are_what_they_look_like_and_only_what_is_stated_is_passed_on(tmp_path):
+    rates = "image_size: 32, learning_rates: [1e-3, 2E+1, 0.5], lora_rank: 4, label_fraction: 1"
+    text = GOOD.replace("image_size: 32", rates).replace("finetuned", "lora")
+    grid = gridfile.read(written(tmp_path, GOOD, text))
+    assert grid["lora"] == {
+        "backbones": ["vit_tiny-random"],
+        "image_size": 32,
+        "lora_rank": 4,
+        "label_fraction": 1.0,
+        "learning_rates": [0.001, 20.0, 0.5],
+    }
+    assert grid["finetuned"] == grid["prepare"] == grid["collect"] == {}
+
+
+@dataclasses.dataclass(frozen=True)
+class WithOneMore(settings.FineTuning):
+    dropout: float = 0.5
+
+
+def test_a_new_setting_of_training_is_one_field(monkeypatch):
+    """Nothing here knows the settings' names: they, and what they may be, are FineTuning's."""
+    ours = {"image_size", "backbones", "seeds", "label_fraction"}
+    fields = {field.name for field in dataclasses.fields(settings.FineTuning)}
+    assert set(gridfile.SETTINGS["lora"]) - ours == fields
+    own = {name for name in fields if not name.startswith("lora_")}
+    assert set(gridfile.SETTINGS["finetuned"]) - ours == own
+    source = Path(gridfile.__file__).read_text("utf-8")
+    assert not re.findall("|".join(fields), source)
+    monkeypatch.setattr(settings, "FineTuning", WithOneMore)
+    assert gridfile._trained("lora").model_fields["dropout"].default == 0.5
+
+
 def test_settings_of_lora_belong_to_lora_alone(tmp_path):
     tuned = {"backbones": ["vit_tiny-random"], "image_size": 32, "lora_rank": 4}
     assert gridfile.read(write(tmp_path, lora=tuned))["lora"]["lora_rank"] == 4
@@ -99,15 +200,15 @@ def test_every_setting_of_a_trained_regime_is_a_parameter_of_its_notebook(reposi
 def test_frozen_features_are_probed_at_the_labels_of_fine_tuning_too(tmp_path):
     tuned = {"backbones": ["vit_tiny-random"], "image_size": 32}
     tuned |= {"label_fraction": {"fundus_pm": 0.1}}
-    asked = gridfile.read(write(tmp_path, finetuned=tuned))
-    assert gridfile.label_fraction(asked, "fundus_pm") == 0.1
-    assert gridfile.label_fractions(asked, "fundus_pm") == [1.0, 0.1]
-    assert gridfile.image_sizes(asked) == [32, 64]
+    grid = gridfile.read(write(tmp_path, finetuned=tuned))
+    assert gridfile.label_fraction(grid, "fundus_pm") == 0.1
+    assert gridfile.label_fractions(grid, "fundus_pm") == [1.0, 0.1]
+    assert gridfile.image_sizes(grid) == [32, 64]
     lora = {"backbones": ["vit_tiny-random"], "image_size": 48, "label_fraction": 0.2}
-    asked = gridfile.read(write(tmp_path, finetuned=tuned, lora=lora))
-    assert gridfile.label_fraction(asked, "fundus_pm", "lora") == 0.2
-    assert gridfile.label_fractions(asked, "fundus_pm") == [1.0, 0.2, 0.1]
-    assert gridfile.image_sizes(asked) == [32, 48, 64]
+    grid = gridfile.read(write(tmp_path, finetuned=tuned, lora=lora))
+    assert gridfile.label_fraction(grid, "fundus_pm", "lora") == 0.2
+    assert gridfile.label_fractions(grid, "fundus_pm") == [1.0, 0.2, 0.1]
+    assert gridfile.image_sizes(grid) == [32, 48, 64]
 
 
 def test_a_label_fraction_for_each_task_must_cover_all_tasks(tmp_path):
@@ -120,19 +221,11 @@ def test_missing_data_and_weights_stop_a_grid_before_its_first_job(tmp_path, mon
     monkeypatch.setenv("MEDLIB_DATA", str(tmp_path))
     monkeypatch.delenv("MEDLIB_WEIGHTS", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    asked = gridfile.read(
-        write(
-            tmp_path,
-            data="real",
-            frozen={
-                "backbones": ["dinov2_small", "vgg16-imagenet"],
-                "image_size": 56,
-                "heads": ["linear"],
-            },  # fmt: skip
-        )
-    )
+    backbones = ["dinov2_small", "vgg16-imagenet"]
+    frozen = {"backbones": backbones, "image_size": 56, "heads": ["linear"]}
+    grid = gridfile.read(write(tmp_path, data="real", frozen=frozen))
     with pytest.raises(ValueError) as error:
-        gridfile.check_inputs(asked)
+        gridfile.check_inputs(grid)
     assert "no folder 'ichallenge_pm'" in str(error.value)
     assert "No weights for dinov2_small" in str(error.value)
     assert "vgg16.tv_in1k" in str(error.value)
@@ -145,10 +238,8 @@ def test_phantoms_and_random_weights_need_nothing(tmp_path, monkeypatch):
 
 def plan(repository, name):
     command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "rules", "--nolock"]
-    done = subprocess.run(
-        [*command, "--config", f"grid={name}", "--forceall"],
-        cwd=repository, capture_output=True, text=True,
-    )  # fmt: skip
+    command += ["--config", f"grid={name}", "--forceall"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return {m[1]: int(m[2]) for m in re.finditer(r"^(\w+) +(\d+)$", done.stdout, re.M)}
 
@@ -156,19 +247,18 @@ def plan(repository, name):
 def test_planning_counts_the_jobs_of_each_rule_without_running_any(repository):
     # 6 tasks × 13 backbones, fine-tuned for 5 seeds; nothing needs data or weights to be planned.
     jobs = plan(repository, "paper")
-    assert jobs == {"prepare": 6, "extract": 78, "probe": 78, "finetune": 390,
-                    "summarise": 78, "collect": 1,
-                    "compare": 1, "costs": 1, "claims": 1, "look": 6, "write_report": 1, "all": 1,
-                    "total": 642}  # fmt: skip
+    once = dict.fromkeys(("collect", "compare", "costs", "claims", "write_report", "all"), 1)
+    many = {"prepare": 6, "extract": 78, "probe": 78, "finetune": 390, "summarise": 78, "look": 6}
+    assert jobs == once | many | {"total": 642}
 
 
 def test_the_runs_of_a_grid_are_those_of_its_heads_labels_and_seeds(tmp_path):
     tuned = {"backbones": ["vit_tiny-random"], "image_size": 32, "label_fraction": 0.5}
     lora = {"backbones": ["vit_tiny-random"], "image_size": 32}
-    asked = gridfile.read(write(tmp_path, finetuned=tuned, lora=lora))
-    found = [str(path.relative_to("r/runs/fundus_pm/vit_tiny-random")) for path in
-             gridfile.runs(asked, "r")]  # fmt: skip
-    assert found == [
+    grid = gridfile.read(write(tmp_path, finetuned=tuned, lora=lora))
+    cell = address.cell("r", "fundus_pm", "vit_tiny-random")
+    runs = [str(run.folder("r").relative_to(cell)) for run in gridfile.runs(grid)]
+    assert runs == [
         "frozen-linear/seed0",  # on all labels nothing is random in it: one seed
         "frozen-linear-fraction0.5/seed0",
         "frozen-linear-fraction0.5/seed1",
@@ -180,29 +270,29 @@ def test_the_runs_of_a_grid_are_those_of_its_heads_labels_and_seeds(tmp_path):
 
 
 def test_runs_are_there_when_their_job_is_complete(tmp_path):
-    asked = gridfile.read(write(tmp_path, caption="Phantoms."))
-    frozen, *tuned = gridfile.runs(asked, tmp_path)
-    assert records.caption(asked, tmp_path) == "Phantoms. Not the whole grid: 0 of 3 runs."
-    for folder in (frozen, *tuned[:1]):
-        folder.mkdir(parents=True)
-        (folder / "run.json").touch()
-    assert records.done(asked, tmp_path) == tuned[:1]  # the probes were killed half-way
-    records.last_output(frozen).touch()
-    assert records.done(asked, tmp_path) == [frozen, *tuned[:1]]
-    tuned[1].mkdir()
-    (tuned[1] / "run.json").touch()
-    assert records.caption(asked, tmp_path) == "Phantoms."
+    grid = gridfile.read(write(tmp_path, caption="Phantoms."))
+    frozen, *tuned = gridfile.runs(grid)
+    assert states.caption(grid, tmp_path) == "Phantoms. Not the whole grid: 0 of 3 runs."
+    for run in (frozen, *tuned[:1]):
+        run.folder(tmp_path).mkdir(parents=True)
+        run.record(tmp_path).touch()
+    assert states.done(grid, tmp_path) == tuned[:1]  # the probes were killed half-way
+    frozen.promised(tmp_path).touch()
+    assert states.done(grid, tmp_path) == [frozen, *tuned[:1]]
+    tuned[1].folder(tmp_path).mkdir()
+    tuned[1].record(tmp_path).touch()
+    assert states.caption(grid, tmp_path) == "Phantoms."
 
 
 def test_a_regime_may_have_seeds_of_its_own(tmp_path):
-    frozen = {"backbones": ["micro_resnet-random"], "image_size": 64, "heads": ["linear"],
-              "label_fractions": [0.5], "seeds": [0, 1, 2]}  # fmt: skip
-    tuned = {"backbones": ["micro_resnet-random"], "image_size": 64, "seeds": [7]}
-    asked = gridfile.read(write(tmp_path, frozen=frozen, finetuned=tuned))
-    assert gridfile.seeds(asked, "frozen") == [0, 1, 2] and gridfile.seeds(asked, "finetuned") == [
-        7
+    common = {"backbones": ["micro_resnet-random"], "image_size": 64}
+    frozen = common | {"heads": ["linear"], "label_fractions": [0.5], "seeds": [0, 1, 2]}
+    grid = gridfile.read(write(tmp_path, frozen=frozen, finetuned=common | {"seeds": [7]}))
+    assert gridfile.seeds(grid, "frozen") == [0, 1, 2] and gridfile.seeds(grid, "finetuned") == [7]
+    assert [(run.arm, run.seed) for run in gridfile.runs(grid)] == [
+        ("frozen-linear", 0),
+        ("frozen-linear-fraction0.5", 0),
+        ("frozen-linear-fraction0.5", 1),
+        ("frozen-linear-fraction0.5", 2),
+        ("finetuned", 7),
     ]
-    found = [f"{path.parent.name}/{path.name}" for path in gridfile.runs(asked, "r")]
-    assert found == ["frozen-linear/seed0", "frozen-linear-fraction0.5/seed0",
-                     "frozen-linear-fraction0.5/seed1", "frozen-linear-fraction0.5/seed2",
-                     "finetuned/seed7"]  # fmt: skip

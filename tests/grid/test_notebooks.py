@@ -23,6 +23,8 @@ from medlib.grid.jobs import (
     visible_gpus,
 )
 
+PREPARING = ("decoding", "packing", "duplicates", "volumes", "preparation", "phantoms", "passport")
+
 
 def written(path, cells):
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -103,8 +105,19 @@ def test_the_command_line_takes_json_and_ends_with_a_status(notebook, tmp_path):
 def test_sources_follow_imports_from_the_notebook_through_the_modules(repository):
     names = [p.name for p in notebooks.sources(repository / "notebooks" / "04_fine_tune.ipynb")]
     assert names[0] == "04_fine_tune.ipynb"
-    assert {"finetune.py", "features.py", "metrics.py", "errors.py"} <= set(names)
-    assert not {"probe.py", "compare.py"} & set(names)
+    assert {"finetune.py", "metrics.py", "errors.py"} <= set(names)
+    assert not {"heads.py", "summaries.py"} & set(names)
+
+
+@pytest.mark.parametrize("notebook", ["03_probe_features", "04_fine_tune"])
+def test_what_only_prepares_or_plans_is_no_reason_to_train_again(repository, notebook):
+    modules = notebooks.sources(repository / "notebooks" / f"{notebook}.ipynb")[1:]
+    names = {str(path.relative_to(notebooks.MEDLIB).with_suffix("")) for path in modules}
+    assert {f"data/{name}" for name in PREPARING} & names == set()
+    assert not any(name.startswith("data/layouts") for name in names)
+    assert {name for name in names if name.startswith("stats/")} <= {"stats/prediction"}
+    planning = {"grid/gridfile", "grid/states", "grid/study", "grid/watch", "grid/summarise"}
+    assert planning & names == set()
 
 
 # ---------------------------------------------------------------------------- failures and attempts
@@ -123,8 +136,8 @@ def failing(tmp_path, code):
 
 def attempt(notebook, tmp_path, number=1, **environment):
     output = tmp_path / "executed" / "out.ipynb"
-    command = [sys.executable, "-m", "medlib.grid.notebooks", notebook, output,
-               "--attempt", str(number), "--expect", "a.csv"]  # fmt: skip
+    command = [sys.executable, "-m", "medlib.grid.notebooks", notebook, output]
+    command += ["--attempt", str(number), "--expect", "a.csv"]
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | environment, timeout=120
     )
@@ -210,8 +223,8 @@ def test_a_disk_too_full_for_the_executed_notebook_is_said_so_too(small_disk, tm
 
 
 def test_a_job_ends_with_its_controller_and_its_kernel_with_it(tmp_path):
-    notebook = failing(tmp_path, "open('pid', 'w').write(str(__import__('os').getpid()))\n"
-                                 "__import__('time').sleep(60)")  # fmt: skip
+    code = "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(60)"
+    notebook = failing(tmp_path, code)
     lock = open(tmp_path / "lock", "w")  # noqa: SIM115
     fcntl.flock(lock, fcntl.LOCK_EX)
     job = subprocess.Popen(
@@ -246,15 +259,13 @@ time.sleep(60)
     ("share", "first"), [(1, ["3", "GPU-7"]), (2, ["3", "GPU-7", "3", "GPU-7"])]
 )
 def test_a_gpu_is_one_jobs_alone_until_it_ends_unless_told_to_share(tmp_path, share, first):
-    environment = os.environ | {
-        "CUDA_VISIBLE_DEVICES": "3, GPU-7", "TMPDIR": str(tmp_path),
-        JOBS_PER_GPU: str(share),
-    }  # fmt: skip
+    devices = {"CUDA_VISIBLE_DEVICES": "3, GPU-7", JOBS_PER_GPU: str(share)}
+    environment = os.environ | devices | {"TMPDIR": str(tmp_path)}
     jobs = []
 
     def begin():
-        jobs.append(subprocess.Popen([sys.executable, "-c", CLAIM], stdout=subprocess.PIPE,
-                                     env=environment, text=True))  # fmt: skip
+        how = {"stdout": subprocess.PIPE, "env": environment, "text": True}
+        jobs.append(subprocess.Popen([sys.executable, "-c", CLAIM], **how))
         return jobs[-1].stdout
 
     try:

@@ -23,7 +23,8 @@ def test_the_command_makes_the_rows_that_notebook_05_reads(tmp_path, monkeypatch
     (tmp_path / "g.yaml").write_text(yaml.safe_dump(asked))
 
     def save(backbone, regime, label_fraction, seed):
-        folder = address.run_folder(results, task, backbone, regime, "linear", label_fraction, seed)
+        run = address.Address(task, backbone, regime, "linear", label_fraction, seed)
+        folder = run.folder(results)
         cell = {"task": task, "backbone": backbone, "pretraining": "imagenet", "regime": regime}
         cell |= {"head": "linear", "label_fraction": label_fraction, "seed": seed}
         write(folder, cell, predictions("mri", seed))

@@ -29,12 +29,11 @@ def study(tmp_path):
     """A grid of four runs of which three are complete, a figure and a table."""
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(GRID))
     found = gridfile.read(tmp_path / "small.yaml")
-    for folder in gridfile.runs(found, tmp_path / "results")[:3]:
-        records.save_run(
-            folder, coordinates={"task": folder.parents[2].name}, parameters={}, inputs={},
-            predictions=pd.DataFrame({"a": [1]}), history=pd.DataFrame(), metrics={}, seconds=1.0,
-        )  # fmt: skip
-        records.last_output(folder).touch()
+    for run in gridfile.runs(found)[:3]:
+        provenance = records.Provenance("random", parameters={}, inputs={}, seconds=1.0)
+        predictions, results = pd.DataFrame({"a": [1]}), tmp_path / "results"
+        records.save_run(run, results, provenance, predictions, pd.DataFrame(), metrics={})
+        run.promised(results).touch()
     figures = tmp_path / "figures"
     predictions = pd.DataFrame({"y_true": ["a", "b"], "prob_a": [0.9, 0.2], "prob_b": [0.1, 0.8]})
     style.save(roc_curves(predictions, ["a", "b"]), figures / "main_comparison")
@@ -76,7 +75,7 @@ def test_what_is_not_complete_is_said_on_top_and_marked(study):
     assert "The grid is not complete:</b> 3 runs done, 1 runs missing." in top
     # The one gap stands on top and in the table of all cells.
     assert top.count("<td class='gap'>1</td>") == 1 and page.count("<td class='gap'>") == 2
-    missing = gridfile.runs(gridfile.read(study / "small.yaml"), study / "results")[3]
+    missing = gridfile.runs(gridfile.read(study / "small.yaml"))[3].folder(study / "results")
     shutil.copytree(missing.parent.parent / "frozen-linear" / "seed0", missing)
     path = write(study)
     assert "All runs of the grid are complete" in path.read_text(encoding="utf-8")
