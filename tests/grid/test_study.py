@@ -152,9 +152,9 @@ def edited(path, old, new):
          {"finetune": 1, "summarise": 1, "collect": 1, **dict.fromkeys(DRAWING, 1)}),
         ("grids/small.yaml", "resamples: 100", "resamples: 99",
          {"summarise": 2, "collect": 1, **dict.fromkeys(DRAWING, 1)}),
-        ("medlib/core/backbones.yaml", "# The paper's six.",
-         "new-imagenet: {timm_name: resnet18.a1_in1k, pretraining: imagenet, embedding: gap, "
-         "licence: MIT}", {}),
+        ("medlib/core/backbones.yaml", "# The paper's three CNNs.",
+         "new-imagenet: {printed: New, family: CNN, timm_name: resnet18.a1_in1k, "
+         "pretraining: imagenet, embedding: gap, licence: MIT}", {}),
         ("medlib/core/backbones.yaml",
          "test_resnet.r160_in1k, pretraining: imagenet, embedding: gap",
          "test_resnet.r160_in1k, pretraining: imagenet, fixed_norm: true, embedding: gap",
