@@ -30,10 +30,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from medlib.files import read_json
-from medlib.grid import gridfile, records
+from medlib.grid import gridfile, page, records
 from medlib.grid.jobs import CONTROLLER, failures, jobs_per_gpu, visible_gpus
 from medlib.grid.watch import TARGET, LogHandler, Watch, describe, duration, progress_words, why
-from medlib.show import report
 
 LOCK, PROGRESS = "controller.lock", "progress.json"  # in results/<grid>/
 RETRIES = 2  # of what is transient: see `execute`
@@ -165,8 +164,8 @@ def run(grid: str, arguments: list[str], only_failed: bool = False, partial: boo
         if status:
             print(_failures(grid, watch))
             with contextlib.suppress(ValueError, OSError):
-                page = report.write(f"grids/{grid}.yaml", results, figures_of(grid), stopped=True)
-                print(f"What there is so far: {page}")
+                path = page.write(f"grids/{grid}.yaml", results, figures_of(grid), stopped=True)
+                print(f"What there is so far: {path}")
         elif not partial:
             print(ending(grid, len(planned(grid)), watch.total, time.monotonic() - begun))
     return status
@@ -181,10 +180,10 @@ def ending(grid: str, left: int, ran: int, seconds: float) -> str:
     if left:
         more = f"{left} jobs of the grid are left: make study GRID={grid}"
         return f"All {ran} jobs that were asked for are done. {more}"
-    page = f"All its figures and tables on one page: {figures_of(grid) / report.PAGE}"
+    where = f"All its figures and tables on one page: {figures_of(grid) / page.PAGE}"
     if not ran:
-        return f"Nothing to be done: grid '{grid}' is complete. {page}"
-    return f"Grid '{grid}' is complete, after {duration(seconds)}. {page}"
+        return f"Nothing to be done: grid '{grid}' is complete. {where}"
+    return f"Grid '{grid}' is complete, after {duration(seconds)}. {where}"
 
 
 def draw(grid: str, arguments: list[str]) -> int:
@@ -197,8 +196,8 @@ def draw(grid: str, arguments: list[str]) -> int:
     rules = ["--allowed-rules", TARGET, "summarise", *DRAWING, "--forcerun", *DRAWING]
     status = run(grid, [*rules, *arguments], partial=True)
     if not status:
-        page = figures_of(grid) / report.page_name(asked, results)
-        print(f"All figures and tables of these runs on one page: {page}")
+        path = figures_of(grid) / page.page_name(asked, results)
+        print(f"All figures and tables of these runs on one page: {path}")
     return status
 
 
@@ -335,10 +334,10 @@ def show_status(grid: str) -> int:
 def write_page(grid: str, arguments: list[str]) -> int:
     """Snakemake's own report."""
     gridfile.read(f"grids/{grid}.yaml")
-    page = f"figures/{grid}/snakemake_report.html"
-    status = snakemake(Watch(), *options(grid), "--report", page, *arguments)
+    path = f"figures/{grid}/snakemake_report.html"
+    status = snakemake(Watch(), *options(grid), "--report", path, *arguments)
     if not status:
-        print(f"What ran, when and from what: {page}")
+        print(f"What ran, when and from what: {path}")
     return status
 
 

@@ -113,6 +113,10 @@ def legend_above(fig: Figure, handles: list, names: list[str]) -> None:
     fig.set_figheight(fig.get_figheight() + legend.get_window_extent().height / fig.dpi)
 
 
+def title_above(fig: Figure, title: str) -> None:
+    fig.suptitle(title, x=0.01, ha="left", fontsize=8, fontweight="bold")
+
+
 def caption_below(fig: Figure, caption: str) -> None:
     """Print words under the panels in full lines; the figure grows by their height.
 

@@ -84,7 +84,7 @@ def embeddings(points: pd.DataFrame, classes: Sequence[str], title: str = "") ->
     look = {"fontsize": 5.5, "columnspacing": 0.8, "handletextpad": 0.2}
     for ax in axes[-1]:
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2, **look)
-    parts.title_above(fig, title)
+    style.title_above(fig, title)
     return fig
 
 
@@ -148,7 +148,7 @@ def what_it_sees(
         most = np.abs(maps).max() or 1
         for ax, image, values in zip(line, images, maps, strict=True):
             _draw_evidence(ax, image, values, most)
-    parts.title_above(fig, title)
+    style.title_above(fig, title)
     note = "Colours: the first three principal components of local features, over all images."
     if evidence:
         note += " Red and blue: evidence for and against the image's label, by a linear head."

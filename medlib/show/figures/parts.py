@@ -99,10 +99,6 @@ def note_above(ax: Axes, note: str, points: float, **more) -> None:
     ax.annotate(note, (0, 1), (0, points), "axes fraction", "offset points", **look)
 
 
-def title_above(fig: Figure, title: str) -> None:
-    fig.suptitle(title, fontsize=8, fontweight="bold", x=0.01, ha="left")
-
-
 def log_axis(ax: Axes, values: pd.Series) -> None:
     """A logarithmic x axis over the values, no narrower than a factor of four, with plain ticks."""
     ax.set_xscale("log")

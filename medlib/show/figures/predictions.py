@@ -102,7 +102,7 @@ def confusion(table: pd.DataFrame, classes: Sequence[str], title: str = "") -> F
     fig.supylabel("label", fontsize=7.5)
     words = "called" + ("; shares in %" if len(classes) > 4 else "")
     parts.label_below(axes, len(shown), words)
-    parts.title_above(fig, title)
+    style.title_above(fig, title)
     return fig
 
 
@@ -151,7 +151,7 @@ def reliability(table: pd.DataFrame, title: str = "") -> Figure:
         ax.set(xlim=(0, 1), ylim=(0, 1))
     parts.label_below(axes, len(shown), "confidence")
     fig.supylabel("share that is right", fontsize=7.5)
-    parts.title_above(fig, title)
+    style.title_above(fig, title)
     return fig
 
 
