@@ -15,8 +15,8 @@ from medlib.core import backbones
 from medlib.core import weights as weight_files
 from medlib.core.settings import REGIMES, TRAINED
 from medlib.data import cards
-from medlib.grid import address, gridfile, notebooks, records
-from medlib.show import report as page
+from medlib.grid import address, gridfile, notebooks, page, records
+from medlib.show import registry
 
 GRID = config.get("grid", "demo")
 RESULTS = f"results/{GRID}"
@@ -100,30 +100,24 @@ wildcard_constraints:
     seed=r"\d+",
 
 
-# What each notebook of the comparison draws, and the tables it writes.
-DRAWN = {
-    "compare": ["main_comparison", "freezing"],
-    "costs": ["size", "label_efficiency", "cost"],
-    "claims": ["critical_difference", "differences_regimes"],
-    "look": ["curves_{task}", "confusion_{task}", "reliability_{task}"]
-    + ["embeddings_{task}", "seen_{task}"] * bool(grid["frozen"]),
-}
-WRITTEN = {"compare": ["main_table", "full_table"], "claims": ["claims", "confounds"]}
-FIGURE = ("png", "pdf", "svg", "csv")  # the files of a figure
 SUMMARIES = ("summary", "summary_over_seeds", "costs")
 
 
 def shown(rule):
-    """The figures and tables of a rule."""
-    figures = [f"{FIGURES}/{name}.{kind}" for name in DRAWN[rule] for kind in FIGURE]
-    return figures + [
-        f"{FIGURES}/{name}.{kind}" for name in WRITTEN.get(rule, ()) for kind in ("csv", "md", "tex")
-    ]
+    """The files of the figures and tables of a rule, with {task} where there is one a task."""
+    return [f"{FIGURES}/{name}" for name in registry.files(rule, frozen=bool(grid["frozen"]))]
 
 
 def reported(rule):
     """The same as outputs, the figures for Snakemake's report as well."""
     return [name if not name.endswith(".png") else report(name, category=rule) for name in shown(rule)]
+
+
+def drawn(*rules):
+    """The files of the figures and tables of these rules, of all tasks."""
+    tasks = {rule: looked_at() if rule == "look" else TASKS for rule in rules}
+    names = (name.format(task=task) for rule in rules for task in tasks[rule] for name in shown(rule))
+    return list(dict.fromkeys(names))
 
 
 @functools.cache
@@ -175,9 +169,7 @@ def everything():
         *summarised(TASKS),
         *(f"{RESULTS}/{name}.csv" for name in SUMMARIES),
         f"{RESULTS}/differences.csv",
-        *(f"{FIGURES}/passport_{task}.{kind}" for task in TASKS for kind in FIGURE),
-        *(name for rule in DRAWN if rule != "look" for name in shown(rule)),
-        *(name.format(task=task) for name in shown("look") for task in looked_at()),
+        *drawn(*registry.NOTEBOOKS),
         REPORT,
     ]
 
@@ -199,7 +191,7 @@ rule prepare:
     output:
         multiext(f"{RESULTS}/manifests/{{task}}", ".csv", ".yaml"),
         packs("{task}", *gridfile.image_sizes(grid)),
-        multiext(f"{FIGURES}/passport_{{task}}", *(f".{kind}" for kind in FIGURE)),
+        shown("prepare"),
     log:
         notebook=f"{RESULTS}/images/{{task}}/01_prepare_data.ipynb",
     params:
@@ -408,12 +400,14 @@ rule look:
 
 rule write_report:
     input:
-        [name for rule in ("compare", "costs", "claims") for name in shown(rule)],
-        [name.format(task=task) for name in shown("look") for task in looked_at()],
-        code=[os.path.relpath(notebooks.MEDLIB / "show" / "report.py")],
+        drawn("compare", "costs", "claims", "look"),
+        code=[
+            os.path.relpath(notebooks.MEDLIB / name)
+            for name in ("show/report.py", "show/registry.py", "show/page.html", "grid/page.py")
+        ],
     output:
         REPORT,
     params:
         grid=f"grids/{GRID}.yaml",
     shell:
-        "python -m medlib.show.report {params.grid:q} {RESULTS:q} {FIGURES:q}"
+        "python -m medlib.grid.page {params.grid:q} {RESULTS:q} {FIGURES:q}"

@@ -93,12 +93,12 @@ def _panels_of_passport(table: pd.DataFrame, room: float) -> list[_Panel]:
         tables = tables[~tables["part"].isin([images, each])].replace(patients, one_each)
     panels = []
     for part, cells in tables.groupby("part", sort=False):
-        order = {"index": cells["class"].unique(), "columns": cells["name"].unique()}
+        names = cells["name"].unique()
+        order = {"index": cells["class"].unique(), "columns": names}
         wide = cells.pivot(index="class", columns="name")
         counts, shares = wide["count"].reindex(**order), wide["share"].reindex(**order)
-        most = min(0.62, room / len(order["columns"]) - 0.07)  # long names get narrow lines
-        known = {name: wrapped(name, most, 6.5) for name in order["columns"]}
-        ticks = list((known | ({UNKNOWN: "not\nknown"} if UNKNOWN in known else {})).values())
+        most = min(0.62, room / len(names) - 0.07)  # long names get narrow lines
+        ticks = ["not\nknown" if n == UNKNOWN else wrapped(n, most, 6.5) for n in names]
         widest = max(map(text_width, [*ticks, f"{counts.max(axis=None):,}"]))
         column = max(widest + 0.05, 0.3)
         width = max(len(ticks) * column, text_width(part, 8, "bold") + 0.1)
