@@ -16,7 +16,7 @@ from medlib.core import weights as weight_files
 from medlib.core.settings import REGIMES, TRAINED
 from medlib.data import cards
 from medlib.grid import address, gridfile, notebooks, page, records
-from medlib.show import registry
+from medlib.show import names, registry
 
 GRID = config.get("grid", "demo")
 RESULTS = f"results/{GRID}"
@@ -30,6 +30,12 @@ SHARED = {"data": grid["data"], "results": f"../{RESULTS}"}
 COMPARED = {"results": SHARED["results"], "grid_file": f"../grids/{GRID}.yaml"}
 DRAWN_IN = {"figures": f"../{FIGURES}"}
 CAPTION = {"caption": records.caption(grid, RESULTS) if PARTIAL else grid.get("caption", "")}
+# Names, families and order of backbones in figures: others, and all is drawn again.
+PRINTED = repr([
+    (name, names.display_names(name), names.family(name, backbones.get(name).pretraining))
+    for name in backbones.names()
+    if name in BACKBONES
+]) + repr(names.families())
 LOOKED_AT = next(regime for regime in REGIMES if grid[regime])  # by notebook 09
 RUN = (
     "python -m medlib.grid.notebooks {input.notebook:q} {log.notebook:q} --gpu {resources.gpu} "
@@ -330,6 +336,7 @@ rule compare:
     log:
         notebook=f"{RESULTS}/06_compare_backbones.ipynb",
     params:
+        printed=PRINTED,
         json=lambda wildcards: parameters(COMPARED, **DRAWN_IN, **CAPTION, **grid["collect"]),
     resources:
         **needs(4000, 60),
@@ -348,6 +355,7 @@ rule costs:
     log:
         notebook=f"{RESULTS}/07_weigh_costs.ipynb",
     params:
+        printed=PRINTED,
         json=lambda wildcards: parameters(DRAWN_IN, results=SHARED["results"], **CAPTION),
     resources:
         **needs(4000, 60),
@@ -367,6 +375,7 @@ rule claims:
     log:
         notebook=f"{RESULTS}/08_test_claims.ipynb",
     params:
+        printed=PRINTED,
         json=lambda wildcards: parameters(COMPARED, **DRAWN_IN, **CAPTION, **grid["collect"]),
     resources:
         **needs(4000, 60),
@@ -384,6 +393,7 @@ rule look:
     log:
         notebook=f"{RESULTS}/09_look_closer_{{task}}.ipynb",
     params:
+        printed=PRINTED,
         json=lambda wildcards: parameters(
             COMPARED,
             task=wildcards.task,

@@ -85,7 +85,7 @@ def _class_labels(table: pd.DataFrame) -> list[str]:
 
 
 def _panels_of_passport(table: pd.DataFrame, room: float) -> list[_Panel]:
-    """The tables that a passport has; images are not told apart from patients if one each."""
+    """The tables that a passport has, without those of images if each patient has one."""
     tables = table[(table["class"] != "") & (table["part"] != "classes")]
     patients, images, each = tables["part"].unique()[:3]
     if set(tables["name"][tables["part"] == each]) == {"1"}:
@@ -107,7 +107,7 @@ def _panels_of_passport(table: pd.DataFrame, room: float) -> list[_Panel]:
 
 
 def _in_bands(panels: list[_Panel], room: float) -> list[list[_Panel]]:
-    """The panels in lines of at most `room` inches, as a text is set in words."""
+    """The panels in lines of at most `room` inches, as words are set in lines."""
     bands, used = [[]], 0.0
     for panel in panels:
         if bands[-1] and used + panel.width > room:
@@ -119,12 +119,12 @@ def _in_bands(panels: list[_Panel], room: float) -> list[list[_Panel]]:
 
 
 def _draw_band(part: SubFigure, band: list[_Panel], names: list[str], room: float) -> None:
-    """Panels side by side, the classes' names at their left; few panels do not fill the page."""
+    """Panels side by side with the classes' names at the left; a few do not fill the page."""
     widths = [panel.width for panel in band]
     spare = max(0.01, 0.7 * room - sum(widths))
-    grid = part.add_gridspec(1, len(band) + 1, width_ratios=[*widths, spare])
-    for ax, panel in zip([part.add_subplot(grid[i]) for i in range(len(band))], band, strict=True):
-        _draw_panel(ax, panel)
+    places = part.add_gridspec(1, len(band) + 1, width_ratios=[*widths, spare])
+    for at, panel in enumerate(band):
+        _draw_panel(part.add_subplot(places[at]), panel)
     part.axes[0].set_yticks(np.arange(len(names))[::-1] + 0.35, names, parse_math=False)
 
 

@@ -155,6 +155,8 @@ def edited(path, old, new):
         ("medlib/core/backbones.yaml", "# The paper's three CNNs.",
          "new-imagenet: {printed: New, family: CNN, timm_name: resnet18.a1_in1k, "
          "pretraining: imagenet, embedding: gap, licence: MIT}", {}),
+        ("medlib/core/backbones.yaml", "printed: Micro-ResNet", "printed: Tiny-ResNet",
+         dict.fromkeys(DRAWING, 1)),
         ("medlib/core/backbones.yaml",
          "test_resnet.r160_in1k, pretraining: imagenet, embedding: gap",
          "test_resnet.r160_in1k, pretraining: imagenet, fixed_norm: true, embedding: gap",
@@ -169,7 +171,7 @@ def test_what_has_changed_decides_what_runs_again(finished, file, old, new, run)
     finally:
         undo()
     assert rules == run, said
-    if run and file.startswith(("notebooks/0", "medlib/core/")):
+    if run and file.endswith((".ipynb", ".py")):
         assert f"changed: {file}" in said
     if file.startswith("grids"):
         assert "its settings have changed" in said

@@ -6,7 +6,6 @@ import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -85,16 +84,13 @@ def _mark(look: dict, random: bool) -> dict:
 
 def _panels(n: int, height: float) -> tuple[Figure, np.ndarray]:
     """A figure of `n` panels with an area of `height` inches each, sharing both of their axes."""
-    columns = {1: 1, 2: 2, 4: 2}.get(n, 3)
-    lines = -(-n // columns)
-    size = (COLUMN if n == 1 else PAGE, lines * (height + 0.85))  # titles, ticks and axis labels
-    fig, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, sharex=True, sharey=True)
+    columns, width = {1: 1, 2: 2, 4: 2}.get(n, 3), COLUMN if n == 1 else PAGE
+    shared = {"width": width, "sharex": True, "sharey": True}
+    fig, axes = parts.panels_in_rows(n, columns, height + 0.85, **shared)  # with titles and labels
     fig.get_layout_engine().set(hspace=0.04)
     for ax in axes.flat:
         ax.tick_params(axis="x", labelbottom=True)
         ax.tick_params(axis="y", length=0)
-    for ax in axes.flat[n:]:
-        ax.axis("off")
     return fig, axes
 
 

@@ -122,11 +122,10 @@ def forest(
     order = list(dict.fromkeys(pairs.sort_values(["one_backbone", "other_backbone"])["label"]))
     full = [style.wrapped(parts.short(name), 1.9, 6.5) for name in order]
     columns = min(len(tasks), 3)
-    lines = -(-len(tasks) // columns)
     room = (PAGE - max(map(style.text_width, [*full, ""])) - 0.2) / columns - 0.1  # of a panel
     height = 0.3 + sum(0.16 if "\n" not in name else 0.25 for name in full)
-    size = (PAGE, lines * (height + 0.8))
-    fig, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, sharey=True, sharex=True)
+    shared = {"sharex": True, "sharey": True}
+    fig, axes = parts.panels_in_rows(len(tasks), columns, height + 0.8, **shared)
     for ax, (task, part) in zip(axes.flat, parts.by_task(pairs, tasks), strict=False):
         _draw_pairs(ax, part, order, margin)
         ax.set_yticks(range(len(order)), full, fontsize=6.5)
@@ -134,7 +133,6 @@ def forest(
         note = "no pair" if part.empty else parts.shares_of_labels(part)
         parts.titles(ax, tasks[task], note, room)
         ax.set_xlabel(f"difference in {unit}")
-    parts.empty(axes, len(tasks))
     handles = [Line2D([], [], linestyle="none", **_mark(*look)) for look in LOOKS.values()]
     handles.append(Patch(color=parts.BAND))
     style.legend_above(fig, handles, [*LOOKS, f"± {margin:g}: equivalence margin"])

@@ -64,12 +64,21 @@ def by_task(table: pd.DataFrame, tasks: Mapping[str, Mapping]) -> list[tuple[str
 
 def panels(tasks: Mapping, height: float) -> tuple[Figure, list[Axes]]:
     """A panel a task, `height` inches each, with axes of their own."""
-    columns = min(len(tasks), 3)
-    lines = -(-len(tasks) // columns)
-    size = (PAGE if columns > 1 else COLUMN, lines * (height + 0.45))
-    fig, axes = plt.subplots(lines, columns, figsize=size, squeeze=False)
-    empty(axes, len(tasks))
-    return fig, list(axes.flat[: len(tasks)])
+    n = len(tasks)
+    width = PAGE if n > 1 else COLUMN
+    fig, axes = panels_in_rows(n, min(n, 3), height + 0.45, width=width)
+    return fig, list(axes.flat[:n])
+
+
+def panels_in_rows(
+    n: int, columns: int, height: float, more: float = 0.0, width: float = PAGE, **shared
+) -> tuple[Figure, np.ndarray]:
+    """`n` panels in rows of so many columns, `height` inches a row, and `more` for the figure."""
+    lines = -(-n // columns)
+    size = (width, lines * height + more)
+    fig, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, **shared)
+    empty(axes, n)
+    return fig, axes
 
 
 def empty(axes: np.ndarray, n: int) -> None:

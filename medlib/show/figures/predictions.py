@@ -16,6 +16,8 @@ from medlib.show.figures import parts
 from medlib.show.names import RANDOM, spoken
 from medlib.show.style import COLOURS, COLUMN, DASHES, PAGE, styled
 
+SHARED = {"sharex": True, "sharey": True}
+
 
 @styled
 def roc_curves(predictions: pd.DataFrame, classes: Sequence[str], title: str = "") -> Figure:
@@ -84,8 +86,9 @@ def confusion(table: pd.DataFrame, classes: Sequence[str], title: str = "") -> F
     """
     table = parts.named(table)
     shown = list(names.in_order(table)["name"])
-    panel = PAGE / min(len(shown), 4)
-    fig, axes = _panels_of_four(len(shown), 0.8 * panel + 0.4, 0.7)
+    columns = min(len(shown), 4)
+    panel = PAGE / columns
+    fig, axes = parts.panels_in_rows(len(shown), columns, 0.8 * panel + 0.4, 0.7, **SHARED)
     for ax, name in zip(axes.flat, shown, strict=False):
         part = table[table["name"] == name]
         counts = part.pivot(index="label", columns="called", values="count")
@@ -104,16 +107,6 @@ def confusion(table: pd.DataFrame, classes: Sequence[str], title: str = "") -> F
     parts.label_below(axes, len(shown), words)
     style.title_above(fig, title)
     return fig
-
-
-def _panels_of_four(n: int, height: float, more: float) -> tuple[Figure, np.ndarray]:
-    """`n` panels in rows of up to four, `height` inches each, and so many `more` for the figure."""
-    columns = min(n, 4)
-    lines = -(-n // columns)
-    size = (PAGE, lines * height + more)
-    fig, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, sharex=True, sharey=True)
-    parts.empty(axes, n)
-    return fig, axes
 
 
 def _draw_matrix(ax: Axes, counts: np.ndarray) -> None:
@@ -137,7 +130,8 @@ def reliability(table: pd.DataFrame, title: str = "") -> Figure:
     """
     table = parts.named(table)
     shown = list(names.in_order(table)["name"])
-    fig, axes = _panels_of_four(len(shown), 1.95, 0.3)
+    columns = min(len(shown), 4)
+    fig, axes = parts.panels_in_rows(len(shown), columns, 1.95, 0.3, **SHARED)
     for ax, name in zip(axes.flat, shown, strict=False):
         bins = table[table["name"] == name].sort_values("confidence")
         mark, ece = parts.look(bins["family"].iloc[0]), bins["ece"].iloc[0]
@@ -146,7 +140,7 @@ def reliability(table: pd.DataFrame, title: str = "") -> Figure:
         bins = bins[bins["count"] >= 5]
         ax.vlines(bins["confidence"], bins["low"], bins["high"], color=mark["color"], linewidth=0.8)
         ax.plot(bins["confidence"], bins["accuracy"], linewidth=0.8, clip_on=False, **mark)
-        name = style.wrapped(parts.short(name), PAGE / axes.shape[1] - 0.3, 7)
+        name = style.wrapped(parts.short(name), PAGE / columns - 0.3, 7)
         ax.set_title(f"{name}\nECE {ece}", fontsize=6.5)
         ax.set(xlim=(0, 1), ylim=(0, 1))
     parts.label_below(axes, len(shown), "confidence")
