@@ -16,8 +16,8 @@ from medlib.core import backbones
 from medlib.core import weights as weight_files
 from medlib.core.settings import REGIMES, TRAINED
 from medlib.data import cards
-from medlib.grid import address, gridfile, notebooks, states
-from medlib.show import report as page
+from medlib.grid import address, gridfile, notebooks, page, states
+from medlib.show import names, registry
 
 GRID = config.get("grid", "demo")
 RESULTS = f"results/{GRID}"
@@ -31,6 +31,12 @@ SHARED = {"data": grid["data"], "results": f"../{RESULTS}"}
 COMPARED = {"results": SHARED["results"], "grid_file": f"../grids/{GRID}.yaml"}
 DRAWN_IN = {"figures": f"../{FIGURES}"}
 CAPTION = {"caption": states.caption(grid, RESULTS) if PARTIAL else grid.get("caption", "")}
+# Names, families and order of backbones in figures: others, and all is drawn again.
+PRINTED = repr([
+    (name, names.display_names(name), names.family(name, backbones.get(name).pretraining))
+    for name in backbones.names()
+    if name in BACKBONES
+]) + repr(names.families())
 LOOKED_AT = next(regime for regime in REGIMES if grid[regime])  # by notebook 09
 RUN = (
     "python -m medlib.grid.notebooks {input.notebook:q} {log.notebook:q} --gpu {resources.gpu} "
@@ -128,30 +134,24 @@ wildcard_constraints:
     seed=r"\d+",
 
 
-# What each notebook of the comparison draws, and the tables it writes.
-DRAWN = {
-    "compare": ["main_comparison", "freezing"],
-    "costs": ["size", "label_efficiency", "cost"],
-    "claims": ["critical_difference", "differences_regimes"],
-    "look": ["curves_{task}", "confusion_{task}", "reliability_{task}"]
-    + ["embeddings_{task}", "seen_{task}"] * bool(grid["frozen"]),
-}
-WRITTEN = {"compare": ["main_table", "full_table"], "claims": ["claims", "confounds"]}
-FIGURE = ("png", "pdf", "svg", "csv")  # the files of a figure
 SUMMARIES = ("summary", "summary_over_seeds", "costs")
 
 
 def shown(rule):
-    """The figures and tables of a rule."""
-    figures = [f"{FIGURES}/{name}.{kind}" for name in DRAWN[rule] for kind in FIGURE]
-    return figures + [
-        f"{FIGURES}/{name}.{kind}" for name in WRITTEN.get(rule, ()) for kind in ("csv", "md", "tex")
-    ]
+    """The files of the figures and tables of a rule, with {task} where there is one a task."""
+    return [f"{FIGURES}/{name}" for name in registry.files(rule, frozen=bool(grid["frozen"]))]
 
 
 def reported(rule):
     """The same as outputs, the figures for Snakemake's report as well."""
     return [name if not name.endswith(".png") else report(name, category=rule) for name in shown(rule)]
+
+
+def drawn(*rules):
+    """The files of the figures and tables of these rules, of all tasks."""
+    tasks = {rule: looked_at() if rule == "look" else TASKS for rule in rules}
+    names = (name.format(task=task) for rule in rules for task in tasks[rule] for name in shown(rule))
+    return list(dict.fromkeys(names))
 
 
 # The files that say that the runs of a backbone on a task are complete.
@@ -197,9 +197,7 @@ def everything():
         *summarised(TASKS),
         *(f"{RESULTS}/{name}.csv" for name in SUMMARIES),
         f"{RESULTS}/differences.csv",
-        *(f"{FIGURES}/passport_{task}.{kind}" for task in TASKS for kind in FIGURE),
-        *(name for rule in DRAWN if rule != "look" for name in shown(rule)),
-        *(name.format(task=task) for name in shown("look") for task in looked_at()),
+        *drawn(*registry.NOTEBOOKS),
         REPORT,
     ]
 
@@ -222,7 +220,7 @@ rule prepare:
         manifest(),
         manifest().replace(".csv", ".yaml"),
         packs("{task}", *gridfile.image_sizes(grid)),
-        multiext(f"{FIGURES}/passport_{{task}}", *(f".{kind}" for kind in FIGURE)),
+        shown("prepare"),
     log:
         notebook=str(address.images(RESULTS, "{task}") / "01_prepare_data.ipynb"),
     params:
@@ -352,6 +350,7 @@ rule compare:
     log:
         notebook=f"{RESULTS}/06_compare_backbones.ipynb",
     params:
+        printed=PRINTED,
         json=lambda wildcards: parameters(COMPARED, **DRAWN_IN, **CAPTION, **grid["collect"]),
     resources:
         **needs(4000, 60),
@@ -370,6 +369,7 @@ rule costs:
     log:
         notebook=f"{RESULTS}/07_weigh_costs.ipynb",
     params:
+        printed=PRINTED,
         json=lambda wildcards: parameters(DRAWN_IN, results=SHARED["results"], **CAPTION),
     resources:
         **needs(4000, 60),
@@ -389,6 +389,7 @@ rule claims:
     log:
         notebook=f"{RESULTS}/08_test_claims.ipynb",
     params:
+        printed=PRINTED,
         json=lambda wildcards: parameters(COMPARED, **DRAWN_IN, **CAPTION, **grid["collect"]),
     resources:
         **needs(4000, 60),
@@ -406,6 +407,7 @@ rule look:
     log:
         notebook=f"{RESULTS}/09_look_closer_{{task}}.ipynb",
     params:
+        printed=PRINTED,
         json=lambda wildcards: parameters(
             COMPARED,
             task=wildcards.task,
@@ -422,12 +424,14 @@ rule look:
 
 rule write_report:
     input:
-        [name for rule in ("compare", "costs", "claims") for name in shown(rule)],
-        [name.format(task=task) for name in shown("look") for task in looked_at()],
-        code=[os.path.relpath(notebooks.MEDLIB / "show" / "report.py")],
+        drawn("compare", "costs", "claims", "look"),
+        code=[
+            os.path.relpath(notebooks.MEDLIB / name)
+            for name in ("show/report.py", "show/registry.py", "show/page.html", "grid/page.py")
+        ],
     output:
         REPORT,
     params:
         grid=f"grids/{GRID}.yaml",
     shell:
-        "python -m medlib.show.report {params.grid:q} {RESULTS:q} {FIGURES:q}"
+        "python -m medlib.grid.page {params.grid:q} {RESULTS:q} {FIGURES:q}"

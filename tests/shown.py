@@ -1,5 +1,7 @@
 """Long tables of a comparison, and the words in a figure: what tests of what is shown share."""
 
+import itertools
+
 import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
@@ -24,21 +26,15 @@ TASKS = {
 
 def long_table(arms, backbones=BACKBONES, metrics=("auroc", "accuracy"), sd=float("nan")):
     """`arms`: task → (regime, head, label_fraction) triples; values are all different."""
-    rows, value = [], 0.6
+    names = ["task", "backbone", "pretraining", "regime", "head", "label_fraction", "metric"]
+    cells, values = [], []
     for task, triples in arms.items():
-        for backbone, pretraining in backbones.items():
-            for regime, head, fraction in triples:
-                for metric in metrics:
-                    value += 0.0037
-                    rows.append(
-                        dict(
-                            task=task, backbone=backbone, pretraining=pretraining, regime=regime,
-                            head=head, label_fraction=fraction, metric=metric, value=value,
-                            ci_low=value - 0.05, ci_high=value + 0.04, sd=sd, n_seeds=1,
-                            n_patients=40, n_images=80,
-                        )
-                    )  # fmt: skip
-    return pd.DataFrame(rows)
+        for pair, triple, metric in itertools.product(backbones.items(), triples, metrics):
+            cells.append((task, *pair, *triple, metric))
+            values.append((values[-1] if values else 0.6) + 0.0037)
+    table = pd.DataFrame(cells, columns=names).assign(value=values)
+    table = table.assign(ci_low=table["value"] - 0.05, ci_high=table["value"] + 0.04, sd=sd)
+    return table.assign(n_seeds=1, n_patients=40, n_images=80)
 
 
 ARMS = {task: [FROZEN_ALL, ("frozen", "knn", 1.0), FROZEN_10, TUNED_10] for task in TASKS}

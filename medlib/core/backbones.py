@@ -29,6 +29,7 @@ class Backbone:
     ``cls+patches`` class token joined with the mean of the patch tokens. ``patch`` is the size, in
     pixels, that must divide the image size. ``build`` are further arguments of the architecture,
     ``config`` overrides timm's ``pretrained_cfg`` where the weights want other preprocessing.
+    ``printed`` is the architecture's name in figures, ``family`` its kind ("CNN", "ViT").
     """
 
     name: str
@@ -36,6 +37,8 @@ class Backbone:
     pretraining: str
     embedding: str
     licence: str
+    printed: str = field(repr=False)  # no part of repr: a new printed name trains nothing again
+    family: str = field(repr=False)
     patch: int = 1
     hub: bool = True  # False: timm's hub does not have these weights, only a file
     fixed_norm: bool = False  # batch norm is folded into the convolutions: see `_load`
@@ -63,6 +66,8 @@ def read_table(path: Path = TABLE_FILE) -> dict[str, Backbone]:
         row = row if isinstance(row, dict) else {}
         wrong = [f"{name}: {unknown('field', n, list(known))}" for n in row if n not in known]
         wrong += [f"{name}: {n} is missing" for n, must in known.items() if must and n not in row]
+        shown = ("printed", "family")
+        wrong += [f"{name}: {n} is empty" for n in shown if n in row and not row[n]]
         if row.get("embedding", "gap") not in EMBEDDINGS:
             wrong.append(f"{name}: {unknown('embedding', row['embedding'], EMBEDDINGS)}")
         if not wrong:

@@ -30,9 +30,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from medlib.files import read_json
-from medlib.grid import gridfile, jobs, states
+from medlib.grid import gridfile, jobs, page, states
 from medlib.grid.watch import TARGET, LogHandler, Watch, describe, duration, progress_words, why
-from medlib.show import report
 
 RETRIES = 2  # of a failure that may not happen again: see `jobs.TRANSIENT`
 DRAWING = ("collect", "compare", "costs", "claims", "look", "write_report")  # rules
@@ -169,7 +168,7 @@ def run(
         if status:
             print(failures(study.name, watch))
             with contextlib.suppress(ValueError, OSError):
-                path = report.write(study.file, study.results, study.figures, stopped=True)
+                path = page.write(study.file, study.results, study.figures, stopped=True)
                 print(f"What there is so far: {path}")
         elif not partial:
             print(ending(study, len(planned(study)), watch.total, time.monotonic() - begun))
@@ -181,7 +180,7 @@ def ending(study: Study, left: int, ran: int, seconds: float) -> str:
     if left:
         more = f"{left} jobs of the grid are left: make study GRID={study.name}"
         return f"All {ran} jobs that were asked for are done. {more}"
-    where = f"All its figures and tables on one page: {study.figures / report.PAGE}"
+    where = f"All its figures and tables on one page: {study.figures / page.PAGE}"
     if not ran:
         return f"Nothing to be done: grid '{study.name}' is complete. {where}"
     return f"Grid '{study.name}' is complete, after {duration(seconds)}. {where}"
@@ -197,7 +196,7 @@ def draw(study: Study, arguments: list[str]) -> int:
     rules = ["--allowed-rules", TARGET, "summarise", *DRAWING, "--forcerun", *DRAWING]
     status = run(study, [*rules, *arguments], partial=True)
     if not status:
-        path = study.figures / report.page_name(study.grid, results)
+        path = study.figures / page.page_name(study.grid, results)
         print(f"All figures and tables of these runs on one page: {path}")
     return status
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from medlib.core import backbones
+
 METRICS = {  # as printed
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -25,25 +27,23 @@ METRICS = {  # as printed
     "brier": "Brier score",
     "ece": "calibration error",
 }
-PAPER_METRICS = list(METRICS)[:6]  # in the paper's order, and beside them what cannot be flattered
-
-ARCHITECTURES = {  # key without its pretraining → name; the order is the order of rows in figures
-    "vgg16": "VGG16",
-    "resnet50": "ResNet50",
-    "densenet121": "DenseNet121",
-    "mobilenetv2": "MobileNetV2",
-    "vit_tiny": "ViT-Ti",
-    "vit_small": "ViT-S",
-    "vit_base": "ViT-B",
-    "dinov2_small": "DINOv2 S",
-    "dinov2_base": "DINOv2 B",
-    "dinov2_large": "DINOv2 L",
-    "micro_resnet": "Micro-ResNet",
-    "micro_efficientnet": "Micro-EfficientNet",
-}
+PAPER_METRICS = list(METRICS)[:6]  # the paper's, and two that a majority class cannot flatter
 
 HEADS = {"linear": "linear head", "knn": "nearest neighbours", "mlp": "MLP head"}
 REGIMES = {"frozen": "frozen", "finetuned": "fine-tuned", "lora": "LoRA"}
+PRETRAININGS = {"imagenet": "ImageNet", "dinov2": "DINOv2"}  # any other is printed as its key
+RANDOM, UNKNOWN = "random weights", "family unknown"
+
+
+def _row(backbone: str) -> backbones.Backbone | None:
+    """The row of a key; None for a key that only old results have."""
+    return backbones.get(backbone) if backbone in backbones.names() else None
+
+
+def stem(backbone: str) -> str:
+    """A key without its pretraining, which a backbone and its random control share."""
+    row = _row(backbone)
+    return backbones.control(row).removesuffix("-random") if row else backbone.partition("-")[0]
 
 
 def display_names(backbone: str) -> str:
@@ -52,15 +52,40 @@ def display_names(backbone: str) -> str:
     An unknown key is returned as it is, except that a key with "random" in it always ends in
     "(random weights)": an untrained network must not be able to pass for a pretrained one.
     """
-    architecture, _, weights = backbone.partition("-")
-    known = ARCHITECTURES.get(architecture)
-    dinov2 = architecture.startswith("dinov2")
+    row, bare = _row(backbone), stem(backbone)
     if "random" in backbone:
-        # DINOv2 names a training method, so without its weights only the architecture is left
-        return f"{known or architecture}{' architecture' if dinov2 else ''} (random weights)"
-    if known and weights == "imagenet":
-        return f"{known} (ImageNet)"
-    return known if known and dinov2 and not weights else backbone
+        # `DINOv2 S` names a training method; without its weights only the architecture is left.
+        architecture = " architecture" if bare in backbones.TABLE else ""
+        return f"{row.printed if row else bare}{architecture} ({RANDOM})"
+    if row is None:
+        return backbone
+    pretraining = PRETRAININGS.get(row.pretraining, row.pretraining)
+    return row.printed if backbone == bare else f"{row.printed} ({pretraining})"
+
+
+def family(backbone: str, pretraining: str) -> str:
+    """The group of a backbone in a legend: its kind of architecture and its pretraining.
+
+    Random weights are one group. A key or a pretraining that the table of backbones does not have
+    is :data:`UNKNOWN`, and never drawn as another family.
+    """
+    row = _row(backbone)
+    if pretraining == "random":
+        return RANDOM
+    if row is None or pretraining != row.pretraining:
+        return UNKNOWN
+    name = f"{row.family}, {PRETRAININGS.get(pretraining, pretraining)}"
+    return "DINOv2" if name == "ViT, DINOv2" else name  # the name of a ViT already
+
+
+def families() -> list[str]:
+    """The families of the table of backbones, in the order of their first rows."""
+    return list(dict.fromkeys(family(key, row.pretraining) for key, row in backbones.TABLE.items()))
+
+
+def is_vit(backbone: str) -> bool:
+    row = _row(backbone)
+    return row is not None and row.family == "ViT"
 
 
 def spoken(label: str) -> str:
@@ -69,10 +94,13 @@ def spoken(label: str) -> str:
 
 
 def full_name(backbone: str, pretraining: str) -> str:
-    """The printed name where the table's own word on the weights is known as well."""
+    """The printed name, checked against a table's column `pretraining`.
+
+    Raises ValueError where only one of the two says "random".
+    """
     name = display_names(backbone)
     if pretraining == "random" and "random" not in name:
-        return display_names(f"{backbone.partition('-')[0]}-random")
+        return display_names(f"{stem(backbone)}-random")
     if pd.isna(pretraining) or ("random" in name) != (pretraining == "random"):
         raise ValueError(f"backbone {backbone!r} with pretraining {pretraining!r}: one is wrong")
     return name
@@ -100,23 +128,27 @@ def shown_rows(
     return rows
 
 
-def in_order(rows: pd.DataFrame) -> pd.DataFrame:
-    """Each backbone of `rows` (backbone, pretraining) in the order that every figure has.
+def in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """Each backbone of a table (backbone, pretraining) once, in the order that every figure has.
 
-    By architecture, known ones first; each random control directly after its pretrained twin. With
-    the columns `name` (as printed), `architecture` and `random` (whether its weights are).
+    The order is that of the rows of `backbones.yaml`, unknown keys last; a random control follows
+    its pretrained twins. Columns: backbone, pretraining, `name` (as printed), `architecture` (the
+    key's stem) and `random` (whether its weights are).
     """
-    networks = rows[["backbone", "pretraining"]].drop_duplicates()
-    rank = {architecture: i for i, architecture in enumerate(ARCHITECTURES)}
-    architecture = networks["backbone"].str.partition("-")[0]
+    networks = table[["backbone", "pretraining"]].drop_duplicates()
+    position = {key: at for at, key in enumerate(backbones.TABLE)}
+    first = {stem(key): at for key, at in reversed(position.items())}
+    architecture = networks["backbone"].map(stem)
     networks = networks.assign(
         name=list(map(full_name, networks["backbone"], networks["pretraining"])),
         architecture=architecture,
         random=networks["pretraining"] == "random",
-        rank=architecture.map(rank),
+        rank=architecture.map(first),
+        row=networks["backbone"].map(position),
     ).drop_duplicates("name")
-    by = ["rank", "architecture", "random", "name"]
-    return networks.sort_values(by, na_position="last").reset_index(drop=True)
+    by = ["rank", "architecture", "random", "row", "name"]
+    networks = networks.sort_values(by, na_position="last").reset_index(drop=True)
+    return networks.drop(columns=["rank", "row"])
 
 
 def series_names(rows: pd.DataFrame) -> pd.Series:

@@ -14,29 +14,30 @@ from matplotlib.figure import Figure, SubFigure
 
 from medlib.data.passport import ALL, REST, UNKNOWN, table
 from medlib.show.names import spoken
-from medlib.show.style import COLOURS, PAGE, styled, text_width, wrapped
+from medlib.show.style import COLOURS, PAGE, styled, text_width, title_above, wrapped
 
 
 @styled
 def draw(
-    manifest: pd.DataFrame, classes: Sequence[str], duplicates: pd.DataFrame,
-    excluded: pd.DataFrame, title: str | None = None,
-) -> Figure:  # fmt: skip
-    """What the later numbers rest on: who stands on which side, and how classes differ besides.
+    manifest: pd.DataFrame,
+    classes: Sequence[str],
+    duplicates: pd.DataFrame,
+    excluded: pd.DataFrame,
+    title: str = "",
+) -> Figure:
+    """What the later numbers rest on: who is on which side, and how else the classes differ.
 
-    Takes the frames of `table`, and draws its numbers. A row per class and one for all;
+    Takes the frames of `data.passport.table`, and draws its numbers: a row a class and one for all;
     a panel each for patients and images by side, images per patient, and the patients' age, sex
-    and site where the manifest knows them. Below stand the duplicates that were found, and what
-    was left out and why. Bars show shares, so that classes of unlike size can be compared.
+    and site where the manifest knows them. Below are the duplicates that were found, and what was
+    left out and why. Bars show shares, so that classes of different size can be compared.
     """
     numbers = table(manifest, classes, duplicates, excluded)
     names = _class_labels(numbers)
     room = PAGE - max(map(text_width, names)) - 0.2  # inches beside the names
     bands = _in_bands(_panels_of_passport(numbers, room), room)
-    words = [
-        _wrapped_lines(lines) for lines in (_duplicate_lines(numbers), _excluded_lines(numbers))
-    ]
-    title = wrapped(title or "", PAGE - 0.2, 8, weight="bold")
+    words = [_wrapped_lines(_duplicate_lines(numbers)), _wrapped_lines(_excluded_lines(numbers))]
+    title = wrapped(title, PAGE - 0.2, 8, weight="bold")
 
     rows_height = len(names) * max(0.3, 0.1 * max(name.count("\n") + 1 for name in names) + 0.1)
     ticks = [max(tick.count("\n") for panel in band for tick in panel.ticks) for band in bands]
@@ -51,19 +52,19 @@ def draw(
         top, below = 1 - np.array([0.05, 0.23]) / heights[-1]
         bottom.text(x, top, heading, va="top", fontsize=8, fontweight="bold")
         bottom.text(x, below, text, va="top", fontsize=6.5, parse_math=False)
-    fig.suptitle(title, x=0.01, ha="left", fontsize=8, fontweight="bold")
+    title_above(fig, title)
     note = (
         "Beside a class: its patients, and their share of all. Numbers: patients, or what the "
         "panel names.\nBars: their share of the class, among known values; one scale per panel."
     )
     fig.supxlabel(note, x=0.01, ha="left", fontsize=6.5, color="0.25")
     fig.draw_without_rendering()
-    fig.set_layout_engine("none")  # laid out again at each save, its last digits would wander
+    fig.set_layout_engine("none")  # each save would lay it out anew, with other last digits
     return fig
 
 
 class _Panel(NamedTuple):
-    """A table of the passport as it is drawn: a row per class, a column per bar."""
+    """A table of the passport as it is drawn: a row a class, a column a bar."""
 
     title: str
     counts: pd.DataFrame
@@ -75,31 +76,29 @@ class _Panel(NamedTuple):
 
 def _class_labels(table: pd.DataFrame) -> list[str]:
     """The rows' names with their patients, and the class's share of all patients."""
-    rows = table[(table["part"] == "classes") & (table["unit"] == "patients")]
-    return [
-        f"{wrapped(spoken(name), 1.1, 7)}\n{count:,}"
-        + (f" ({100 * share:.1f} %)" if name != ALL else "")
-        for name, count, share in rows[["class", "count", "share"]].itertuples(index=False)
-    ]
+    patients = table[(table["part"] == "classes") & (table["unit"] == "patients")]
+    labels = []
+    for name, count, share in patients[["class", "count", "share"]].itertuples(index=False):
+        percent = f" ({100 * share:.1f} %)" if name != ALL else ""
+        labels.append(f"{wrapped(spoken(name), 1.1, 7)}\n{count:,}{percent}")
+    return labels
 
 
 def _panels_of_passport(table: pd.DataFrame, room: float) -> list[_Panel]:
-    """The tables that a passport has; images are not told apart from patients if one each."""
+    """The tables that a passport has, without those of images if each patient has one."""
     tables = table[(table["class"] != "") & (table["part"] != "classes")]
     patients, images, each = tables["part"].unique()[:3]
     if set(tables["name"][tables["part"] == each]) == {"1"}:
         one_each = f"{patients}, one {images.split()[0].removesuffix('s')} each"
         tables = tables[~tables["part"].isin([images, each])].replace(patients, one_each)
     panels = []
-    for part, rows in tables.groupby("part", sort=False):
-        order = {"index": rows["class"].unique(), "columns": rows["name"].unique()}
-        wide = rows.pivot(index="class", columns="name")
+    for part, cells in tables.groupby("part", sort=False):
+        names = cells["name"].unique()
+        order = {"index": cells["class"].unique(), "columns": names}
+        wide = cells.pivot(index="class", columns="name")
         counts, shares = wide["count"].reindex(**order), wide["share"].reindex(**order)
-        most = min(0.62, room / len(order["columns"]) - 0.07)  # long names get narrow lines
-        ticks = [
-            "not\nknown" if name == UNKNOWN else wrapped(name, most, 6.5)
-            for name in order["columns"]
-        ]
+        most = min(0.62, room / len(names) - 0.07)  # long names get narrow lines
+        ticks = ["not\nknown" if n == UNKNOWN else wrapped(n, most, 6.5) for n in names]
         widest = max(map(text_width, [*ticks, f"{counts.max(axis=None):,}"]))
         column = max(widest + 0.05, 0.3)
         width = max(len(ticks) * column, text_width(part, 8, "bold") + 0.1)
@@ -108,7 +107,7 @@ def _panels_of_passport(table: pd.DataFrame, room: float) -> list[_Panel]:
 
 
 def _in_bands(panels: list[_Panel], room: float) -> list[list[_Panel]]:
-    """The panels in lines of at most `room` inches, as words are set on a page."""
+    """The panels in lines of at most `room` inches, as words are set in lines."""
     bands, used = [[]], 0.0
     for panel in panels:
         if bands[-1] and used + panel.width > room:
@@ -120,12 +119,12 @@ def _in_bands(panels: list[_Panel], room: float) -> list[list[_Panel]]:
 
 
 def _draw_band(part: SubFigure, band: list[_Panel], names: list[str], room: float) -> None:
-    """Panels side by side, the classes' names at their left; few panels do not fill the page."""
+    """Panels side by side with the classes' names at the left; a few do not fill the page."""
     widths = [panel.width for panel in band]
     spare = max(0.01, 0.7 * room - sum(widths))
-    grid = part.add_gridspec(1, len(band) + 1, width_ratios=[*widths, spare])
-    for ax, panel in zip([part.add_subplot(grid[i]) for i in range(len(band))], band, strict=True):
-        _draw_panel(ax, panel)
+    places = part.add_gridspec(1, len(band) + 1, width_ratios=[*widths, spare])
+    for at, panel in enumerate(band):
+        _draw_panel(part.add_subplot(places[at]), panel)
     part.axes[0].set_yticks(np.arange(len(names))[::-1] + 0.35, names, parse_math=False)
 
 
@@ -141,9 +140,8 @@ def _draw_panel(ax: Axes, panel: _Panel) -> None:
         numbers = [f"{count:,}" for count in panel.counts.loc[name]]
         ax.bar_label(bars, numbers, fontsize=6, padding=1)
     ax.hlines(range(len(panel.counts)), -0.5, len(x) - 0.5, color="0.6", linewidth=0.5)
-    ax.set(
-        xlim=(-0.5, panel.width / panel.column - 0.5), ylim=(-0.04, len(panel.counts)), yticks=[]
-    )
+    ax.set(ylim=(-0.04, len(panel.counts)), yticks=[])
+    ax.set_xlim(-0.5, panel.width / panel.column - 0.5)
     ax.set_title(panel.title, pad=0)  # above the first row there is room for its numbers
     ax.set_xticks(x, panel.ticks, fontsize=6.5, linespacing=1, parse_math=False)
     ax.tick_params(length=0)
@@ -152,29 +150,26 @@ def _draw_panel(ax: Axes, panel: _Panel) -> None:
 
 def _duplicate_lines(table: pd.DataFrame) -> list[str]:
     """A heading, and what the passport says on duplicates."""
-    rows = table[table["part"].isin(["duplicates", "pairs"])]
-    rows = rows[["part", "name", "count", "correlation", "detail"]]
-    (_, _, total, _, _), *rows = rows.itertuples(index=False)
+    columns = ["part", "name", "count", "correlation", "detail"]
+    pairs = table.loc[table["part"].isin(["duplicates", "pairs"]), columns]
+    (_, _, total, _, _), *kinds = pairs.itertuples(index=False)
     lines = [f"duplicates found: {total:,} pairs" if total else "duplicates found: none"]
-    for part, name, count, correlation, detail in rows:
+    for part, name, count, correlation, detail in kinds:
         r = "" if pd.isna(correlation) else f", r\u00a0=\u00a0{correlation:.3f}"  # no break
         words = f"{name}{r}: {detail}"
-        lines.append(f"{count:,} × {words}" if part == "duplicates" else words)
-        if name == REST:
-            lines[-1] = f"and {count:,} more"
+        words = f"{count:,} × {words}" if part == "duplicates" else words
+        lines.append(f"and {count:,} more" if name == REST else words)
     return lines
 
 
 def _excluded_lines(table: pd.DataFrame) -> list[str]:
     """A heading, and what the passport says on what was left out."""
-    rows = table.loc[table["part"] == "left out", ["name", "count", "detail"]]
-    (_, total, _), *rows = rows.itertuples(index=False)
+    left_out = table.loc[table["part"] == "left out", ["name", "count", "detail"]]
+    (_, total, _), *reasons = left_out.itertuples(index=False)
     lines = [f"left out: {total:,}" if total else "left out: nothing"]
-    for name, count, detail in rows:
-        rest = name == REST
-        lines.append(
-            f"and {count:,} for other reasons" if rest else f"{count:,} × {name} ({detail})"
-        )
+    for name, count, detail in reasons:
+        words = f"× {name} ({detail})" if name != REST else "for other reasons"
+        lines.append(f"{'and ' if name == REST else ''}{count:,} {words}")
     return lines
 
 

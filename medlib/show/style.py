@@ -19,15 +19,14 @@ from medlib.files import replacing, save_csv
 
 COLUMN, PAGE = 3.35, 7.0  # widths in inches: one column of a two-column journal, and both
 
-BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK, BROWN = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F5B3A",
-)  # fmt: skip
+BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+ORANGE, SKY, BLACK, BROWN = "#E69F00", "#56B4E9", "#000000", "#7F5B3A"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK, BROWN)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (9, 2)))
 GREY = "0.42"  # random weights, and only they
-CHOSEN = {"marker": "*", "linestyle": "none", "color": VERMILION, "markersize": 8,
-          "markeredgecolor": "black", "markeredgewidth": 0.5, "zorder": 5}  # fmt: skip
+CHOSEN = {"marker": "*", "linestyle": "none", "color": VERMILION, "markersize": 8, "zorder": 5}
+CHOSEN |= {"markeredgecolor": "black", "markeredgewidth": 0.5}
 
 STYLE = {
     "figure.dpi": 120,
@@ -71,9 +70,9 @@ def save(
 ) -> list[Path]:
     """Write a figure as `<stem>.png` (200 dpi), `.pdf` and `.svg`, and its data as `<stem>.csv`.
 
-    `caption` is put beneath it first (:func:`caption_below`). The folder is made where needed, each
-    file appears whole (written beside, then renamed), and the same data drawn again give the same
-    bytes: no dates, no random ids. Returns the paths.
+    `caption` is printed beneath it first (:func:`caption_below`). Missing folders are made, each
+    file is written whole or not at all, and the same data give the same bytes: no dates, no random
+    ids. Returns the paths.
     """
     if caption:
         caption_below(fig, caption)
@@ -90,7 +89,7 @@ def save(
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw in the house style whatever the caller's rcParams, then let pyplot forget the figure."""
+    """A decorator: draw in the house style, whatever the rcParams, and close pyplot's figure."""
 
     @functools.wraps(draw)
     def styled(*args, **kwargs) -> Figure:
@@ -103,42 +102,46 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def legend_above(fig: Figure, handles: list, names: list[str]) -> None:
-    """A legend over the panels, in as many columns as fit, for which the figure grows taller."""
+    """A legend above the panels, in as many columns as fit; the figure grows by its height."""
+    look = {"loc": "outside upper center", "columnspacing": 1.4}
+    look["handler_map"] = {tuple: HandlerTuple(ndivide=None, pad=0.3)}
     for columns in range(len(names), 0, -1):
-        legend = fig.legend(
-            handles, names, loc="outside upper center", ncols=columns, columnspacing=1.4,
-            handler_map={tuple: HandlerTuple(ndivide=None, pad=0.3)},
-        )  # fmt: skip
+        legend = fig.legend(handles, names, ncols=columns, **look)
         if columns == 1 or legend.get_window_extent().width <= fig.bbox.width:
             break
         legend.remove()
     fig.set_figheight(fig.get_figheight() + legend.get_window_extent().height / fig.dpi)
 
 
-def caption_below(fig: Figure, caption: str) -> None:
-    """Words under the panels, in lines as long as the figure is wide; it grows taller by them.
+def title_above(fig: Figure, title: str) -> None:
+    fig.suptitle(title, x=0.01, ha="left", fontsize=8, fontweight="bold")
 
-    They follow those that are there already, unless these end in them.
+
+def caption_below(fig: Figure, caption: str) -> None:
+    """Print words under the panels in full lines; the figure grows by their height.
+
+    They are appended to the existing caption, unless it already ends with this text.
     """
     before = fig.get_supxlabel()
     words = " ".join(before.split())
     if words.endswith(" ".join(caption.split())):
         return
-    text = textwrap.fill(f"{words} {caption}".strip(), int(20 * fig.get_figwidth()))  # an inch: 20
+    letters = int(20 * fig.get_figwidth())  # of a line: 20 an inch
+    text = textwrap.fill(f"{words} {caption}".strip(), letters)
     more = len(text.splitlines()) - len(before.splitlines())
     fig.set_figheight(fig.get_figheight() + 0.14 * more)
     fig.supxlabel(text, x=0.01, ha="left", fontsize=6.5, color="0.25")
 
 
 def text_width(text: str, size: float = 7, weight: str = "normal") -> float:
-    """Inches that the longest line takes."""
+    """The width of the longest line, in inches."""
     font = FontProperties(size=size, weight=weight)
     lines = (text_to_path.get_text_width_height_descent(t, font, False) for t in text.split("\n"))
     return max(points for points, _, _ in lines) / 72
 
 
 def wrapped(text: str, inches: float, size: float, indent: str = "", weight: str = "normal") -> str:
-    """The text in lines of at most that many inches; words that are longer are broken."""
+    """The text in lines of at most so many inches; longer words are broken."""
     for letters in range(max(int(40 * inches), 2), len(indent) + 1, -1):
         lines = "\n".join(textwrap.wrap(text, letters, subsequent_indent=indent))
         if text_width(lines, size, weight) <= inches:

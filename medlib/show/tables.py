@@ -1,7 +1,7 @@
-"""Tables of the study, from tidy frames, as CSV, Markdown and LaTeX.
+"""Tables of the study, from tidy frames, as CSV, Markdown, LaTeX and HTML.
 
-A table's CSV holds the frame as it is; Markdown and LaTeX hold readable headings, the best of each
-task in bold, and with it what is shown to be equivalent (`ties`).
+A table's CSV holds the frame as it is. The others have readable headings, and in bold the best of
+each task and what is shown to be equivalent to it (`ties`).
 """
 
 from __future__ import annotations
@@ -10,15 +10,24 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 
 from medlib.core.metrics import LOSSES
-from medlib.files import replacing, save_csv
+from medlib.files import save_csv, save_text
 from medlib.show.names import HEADS, METRICS, PAPER_METRICS, REGIMES, in_order, shown_rows
 
 LONG = 44  # letters; a longer column is set in lines
 WIDE, TALL = 150, 60  # letters and rows of a LaTeX table; a larger one becomes several
+HTML = jinja2.Template(
+    """<div class="scroll"><table>{% if caption %}<caption>{{ caption }}</caption>{% endif %}
+<tr>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for cells in lines %}<tr>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>{% if note %}<p class="note">{{ note }}</p>{% endif %}\n""",
+    autoescape=True,
+)
 
 
 def main_table(
@@ -46,8 +55,8 @@ def ties(
 ) -> pd.DataFrame:
     """Which cells of :func:`main_table` hold the best of their task, or what is equivalent to it.
 
-    `table` has, beside the columns that :func:`main_table` takes, the column `tied` (bool), as
-    `compare.tied_with_best` finds it. One column a metric, in the order of the rows there.
+    `table` has, beside the columns that :func:`main_table` takes, the column `tied` (bool) of
+    `differences.tied_with_best`. A column a metric; rows in the order of :func:`main_table`.
     """
     tied = table[["task", "backbone", "pretraining", "regime", "head", "label_fraction", "metric"]]
     rows = shown_rows(table, tasks, metrics).merge(tied.assign(cell=table["tied"]))
@@ -81,19 +90,24 @@ def claims_table(verdicts: pd.DataFrame) -> pd.DataFrame:
     """`claims.verdicts` as it is printed: a row a part of a claim, its effect and its verdict."""
     words = {"within the margin": "within ± {:g}", "above -margin": "above −{:g}"}
     pairs = zip(verdicts["expected"], verdicts["margin"], strict=True)
-    return pd.DataFrame({
-        "claim": verdicts["claim"], "contrast": verdicts["part"],
+    columns = {
+        "claim": verdicts["claim"],
+        "contrast": verdicts["part"],
         "expected": [words.get(expected, expected).format(margin) for expected, margin in pairs],
-        "difference in AUROC": _effects(verdicts), "verdict": verdicts["verdict"],
+        "difference in AUROC": _effects(verdicts),
+        "verdict": verdicts["verdict"],
         "missing": [_missing_backbones(words) for words in verdicts["missing"]],
-    })  # fmt: skip
+    }
+    return pd.DataFrame(columns)
 
 
 def confounds_table(parts: pd.DataFrame, tasks: Mapping[str, Mapping]) -> pd.DataFrame:
     """`claims.confounds` as it is printed: a row a task, regime and size, a column a part."""
-    cells = parts.assign(cell=_effects(parts), task=parts["task"].map(
-        lambda task: tasks[task]["title"] if task in tasks else f"mean over {task} tasks"
-    ))  # fmt: skip
+    titles = [
+        tasks[task]["title"] if task in tasks else f"mean over {task} tasks"
+        for task in parts["task"]
+    ]
+    cells = parts.assign(cell=_effects(parts), task=titles)
     keys = ["task", "regime", "size"]
     wide = cells.pivot(index=keys, columns="part", values="cell")
     order = cells[keys].drop_duplicates()
@@ -101,13 +115,14 @@ def confounds_table(parts: pd.DataFrame, tasks: Mapping[str, Mapping]) -> pd.Dat
     return wide.rename_axis(columns=None).reset_index()
 
 
-def _effects(rows: pd.DataFrame) -> list[str]:
+def _effects(table: pd.DataFrame) -> list[str]:
     """Differences with their intervals; what was not tested says so."""
     return [
-        f"{row.difference:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]"
-        if pd.notna(row.difference) else "not tested"
-        for row in rows.itertuples()
-    ]  # fmt: skip
+        "not tested"
+        if pd.isna(row.difference)
+        else f"{row.difference:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]"
+        for row in table.itertuples()
+    ]
 
 
 def _missing_backbones(words: str) -> str:
@@ -117,33 +132,36 @@ def _missing_backbones(words: str) -> str:
 
 
 def save_table(
-    df: pd.DataFrame, path_stem: Path, caption: str = "", note: str = "",
-    best: pd.DataFrame | None = None, data: pd.DataFrame | None = None,
-) -> list[Path]:  # fmt: skip
-    """Write a table as `<stem>.csv`, `.md` (pipes) and `.tex` (booktabs), each whole or not at all.
+    df: pd.DataFrame,
+    path_stem: Path,
+    caption: str = "",
+    note: str = "",
+    best: pd.DataFrame | None = None,
+    data: pd.DataFrame | None = None,
+) -> list[Path]:
+    """Write a table as `<stem>.csv`, `.md` (pipes), `.tex` (booktabs) and `.html` (a fragment).
 
-    The CSV holds `data`, or else the frame as it is; the other two readable headings. The .tex
-    needs nothing but `\\usepackage{booktabs}`. Where the frame has a `task` column a rule parts the
-    tasks. Bold are the cells where `best` (of the same rows, columns as in `df`) is true; without
-    it the best of each task in every column named in `METRICS`, compared by the number that the
-    cell starts with, equals alike.
+    The CSV holds `data`, or else the frame as it is. The .tex needs only
+    `\\usepackage{booktabs}`. Where the frame has a `task` column a rule parts the tasks. Bold are
+    the cells where `best` (of the same rows, columns as in `df`) is true. Without it, bold is the
+    best of each task in every column named in `METRICS`, compared by the number that the cell
+    starts with, ties included. Each file is written whole or not at all; returns their paths.
     """
     readable = _readable(df)
-    bold = pd.DataFrame(False, readable.index, readable.columns)
+    bold = _best_cells(readable)
     if best is not None:
+        bold[:] = False
         best = best.reset_index(drop=True).rename(columns=METRICS)
         bold[list(best)] = best
-    else:
-        bold = _best_cells(readable)
     texts = {
         "md": _markdown(readable, bold, caption, note),
         "tex": _latex(readable, bold, caption, note, label=Path(path_stem).name),
+        "html": html(readable, bold, caption, note),
     }
-    paths = [Path(f"{path_stem}.{kind}") for kind in ("csv", "md", "tex")]
+    paths = [Path(f"{path_stem}.{kind}") for kind in ("csv", *texts)]
     save_csv(paths[0], df if data is None else data)
     for path, text in zip(paths[1:], texts.values(), strict=True):
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+        save_text(path, text)
     return paths
 
 
@@ -189,6 +207,16 @@ def _markdown(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str) -> 
     return "\n\n".join(part for part in (caption, table, note) if part) + "\n"
 
 
+def html(
+    df: pd.DataFrame, marked: pd.DataFrame, caption: str = "", note: str = "", tag: str = "b"
+) -> Markup:
+    """A table as HTML, all of it escaped, with the `marked` cells inside a tag."""
+    mark = Markup(f"<{tag}>{{}}</{tag}>").format
+    cells = zip(df.map(_text).to_numpy(), marked[list(df)].to_numpy(), strict=True)
+    lines = [[mark(text) if on else text for text, on in zip(*line, strict=True)] for line in cells]
+    return Markup(HTML.render(names=list(df), lines=lines, caption=caption, note=note))
+
+
 def _latex(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str, label: str) -> str:
     """One table, or several where one would leave the page: by task, and by groups of metrics."""
     letters = df.map(_text).apply(lambda column: column.str.len().max()).clip(upper=LONG)
@@ -198,13 +226,14 @@ def _latex(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str, label:
     if letters.sum() > WIDE and metrics:
         room = max(1, int((WIDE - letters[keys].sum()) // letters[metrics].max()))
         groups = [keys + metrics[i : i + room] for i in range(0, len(metrics), room)]
-    rows = [df.index]
+    by_task = [df.index]
     if len(df) > TALL and "task" in df:
-        rows = [part.index for _, part in df.groupby("task", sort=False)]
+        by_task = [part.index for _, part in df.groupby("task", sort=False)]
     parts = [
         _latex_part(df.loc[some, columns], best.loc[some, columns], caption, note)
-        for some in rows for columns in groups
-    ]  # fmt: skip
+        for some in by_task
+        for columns in groups
+    ]
     for number, part in enumerate(parts, start=1):
         name = label if len(parts) == 1 else f"{label}-{number}"
         parts[number - 1] = part.replace("LABEL", f"tab:{name}")
@@ -217,10 +246,8 @@ def _latex_part(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str) -
     style = style.format(_text, escape="latex").format_index(escape="latex", axis="columns")
     longest = df.map(_text).apply(lambda column: column.str.len().max())
     columns = "".join(f"p{{{LONG / 2:g}em}}" if n > LONG else "l" for n in longest)
-    lines = style.to_latex(
-        column_format=columns, hrules=True, position_float="centering",
-        caption=_tex(caption) or None, label="LABEL",
-    ).splitlines()  # fmt: skip
+    look = {"column_format": columns, "hrules": True, "position_float": "centering"}
+    lines = style.to_latex(caption=_tex(caption) or None, label="LABEL", **look).splitlines()
     if "task" in df:
         body = lines.index(r"\midrule") + 1
         for row in reversed(np.flatnonzero(df["task"] != df["task"].shift())[1:]):

@@ -134,7 +134,7 @@ def edited(path, old, new):
 
 
 ONCE = dict.fromkeys(("collect", *DRAWING), 1)
-NEW_ROW = "new-imagenet: {timm_name: resnet18.a1_in1k, pretraining: imagenet, embedding: gap, "
+NEW_ROW = "new-imagenet: {printed: New, family: CNN, timm_name: resnet18.a1_in1k, "
 PROBED = {"probe": 2, "summarise": 2, **ONCE}
 TUNED_AGAIN = {"finetune": 1, "summarise": 1, **ONCE}
 ALL = {"prepare": 1, "extract": 2, "probe": 2, "finetune": 1, "summarise": 2, **ONCE}
@@ -153,9 +153,15 @@ EDITS = {  # a file, a text in it, what replaces the text, and the jobs that run
     "resamples": ("grids/small.yaml", "resamples: 100", "resamples: 99", {"summarise": 2, **ONCE}),
     "a new row": (
         "medlib/core/backbones.yaml",
-        "# The paper's six.",
-        NEW_ROW + "licence: MIT}",
+        "# The paper's three CNNs.",
+        NEW_ROW + "pretraining: imagenet, embedding: gap, licence: MIT}",
         {},
+    ),
+    "a printed name": (
+        "medlib/core/backbones.yaml",
+        "printed: Micro-ResNet",
+        "printed: Tiny-ResNet",
+        dict.fromkeys(DRAWING, 1),
     ),
     # Of its random control nothing changes: it has no batch norm that was folded.
     "a row": (

@@ -1,4 +1,6 @@
-"""medlib.figures: each shows what its frame says, names random weights, and repeats to the byte."""
+"""Figures: each shows what its frame says, names random weights, and repeats to the byte."""
+
+import itertools
 
 import matplotlib
 
@@ -12,7 +14,6 @@ from shown import TASKS, all_words, legend_words, long_table
 from medlib.show import style
 from medlib.show.figures import comparison, costs, embeddings, predictions
 from medlib.show.figures.differences import _cliques, critical_difference, forest, worth_showing
-from medlib.show.figures.parts import FAMILIES, family, look
 
 BACKBONES = {
     "vit_tiny-imagenet": "imagenet",
@@ -22,15 +23,15 @@ BACKBONES = {
     "dinov2_base": "dinov2",
     "resnet50-imagenet": "imagenet",
 }
-PARAMETERS = {"vit_tiny": 5.5e6, "vit_base": 86e6, "dinov2_small": 22e6, "dinov2_base": 86e6,
-              "resnet50": 23.5e6}  # fmt: skip
+PARAMETERS = {"vit_tiny": 5.5e6, "vit_base": 86e6, "resnet50": 23.5e6}
+PARAMETERS |= {"dinov2_small": 22e6, "dinov2_base": 86e6}
 ARMS = [("frozen", "linear", 1.0), ("frozen", "linear", 0.1), ("finetuned", "linear", 0.1)]
 
 
 def table(tasks=TASKS, backbones=BACKBONES):
-    found = long_table(dict.fromkeys(tasks, ARMS), backbones, metrics=("auroc",))
-    name = found["backbone"].str.partition("-")[0]
-    return found.assign(parameters=name.map(PARAMETERS), seconds=100.0, memory=2.0**30)
+    results = long_table(dict.fromkeys(tasks, ARMS), backbones, metrics=("auroc",))
+    name = results["backbone"].str.partition("-")[0]
+    return results.assign(parameters=name.map(PARAMETERS), seconds=100.0, memory=2.0**30)
 
 
 def by_seed():
@@ -46,20 +47,16 @@ def by_seed():
 
 
 def differences():
-    rows, names = [], list(BACKBONES)
-    for task in TASKS:
-        for i, one in enumerate(names):
-            for other in names[i + 1 :]:
-                value = 0.01 * (len(rows) % 7 - 3)
-                rows.append({
-                    "task": task, "head": "linear", "label_fraction": 1.0, "contrast": "backbones",
-                    "one_backbone": one, "other_backbone": other,
-                    "one_pretraining": BACKBONES[one], "other_pretraining": BACKBONES[other],
-                    "one_regime": "frozen", "other_regime": "frozen", "difference": value,
-                    "ci_low": value - 0.015, "ci_high": value + 0.015,
-                    "different": abs(value) > 0.02, "equivalent": value == 0,
-                })  # fmt: skip
-    return pd.DataFrame(rows)
+    pairs = itertools.product(TASKS, itertools.combinations(BACKBONES, 2))
+    columns = ["task", "one_backbone", "other_backbone"]
+    table = pd.DataFrame([(task, *pair) for task, pair in pairs], columns=columns)
+    for side in ("one", "other"):
+        table[f"{side}_pretraining"] = table[f"{side}_backbone"].map(BACKBONES)
+    value = pd.Series([0.01 * (i % 7 - 3) for i in range(len(table))])
+    table = table.assign(difference=value, ci_low=value - 0.015, ci_high=value + 0.015)
+    table = table.assign(different=value.abs() > 0.02, equivalent=value == 0)
+    table = table.assign(head="linear", label_fraction=1.0, contrast="backbones")
+    return table.assign(one_regime="frozen", other_regime="frozen")
 
 
 def curve_frame():
@@ -93,19 +90,19 @@ def points(n=60):
     one["patient"] = [f"p{i // 4:02d}" for i in range(n)]
     one["site"] = [f"s{i % 3}" for i in range(n)]
     kept = {"vit_base-random": "random", "dinov2_small": "dinov2"}
-    return pd.concat(one.assign(backbone=b, pretraining=p, shares="9 % of variance")
-                     for b, p in kept.items())  # fmt: skip
+    one["shares"] = "9 % of variance"
+    return pd.concat(one.assign(backbone=b, pretraining=p) for b, p in kept.items())
 
 
 def ranks():
     values = pd.Series({"DINOv2 S": 1.2, "ResNet50 (ImageNet)": 2.1, "ViT-B (random weights)": 2.7})
-    found = {"n_tasks": 6, "p_friedman": 0.03, "critical_difference": 1.35}
-    return {"frozen": values, "fine-tuned": values[::-1]}, {"frozen": found, "fine-tuned": found}
+    test = {"n_tasks": 6, "p_friedman": 0.03, "critical_difference": 1.35}
+    return {"frozen": values, "fine-tuned": values[::-1]}, {"frozen": test, "fine-tuned": test}
 
 
 def widths():
-    return pd.DataFrame({"way": ["patients", "images"], "value": 0.8, "ci_low": [0.7, 0.75],
-                         "ci_high": [0.9, 0.85], "ratio": [1, 2]})  # fmt: skip
+    ends = {"ci_low": [0.7, 0.75], "ci_high": [0.9, 0.85]}
+    return pd.DataFrame({"way": ["patients", "images"], "value": 0.8, "ratio": [1, 2]} | ends)
 
 
 def seen():
@@ -148,10 +145,9 @@ def test_long_titles_stay_on_the_page():
     tasks = {name: {"title": title, "chance": 0.5} for name in ("one", "two", "three")}
     draws = pd.concat(by_seed().assign(task=name) for name in tasks)
     pairs = pd.concat(differences().query("task == 'mri'").assign(task=name) for name in tasks)
-    for fig in (
-        comparison.freezing(table(tasks), tasks), costs.size(table(tasks), tasks),
-        costs.label_efficiency(draws, tasks), forest(pairs, tasks),
-    ):  # fmt: skip
+    figures = [comparison.freezing(table(tasks), tasks), costs.size(table(tasks), tasks)]
+    figures += [costs.label_efficiency(draws, tasks), forest(pairs, tasks)]
+    for fig in figures:
         fig.draw_without_rendering()
         words = [t for ax in fig.axes for t in (ax._left_title, *ax.texts)]
         assert sum(text.get_text().startswith("Glioma") for text in words) == 3
@@ -163,15 +159,6 @@ def test_long_titles_stay_on_the_page():
 @pytest.mark.parametrize("name", sorted(set(DRAWN) - {"interval_widths", "size"}))
 def test_random_weights_are_named(name):
     assert "random" in all_words(DRAWN[name]())
-
-
-def test_a_family_is_told_by_pretraining_and_architecture():
-    assert family("vit_tiny-imagenet", "imagenet") == "ViT, ImageNet"
-    assert family("resnet50-imagenet", "imagenet") == "CNN, ImageNet"
-    assert family("dinov2_small", "dinov2") == "DINOv2"
-    assert family("dinov2_small-random", "random") == "random weights"
-    assert look("random weights")["markerfacecolor"] == "white"
-    assert len({look(kind)["color"] for kind in FAMILIES}) == 4
 
 
 def test_slopes_lead_from_frozen_to_fine_tuned_on_the_same_labels():
@@ -212,17 +199,15 @@ def test_label_efficiency_shows_means_over_draws_and_their_range():
     assert any(np.allclose(line.get_ydata(), own.mean()) for line in lines)
     assert {"fine-tuned", "worst to best draw of patients"} <= set(legend_words(fig))
     edges = [path.vertices[:, 1] for c in fig.axes[0].collections for path in c.get_paths()]
-    assert any(np.isclose(e.min(), own.min().min()) and np.isclose(e.max(), own.max().max())
-               for e in edges)  # fmt: skip
+    ends = [own.min().min(), own.max().max()]
+    assert any(np.allclose([edge.min(), edge.max()], ends) for edge in edges)
 
 
 def test_the_pareto_front_holds_what_nothing_beats():
-    rows = pd.DataFrame({
-        "backbone": ["vit_tiny-imagenet", "resnet50-imagenet", "dinov2_small", "vit_base-random"],
-        "pretraining": ["imagenet", "imagenet", "dinov2", "random"], "regime": "frozen",
-        "value": [0.7, 0.6, 0.9, 0.9], "seconds": [60.0, 120, 240, 480],
-        "parameters": [5e6, 25e6, 22e6, 86e6], "memory": [2.0**30] * 4,
-    })  # fmt: skip
+    shown = ["vit_tiny-imagenet", "resnet50-imagenet", "dinov2_small", "vit_base-random"]
+    rows = pd.DataFrame({"backbone": shown, "pretraining": [BACKBONES[name] for name in shown]})
+    rows = rows.assign(regime="frozen", value=[0.7, 0.6, 0.9, 0.9], seconds=[60.0, 120, 240, 480])
+    rows = rows.assign(parameters=[5e6, 25e6, 22e6, 86e6], memory=2.0**30)
     fig = costs.cost(rows)
     (step,) = [line for line in fig.axes[0].lines if len(line.get_xdata()) > 1]
     assert list(step.get_xdata()) == [1, 4] and list(step.get_ydata()) == [0.7, 0.9]
@@ -254,15 +239,17 @@ def test_a_forest_has_a_row_a_pair_and_a_mark_for_what_was_shown():
     rows = differences()
     fig = forest(rows, TASKS)
     assert len(fig.axes[0].get_yticklabels()) == 15
-    marks = {line.get_marker() + str(line.get_markerfacecolor()): len(line.get_xdata())
-             for line in fig.axes[0].lines if line.get_marker() in "os"}  # fmt: skip
+    lines = [line for line in fig.axes[0].lines if line.get_marker() in "os"]
+    marks = {
+        f"{line.get_marker()}{line.get_markerfacecolor()}": len(line.get_xdata()) for line in lines
+    }
     mri = rows[rows["task"] == "mri"]
     assert marks[f"o{style.VERMILION}"] == mri["different"].sum()
     assert marks[f"s{style.BLUE}"] == mri["equivalent"].sum()
     assert sum(marks.values()) == 15
     assert "Frozen, 95 % intervals over patients." in all_words(fig)
-    regimes = rows.assign(other_backbone=rows["one_backbone"], one_regime="finetuned",
-                          other_pretraining=rows["one_pretraining"])  # fmt: skip
+    regimes = rows.assign(one_regime="finetuned", other_backbone=rows["one_backbone"])
+    regimes["other_pretraining"] = rows["one_pretraining"]
     regimes = regimes.drop_duplicates(["task", "one_backbone"])
     words = all_words(forest(regimes, TASKS))
     assert "Fine-tuned minus frozen" in words and "DINOv2 S − " not in words

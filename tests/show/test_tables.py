@@ -1,4 +1,4 @@
-"""medlib.tables: what the frames say, in all three formats; bold where it must be, and LaTeX that
+"""Tables: what the frames say, in all formats; bold where it must be, and LaTeX that
 compiles."""
 
 import re
@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
-from shown import ARMS, FROZEN_ALL, TASKS, long_table, row_names
+from shown import ARMS, FROZEN_10, FROZEN_ALL, TASKS, TUNED_10, long_table, row_names
 
 from medlib.show import tables
 from medlib.show.figures import comparison
@@ -23,14 +23,10 @@ def test_main_table_holds_the_numbers_of_the_long_table_in_order():
     assert list(wide["task"].unique()) == ["Glioma grade", "Dermoscopy"]
     assert list(wide["backbone"].unique()) == row_names(comparison.main_comparison(table, TASKS))
     first = wide.iloc[:4]
-    assert list(zip(first.regime, first["head"], first.label_fraction, strict=True)) == [
-        ("frozen", "linear", 1.0), ("frozen", "linear", 0.1), ("frozen", "knn", 1.0),
-        ("finetuned", "linear", 0.1),
-    ]  # fmt: skip
-    source = table[
-        (table.task == "mri") & (table.backbone == "vit_tiny-random") & (table["head"] == "knn")
-        & (table.metric == "auroc")
-    ].iloc[0]  # fmt: skip
+    arms = list(zip(first.regime, first["head"], first.label_fraction, strict=True))
+    assert arms == [FROZEN_ALL, FROZEN_10, ("frozen", "knn", 1.0), TUNED_10]
+    one = "task == 'mri' and backbone == 'vit_tiny-random' and head == 'knn' and metric == 'auroc'"
+    source = table.query(one).iloc[0]
     cell = wide[
         (wide.task == "Glioma grade") & (wide.pretraining == "random") & (wide["head"] == "knn")
     ].iloc[0]
@@ -45,12 +41,14 @@ def test_main_table_holds_the_numbers_of_the_long_table_in_order():
 def test_tables_agree_across_formats_and_bold_the_best(tmp_path):
     wide = tables.main_table(long_table(ARMS), TASKS, metrics=("balanced_accuracy", "auroc"))
     paths = tables.save_table(wide, tmp_path / "t" / "main_table", "100 % of_it & more", "A note.")
-    assert [path.name for path in paths] == ["main_table.csv", "main_table.md", "main_table.tex"]
-    csv, md, tex = (path.read_text() for path in paths)
+    assert [path.name for path in paths] == [
+        f"main_table.{k}" for k in ("csv", "md", "tex", "html")
+    ]
+    csv, md, tex, html = (path.read_text() for path in paths)
     back = pd.read_csv(paths[0], keep_default_na=False)
     assert list(back["auroc"]) == list(wide["auroc"])
     number = r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]"
-    for text in (md, tex):
+    for text in (md, tex, html):
         assert re.findall(number, text) == list(wide["auroc"])
     # values rise down the long table: the last backbone's last arm is the best of its task
     long = long_table(ARMS)
@@ -58,10 +56,14 @@ def test_tables_agree_across_formats_and_bold_the_best(tmp_path):
     best = [f"{v:.3f}" for v in long.groupby("task", sort=False)["value"].max()]
     assert [cell[:5] for cell in re.findall(r"\\textbf\{(.*?)\}", tex)] == best
     assert [cell[:5] for cell in re.findall(r"\*\*(.*?)\*\*", md)] == best
+    assert [cell[:5] for cell in re.findall(r"<b>(.*?)</b>", html)] == best
+    assert "<caption>100 % of_it &amp; more</caption>" in html and html.count("<tr>") == 1 + len(
+        wide
+    )
     assert "\\caption{100 \\% of\\_it \\& more}" in tex
-    headings = [
-        "task", "backbone", "regime", "head", "labels", "patients", "balanced accuracy", "AUROC",
-    ]  # fmt: skip
+    headings = ["task", "backbone", "regime", "head", "labels", "patients"]
+    headings += ["balanced accuracy", "AUROC"]
+    assert re.findall("<th>(.*?)</th>", html) == headings
     lines = tex.splitlines()
     assert lines[lines.index(r"\toprule") + 1] == " & ".join(headings) + r" \\"
     assert [word.strip() for word in md.splitlines()[2].strip("|").split("|")] == headings
@@ -74,7 +76,7 @@ def test_tables_agree_across_formats_and_bold_the_best(tmp_path):
     assert len(rows) == len(wide)
     assert all(line.count(" & ") == len(columns) - 1 for line in rows)
     assert tex.count("{") - tex.count("\\{") == tex.count("}") - tex.count("\\}")
-    assert "A note." in tex and md.rstrip().endswith("A note.")
+    assert "A note." in tex and "A note." in html and md.rstrip().endswith("A note.")
     again = tables.save_table(wide, tmp_path / "u" / "main_table", "100 % of_it & more", "A note.")
     assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
 
@@ -88,7 +90,9 @@ def test_best_is_decided_by_number_and_only_for_metrics(tmp_path):
             "what": ["p < 5 %", "$ # {y} ^", "a_b", "±"],
         }
     )
-    _, md, tex = (path.read_text() for path in tables.save_table(frame, tmp_path / "claims"))
+    paths = tables.save_table(frame, tmp_path / "claims")
+    _, md, tex, html = (path.read_text() for path in paths)
+    assert re.findall("<b>(.*?)</b>", html) == ["0.95"] and "p &lt; 5 %" in html
     assert re.findall(r"\\textbf\{(.*?)\}", tex) == ["0.95"]  # b has nothing to compare with
     assert r"p \textless{} 5 \%" in tex and r"\$ \# \{y\} \textasciicircum" in tex
     assert r"a\_b" in tex and "p value" in tex
@@ -97,7 +101,7 @@ def test_best_is_decided_by_number_and_only_for_metrics(tmp_path):
 
 def test_pretraining_is_printed_where_a_name_does_not_say_it(tmp_path):
     table = long_table({"mri": [FROZEN_ALL]}, {"new_net": "radimagenet"})
-    _, md, tex = tables.save_table(tables.main_table(table, TASKS), tmp_path / "table")
+    _, md, tex, _ = tables.save_table(tables.main_table(table, TASKS), tmp_path / "table")
     assert "| radimagenet" in md.read_text() and "& radimagenet" in tex.read_text()
 
 
@@ -109,7 +113,8 @@ def test_bold_is_what_is_tied_with_the_best_where_that_is_known(tmp_path):
     wide, best = (make(table, TASKS, names) for make in (tables.main_table, tables.ties))
     assert list(best) == list(names) and len(best) == len(wide)
     assert (best["auroc"] == (wide["backbone"] == "DINOv2 S")).all() and not best["accuracy"].any()
-    _, md, tex = (p.read_text() for p in tables.save_table(wide, tmp_path / "t", best=best))
+    paths = tables.save_table(wide, tmp_path / "t", best=best)
+    _, md, tex, _ = (path.read_text() for path in paths)
     bold = [line for line in md.splitlines() if "**" in line]
     assert len(bold) == 6 and all("DINOv2 S" in line and line.count("**") == 2 for line in bold)
     assert tex.count(r"\textbf{") == 6
@@ -117,7 +122,7 @@ def test_bold_is_what_is_tied_with_the_best_where_that_is_known(tmp_path):
 
 def test_less_is_better_for_losses(tmp_path):
     frame = pd.DataFrame({"task": ["a", "a"], "brier": ["0.2", "0.1"], "auroc": ["0.9", "0.8"]})
-    _, md, _ = tables.save_table(frame, tmp_path / "t")
+    _, md, *_ = tables.save_table(frame, tmp_path / "t")
     assert "**0.1**" in md.read_text() and "**0.9**" in md.read_text()
 
 
@@ -132,17 +137,17 @@ def verdicts():
     for task in claims.MRI + claims.PUBLIC:
         for backbone in (*claims.DINOV2.values(), *claims.CNNS[:2]):
             for regime in claims.BOTH:
-                cell = {"task": task, "backbone": backbone, "pretraining": "imagenet",
-                        "regime": regime, "head": "linear", "label_fraction": 1.0}  # fmt: skip
+                cell = {"task": task, "backbone": backbone, "pretraining": "imagenet"}
+                cell |= {"regime": regime, "head": "linear", "label_fraction": 1.0}
                 draws = 0.8 + 0.002 * rng.normal(size=500)
                 arms.append(differences.Arm(cell, "auroc", 0.8, draws, [], ["a", "b"]))
     return claims.verdicts(arms), claims.confounds(arms)
 
 
 def test_the_claims_table_says_what_was_not_tested_and_what_is_missing(tmp_path):
-    found, parts = verdicts()
-    table = tables.claims_table(found)
-    assert table["claim"].tolist() == found["claim"].tolist()
+    judged, parts = verdicts()
+    table = tables.claims_table(judged)
+    assert table["claim"].tolist() == judged["claim"].tolist()
     first = table.iloc[0]
     assert first["difference in AUROC"] == first["verdict"] == "not tested"
     assert first["missing"] == "densenet121-imagenet"
@@ -152,27 +157,28 @@ def test_the_claims_table_says_what_was_not_tested_and_what_is_missing(tmp_path)
     assert re.fullmatch(
         r"[+-]0\.000 \[-0\.\d{3}, \+0\.\d{3}\]", sizes["difference in AUROC"].iloc[0]
     )
-    csv, md, _ = tables.save_table(table, tmp_path / "claims", data=found)
+    csv, md, *_ = tables.save_table(table, tmp_path / "claims", data=judged)
     assert {"p_for", "p_against", "verdict", "missing"} <= set(pd.read_csv(csv))
     assert "not tested" in md.read_text()
     titles = {task: {"title": task.upper()} for task in claims.MRI + claims.PUBLIC}
     wide = tables.confounds_table(parts, titles)
-    assert list(wide) == ["task", "regime", "size", "total", "pretraining", "architecture",
-                          "architecture, random weights"]  # fmt: skip
+    kinds = ["total", "pretraining", "architecture", "architecture, random weights"]
+    assert list(wide) == ["task", "regime", "size", *kinds]
     assert len(wide) == 2 * 2 * 7 and wide["task"].iloc[:2].tolist() == ["GLIOMA_T1", "GLIOMA_T1CE"]
     assert set(wide["pretraining"]) == {"not tested"} and "mean over all tasks" in set(wide["task"])
 
 
 def large_table():
-    arms = {f"t{i}": [("frozen", h, f) for h in ("linear", "knn", "mlp") for f in (1.0, 0.1)]
-            for i in range(6)}  # fmt: skip
+    heads = [("frozen", head, share) for head in ("linear", "knn", "mlp") for share in (1.0, 0.1)]
+    arms = {f"t{i}": heads for i in range(6)}
     tasks = {task: {"title": f"Task {task}, with a title & more", "chance": 0.5} for task in arms}
     return tables.main_table(long_table(arms, metrics=tuple(METRICS)), tasks, METRICS)
 
 
 def test_a_table_that_would_leave_the_page_becomes_several(tmp_path):
     wide = large_table()
-    _, md, tex = (p.read_text() for p in tables.save_table(wide, tmp_path / "full", "All, 95 %."))
+    paths = tables.save_table(wide, tmp_path / "full", "All, 95 %.")
+    _, md, tex, _ = (path.read_text() for path in paths)
     parts = tex.split(r"\begin{table}")[1:]
     assert len(parts) == 6 * 4 and md.count("\n|") == len(wide) + 2
     labels = re.findall(r"\\label\{(.*?)\}", tex)
@@ -188,10 +194,10 @@ def test_a_table_that_would_leave_the_page_becomes_several(tmp_path):
 def test_tables_compile_with_a_plain_article_class(tmp_path, engine):
     if shutil.which(engine) is None:
         pytest.skip(f"there is no {engine}")
-    found, _ = verdicts()
+    judged, _ = verdicts()
     tables.save_table(large_table(), tmp_path / "full", "All metrics, 95 % & more", "A note.")
     tables.save_table(
-        tables.claims_table(found), tmp_path / "claims", "Claims", "C1: less < more > 5 %."
+        tables.claims_table(judged), tmp_path / "claims", "Claims", "C1: less < more > 5 %."
     )
     tables.save_table(
         tables.main_table(long_table(ARMS), TASKS), tmp_path / "main", "Main", "A_note #1"

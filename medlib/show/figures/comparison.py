@@ -6,7 +6,6 @@ import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,30 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from medlib.show import style
-from medlib.show.figures.parts import (
-    by_task,
-    family_legend,
-    linear,
-    look,
-    name_ends,
-    panels,
-    people,
-    titles,
-)
+from medlib.show.figures import parts
 from medlib.show.names import METRICS, REGIMES, in_order, series_names, shown_rows
-from medlib.show.style import (
-    BLUE,
-    BROWN,
-    COLUMN,
-    GREEN,
-    GREY,
-    ORANGE,
-    PAGE,
-    SKY,
-    VERMILION,
-    legend_above,
-    styled,
-)
+from medlib.show.style import COLUMN, GREY, PAGE, legend_above, styled
 
 
 @styled
@@ -49,33 +27,30 @@ def main_comparison(
     `table` is long form: task, backbone, pretraining, regime, head, label_fraction (1.0: all
     training patients), metric, value, ci_low, ci_high, sd (over seeds), n_patients, n_images.
     `tasks` maps a task to {"title": str, "chance": float or None}, in the order of the panels.
-    Points are values, thin lines 95 % intervals, thick bars one SD over seeds; of the frozen
-    heads the linear one is drawn. A random control stands below its pretrained twin, grey and
-    hollow. The share of labels used in fine-tuning stands in the panel's title. Combinations
-    that are missing stay empty.
+    Points are values, thin lines 95 % intervals, thick bars one SD over seeds. Of the frozen heads
+    only the linear one is drawn. A random control stands below its pretrained twin, grey and
+    hollow. The panel's title says the share of labels used in fine-tuning. Missing combinations
+    stay empty.
     """
-    rows = shown_rows(table, tasks, [metric])
-    rows = rows[(rows["regime"] != "frozen") | (rows["head"] == "linear")]
-    rows = rows.assign(series=series_names(rows))
-    networks = in_order(rows)
+    arms = shown_rows(table, tasks, [metric])
+    arms = arms[(arms["regime"] != "frozen") | (arms["head"] == "linear")]
+    arms = arms.assign(series=series_names(arms))
+    networks = in_order(arms)
     # in the order of REGIMES, and the larger share of labels first
-    by = rows.assign(regime=rows["regime"].map(list(REGIMES).index))
+    by = arms.assign(regime=arms["regime"].map(list(REGIMES).index))
     series = by.sort_values(["regime", "label_fraction"], ascending=[True, False])["series"]
     series = series.unique()
     looks = _looks(series)
     fig, axes = _panels(len(tasks), len(networks) * (0.07 + 0.08 * max(len(series), 2)))
     titles = {task: textwrap.fill(card["title"], 28) for task, card in tasks.items()}
-    notes = {task: _note(rows[rows["task"] == task]) for task in tasks}
+    notes = {task: _note(part) for task, part in parts.by_task(arms, tasks)}
     deepest = max(note.count("\n") + 1 for note in notes.values())
     for ax, (task, card) in zip(axes.flat, tasks.items(), strict=False):
-        _draw_task(ax, rows[rows["task"] == task], networks, looks)
+        _draw_task(ax, arms[arms["task"] == task], networks, looks)
         if card["chance"] is not None:
             ax.axvline(card["chance"], color="0.3", linewidth=0.8, linestyle=":", zorder=1)
         ax.set_title(titles[task], pad=5 + 8 * deepest)  # points; room for the note under it
-        ax.annotate(
-            notes[task], (0, 1), (0, 3), "axes fraction", "offset points", va="bottom",
-            fontsize=6.5, color="0.25", linespacing=1.1,
-        )  # fmt: skip
+        parts.note_above(ax, notes[task], 3, va="bottom", linespacing=1.1)
     names = [name.replace(" (", "\n(") if len(name) > 24 else name for name in networks["name"]]
     axes[0, 0].set(ylim=(len(names) - 0.5, -0.5))  # the first row on top
     for ax in axes[:, 0]:
@@ -85,14 +60,15 @@ def main_comparison(
     for ax in axes.flat[max(0, len(tasks) - axes.shape[1]) : len(tasks)]:
         ax.set_xlabel(f"{METRICS[metric]} (95 % interval)")
     chance = any(card["chance"] is not None for card in tasks.values())
-    legend_above(fig, *_comparison_legend(rows, looks, chance))
+    legend_above(fig, *_comparison_legend(arms, looks, chance))
     return fig
 
 
 def _looks(series: Sequence[str]) -> dict[str, dict]:
     """A colour and a marker for each series: frozen round or triangular, fine-tuned angular."""
-    frozen = itertools.cycle([("o", BLUE, 4), ("v", SKY, 4.2), ("^", GREEN, 4.2)])
-    tuned = itertools.cycle([("s", VERMILION, 3.6), ("D", ORANGE, 3.4), ("P", BROWN, 4)])
+    frozen = [("o", style.BLUE, 4), ("v", style.SKY, 4.2), ("^", style.GREEN, 4.2)]
+    tuned = [("s", style.VERMILION, 3.6), ("D", style.ORANGE, 3.4), ("P", style.BROWN, 4)]
+    frozen, tuned = itertools.cycle(frozen), itertools.cycle(tuned)
     looks = {}
     for name in series:
         marker, colour, size = next(frozen if name.startswith("frozen") else tuned)
@@ -108,20 +84,17 @@ def _mark(look: dict, random: bool) -> dict:
 
 def _panels(n: int, height: float) -> tuple[Figure, np.ndarray]:
     """A figure of `n` panels with an area of `height` inches each, sharing both of their axes."""
-    columns = {1: 1, 2: 2, 4: 2}.get(n, 3)
-    lines = -(-n // columns)
-    size = (COLUMN if n == 1 else PAGE, lines * (height + 0.85))  # titles, ticks and axis labels
-    fig, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, sharex=True, sharey=True)
+    columns, width = {1: 1, 2: 2, 4: 2}.get(n, 3), COLUMN if n == 1 else PAGE
+    shared = {"width": width, "sharex": True, "sharey": True}
+    fig, axes = parts.panels_in_rows(n, columns, height + 0.85, **shared)  # with titles and labels
     fig.get_layout_engine().set(hspace=0.04)
     for ax in axes.flat:
         ax.tick_params(axis="x", labelbottom=True)
         ax.tick_params(axis="y", length=0)
-    for ax in axes.flat[n:]:
-        ax.axis("off")
     return fig, axes
 
 
-def _draw_task(ax: Axes, rows: pd.DataFrame, networks: pd.DataFrame, looks: dict) -> None:
+def _draw_task(ax: Axes, arms: pd.DataFrame, networks: pd.DataFrame, looks: dict) -> None:
     """Draw one task: rows of backbones, a band behind every other architecture, the series."""
     ax.grid(axis="x")
     for band, (_, twins) in enumerate(networks.groupby("architecture", sort=False)):
@@ -129,7 +102,7 @@ def _draw_task(ax: Axes, rows: pd.DataFrame, networks: pd.DataFrame, looks: dict
             edges = twins.index.min() - 0.5, twins.index.max() + 0.5
             ax.axhspan(*edges, color="0.955", linewidth=0, zorder=0)
     position = {name: i for i, name in enumerate(networks["name"])}
-    for (name, random), part in rows.groupby(["series", "random"]):
+    for (name, random), part in arms.groupby(["series", "random"]):
         mark = _mark(looks[name], random)
         shift = (list(looks).index(name) - (len(looks) - 1) / 2) * 0.8 / len(looks)
         y = part["name"].map(position) + shift
@@ -140,65 +113,65 @@ def _draw_task(ax: Axes, rows: pd.DataFrame, networks: pd.DataFrame, looks: dict
         ax.plot(part["value"], y, **mark, zorder=4)
 
 
-def _note(rows: pd.DataFrame) -> str:
+def _note(arms: pd.DataFrame) -> str:
     """Under a panel's title: whom the task was tested on, and on what it was fine-tuned."""
-    if rows.empty:
+    if arms.empty:
         return "no results"
-    patients, images = rows["n_patients"].max(), rows["n_images"].max()
+    patients, images = arms["n_patients"].max(), arms["n_images"].max()
     words = f"{patients:,} patients" + (f", {images:,} images" if images != patients else "")
-    tuned = rows.loc[rows["series"].isin(["fine-tuned", "LoRA"]), "label_fraction"]
+    tuned = arms.loc[arms["series"].isin(["fine-tuned", "LoRA"]), "label_fraction"]
     # where the legend names no shares, all labels were used throughout
     share = f"\nfine-tuned on {100 * tuned.iloc[0]:g} % of labels" if len(tuned) else ""
-    return words + (share if (rows["label_fraction"] < 1).any() else "")
+    return words + (share if (arms["label_fraction"] < 1).any() else "")
 
 
-def _comparison_legend(rows: pd.DataFrame, looks: dict, chance: bool) -> tuple[list, list[str]]:
+def _comparison_legend(arms: pd.DataFrame, looks: dict, chance: bool) -> tuple[list, list[str]]:
     """Handles and words; a series of random weights alone is shown as it is drawn, in grey."""
-    only_random = rows.groupby("series")["random"].all()
+    only_random = arms.groupby("series")["random"].all()
     entries = {name: Line2D([], [], **_mark(looks[name], only_random[name])) for name in looks}
-    if rows["random"].any():
+    if arms["random"].any():
         hollow = [Line2D([], [], **_mark(look, True)) for look in looks.values()]
         entries["random weights"] = tuple(hollow)
-    if rows["sd"].notna().any():
+    if arms["sd"].notna().any():
         entries["± 1 SD over seeds"] = Line2D([], [], color="0.3", linewidth=3.4, alpha=0.4)
     if chance:
         entries["chance"] = Line2D([], [], color="0.3", linewidth=0.8, linestyle=":")
     return list(entries.values()), list(entries)
 
 
-@style.styled
+@styled
 def freezing(table: pd.DataFrame, tasks: Mapping[str, Mapping], metric: str = "auroc") -> Figure:
     """What freezing costs: each backbone frozen and fine-tuned on the same labels, a panel a task.
 
     `table` and `tasks` are as `main_comparison` takes them. A slope leads from the frozen
-    network to the fine-tuned one, with both 95 % intervals; a backbone that lacks one of the two
-    is left out.
+    network to the fine-tuned one, with both 95 % intervals; a backbone without one of the two is
+    left out.
     """
-    rows = linear(table, tasks, metric)
-    tuned = rows[rows["regime"] == "finetuned"]
+    arms = parts.linear(table, tasks, metric)
+    tuned = arms[arms["regime"] == "finetuned"]
     keys = ["task", "backbone", "label_fraction"]
-    pairs = rows[rows["regime"] == "frozen"].merge(tuned, on=keys, suffixes=("", "_tuned"))
-    fig, axes = panels(tasks, 2.1)
-    for ax, (task, part) in zip(axes, by_task(pairs, tasks), strict=True):
-        ends, names = [], []
+    pairs = arms[arms["regime"] == "frozen"].merge(tuned, on=keys, suffixes=("", "_tuned"))
+    fig, axes = parts.panels(tasks, 2.1)
+    for ax, (task, part) in zip(axes, parts.by_task(pairs, tasks), strict=True):
+        ends, labels = [], []
         for step, row in enumerate(part.itertuples()):
             shift = 0.03 * (step - (len(part) - 1) / 2)  # else intervals cover each other
-            mark, x = look(row.family), np.array([shift, 1 + shift])
-            dashes = "--" if row.family == "random weights" else "-"
+            mark, x = parts.look(row.family), np.array([shift, 1 + shift])
+            dashes = parts.dashes(row.family)
             ax.plot(x, [row.value, row.value_tuned], linestyle=dashes, linewidth=1, **mark)
-            for at, low, high in ((x[0], row.ci_low, row.ci_high),
-                                  (x[1], row.ci_low_tuned, row.ci_high_tuned)):  # fmt: skip
-                ax.vlines(at, low, high, color=mark["color"], linewidth=0.7)
+            lows, highs = (row.ci_low, row.ci_low_tuned), (row.ci_high, row.ci_high_tuned)
+            for interval in zip(x, lows, highs, strict=True):
+                ax.vlines(*interval, color=mark["color"], linewidth=0.7)
             ends.append(row.value_tuned)
-            names.append((row.name, mark["color"]))
+            labels.append((row.name, mark["color"]))
         ax.set(xlim=(-0.25, 2.15), ylabel=METRICS[metric])
         ax.set_xticks([0, 1], ["frozen", "fine-tuned"])
         ax.grid(axis="y")
-        name_ends(ax, 1.2, ends, names)
-        share = "".join(f", {100 * f:g} % of labels" for f in part["label_fraction"].unique()
-                        if f < 1)  # fmt: skip
-        titles(
-            ax, tasks[task], "no backbone in both regimes" if part.empty else people(part) + share
-        )
-    family_legend(fig, pairs)
+        parts.name_ends(ax, 1.2, ends, labels)
+        shares = [share for share in part["label_fraction"].unique() if share < 1]
+        note = parts.people(part) + "".join(f", {100 * share:g} % of labels" for share in shares)
+        parts.titles(ax, tasks[task], "no backbone in both regimes" if part.empty else note)
+    handles, families = parts.family_handles(pairs)
+    if handles:
+        legend_above(fig, handles, families)
     return fig

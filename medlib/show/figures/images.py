@@ -18,9 +18,12 @@ from medlib.show.style import PAGE, styled, text_width, wrapped
 
 @styled
 def sample_grid(
-    images: np.ndarray, labels: Sequence[str], classes: Sequence[str], per_class: int = 6,
-    title: str | None = None,
-) -> Figure:  # fmt: skip
+    images: np.ndarray,
+    labels: Sequence[str],
+    classes: Sequence[str],
+    per_class: int = 6,
+    title: str = "",
+) -> Figure:
     """Example images, one row per class, with the class's name and its number of images at left.
 
     `images` is uint8 of shape (N, H, W, 3), `labels` the N class names. The examples are spread
@@ -37,15 +40,14 @@ def sample_grid(
 
 @styled
 def slice_strip(
-    images: np.ndarray, index: pd.DataFrame, classes: Sequence[str] | None = None,
-    title: str | None = None,
-) -> Figure:  # fmt: skip
+    images: np.ndarray, index: pd.DataFrame, classes: Sequence[str] | None = None, title: str = ""
+) -> Figure:
     """The packed slices of one volume of each class, in order, each with its slice's number.
 
     `images` is uint8 of shape (N, H, W, 3); `index` has N rows in the same order, with sample_id,
-    label and slice. A class (given, or all in order of appearance) is shown by its first sample,
-    of which eight slices are taken, spread evenly, where there are more. The letters at the first
-    picture's edges say how it must lie: anterior above, the patient's right at the left.
+    label and slice. A class (given, or all in order of appearance) is shown by its first sample:
+    eight of its slices, spread evenly, or all of fewer. Letters at the edges of the first picture
+    say how it must lie: anterior above, the patient's right at the left.
     """
     rows = {}
     for name in index["label"].unique() if classes is None else classes:
@@ -69,26 +71,23 @@ def _spread(n: int, most: int) -> np.ndarray:
 
 
 def _picture_rows(
-    images: np.ndarray, rows: Mapping[str, np.ndarray], columns: int, title: str | None
+    images: np.ndarray, rows: Mapping[str, np.ndarray], columns: int, title: str
 ) -> tuple[Figure, np.ndarray]:
     """A figure of rows of pictures: `rows` maps the words at a row's left to its positions."""
     if images.dtype != np.uint8 or images.ndim != 4:
         raise ValueError(f"images must be uint8, (N, H, W, 3); got {images.dtype} {images.shape}")
-    # all sizes are known, in inches: so the pictures fill their places, as no layout engine does
+    # All sizes (inches) are set here: a layout engine would leave room around the pictures.
     left, gap = max(text_width(words, 7.5) for words in rows) + 0.12, 0.03
     width = min((PAGE - left) / columns - gap, 1.5)
     height = width * images.shape[1] / images.shape[2]
     full = left + columns * (width + gap)
-    heading = wrapped(title or "", full - 0.1, 8, weight="bold")
+    heading = wrapped(title, full - 0.1, 8, weight="bold")
     top = 0.05 + 0.15 * len(heading.splitlines())
     size = full, top + len(rows) * (height + gap)
-    places = {
-        "left": left / size[0], "right": 1 - gap / size[0], "wspace": gap / width,
-        "top": 1 - top / size[1], "bottom": gap / size[1], "hspace": gap / height,
-    }  # fmt: skip
-    fig, axes = plt.subplots(
-        len(rows), columns, figsize=size, squeeze=False, layout="none", gridspec_kw=places
-    )
+    places = {"left": left / size[0], "right": 1 - gap / size[0], "wspace": gap / width}
+    places |= {"top": 1 - top / size[1], "bottom": gap / size[1], "hspace": gap / height}
+    fixed = {"figsize": size, "layout": "none", "gridspec_kw": places}
+    fig, axes = plt.subplots(len(rows), columns, squeeze=False, **fixed)
     for row, (words, members) in zip(axes, rows.items(), strict=True):
         for ax in row:
             ax.set(xticks=[], yticks=[])
@@ -101,13 +100,9 @@ def _picture_rows(
 
 
 def _on_picture(ax: Axes, x: float, y: float, words: str, **look) -> None:
-    """White words with a black rim, readable on any picture, on the inside of its edge."""
-    ha, va = (
-        "center" if at == 0.5 else low if at < 0.5 else high
-        for at, low, high in ((x, "left", "right"), (y, "bottom", "top"))
-    )  # fmt: skip
-    rim = withStroke(linewidth=1.5, foreground="black")
-    ax.text(
-        x, y, words, transform=ax.transAxes, ha=ha, va=va, color="white", fontsize=6.5,
-        path_effects=[rim], **look,
-    )  # fmt: skip
+    """White words with a black rim at a place (0 to 1), inside the picture's edges."""
+    sides = {"ha": ("left", "center", "right"), "va": ("bottom", "center", "top")}
+    for (name, choices), at in zip(sides.items(), (x, y), strict=True):
+        look[name] = choices[int(at >= 0.5) + int(at > 0.5)]
+    look |= {"color": "white", "fontsize": 6.5, "transform": ax.transAxes}
+    ax.text(x, y, words, path_effects=[withStroke(linewidth=1.5, foreground="black")], **look)

@@ -12,69 +12,73 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from medlib.show import style
-from medlib.show.names import full_name
+from medlib.show import names, style
 from medlib.show.style import COLUMN, PAGE
 
-FAMILIES = {  # a colour and a marker: filled where pretrained
-    "CNN, ImageNet": (style.BLUE, "o"),
-    "ViT, ImageNet": (style.GREEN, "^"),
-    "DINOv2": (style.VERMILION, "D"),
-    "random weights": (style.GREY, "o"),
-}
+FAMILY_COLOURS = (style.BLUE, style.GREEN, style.VERMILION, style.PURPLE, style.ORANGE, style.SKY)
+FAMILY_MARKERS = ("o", "^", "D", "s", "v", "P")  # X marks a fine-tuned backbone
 BAND = "0.92"  # of an equivalence margin
+TUNED = {"marker": "X", "markersize": 5, "linestyle": "none"}
 
 
-def family(backbone: str, pretraining: str) -> str:
-    """The kind of a backbone: its pretraining, and, of ImageNet's, its architecture."""
-    if pretraining == "random":
-        return "random weights"
-    if pretraining == "dinov2":
-        return "DINOv2"
-    return "ViT, ImageNet" if backbone.startswith("vit") else "CNN, ImageNet"
+def look(family: str) -> dict:
+    """Line2D settings of a family's marks: a colour and a marker, hollow for random weights.
 
-
-def look(kind: str) -> dict:
-    """Line2D settings of a family's marks."""
-    colour, marker = FAMILIES[kind]
-    inside = "white" if kind == "random weights" else colour
-    return {"color": colour, "marker": marker, "markerfacecolor": inside, "markersize": 4,
-            "markeredgewidth": 0.8}  # fmt: skip
+    Families take them in turn, in the order of their first rows in the table of backbones.
+    """
+    colour, marker = {names.RANDOM: (style.GREY, "o")}.get(family, (style.BLACK, "*"))
+    if family in (families := names.families()):
+        at, n = families.index(family), len(FAMILY_COLOURS)
+        colour, marker = FAMILY_COLOURS[at % n], FAMILY_MARKERS[(at + at // n) % n]
+    inside = "white" if family == names.RANDOM else colour
+    size = {"markersize": 4, "markeredgewidth": 0.8}
+    return {"color": colour, "marker": marker, "markerfacecolor": inside} | size
 
 
 def named(table: pd.DataFrame) -> pd.DataFrame:
     """With the columns `name`, as printed, and `family`."""
-    weights = list(zip(table["backbone"], table["pretraining"], strict=True))
-    return table.assign(
-        name=[full_name(*pair) for pair in weights],
-        family=[family(*pair) for pair in weights],
-    )
+    pairs = list(zip(table["backbone"], table["pretraining"], strict=True))
+    families = [names.family(*pair) for pair in pairs]
+    return table.assign(name=[names.full_name(*pair) for pair in pairs], family=families)
 
 
 def linear(table: pd.DataFrame, tasks: Mapping[str, Mapping], metric: str) -> pd.DataFrame:
-    rows = table[(table["metric"] == metric) & table["task"].isin(list(tasks))]
-    return named(rows[rows["head"] == "linear"])
+    """The results of linear heads in one metric, with the columns of :func:`named`."""
+    shown = (table["metric"] == metric) & table["task"].isin(list(tasks))
+    return named(table[shown & (table["head"] == "linear")])
 
 
-def colours(rows: pd.DataFrame, names: Sequence[str]) -> list[str]:
-    kinds = rows.drop_duplicates("name").set_index("name")["family"]
-    return [FAMILIES[kinds[name]][0] for name in names]
+def colours(table: pd.DataFrame, shown: Sequence[str]) -> list[str]:
+    """The colours of printed names, by their families."""
+    family = table.drop_duplicates("name").set_index("name")["family"]
+    return [look(family[name])["color"] for name in shown]
 
 
-def by_task(rows: pd.DataFrame, tasks: Mapping[str, Mapping]) -> list[tuple[str, pd.DataFrame]]:
-    return [(task, rows[rows["task"] == task]) for task in tasks]
+def dashes(family: str) -> str:
+    return "--" if family == names.RANDOM else "-"
+
+
+def by_task(table: pd.DataFrame, tasks: Mapping[str, Mapping]) -> list[tuple[str, pd.DataFrame]]:
+    return [(task, table[table["task"] == task]) for task in tasks]
 
 
 def panels(tasks: Mapping, height: float) -> tuple[Figure, list[Axes]]:
     """A panel a task, `height` inches each, with axes of their own."""
-    columns = min(len(tasks), 3)
-    lines = -(-len(tasks) // columns)
-    fig, axes = plt.subplots(
-        lines, columns, figsize=(PAGE if columns > 1 else COLUMN, lines * (height + 0.45)),
-        squeeze=False,
-    )  # fmt: skip
-    empty(axes, len(tasks))
-    return fig, list(axes.flat[: len(tasks)])
+    n = len(tasks)
+    width = PAGE if n > 1 else COLUMN
+    fig, axes = panels_in_rows(n, min(n, 3), height + 0.45, width=width)
+    return fig, list(axes.flat[:n])
+
+
+def panels_in_rows(
+    n: int, columns: int, height: float, more: float = 0.0, width: float = PAGE, **shared
+) -> tuple[Figure, np.ndarray]:
+    """`n` panels in rows of so many columns, `height` inches a row, and `more` for the figure."""
+    lines = -(-n // columns)
+    size = (width, lines * height + more)
+    fig, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, **shared)
+    empty(axes, n)
+    return fig, axes
 
 
 def empty(axes: np.ndarray, n: int) -> None:
@@ -95,8 +99,13 @@ def label_below(axes: np.ndarray, n: int, words: str) -> None:
 def titles(ax: Axes, card: Mapping, note: str, width: float = 1.7) -> None:
     """The task's title in lines of at most so many inches, and a note under it."""
     ax.set_title(style.wrapped(card["title"], width, 7.5, weight="bold"), pad=13, fontsize=7.5)
-    ax.annotate(note, (0, 1), (0, 3), "axes fraction", "offset points", va="bottom", fontsize=6.5,
-                color="0.25")  # fmt: skip
+    note_above(ax, note, 3, va="bottom")
+
+
+def note_above(ax: Axes, note: str, points: float, **more) -> None:
+    """Small grey words so many points above a panel."""
+    look = {"fontsize": 6.5, "color": "0.25"} | more
+    ax.annotate(note, (0, 1), (0, points), "axes fraction", "offset points", **look)
 
 
 def log_axis(ax: Axes, values: pd.Series) -> None:
@@ -111,17 +120,17 @@ def log_axis(ax: Axes, values: pd.Series) -> None:
         ax.set_xlim(middle / reach, middle * reach)
 
 
-def shares_of_labels(rows: pd.DataFrame) -> str:
-    shares = sorted(set(rows["label_fraction"]), reverse=True)
+def shares_of_labels(table: pd.DataFrame) -> str:
+    shares = sorted(set(table["label_fraction"]), reverse=True)
     return " and ".join("all labels" if f == 1 else f"{100 * f:g} % of labels" for f in shares)
 
 
-def people(rows: pd.DataFrame) -> str:
-    return f"{rows['n_patients'].max():,} test patients"
+def people(table: pd.DataFrame) -> str:
+    return f"{table['n_patients'].max():,} test patients"
 
 
-def name_ends(ax: Axes, x: float, ends: Sequence[float], names: Sequence[tuple[str, str]]) -> None:
-    """Names beside the ends of lines, moved apart until none covers another."""
+def name_ends(ax: Axes, x: float, ends: Sequence[float], labels: Sequence[tuple]) -> None:
+    """Names (with their colours) beside the ends of lines, moved apart until none overlap."""
     if not ends:
         return
     low, high = ax.get_ylim()
@@ -139,10 +148,9 @@ def name_ends(ax: Axes, x: float, ends: Sequence[float], names: Sequence[tuple[s
             places[i] -= max(push, 0)
             places[i + 1] += max(push, 0)
     for place, i in zip(places, order, strict=True):
-        name, colour = names[i]
-        words = short(name).replace(" (ImageNet)", "")
-        ax.annotate(words, (x, ends[i]), (x, place), fontsize=5.8, va="center", color=colour,
-                    annotation_clip=False)  # fmt: skip
+        name, colour = labels[i]
+        words, look = short(name).replace(" (ImageNet)", ""), {"fontsize": 5.8, "color": colour}
+        ax.annotate(words, (x, ends[i]), (x, place), va="center", annotation_clip=False, **look)
     ax.set_ylim(min(low, places[0] - gap / 2), max(high, places[-1] + gap / 2))
 
 
@@ -150,12 +158,14 @@ def short(name: str) -> str:
     return name.replace("architecture", "arch.").replace(" (random weights)", " (random)")
 
 
-def family_handles(rows: pd.DataFrame) -> tuple[list, list[str]]:
-    names = [name for name in FAMILIES if name in set(rows["family"])]
-    return [Line2D([], [], linestyle="none", **look(name)) for name in names], names
+def family_handles(table: pd.DataFrame) -> tuple[list, list[str]]:
+    """Legend entries of the families that a table has."""
+    order = [*names.families(), names.RANDOM, names.UNKNOWN]
+    shown = [family for family in order if family in set(table["family"])]
+    return [Line2D([], [], linestyle="none", **look(family)) for family in shown], shown
 
 
-def family_legend(fig: Figure, rows: pd.DataFrame) -> None:
-    handles, names = family_handles(rows)
-    if handles:
-        style.legend_above(fig, handles, names)
+def add_fine_tuned(handles: list, words: list[str]) -> None:
+    """Add to a legend what a cross means."""
+    handles.append(Line2D([], [], color="0.3", **TUNED))
+    words.append("fine-tuned")

@@ -8,22 +8,23 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from medlib.show import names, style
-from medlib.show.figures.parts import colours, empty, label_below, look, named, short
-from medlib.show.names import spoken
+from medlib.show.figures import parts
+from medlib.show.names import RANDOM, spoken
 from medlib.show.style import COLOURS, COLUMN, DASHES, PAGE, styled
+
+SHARED = {"sharex": True, "sharey": True}
 
 
 @styled
-def roc_curves(
-    predictions: pd.DataFrame, classes: Sequence[str], title: str | None = None
-) -> Figure:
+def roc_curves(predictions: pd.DataFrame, classes: Sequence[str], title: str = "") -> Figure:
     """ROC curves with their AUROC: of the second class if there are two, else one against rest.
 
     `predictions` has the columns y_true (class name) and `prob_<class>` (0 to 1) per class, one
-    row per judged unit (aggregate slices to patients first where the task is judged by patient).
+    row per judged unit (a patient, where a task is judged by patient).
     """
     from sklearn.metrics import auc, roc_curve
 
@@ -37,15 +38,14 @@ def roc_curves(
             false_rate, true_rate, _ = roc_curve(positive, predictions[f"prob_{name}"])
             label = f"{spoken(name)}: AUROC {auc(false_rate, true_rate):.3f}"
         ax.plot(false_rate, true_rate, color=colour, linestyle=dash, label=label, clip_on=False)
-    ax.set(
-        xlim=(0, 1), ylim=(0, 1), aspect="equal", title=title or "",
-        xlabel="false positive rate (1 − specificity)", ylabel="true positive rate (sensitivity)",
-    )  # fmt: skip
+    ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", title=title)
+    ax.set_xlabel("false positive rate (1 − specificity)")
+    ax.set_ylabel("true positive rate (sensitivity)")
     ax.legend(loc="lower right", borderaxespad=0.3)
     return fig
 
 
-@style.styled
+@styled
 def curves(table: pd.DataFrame, title: str = "") -> Figure:
     """ROC and precision-recall curves with 95 % bands, a line a backbone.
 
@@ -53,106 +53,103 @@ def curves(table: pd.DataFrame, title: str = "") -> Figure:
     (that under this curve, in words: its value with its interval). Bands are pointwise, over
     patients, and drawn for pretrained backbones.
     """
-    rows = named(table)
-    shown = list(names.in_order(rows)["name"])
-    dashes = dict(zip(shown, 3 * style.DASHES, strict=False))
+    lines = parts.named(table)
+    shown = list(names.in_order(lines)["name"])
+    dashes = dict(zip(shown, 3 * DASHES, strict=False))
+    colours = dict(zip(shown, parts.colours(lines, shown), strict=True))
     fig, axes = plt.subplots(1, 2, figsize=(PAGE, 3.1 + 0.13 * len(shown)))
-    words = {
-        "roc": ("1 − specificity", "sensitivity"), "pr": ("recall", "precision"),
-    }  # fmt: skip
+    axes[0].plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
+    words = {"roc": ("1 − specificity", "sensitivity"), "pr": ("recall", "precision")}
     for ax, (kind, (x, y)) in zip(axes, words.items(), strict=True):
-        part = rows[rows["curve"] == kind]
-        if kind == "roc":
-            ax.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
-        for colour, name in zip(colours(rows, shown), shown, strict=True):
+        part = lines[lines["curve"] == kind]
+        for name in shown:
             line = part[part["name"] == name]
             if line.empty:
                 continue
-            ax.plot(line["x"], line["y"], color=colour, linestyle=dashes[name], linewidth=1,
-                    label=f"{name}: {line['area'].iloc[0]}")  # fmt: skip
-            if line["family"].iloc[0] != "random weights":
-                ax.fill_between(line["x"], line["low"], line["high"], color=colour, alpha=0.15,
-                                linewidth=0)  # fmt: skip
+            look = {"color": colours[name], "linestyle": dashes[name], "linewidth": 1}
+            ax.plot(line["x"], line["y"], label=f"{name}: {line['area'].iloc[0]}", **look)
+            if line["family"].iloc[0] != RANDOM:
+                band = {"color": colours[name], "alpha": 0.15, "linewidth": 0}
+                ax.fill_between(line["x"], line["low"], line["high"], **band)
         ax.set(xlim=(0, 1), ylim=(0, 1.01), xlabel=x, ylabel=y)
         ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14), fontsize=6)
     axes[0].set_title(title)
     return fig
 
 
-@style.styled
+@styled
 def confusion(table: pd.DataFrame, classes: Sequence[str], title: str = "") -> Figure:
     """Confusion matrices, a panel a backbone: which share of a label's samples was called what.
 
     `table` has the columns backbone, pretraining, label, called, count. A cell shows the share of
     its row and, in matrices of up to four classes, the count.
     """
-    rows = named(table)
-    shown = list(names.in_order(rows)["name"])
+    table = parts.named(table)
+    shown = list(names.in_order(table)["name"])
     columns = min(len(shown), 4)
-    lines = -(-len(shown) // columns)
     panel = PAGE / columns
-    fig, axes = plt.subplots(lines, columns, figsize=(PAGE, lines * (0.8 * panel + 0.4) + 0.7),
-                             squeeze=False, sharex=True, sharey=True)  # fmt: skip
-    size = 7 if len(classes) < 5 else 5
+    fig, axes = parts.panels_in_rows(len(shown), columns, 0.8 * panel + 0.4, 0.7, **SHARED)
     for ax, name in zip(axes.flat, shown, strict=False):
-        part = rows[rows["name"] == name]
+        part = table[table["name"] == name]
         counts = part.pivot(index="label", columns="called", values="count")
         counts = counts.reindex(index=classes, columns=classes).to_numpy(dtype=float)
-        shares = counts / counts.sum(1, keepdims=True)
-        ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        for i, j in np.ndindex(*counts.shape):
-            share = f"{100 * shares[i, j]:.0f}"
-            words = "" if share == "0" else share
-            if len(classes) < 5:
-                words = f"{share} %\n{counts[i, j]:g}"
-            colour = "white" if shares[i, j] > 0.55 else "black"
-            ax.text(j, i, words, ha="center", va="center", fontsize=size, color=colour)
-        ax.set_title(style.wrapped(short(name), 0.7 * panel, 6.5, weight="bold"), fontsize=6.5)
+        _draw_matrix(ax, counts)
+        ax.set_title(
+            style.wrapped(parts.short(name), 0.7 * panel, 6.5, weight="bold"), fontsize=6.5
+        )
         turned = {"rotation": 90} if len(classes) > 4 else {}
-        ax.set_xticks(range(len(classes)), map(names.spoken, classes), fontsize=6, **turned)
-        ax.set_yticks(range(len(classes)), map(names.spoken, classes), fontsize=6)
+        ax.set_xticks(range(len(classes)), map(spoken, classes), fontsize=6, **turned)
+        ax.set_yticks(range(len(classes)), map(spoken, classes), fontsize=6)
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
-    empty(axes, len(shown))
     fig.supylabel("label", fontsize=7.5)
-    label_below(axes, len(shown), "called" + ("; shares in %" if len(classes) > 4 else ""))
-    fig.suptitle(title, fontsize=8, fontweight="bold", x=0.01, ha="left")
+    words = "called" + ("; shares in %" if len(classes) > 4 else "")
+    parts.label_below(axes, len(shown), words)
+    style.title_above(fig, title)
     return fig
 
 
-@style.styled
+def _draw_matrix(ax: Axes, counts: np.ndarray) -> None:
+    """Shares of each row as shades of blue, with numbers."""
+    shares, few = counts / counts.sum(1, keepdims=True), len(counts) < 5
+    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for i, j in np.ndindex(*counts.shape):
+        share = f"{100 * shares[i, j]:.0f}"
+        words = f"{share} %\n{counts[i, j]:g}" if few else "" if share == "0" else share
+        look = {"color": "white" if shares[i, j] > 0.55 else "black", "fontsize": 7 if few else 5}
+        ax.text(j, i, words, ha="center", va="center", **look)
+
+
+@styled
 def reliability(table: pd.DataFrame, title: str = "") -> Figure:
     """Reliability diagrams, a panel a backbone: how often it is right, against how sure it is.
 
     `table` has a row per backbone and bin of confidence: backbone, pretraining, confidence (mean),
     accuracy, low, high (95 % over patients), count, ece (in words). The grey bars are the share of
-    samples in each bin; one of fewer than five has no mark.
+    samples in each bin; a bin of fewer than five samples has no mark.
     """
-    rows = named(table)
-    shown = list(names.in_order(rows)["name"])
+    table = parts.named(table)
+    shown = list(names.in_order(table)["name"])
     columns = min(len(shown), 4)
-    lines = -(-len(shown) // columns)
-    fig, axes = plt.subplots(lines, columns, figsize=(PAGE, lines * 1.95 + 0.3), squeeze=False,
-                             sharex=True, sharey=True)  # fmt: skip
+    fig, axes = parts.panels_in_rows(len(shown), columns, 1.95, 0.3, **SHARED)
     for ax, name in zip(axes.flat, shown, strict=False):
-        part = rows[rows["name"] == name].sort_values("confidence")
-        mark, ece = look(part["family"].iloc[0]), part["ece"].iloc[0]
-        ax.bar(part["confidence"], part["count"] / part["count"].sum(), width=0.05, color="0.85")
+        bins = table[table["name"] == name].sort_values("confidence")
+        mark, ece = parts.look(bins["family"].iloc[0]), bins["ece"].iloc[0]
+        ax.bar(bins["confidence"], bins["count"] / bins["count"].sum(), width=0.05, color="0.85")
         ax.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
-        part = part[part["count"] >= 5]
-        ax.vlines(part["confidence"], part["low"], part["high"], color=mark["color"], linewidth=0.8)
-        ax.plot(part["confidence"], part["accuracy"], linewidth=0.8, clip_on=False, **mark)
-        ax.set_title(style.wrapped(short(name), PAGE / columns - 0.3, 7) + f"\nECE {ece}",
-                     fontsize=6.5)  # fmt: skip
+        bins = bins[bins["count"] >= 5]
+        ax.vlines(bins["confidence"], bins["low"], bins["high"], color=mark["color"], linewidth=0.8)
+        ax.plot(bins["confidence"], bins["accuracy"], linewidth=0.8, clip_on=False, **mark)
+        name = style.wrapped(parts.short(name), PAGE / columns - 0.3, 7)
+        ax.set_title(f"{name}\nECE {ece}", fontsize=6.5)
         ax.set(xlim=(0, 1), ylim=(0, 1))
-    empty(axes, len(shown))
-    label_below(axes, len(shown), "confidence")
+    parts.label_below(axes, len(shown), "confidence")
     fig.supylabel("share that is right", fontsize=7.5)
-    fig.suptitle(title, fontsize=8, fontweight="bold", x=0.01, ha="left")
+    style.title_above(fig, title)
     return fig
 
 
-@style.styled
+@styled
 def interval_widths(table: pd.DataFrame, title: str = "") -> Figure:
     """How wide is an honest interval: one metric of one run, by three ways of drawing.
 
@@ -163,9 +160,10 @@ def interval_widths(table: pd.DataFrame, title: str = "") -> Figure:
     ax.hlines(y, table["ci_low"], table["ci_high"], color=style.BLUE, linewidth=2.5)
     ax.plot(table["value"], y, "o", color=style.VERMILION, markersize=3.5)
     ax.set_yticks(y, table["way"])
+    beside = {"xycoords": ("axes fraction", "data"), "annotation_clip": False}
     for at, row in zip(y, table.itertuples(), strict=True):
-        ax.annotate(f"{row.ci_high - row.ci_low:.4f} wide", (1.01, at), va="center", fontsize=6.5,
-                    xycoords=("axes fraction", "data"), annotation_clip=False)  # fmt: skip
+        words = f"{row.ci_high - row.ci_low:.4f} wide"
+        ax.annotate(words, (1.01, at), va="center", fontsize=6.5, **beside)
     ax.set(ylim=(len(table) - 0.5, -0.5), title=title, xlabel="the metric (95 % interval)")
     ax.grid(axis="x")
     return fig

@@ -14,24 +14,24 @@ from medlib.show.style import BLUE, CHOSEN, COLUMN, PAGE, SKY, legend_above, sty
 
 @styled
 def validation_curve(history: pd.DataFrame) -> Figure:
-    """Validation AUROC against each head's hyper-parameter: how the value used was chosen.
+    """Validation AUROC against each head's hyper-parameter, and which value was chosen.
 
     `history` has the columns head, hyperparameter (its name), value, fold, val_auroc and chosen
-    (bool), one row per head, value and fold. One panel per head; a thin line per fold, the mean
-    thick, a star where the fold's choice fell.
+    (bool), one row per head, value and fold. A panel a head; a thin line a fold, a thick one for
+    the mean, a star for a fold's choice.
     """
     heads = [head for head in HEADS if head in set(history["head"])]
     width = COLUMN if len(heads) == 1 else PAGE
     fig, axes = plt.subplots(1, len(heads), figsize=(width, 2.2), sharey=True, squeeze=False)
     thin, thick = {"color": SKY, "linewidth": 0.7}, {"color": BLUE, "linewidth": 1.8}
     for ax, head in zip(axes[0], heads, strict=True):
-        rows = history[history["head"] == head]
-        folds = rows.pivot(index="value", columns="fold", values="val_auroc")
+        tried = history[history["head"] == head]
+        folds = tried.pivot(index="value", columns="fold", values="val_auroc")
         ax.plot(folds, **thin)
         ax.plot(folds.mean(axis=1), **thick)
-        chosen = rows[rows["chosen"]]
+        chosen = tried[tried["chosen"]]
         ax.plot(chosen["value"], chosen["val_auroc"], **CHOSEN)
-        ax.set(title=HEADS[head], xlabel=rows["hyperparameter"].iloc[0].replace("_", " "))
+        ax.set(title=HEADS[head], xlabel=tried["hyperparameter"].iloc[0].replace("_", " "))
         ax.set_xscale("log")
         short = [f"{v:g}" if v < 1000 else f"{v / 1000:g}k" for v in folds.index]
         ax.set_xticks(folds.index, short)
@@ -51,15 +51,15 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     val_auroc and chosen (bool: the learning rate and epoch that were kept for the fold). A thin
     line per fold, darker for smaller rates; training loss is dashed; a star marks the choice.
     """
-    import seaborn as sns  # here: it is slow to import, and the other figures do without
+    import seaborn as sns  # here, because it is slow to import and no other figure needs it
 
     fig, (loss, auroc) = plt.subplots(1, 2, figsize=(PAGE, 2.3))
     names = history["learning_rate"].map("{:g}".format).str.replace("e-0", "e-")
     history = history.assign(rate=names).sort_values("learning_rate")
     keys = {"train_loss": "training", "val_loss": "validation"}
     losses = history.melt(["rate", "fold", "epoch"], list(keys), "part", "loss").replace(keys)
-    look = {"x": "epoch", "hue": "rate", "palette": "viridis", "units": "fold", "estimator": None,
-            "linewidth": 0.9}  # fmt: skip
+    look = {"x": "epoch", "hue": "rate", "palette": "viridis", "linewidth": 0.9}
+    look |= {"units": "fold", "estimator": None}  # a line a fold, no mean
     dashes = {"training": (3, 1.5), "validation": ""}
     sns.lineplot(losses, y="loss", style="part", dashes=dashes, ax=loss, **look)
     sns.lineplot(history, y="val_auroc", legend=False, ax=auroc, **look)

@@ -1,0 +1,84 @@
+"""The page of a grid, from its file, its runs and the folder of its figures.
+
+    python -m medlib.grid.page GRID_FILE RESULTS FIGURES
+
+It holds the figures and tables that lie in FIGURES when it is written, how much of the grid is
+complete, the environment in which it ran, and how to cite it. The page of an incomplete grid has
+another name: a file that stands for the complete grid exists only when the grid is complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from medlib import files
+from medlib.data import cards
+from medlib.grid import gridfile, states
+from medlib.show import report
+
+PAGE, INCOMPLETE = "report.html", "report_incomplete.html"  # of a complete grid, and of any other
+
+
+def environment(grid: dict, results: Path | str) -> pd.DataFrame:
+    """What the complete runs ran with: each value of each field, and in how many runs."""
+    pairs = []
+    for run in states.done(grid, results):
+        record = files.read_json(run.record(results))
+        own = record["versions"] | {"git commit": record["git_commit"]} | record["hardware"]
+        pairs += [(field, str(value)) for field, value in own.items() if value is not None]
+    counts = pd.Series(pairs, dtype=object).value_counts(sort=False)
+    lines = [(field, value, n) for (field, value), n in counts.items()]
+    table = pd.DataFrame(lines, columns=["what", "value", "runs"])
+    return table.sort_values(["what", "value"], ignore_index=True)
+
+
+def page_name(grid: dict, results: Path | str) -> str:
+    """The file name of a grid's page: :data:`PAGE` if all its runs are complete."""
+    whole = len(states.done(grid, results)) == len(gridfile.runs(grid))
+    return PAGE if whole else INCOMPLETE
+
+
+def write(
+    grid_file: Path | str, results: Path | str, figures: Path | str, stopped: bool = False
+) -> Path:
+    """Write the page into the folder of figures, whole or not at all; returns its path.
+
+    ``stopped``: the grid's command ended early, so summaries or figures may be missing even where
+    all runs are complete; the page is then :data:`INCOMPLETE`. A page of the other name is removed
+    if it no longer holds for the runs.
+    """
+    grid, figures = gridfile.read(grid_file), Path(figures)
+    name = page_name(grid, results)
+    path = figures / (INCOMPLETE if stopped else name)
+    report.write(
+        path,
+        title=grid["title"],
+        caption=grid.get("caption", ""),
+        states=states.table(grid, results),
+        environment=environment(grid, results),
+        citations=list(dict.fromkeys(cards.read(task).citation for task in grid["tasks"])),
+    )
+    if path.name == PAGE or name == INCOMPLETE:
+        (figures / (INCOMPLETE if path.name == PAGE else PAGE)).unlink(missing_ok=True)
+    return path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    for name in ("grid_file", "results", "figures"):
+        parser.add_argument(name, type=Path)
+    options = parser.parse_args()
+    try:
+        write(options.grid_file, options.results, options.figures)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Every figure and table of a grid: which rule makes it, and where the page shows it.
+
+The Snakefile and the page are made from these entries; tests compare README's list, `.gitignore`
+and the notebooks with them. A new figure or table is one entry, and the cell that draws it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+FILES = {"figure": ("png", "pdf", "svg", "csv"), "table": ("csv", "md", "tex", "html")}
+NOTEBOOKS = {  # rule of the Snakefile -> the notebook that it runs
+    "prepare": "01_prepare_data",
+    "compare": "06_compare_backbones",
+    "costs": "07_weigh_costs",
+    "claims": "08_test_claims",
+    "look": "09_look_closer",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A figure or a table.
+
+    ``stem`` is the name of its files; with ``{task}`` in it there is one for each task. Entries
+    with the same ``heading`` share a section of the page.
+    """
+
+    stem: str
+    rule: str
+    heading: str
+    kind: str = "figure"
+    frozen: bool = False  # made only where the grid has a frozen regime
+    promised: bool = True  # False: whether it can be made is known only when its rule runs
+    patients: bool = False  # shows patients' images, so it is never committed
+
+
+ENTRIES = (  # in the order of the page
+    Entry("main_comparison", "compare", "The comparison"),
+    Entry("main_table", "compare", "In numbers", "table"),
+    Entry("claims", "claims", "The paper's claims", "table"),
+    Entry("critical_difference", "claims", "Ranks over tasks"),
+    Entry("differences_{regime}", "claims", "Paired differences", promised=False),
+    Entry("differences_regimes", "claims", "Paired differences"),
+    Entry("confounds", "claims", "Architecture or pretraining?", "table"),
+    Entry("freezing", "compare", "What freezing costs"),
+    Entry("size", "costs", "Does size pay?"),
+    Entry("label_efficiency", "costs", "How many labels does it take?"),
+    Entry("cost", "costs", "What does it cost?"),
+    Entry("curves_{task}", "look", "Curves"),
+    Entry("confusion_{task}", "look", "Confusions"),
+    Entry("reliability_{task}", "look", "Calibration"),
+    Entry("embeddings_{task}", "look", "Embeddings", frozen=True),
+    Entry("seen_{task}", "look", "What they see", frozen=True, patients=True),
+    Entry("passport_{task}", "prepare", "Split passports"),
+    Entry("full_table", "compare", "All metrics, all heads", "table"),
+)
+WORDS = {  # under a heading, where it needs some
+    "The comparison": "Frozen and fine-tuned, with 95 % intervals over patients.",
+    "In numbers": "Linear heads. Bold: the best of a task, and its equivalents.",
+    "The paper's claims": "Written down beforehand; judged only where every arm is there.",
+    "Ranks over tasks": "A bar joins backbones that cannot be told apart.",
+    "Paired differences": "On the same patients, over the equivalence margin.",
+    "Architecture or pretraining?": "What DINOv2 minus the CNNs is made of.",
+    "What freezing costs": "From frozen to fine-tuned, on the same labels.",
+    "Does size pay?": "Within vision transformers of one pretraining.",
+    "How many labels does it take?": "Over draws of the labelled patients.",
+    "What does it cost?": "Time, parameters and memory of a result, means over tasks.",
+    "Curves": "ROC and precision-recall, with bands over patients.",
+    "Confusions": "Which class is taken for which.",
+    "Calibration": "How often a backbone is right, against how sure it is.",
+    "Embeddings": "Frozen embeddings on two principal components.",
+    "What they see": "The same images through several backbones.",
+    "Split passports": "What the numbers of a task rest on.",
+}
+
+
+def files(rule: str, frozen: bool) -> list[str]:
+    """The names of the files that a rule promises, figures first, with ``{task}`` as it is."""
+    own = [entry for entry in ENTRIES if entry.rule == rule and entry.promised]
+    own = [entry for entry in own if frozen or not entry.frozen]
+    own.sort(key=lambda entry: list(FILES).index(entry.kind))
+    return [f"{entry.stem}.{kind}" for entry in own for kind in FILES[entry.kind]]
+
+
+def sections(stems: Collection[str]) -> Iterator[tuple[str, str, str, list[str]]]:
+    """The sections of a page of these figures and tables: id, heading, words, stems."""
+    for heading in dict.fromkeys(entry.heading for entry in ENTRIES):
+        entries = [entry.stem for entry in ENTRIES if entry.heading == heading]
+        pattern = "|".join(re.sub(r"\{\w+\}", ".+", stem) for stem in entries)
+        own = sorted(stem for stem in stems if re.fullmatch(pattern, stem))
+        if own:
+            yield entries[0].partition("_{")[0], heading, WORDS.get(heading, ""), own

@@ -1,0 +1,66 @@
+"""The page of a grid is named by what there is of the grid, and says it."""
+
+import shutil
+
+import pandas as pd
+import pytest
+import yaml
+
+from medlib.grid import gridfile, page, records
+
+BACKBONES = {"backbones": ["micro_resnet-random"], "image_size": 28}
+GRID = {
+    "title": "Small & quick <grid>",
+    "caption": "Phantoms, random weights.",
+    "data": "phantoms",
+    "tasks": ["chest_xray", "fundus_pm"],
+    "seeds": [0],
+    "frozen": BACKBONES | {"heads": ["linear"]},
+    "finetuned": BACKBONES | {"epochs": 1, "learning_rates": [0.001]},
+}
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A grid of four runs of which three are complete."""
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(GRID))
+    grid = gridfile.read(tmp_path / "small.yaml")
+    empty = {"parameters": {}, "inputs": {}, "history": pd.DataFrame(), "metrics": {}}
+    empty["predictions"] = pd.DataFrame({"a": [1]})
+    for folder in gridfile.runs(grid, tmp_path / "results")[:3]:
+        coordinates = {"task": folder.parents[2].name}
+        records.save_run(folder, coordinates=coordinates, seconds=1.0, **empty)
+        records.last_output(folder).touch()
+    (tmp_path / "figures").mkdir()
+    return tmp_path
+
+
+def write(study):
+    return page.write(study / "small.yaml", study / "results", study / "figures")
+
+
+def test_a_page_says_what_there_is_of_its_grid_and_what_it_ran_with(study):
+    path = write(study)
+    text = path.read_text(encoding="utf-8")
+    assert path == study / "figures" / "report_incomplete.html"  # of four runs three are there
+    assert "Small &amp; quick &lt;grid&gt;" in text and "Phantoms, random weights." in text
+    assert "torch" in text and "Kermany" in text
+    assert "The grid is not complete:</b> 3 runs done, 1 runs missing." in text
+    assert write(study).read_text(encoding="utf-8") == text
+
+
+def test_a_complete_grid_has_a_page_of_that_name_and_no_other(study):
+    write(study)
+    missing = gridfile.runs(gridfile.read(study / "small.yaml"), study / "results")[3]
+    shutil.copytree(missing.parent.parent / "frozen-linear" / "seed0", missing)
+    path = write(study)
+    assert "All runs of the grid are complete" in path.read_text(encoding="utf-8")
+    assert path.name == "report.html" and not path.with_name("report_incomplete.html").exists()
+
+
+def test_from_the_command_line_a_grid_that_cannot_be_read_is_one_message(
+    study, capsys, monkeypatch
+):
+    monkeypatch.setattr("sys.argv", ["page", str(study / "smal.yaml"), "r", "f"])
+    assert page.main() == 1
+    assert "'smal'" in capsys.readouterr().err

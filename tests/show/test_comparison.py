@@ -1,0 +1,129 @@
+"""The main figure: its panels, rows, series and notes are those of its table."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from shown import (
+    ARMS,
+    FROZEN_10,
+    FROZEN_ALL,
+    TASKS,
+    TUNED_10,
+    all_words,
+    legend_words,
+    long_table,
+    row_names,
+)
+
+from medlib.show import style, tables
+from medlib.show.figures import comparison
+
+SERIES = ["frozen, all labels", "frozen, same labels as fine-tuned", "fine-tuned"]
+
+
+def test_main_comparison_has_its_panels_rows_and_series():
+    table = long_table(ARMS, sd=0.01)
+    fig = comparison.main_comparison(table, TASKS)
+    assert isinstance(fig, Figure)
+    assert [ax.get_title("left") for ax in fig.axes] == ["Glioma grade", "Dermoscopy"]
+    names = ["ResNet50 (ImageNet)", "ViT-Ti (ImageNet)", "ViT-Ti (random weights)", "DINOv2 S"]
+    assert row_names(fig) == names
+    assert legend_words(fig) == [*SERIES, "random weights", "± 1 SD over seeds", "chance"]
+    assert "40 patients, 80 images" in all_words(fig)
+    assert fig.axes[0].get_xlim() == fig.axes[1].get_xlim()
+    # the values drawn are those of the table, and the random ones are hollow
+    for ax, task in zip(fig.axes, TASKS, strict=True):
+        rows = table[(table.task == task) & (table.metric == "auroc") & (table["head"] != "knn")]
+        points = [line for line in ax.lines if line.get_marker() not in ("None", None, "")]
+        drawn = sorted(x for line in points for x in line.get_xdata())
+        np.testing.assert_allclose(drawn, sorted(rows["value"]))
+        for line in points:
+            values = set(line.get_xdata())
+            untrained = values <= set(rows.value[rows.pretraining == "random"])
+            assert (line.get_markerfacecolor() == "white") == untrained
+            assert (line.get_color() == style.GREY) == untrained
+    assert fig.axes[0].get_ylim()[0] > fig.axes[0].get_ylim()[1]  # first row on top
+
+
+def test_each_interval_is_drawn_where_the_table_says():
+    table = long_table({"mri": [FROZEN_ALL]}, {"dinov2_small": "dinov2"}, metrics=("auroc",))
+    fig = comparison.main_comparison(table, {"mri": TASKS["mri"]})
+    ends = [s[:, 0].tolist() for c in fig.axes[0].collections for s in c.get_segments()]
+    assert table[["ci_low", "ci_high"]].iloc[0].tolist() in ends
+    assert legend_words(fig) == ["frozen", "chance"]  # one fraction only: none is named
+
+
+def test_label_fractions_that_differ_are_told_in_the_panels():
+    arms = {
+        "mri": [FROZEN_ALL, FROZEN_10, TUNED_10],
+        "skin": [FROZEN_ALL, ("frozen", "linear", 0.25), ("finetuned", "linear", 0.25)],
+    }
+    fig = comparison.main_comparison(long_table(arms), TASKS)
+    assert legend_words(fig)[:3] == SERIES
+    notes = [" ".join(text.get_text() for text in ax.texts) for ax in fig.axes]
+    assert "fine-tuned on 10 % of labels" in notes[0]
+    assert "fine-tuned on 25 % of labels" in notes[1]
+
+
+def test_lora_is_a_third_series_after_the_other_two():
+    lora = ("lora", "linear", 0.1)
+    table = long_table({"mri": [lora, FROZEN_ALL, FROZEN_10, TUNED_10]})
+    fig = comparison.main_comparison(table, {"mri": TASKS["mri"]})
+    assert legend_words(fig)[:4] == [*SERIES, "LoRA"]
+    assert "fine-tuned on 10 % of labels" in all_words(fig)
+    wide = tables.main_table(table, {"mri": TASKS["mri"]})
+    assert wide["regime"].iloc[:4].tolist() == ["frozen", "frozen", "finetuned", "lora"]
+    alone = comparison.main_comparison(long_table({"mri": [lora]}), {"mri": TASKS["mri"]})
+    assert legend_words(alone)[0].startswith("LoRA")
+
+
+def test_patients_with_one_image_each_are_counted_once():
+    table = long_table(ARMS)
+    table.loc[table["task"] == "mri", "n_images"] = 40
+    notes = [
+        ax.texts[0].get_text().split("\n")[0]
+        for ax in comparison.main_comparison(table, TASKS).axes
+    ]
+    assert notes == ["40 patients", "40 patients, 80 images"]
+
+
+def test_label_shares_are_named_where_a_task_was_fine_tuned_on_several():
+    arms = {"mri": [FROZEN_ALL, FROZEN_10, ("finetuned", "linear", 1.0), TUNED_10]}
+    fig = comparison.main_comparison(long_table(arms), {"mri": TASKS["mri"]})
+    assert legend_words(fig)[:4] == [
+        "frozen, all labels",
+        "frozen, 10 % of labels",
+        "fine-tuned, all labels",
+        "fine-tuned, 10 % of labels",
+    ]
+    assert "fine-tuned on" not in all_words(fig)
+
+
+@pytest.mark.parametrize("n", range(1, 8))
+def test_main_comparison_takes_one_to_seven_tasks_and_gaps(n):
+    tasks = {f"t{i}": {"title": f"Task {i}", "chance": None} for i in range(n)}
+    table = long_table({task: [FROZEN_ALL, TUNED_10] for task in tasks})
+    table = table.drop(table.index[::3])
+    table = table[(table["task"] != f"t{n - 1}") | (n == 1)]  # the last task has nothing yet
+    fig = comparison.main_comparison(table, tasks)
+    fig.draw_without_rendering()
+    shown = [ax.get_title("left") for ax in fig.axes if ax.get_title("left")]
+    assert shown == [f"Task {i}" for i in range(n)]
+    assert ("no results" in all_words(fig)) == (n > 1)
+    assert "chance" not in legend_words(fig)
+
+
+def test_main_comparison_refuses_what_it_cannot_draw():
+    table = long_table(ARMS)
+    for wrong, word in (
+        (pd.concat([table, table]), "several rows"),
+        (table.assign(pretraining=None), "pretraining"),
+        (table.assign(task="other"), "other"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            comparison.main_comparison(wrong, TASKS)
+    with pytest.raises(KeyError, match="ci_low"):
+        comparison.main_comparison(table.drop(columns="ci_low"), TASKS)
+    with pytest.raises(ValueError, match="auprc"):
+        comparison.main_comparison(table, TASKS, metric="auprc")

@@ -1,0 +1,125 @@
+"""Printed names, families and their order; random weights never look pretrained."""
+
+import pandas as pd
+import pytest
+from shown import FROZEN_ALL, TASKS, all_words, legend_words, long_table, row_names
+
+from medlib.core import backbones, metrics
+from medlib.data import cards
+from medlib.show import names, tables
+from medlib.show.figures import comparison, parts
+from medlib.show.names import METRICS, PAPER_METRICS, display_names
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("vgg16-imagenet", "VGG16 (ImageNet)"),
+        ("densenet121-imagenet", "DenseNet121 (ImageNet)"),
+        ("dinov2_large", "DINOv2 L"),
+        ("vit_tiny-random", "ViT-Ti (random weights)"),
+        ("dinov2_small-random", "DINOv2 S architecture (random weights)"),
+        ("new_net-random", "new_net (random weights)"),
+        ("random_net", "random_net (random weights)"),
+        ("new_net-radimagenet", "new_net-radimagenet"),
+        ("vit_tiny", "vit_tiny"),
+    ],
+)
+def test_display_names(key, name):
+    assert display_names(key) == name
+
+
+def test_every_backbone_of_the_table_has_a_printed_name():
+    names = [display_names(key) for key in backbones.names()]
+    assert len(set(names)) == len(names)
+    for key, name in zip(backbones.names(), names, strict=True):
+        assert name[0].isupper() and "_" not in name, key
+        random = backbones.get(key).pretraining == "random"
+        assert ("random weights" in name) == random, key
+
+
+def test_every_metric_has_a_printed_name():
+    assert set(METRICS) == set(metrics.NAMES)
+    assert PAPER_METRICS[0] == "accuracy" and PAPER_METRICS[-1] == "auroc"
+
+
+def test_tasks_come_in_the_papers_order_then_by_name():
+    found = cards.in_order(["knees", "dermoscopy", "glioma_t1", "adrenals", "knees"])
+    assert found == ["glioma_t1", "dermoscopy", "adrenals", "knees"]
+
+
+def test_random_weights_never_look_pretrained():
+    for row in backbones.TABLE.values():
+        assert display_names(backbones.control(row)).endswith("(random weights)")
+    # a key that hides it is found out by the pretraining column, and the reverse is refused
+    hidden = long_table({"mri": [FROZEN_ALL]}, {"dinov2_small": "random"})
+    fig = comparison.main_comparison(hidden, TASKS)
+    assert row_names(fig) == ["DINOv2 S architecture (random weights)"]
+    assert "random weights" in tables.main_table(hidden, TASKS)["backbone"][0]
+    lying = long_table({"mri": [FROZEN_ALL]}, {"vit_tiny-random": "imagenet"})
+    with pytest.raises(ValueError, match="random"):
+        comparison.main_comparison(lying, TASKS)
+    with pytest.raises(ValueError, match="random"):
+        tables.main_table(lying, TASKS)
+
+
+def test_a_family_is_told_by_pretraining_and_architecture():
+    assert names.family("vit_tiny-imagenet", "imagenet") == "ViT, ImageNet"
+    assert names.family("resnet50-imagenet", "imagenet") == "CNN, ImageNet"
+    assert names.family("dinov2_small", "dinov2") == "DINOv2"
+    assert names.family("dinov2_small-random", "random") == "random weights"
+    assert names.families() == ["CNN, ImageNet", "ViT, ImageNet", "DINOv2"]
+    assert parts.look("random weights")["markerfacecolor"] == "white"
+    every = [*names.families(), names.RANDOM, names.UNKNOWN]
+    assert len({parts.look(family)["color"] for family in every}) == 5
+
+
+NEW = """
+deit_tiny-imagenet: {printed: DeiT-Ti, family: ViT, pretraining: imagenet, TIMM}
+swin_tiny-imagenet: {printed: Swin-T, family: Swin, pretraining: imagenet, TIMM}
+vit_small-clip: {printed: ViT-S, family: ViT, pretraining: clip, TIMM}
+dinov3_small: {printed: DINOv3 S, family: ViT, pretraining: dinov3, TIMM}
+"""
+
+
+@pytest.fixture
+def four_more(monkeypatch, tmp_path):
+    """The table of backbones with new rows at its end: new architectures, new pretrainings."""
+    file = tmp_path / "backbones.yaml"
+    file.write_text(NEW.replace("TIMM", "timm_name: resnet18.x, embedding: gap, licence: MIT"))
+    for key, row in backbones.read_table(file).items():
+        monkeypatch.setitem(backbones.TABLE, key, row)
+
+
+def test_a_new_row_is_a_name_a_family_and_a_place_in_the_order(four_more):
+    families = {"deit_tiny-imagenet": "ViT, ImageNet", "swin_tiny-imagenet": "Swin, ImageNet"}
+    families |= {"vit_small-clip": "ViT, clip", "dinov3_small": "ViT, dinov3"}
+    for key, family in families.items():
+        assert names.family(key, backbones.get(key).pretraining) == family
+    # The families of today keep their looks; the new ones have looks of their own.
+    assert names.families()[:3] == ["CNN, ImageNet", "ViT, ImageNet", "DINOv2"]
+    looks = [parts.look(family) for family in [*names.families(), names.RANDOM, names.UNKNOWN]]
+    assert len({(look["color"], look["marker"]) for look in looks}) == len(looks) == 8
+    assert looks[0]["color"] == "#0072B2" and looks[2]["marker"] == "D"
+    shown = ["dinov3_small-random", "vit_small-clip", "vit_small-random", "vit_small-imagenet"]
+    table = pd.DataFrame({"backbone": ["vgg16-imagenet", "old_net", *shown, "dinov3_small"]})
+    weights = ["imagenet", "mae", "random", "clip", "random", "imagenet", "dinov3"]
+    assert list(names.in_order(table.assign(pretraining=weights))["name"]) == [
+        "VGG16 (ImageNet)",
+        "ViT-S (ImageNet)",
+        "ViT-S (clip)",
+        "ViT-S (random weights)",
+        "DINOv3 S",
+        "DINOv3 S architecture (random weights)",
+        "old_net",
+    ]
+
+
+def test_what_only_old_results_have_is_drawn_as_unknown_and_not_as_another_family():
+    assert names.family("old_net-mae", "mae") == names.family("vgg16-imagenet", "mae")
+    table = long_table({"mri": [FROZEN_ALL]}, {"old_net-mae": "mae", "vgg16-imagenet": "imagenet"})
+    table = table.assign(label_fraction=1.0)
+    both = pd.concat([table, table.assign(regime="finetuned")])
+    fig = comparison.freezing(both, TASKS)
+    assert legend_words(fig) == ["CNN, ImageNet", "family unknown"]
+    assert "old_net-mae" in all_words(fig)

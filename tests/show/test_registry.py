@@ -1,0 +1,84 @@
+"""The registry is what notebooks save, what README lists, and what git leaves out."""
+
+import ast
+import json
+import re
+import subprocess
+
+import pytest
+
+from medlib.show import registry
+
+
+def saved_stems(repository, notebook):
+    """The names under which a notebook saves figures and tables, with {task} for variables."""
+    cells = json.loads((repository / "notebooks" / f"{notebook}.ipynb").read_text("utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    for node in ast.walk(ast.parse("\n".join(code))):
+        if isinstance(node, ast.BinOp) and ast.unparse(node.left).startswith("Path(figures"):
+            name = node.right
+            parts = name.values if isinstance(name, ast.JoinedStr) else [name]
+            words = (p.value if isinstance(p, ast.Constant) else f"{{{p.value.id}}}" for p in parts)
+            yield "".join(words).removesuffix(".md")  # a table is read back to be displayed
+
+
+@pytest.mark.parametrize(("rule", "notebook"), registry.NOTEBOOKS.items())
+def test_a_notebook_saves_its_entries_and_nothing_else(repository, rule, notebook):
+    entries = {entry.stem for entry in registry.ENTRIES if entry.rule == rule}
+    assert set(saved_stems(repository, notebook)) == entries and entries
+
+
+def test_every_rule_has_a_notebook_and_every_heading_its_entry():
+    assert {entry.rule for entry in registry.ENTRIES} == set(registry.NOTEBOOKS)
+    assert {entry.kind for entry in registry.ENTRIES} == set(registry.FILES)
+    assert set(registry.WORDS) <= {entry.heading for entry in registry.ENTRIES}
+
+
+def test_the_snakefile_has_these_rules_and_runs_these_notebooks(repository):
+    text = (repository / "Snakefile").read_text("utf-8")
+    for rule, notebook in registry.NOTEBOOKS.items():
+        body = text.split(f"rule {rule}:")[1].split("\nrule ")[0]
+        assert f"notebooks/{notebook}.ipynb" in body
+        assert f'shown("{rule}")' in body or f'reported("{rule}")' in body
+
+
+def test_readme_lists_every_figure_and_table(repository):
+    text = (repository / "README.md").read_text("utf-8").split("## What comes out")[1]
+    first = re.findall(r"^\| (`.*?) \|", text.split("\n## ")[0], re.M)
+    listed = {
+        name.replace("<", "{").replace(">", "}") for name in re.findall("`(.*?)`", str(first))
+    }
+    assert listed == {entry.stem for entry in registry.ENTRIES}
+
+
+def test_what_shows_patients_is_never_committed(repository):
+    for entry in registry.ENTRIES:
+        files = [f"figures/paper/{entry.stem}.{kind}" for kind in registry.FILES[entry.kind]]
+        command = ["git", "check-ignore", *(file.format(task="t", regime="r") for file in files)]
+        done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
+        assert len(done.stdout.splitlines()) == len(files) * entry.patients
+
+
+def test_a_passport_of_phantoms_says_so_in_its_title(repository):
+    text = (repository / "notebooks" / "01_prepare_data.ipynb").read_text("utf-8")
+    assert ": phantoms, not patients" in text  # a caption of the grid would prepare all data again
+
+
+def test_files_of_a_rule_are_those_of_its_entries():
+    names = registry.files("look", frozen=True)
+    assert "seen_{task}.png" in names and "differences_{regime}.png" not in names
+    assert [n for n in names if "seen" not in n and "embeddings" not in n] == (
+        registry.files("look", frozen=False)
+    )
+    assert registry.files("compare", frozen=True)[-4:] == [
+        f"full_table.{kind}" for kind in ("csv", "md", "tex", "html")
+    ]
+
+
+def test_a_page_has_the_sections_of_what_is_there():
+    stems = ["curves_b", "differences_regimes", "curves_a", "differences_frozen", "report", "size"]
+    assert [(key, own) for key, _, _, own in registry.sections(stems)] == [
+        ("differences", ["differences_frozen", "differences_regimes"]),
+        ("size", ["size"]),
+        ("curves", ["curves_a", "curves_b"]),
+    ]
