@@ -25,12 +25,11 @@ def study(tmp_path):
     """A grid of four runs of which three are complete."""
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(GRID))
     grid = gridfile.read(tmp_path / "small.yaml")
-    empty = {"parameters": {}, "inputs": {}, "history": pd.DataFrame(), "metrics": {}}
-    empty["predictions"] = pd.DataFrame({"a": [1]})
-    for folder in gridfile.runs(grid, tmp_path / "results")[:3]:
-        coordinates = {"task": folder.parents[2].name}
-        records.save_run(folder, coordinates=coordinates, seconds=1.0, **empty)
-        records.last_output(folder).touch()
+    made = records.Provenance("random", {}, {}, 1.0)
+    for run in gridfile.runs(grid)[:3]:
+        frames = pd.DataFrame({"a": [1]}), pd.DataFrame()
+        records.save_run(run, tmp_path / "results", made, *frames, {})
+        run.promised(tmp_path / "results").touch()
     (tmp_path / "figures").mkdir()
     return tmp_path
 
@@ -51,8 +50,8 @@ def test_a_page_says_what_there_is_of_its_grid_and_what_it_ran_with(study):
 
 def test_a_complete_grid_has_a_page_of_that_name_and_no_other(study):
     write(study)
-    missing = gridfile.runs(gridfile.read(study / "small.yaml"), study / "results")[3]
-    shutil.copytree(missing.parent.parent / "frozen-linear" / "seed0", missing)
+    runs = gridfile.runs(gridfile.read(study / "small.yaml"))
+    shutil.copytree(*(run.folder(study / "results") for run in (runs[2], runs[3])))
     path = write(study)
     assert "All runs of the grid are complete" in path.read_text(encoding="utf-8")
     assert path.name == "report.html" and not path.with_name("report_incomplete.html").exists()
