@@ -1,12 +1,10 @@
-"""Point metrics of predictions, and their 95 % intervals from a bootstrap over patients.
+"""Metrics of predictions, for one set of sample weights or for many at once.
 
-Everything is computed from class probabilities ``(n, K)``, labels ``(n,)`` in 0 … K-1 and sample
-weights. A resample of patients is a vector of weights: how often each patient was drawn. Samples
-are sorted once; a resample then costs the drawing of its patients and, for each class, cumulated
-sums of whole numbers, made for many resamples at once without a single copy of the data.
-
-Where a resample lacks a class, the metrics that need it (:data:`RANKS`) are undefined there: NaN.
-Intervals leave such resamples out, and the summary says what share of them that was.
+Everything is computed from class probabilities ``(n, K)``, labels ``(n,)`` in 0 … K-1 and weights.
+A resample of patients is a vector of weights: how often each patient was drawn. Samples are sorted
+once; a resample then costs, for each class, cumulated sums of whole numbers, made for many
+resamples at once without a copy of the data. Where a resample lacks a class, the metrics that need
+it (:data:`RANKS`) are NaN.
 """
 
 from __future__ import annotations
@@ -14,22 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import pandas as pd
 
 from medlib.errors import unknown
 
-CONFUSION = (  # these follow from the confusion matrix
-    "accuracy",
-    "balanced_accuracy",
-    "precision_weighted",
-    "recall_weighted",
-    "f1_weighted",
-    "precision_macro",
-    "recall_macro",
-    "f1_macro",
-    "kappa",
-    "kappa_quadratic",
-)
+# These follow from the confusion matrix.
+CONFUSION = ("accuracy", "balanced_accuracy", "precision_weighted", "recall_weighted")
+CONFUSION += ("f1_weighted", "precision_macro", "recall_macro", "f1_macro")
+CONFUSION += ("kappa", "kappa_quadratic")
 RANKS = ("auroc", "auprc", "sensitivity_at_95_specificity")  # these from the order of the scores
 LOSSES = ("log_loss", "brier", "ece")  # these from the probabilities: less is better
 NAMES = CONFUSION + RANKS + LOSSES
@@ -37,14 +26,11 @@ BINS = 15  # of the expected calibration error
 
 
 def applicable(n_classes: int, ordered: bool = False) -> tuple[str, ...]:
-    """The metrics that a task has.
-
-    Sensitivity at 95 % specificity is for two classes; quadratic kappa for three or more that are
-    ``ordered`` grades (of two it is kappa itself).
-    """
-    left_out = {"sensitivity_at_95_specificity": n_classes > 2,
-                "kappa_quadratic": n_classes == 2 or not ordered}  # fmt: skip
-    return tuple(name for name in NAMES if not left_out.get(name, False))
+    """The metrics that a task has: sensitivity at 95 % specificity for two classes, quadratic kappa
+    for three or more that are ``ordered`` grades (for two it equals kappa)."""
+    left_out = ["sensitivity_at_95_specificity"] * (n_classes > 2)
+    left_out += ["kappa_quadratic"] * (n_classes == 2 or not ordered)
+    return tuple(name for name in NAMES if name not in left_out)
 
 
 def compute(
@@ -56,15 +42,15 @@ def compute(
     """Every metric of ``names`` (None: all that are :func:`applicable`), once per row of weights.
 
     ``y`` (n,) labels in 0 … K-1; ``proba`` (n, K); ``weights`` (B, n), or None for one row of
-    ones. Returns arrays of shape (B,). As scikit-learn defines them: precision is 0 for a class
-    that is never predicted; balanced accuracy is the mean over the classes present, macro means
-    are over those that are present or predicted; AUROC and AUPRC (average precision) are
-    one-versus-rest means over classes, for two classes of the second class; the Brier score is
-    between 0 and 1 for two classes, and the sum over classes (0 to 2) for more; log-loss is in
-    nats. Sensitivity at 95 % specificity is the highest on the ROC curve's own points. The
-    expected calibration error is of the predicted class, in :data:`BINS` bins of equal width (Guo
-    et al., ICML 2017). Where a class with no weight makes a metric undefined it is NaN. Raises
-    ValueError for a name that is not in :data:`NAMES`, or not for so many classes.
+    ones. Returns arrays (B,), as scikit-learn defines them: precision is 0 for a class that is
+    never predicted; balanced accuracy is the mean over the classes present, macro means are over
+    those present or predicted; AUROC and AUPRC (average precision) are one-versus-rest means over
+    classes, for two classes of the second class; the Brier score is between 0 and 1 for two
+    classes, and the sum over classes (0 to 2) for more; log-loss is in nats. Sensitivity at 95 %
+    specificity is the highest on the points of the ROC curve. The expected calibration error is of
+    the predicted class, in :data:`BINS` bins of equal width (Guo et al., ICML 2017). NaN where a
+    class without weight makes a metric undefined. Raises ValueError for a name that is not in
+    :data:`NAMES`, or not defined for so many classes.
     """
     names = checked(names, np.shape(proba)[1])
     weights = np.ones((1, len(y)), dtype=np.int64) if weights is None else np.asarray(weights)
@@ -103,18 +89,18 @@ def evaluator(
     sums = _loss_sums(y, proba, owner) if losses else None
 
     def evaluate(weights: np.ndarray) -> dict[str, np.ndarray]:
-        found = {}
+        values = {}
         if of_matrix:
             confusion = np.zeros((len(weights), k * k), dtype=weights.dtype)
             ordered = weights.take(owner[by_cell], axis=1)
             confusion[:, occupied] = np.add.reduceat(ordered, starts, axis=1)
-            found |= confusion_metrics(confusion.reshape(-1, k, k), of_matrix)
+            values |= confusion_metrics(confusion.reshape(-1, k, k), of_matrix)
         if losses:
-            found |= _losses(weights @ sums)
+            values |= _losses(weights @ sums)
         if areas:
             parts = [_areas(weights, ranking, areas) for ranking in rankings]
-            found |= {name: np.mean([part[name] for part in parts], axis=0) for name in areas}
-        return {name: found[name] for name in names}
+            values |= {name: np.mean([part[name] for part in parts], axis=0) for name in areas}
+        return {name: values[name] for name in names}
 
     return evaluate
 
@@ -153,11 +139,8 @@ def confusion_metrics(confusion: np.ndarray, names: Sequence[str]) -> dict[str, 
 
 
 def _loss_sums(y: np.ndarray, proba: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """Of every owner the sums over its samples that :func:`_losses` needs (owners, 3 + BINS).
-
-    How many samples; their log-loss and Brier score; and for each bin of confidence how many more
-    were right than their confidence said.
-    """
+    """For every owner the sums over its samples for :func:`_losses` (owners, 3 + BINS): their
+    number, log-loss, Brier score and, per bin of confidence, correct ones minus confidence."""
     n, k = proba.shape
     kept = np.clip(proba[np.arange(n), y], np.finfo(float).eps, 1 - np.finfo(float).eps)
     brier = ((proba - np.eye(k)[y]) ** 2).sum(1) * (0.5 if k == 2 else 1)
@@ -193,13 +176,13 @@ def _ranked(k: int) -> list[int]:
 def _ranking(
     positive: np.ndarray, score: np.ndarray, owner: np.ndarray
 ) -> tuple[np.ndarray, ...] | None:
-    """What :func:`_areas` needs of the order of the scores; None when one is not finite.
+    """The order of the scores for :func:`_areas`; None when one is not finite.
 
-    The owners of the samples, highest score first (n,); then of every positive sample, in that
-    order, (P,) each: its place, the first and the last place with its score, and the last of the
-    positive samples with its score.
+    The owners of the samples, highest score first (n,); then for every positive sample, in that
+    order, (P,) each: its place, the first and the last place with its score, and the last positive
+    sample with its score.
     """
-    if not np.isfinite(score).all():  # sorted last, NaN would be ranked by the order of its rows
+    if not np.isfinite(score).all():  # NaN would be ranked by the order of its rows
         return None
     order = np.argsort(-score, kind="stable")
     falling, places = -score[order], np.flatnonzero(positive[order])
@@ -213,9 +196,9 @@ def _areas(
 ) -> dict[str, np.ndarray]:
     """The metrics of :data:`RANKS` for every row of weights, ties counted as scikit-learn does.
 
-    A sum over the positive samples alone: AUROC is the share of pairs (positive, negative) that
-    are in order, average precision the mean precision at the positives' scores. The ROC curve
-    rises at their scores only.
+    Sums over the positive samples alone: AUROC is the share of pairs (positive, negative) in
+    order, average precision the mean precision at the positives' scores, where alone the ROC curve
+    rises.
     """
     if ranking is None:
         return dict.fromkeys(names, np.full(len(weights), np.nan))
@@ -228,8 +211,8 @@ def _areas(
     negative = above[:, -1] - positive
     if "auroc" in names:
         pairs = 2 * positive * negative
-        # Twice the pairs (positive, any sample) with the other one higher, a tie being half of
-        # one. Those of two positive samples, itself included, are positive² of them.
+        # Twice the pairs (positive, any sample) with the other one higher, a tie counting half;
+        # positive² of them are pairs of two positive samples, or of one with itself.
         wrong = np.einsum("bp,bp->b", hits, above.take(first, axis=1) + upto) - positive**2
         found["auroc"] = _defined(pairs - wrong, pairs)
     if {"auprc", "sensitivity_at_95_specificity"} & set(names):
@@ -251,9 +234,8 @@ def _defined(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def auroc(y: np.ndarray, proba: np.ndarray) -> float | np.ndarray:
     """Macro one-versus-rest AUROC, the metric by which hyper-parameters are chosen.
 
-    ``y`` (n,) labels in 0 … K-1; ``proba`` (n, K), or (…, n, K) for many predictions of the same
-    samples at once, which gives an array (…). NaN when a class is missing, or a probability is
-    not finite.
+    ``y`` (n,) labels in 0 … K-1; ``proba`` (n, K), or (…, n, K) for many predictions at once,
+    which gives an array (…). NaN when a class is missing, or a probability is not finite.
     """
     y, proba = np.asarray(y), np.asarray(proba, dtype=np.float64)
     ranked = np.array(_ranked(proba.shape[-1]))[:, None]
@@ -273,16 +255,30 @@ def auroc(y: np.ndarray, proba: np.ndarray) -> float | np.ndarray:
     return np.where(np.isfinite(score).all(-1), areas, np.nan).mean(-1)[()]
 
 
-def codes(labels: pd.Series, classes: list[str]) -> np.ndarray:
+def codes(labels: Sequence, classes: Sequence[str]) -> np.ndarray:
     """Labels (n,) as their positions in ``classes``; ValueError for one that is no class."""
-    found = pd.Index(classes).get_indexer(labels).astype(np.int64)
-    if (found < 0).any():
-        strangers = sorted(set(labels[found < 0]), key=str)
+    places = {name: place for place, name in enumerate(classes)}
+    strangers = sorted({label for label in labels if label not in places}, key=str)
+    if strangers:
         raise ValueError(
             f"The label {strangers[0]!r} is none of the classes ({', '.join(classes)}). Labels are "
-            "text: read predictions with compare.read_predictions, manifests with manifest.read."
+            "text: read tables of predictions or samples with their labels as text."
         )
-    return found
+    return np.array([places[label] for label in labels], dtype=np.int64)
+
+
+def slices(samples: Sequence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which rows have one sample id, as the slices of a volume do.
+
+    Returns the rows (n,) in the order of samples (by first occurrence), where in this order each
+    sample starts (s,), and its number of rows (s,).
+    """
+    _, first, number, counts = np.unique(
+        np.asarray(samples), return_index=True, return_inverse=True, return_counts=True
+    )
+    by_first = np.argsort(first)
+    order = np.argsort(first[number], kind="stable")
+    return order, np.cumsum(counts[by_first]) - counts[by_first], counts[by_first]
 
 
 def confidence_bins(confidence: np.ndarray, n: int) -> np.ndarray:

@@ -23,15 +23,12 @@ def weights_file(backbone: Backbone) -> Path | None:
 def find_weights(backbone: Backbone) -> Path:
     """The file of pretrained weights: from ``MEDLIB_WEIGHTS``, else from timm's hub (or its cache).
 
-    Raises FileNotFoundError within seconds, naming the backbone, the file that was looked for and
-    the ways out, when neither has it.
+    Raises FileNotFoundError within seconds, with the ways out, when neither has it.
     """
     if (path := weights_file(backbone)) is not None:
         return path
     folder = os.environ.get("MEDLIB_WEIGHTS", "")
-    looked = f"{backbone.timm_name}.safetensors in " + (
-        f"MEDLIB_WEIGHTS={folder!r} (not there)" if folder else "MEDLIB_WEIGHTS (not set)"
-    )
+    where = f"={folder!r} (not there)" if folder else " (not set)"
     reason = "which does not have these weights"
     if backbone.hub:
         try:
@@ -39,7 +36,8 @@ def find_weights(backbone: Backbone) -> Path:
         except Exception as error:  # offline, refused, gated, not found: all have one way out
             reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     raise FileNotFoundError(
-        f"No weights for {backbone.name}. Looked for {looked}, then on the hub ({reason}). Either "
+        f"No weights for {backbone.name}. Looked for {backbone.timm_name}.safetensors in "
+        f"MEDLIB_WEIGHTS{where}, then on the hub ({reason}). Either "
         f"put {backbone.timm_name}.safetensors into a folder and name that (make … WEIGHTS=folder, "
         "or MEDLIB_WEIGHTS), or run where the hub can be reached. Random weights are a backbone of "
         f"their own: {control(backbone)}."

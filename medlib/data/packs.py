@@ -26,8 +26,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from medlib import files
-from medlib.core.splits import split_column
-from medlib.data import duplicates, volumes
+from medlib.data import duplicates, manifest, volumes
 from medlib.data.cards import Volumes
 from medlib.data.decoding import RESAMPLING, _torch_in_one_thread, decode, decode_to_resize, resize
 from medlib.errors import ManifestError, listed
@@ -188,7 +187,7 @@ def _write_packs(rows, data, wanted, settings, workers) -> None:
                 f"{listed(failures)}\nReplace them, or take their rows out of the manifest "
                 "(quarantine=True in notebook 01_prepare_data)."
             )
-        kept = ["sample_id", "patient_id", "label", split_column(rows)]
+        kept = ["sample_id", "patient_id", "label", manifest.split_column(rows)]
         index = rows.iloc[taken][kept].assign(slice=numbers)
         for temporary, (size, interpolation, digest) in zip(writers, wanted.values(), strict=True):
             writers[temporary].finish()
@@ -260,5 +259,5 @@ def load(
             f"The images in {folder} were packed from another manifest: run notebook "
             "01_prepare_data for this task again."
         )
-    index = files.read_samples(folder / "index.csv")
+    index = manifest.read_samples(folder / "index.csv")
     return Pack(np.load(folder / "images.npy", mmap_mode="r"), index, meta)

@@ -28,6 +28,15 @@ def prediction_frame(index: pd.DataFrame, proba: np.ndarray, classes: list[str])
     return frame.groupby(keys, sort=False, as_index=False)[columns].mean()
 
 
+def out_of_fold(
+    index: pd.DataFrame, rotations: list, probabilities: list[np.ndarray], classes: list[str]
+) -> pd.DataFrame:
+    """Predictions of all rotations, from the probabilities (m, K) of each one's test rows."""
+    parts = zip(rotations, probabilities, strict=True)
+    frames = [prediction_frame(index[part.test], proba, classes) for part, proba in parts]
+    return pd.concat(frames, ignore_index=True)
+
+
 def arrays(predictions: pd.DataFrame, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Labels (n,) in 0 … K-1 and probabilities (n, K) of a predictions frame."""
     proba = predictions[probability_columns(classes)].to_numpy()

@@ -16,6 +16,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from medlib import files
+from medlib.data import manifest
 from medlib.errors import MAX_LISTED, listed
 from medlib.stats import bootstrap, prediction
 
@@ -50,7 +51,7 @@ def read_predictions(folder: Path) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _predictions(source: Path | io.BytesIO) -> tuple[pd.DataFrame, list[str]]:
-    frame = files.read_samples(source)
+    frame = manifest.read_samples(source)
     classes = [c.removeprefix("prob_") for c in frame.columns if c.startswith("prob_")]
     return frame, classes
 
