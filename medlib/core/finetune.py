@@ -297,7 +297,7 @@ def _identity(model: Classifier, data: Data, rotations: list[Rotation], asked: l
     code = {str(f.relative_to(folder)): files.file_sha256(f) for f in sorted(folder.rglob("*.py"))}
     device = next(model.parameters()).device.type
     images = [data.images_hash, list(data.images.shape), data.n_classes]
-    labels = data.y, *metrics.slices(data.samples)
+    labels = data.y, np.unique(data.samples, return_inverse=True)[1]
     sides = [np.stack([rotation.train, rotation.val, rotation.test]) for rotation in rotations]
     network = [repr(model.row), model.weights_digest, torch.__version__, device]
     return files.content_hash(asked, network, images, code, *labels, *sides)
@@ -305,27 +305,10 @@ def _identity(model: Classifier, data: Data, rotations: list[Rotation], asked: l
 
 def _judge(model: Classifier, data: Data, rows: np.ndarray) -> tuple[float, float]:
     """Mean cross-entropy and macro AUROC of the samples (means over their slices) of some rows."""
-    order, starts, counts = metrics.slices(data.samples[rows])
-    proba = _means(predict(model, data.images, rows)[order], starts, counts)
-    y = data.y[rows[order[starts]]]
+    proba = predict(model, data.images, rows)
+    y, proba = metrics.by_sample(data.y[rows], proba, data.samples[rows])
     loss = -np.log(proba[np.arange(len(y)), y].clip(1e-12)).mean()
     return float(loss), float(metrics.auroc(y, proba))
-
-
-def _means(values: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Means (s, K) of ``counts`` values (n, K) from each start on.
-
-    Summed as pandas does (by Kahan), so that a validation loss equals that of a table of
-    predictions to the last digit.
-    """
-    total, lost = np.zeros((2, len(counts), values.shape[1]))
-    for turn in range(counts.max()):
-        more = counts > turn
-        value = values[starts[more] + turn] - lost[more]
-        grown = total[more] + value
-        lost[more] = grown - total[more] - value
-        total[more] = grown
-    return total / counts[:, None]
 
 
 def _improves(at: Progress, row: tuple) -> bool:

@@ -202,15 +202,17 @@ def _rotate(
     labels = torch.as_tensor(y[rotation.train], device=x.device)
     predict = fit((x[train] - shift) / scale, labels, n_classes, problems)
     proba = predict((x[val] - shift) / scale, range(len(problems)))
-    truth, proba = _by_sample(y[rotation.val], samples[rotation.val], proba)
+    truth, proba = metrics.by_sample(y[rotation.val], proba, samples[rotation.val])
     scores = np.array([metrics.auroc(truth, p) for p in proba]).reshape(len(seeds), -1)
     # On a tie the first candidate wins: the strongest penalty, the smallest k or rate.
     best = scores.argmax(1)
     chosen = [i * len(candidates) + b for i, b in enumerate(best)]
     same, histories = {"head": head, "hyperparameter": hyperparameter}, []
     for aurocs, choice in zip(scores.tolist(), best.tolist(), strict=True):
-        tried = [{"value": float(v), "fold": rotation.fold, "val_auroc": auroc, "chosen": False}
-                 for v, auroc in zip(candidates, aurocs, strict=True)]
+        tried = [
+            {"value": float(v), "fold": rotation.fold, "val_auroc": auroc, "chosen": False}
+            for v, auroc in zip(candidates, aurocs, strict=True)
+        ]
         tried[choice]["chosen"] = True
         histories.append([same | one for one in tried])
     return list(zip(predict((x[test] - shift) / scale, chosen), histories, strict=True))
@@ -221,12 +223,3 @@ def _scaler(x: Tensor) -> tuple[Tensor, Tensor]:
     scale, shift = torch.std_mean(x.double(), dim=0, correction=0)
     constant = scale <= torch.finfo(x.dtype).eps * shift.abs()
     return shift.to(x), scale.masked_fill(constant, 1).to(x)
-
-
-def _by_sample(
-    y: np.ndarray, samples: np.ndarray, proba: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (s,) and probabilities (P, s, K) by sample: the mean of (P, m, K) over its rows."""
-    order, starts, counts = metrics.slices(samples)
-    means = np.add.reduceat(proba[:, order], starts, axis=1) / counts[:, None]
-    return y[order[starts]], means

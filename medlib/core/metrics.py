@@ -267,18 +267,16 @@ def codes(labels: Sequence, classes: Sequence[str]) -> np.ndarray:
     return np.array([places[label] for label in labels], dtype=np.int64)
 
 
-def slices(samples: Sequence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which rows have one sample id, as the slices of a volume do.
+def by_sample(y: np.ndarray, proba: np.ndarray, samples: Sequence) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (s,) and probabilities (…, s, K) by sample: the mean of (…, n, K) over its rows.
 
-    Returns the rows (n,) in the order of samples (by first occurrence), where in this order each
-    sample starts (s,), and its number of rows (s,).
+    Rows with one sample id are the slices of a volume. Samples keep the order of first occurrence.
     """
-    _, first, number, counts = np.unique(
-        np.asarray(samples), return_index=True, return_inverse=True, return_counts=True
-    )
-    by_first = np.argsort(first)
+    _, first, number = np.unique(np.asarray(samples), return_index=True, return_inverse=True)
     order = np.argsort(first[number], kind="stable")
-    return order, np.cumsum(counts[by_first]) - counts[by_first], counts[by_first]
+    starts = np.flatnonzero(np.diff(first[number][order], prepend=-1))
+    counts = np.diff(starts, append=len(order))
+    return y[order[starts]], np.add.reduceat(proba[..., order, :], starts, -2) / counts[:, None]
 
 
 def confidence_bins(confidence: np.ndarray, n: int) -> np.ndarray:
