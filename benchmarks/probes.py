@@ -26,7 +26,6 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
 import torch
 from harness import arguments, interleaved, report, seconds
 from scipy.special import log_softmax
@@ -35,9 +34,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from medlib.core import heads
+from medlib.core import heads, splits
 from medlib.core.fast import logistic
-from medlib.grid import address
 
 FOLDS = 5
 GAP = 1e-6
@@ -172,17 +170,17 @@ def one_at_a_time(
         scores = [roc_auc_score(y["val"], p(x["val"]), multi_class="ovr") for p in predictors]
         return predictors[int(np.argmax(scores))](x["test"])
 
-    grids = {name: head.grid for name, head in heads.HEADS.items()}
+    candidates = {name: head.candidates for name, head in heads.HEADS.items()}
     choose([
         LogisticRegression(C=c / len(y["train"]), max_iter=300).fit(x["train"], y["train"])
-        .predict_proba for c in grids["linear"]
+        .predict_proba for c in candidates["linear"]
     ])  # fmt: skip
     choose([
         KNeighborsClassifier(n, metric="cosine", algorithm="brute").fit(x["train"], y["train"])
-        .predict_proba for n in grids["knn"]
+        .predict_proba for n in candidates["knn"]
     ])  # fmt: skip
     for seed in seeds:
-        choose([plain_mlp(x["train"], y["train"], k, rate, seed) for rate in grids["mlp"]])
+        choose([plain_mlp(x["train"], y["train"], k, rate, seed) for rate in candidates["mlp"]])
 
 
 def plain_mlp(
@@ -202,18 +200,18 @@ def plain_mlp(
 
 def frozen_half(n: int, d: int, k: int, seeds: list[int], options: argparse.Namespace) -> None:
     x, y = embeddings(n, d, k)
-    classes = [f"class {i}" for i in range(k)]
-    index = pd.DataFrame({"sample_id": [f"s{i}" for i in range(n)], "fold": np.arange(n) % FOLDS})
-    index = index.assign(patient_id=index["sample_id"], label=np.array(classes)[y])
-    fold = index["fold"].to_numpy()
+    samples, fold = np.arange(n), np.arange(n) % FOLDS
+    rotations = splits.rotations(fold, samples, y)
     sides = {"train": fold >= 2, "val": fold == 1, "test": fold == 0}
     shift, scale = x[sides["train"]].mean(0), x[sides["train"]].std(0)
     parts = {side: (x[rows] - shift) / scale for side, rows in sides.items()}
     labels = {side: y[rows] for side, rows in sides.items()}
-    runs = address.frozen_runs(heads.HEADS, [1.0], seeds)
+    # Only the MLP has anything random in it.
+    runs = [(head, seed, rotations) for head in heads.HEADS
+            for seed in (seeds if head == "mlp" else seeds[:1])]  # fmt: skip
 
     def batched() -> None:
-        for _ in heads.sweep(x, index, classes, runs, device="cpu"):
+        for _ in heads.sweep(x, y, samples, runs, n_classes=k, device="cpu"):
             pass
 
     def loop() -> float:

@@ -14,8 +14,8 @@ from medlib.grid import jobs
 from medlib.grid.notebooks import execute
 
 NAMES = ["00_core_in_a_page", "01_prepare_data", "02_extract_features", "03_probe_features",
-         "04_fine_tune", "05_collect_results", "06_compare_backbones", "07_weigh_costs", "08_test_claims",
-         "09_look_closer"]  # fmt: skip
+         "04_fine_tune", "05_collect_results", "06_compare_backbones", "07_weigh_costs",
+         "08_test_claims", "09_look_closer"]  # fmt: skip
 
 
 @pytest.fixture(params=NAMES)

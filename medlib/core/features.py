@@ -53,14 +53,8 @@ def extract(
     device, size = device_name(settings.device), images.shape[1]
     tried = engine.precision_name(settings.precision, device)
     model, digest = networks.build(backbone, size, seed)
-    depends_on = {
-        "version": VERSION,
-        "images": images_hash,
-        "backbone": backbone,
-        "weights_digest": digest,
-        "image_size": size,
-        "precision": tried,
-    }
+    depends_on = {"version": VERSION, "images": images_hash, "image_size": size}
+    depends_on |= {"backbone": backbone, "weights_digest": digest, "precision": tried}
     wanted, meta_file = files.content_hash(depends_on), folder / "meta.json"
     if not meta_file.is_file() or files.read_json(meta_file).get("hash") != wanted:
         meta_file.unlink(missing_ok=True)  # without it the cache counts as incomplete

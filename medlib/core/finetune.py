@@ -230,8 +230,7 @@ def run(
     model = fusing.place(model, torch.device(loading.device_name(device)))
     images = loading.resident(data.images, next(model.parameters()).device)
     data = replace(data, images=images, y=np.asarray(data.y), samples=np.asarray(data.samples))
-    n_images = _trained_images(rotations, settings)
-    how = _prepare(model, data, settings, n_images)
+    how, n_images = _prepare(model, data, rotations, settings)
     identity = _identity(model, data, rotations, [asdict(settings), regime, seed])
     at = resuming.restored(resume, identity, model, best)
     bar = {"desc": f"fine-tuning {backbone}", "unit": "image", "mininterval": 1}
@@ -265,17 +264,19 @@ def _classifier(
     return Classifier(backbone, size, data.n_classes, seed, frozen_norm=norm, **lora)
 
 
-def _trained_images(rotations: list[Rotation], settings: FineTuning) -> int:
-    """How many images a run trains on; an epoch leaves out its last, smaller batch."""
-    sizes = [int(rotation.train.sum()) for rotation in rotations]
-    each = sum(n - n % min(settings.batch_size, n) for n in sizes)
-    return each * len(settings.learning_rates) * settings.epochs
+def _prepare(
+    model: Classifier, data: Data, rotations: list[Rotation], settings: FineTuning
+) -> tuple[dict, int]:
+    """Compile the model and make it checkpoint activations, where that pays.
 
-
-def _prepare(model: Classifier, data: Data, settings: FineTuning, n_images: int) -> dict:
-    """Compile the model and let it checkpoint activations, where that pays; returns how it is."""
+    Returns how it is, and on how many images the run trains.
+    """
     parameters, modules = list(model.parameters()), model.modules()
     cuda, size, batch_size = parameters[0].is_cuda, data.images.shape[1], settings.batch_size
+    # An epoch leaves out its last, smaller batch.
+    sizes = [int(rotation.train.sum()) for rotation in rotations]
+    n_images = sum(n - n % min(batch_size, n) for n in sizes)
+    n_images *= len(settings.learning_rates) * settings.epochs
     kind = "batch norm" if any(isinstance(m, nn.BatchNorm2d) for m in modules) else "plain"
     how = {
         "weights_digest": model.weights_digest,
@@ -288,7 +289,7 @@ def _prepare(model: Classifier, data: Data, settings: FineTuning, n_images: int)
     }
     if how["compiled"]:
         model.compile()
-    return how
+    return how, n_images
 
 
 def _identity(model: Classifier, data: Data, rotations: list[Rotation], asked: list) -> str:

@@ -48,8 +48,7 @@ def _from_hub(backbone: Backbone) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    repository = timm_config(backbone)["hf_hub_id"]
-    file = "model.safetensors"
+    repository, file = timm_config(backbone)["hf_hub_id"], "model.safetensors"
     try:
         return Path(huggingface_hub.hf_hub_download(repository, file, local_files_only=True))
     except LocalEntryNotFoundError:
@@ -89,21 +88,18 @@ def load(model: nn.Module, backbone: Backbone, path: Path) -> None:
 
         state = checkpoint_filter_fn(state, model)
     classifier = timm_config(backbone)["classifier"]
+    misfit = f"{path} does not fit {backbone.name} ({backbone.architecture})"
     try:
         result = model.load_state_dict(state, strict=False)
     except RuntimeError as error:  # the same names, other shapes
         shapes = [line.strip() for line in str(error).splitlines()[1:4]]
-        raise ValueError(
-            f"{path} does not fit {backbone.name} ({backbone.architecture}): {' '.join(shapes)}"
-        ) from error
+        raise ValueError(f"{misfit}: {' '.join(shapes)}") from error
     unexpected = [key for key in result.unexpected_keys if not key.startswith(f"{classifier}.")]
     if result.missing_keys or unexpected:
-        raise ValueError(
-            f"{path} does not fit {backbone.name} ({backbone.architecture}): it lacks "
-            f"{result.missing_keys[:5]} and has {unexpected[:5]} too many."
-        )
-    # Where batch norm was folded into the convolutions, what is left of it is the identity. In
-    # training it would standardise by the batch after all, and wipe out what was learned.
+        lacks, extra = result.missing_keys[:5], unexpected[:5]
+        raise ValueError(f"{misfit}: it lacks {lacks} and has {extra} too many.")
+    # Batch norm that was folded into the convolutions is the identity. In training it would
+    # standardise by the batch after all, and destroy what was learned.
     if folded_norm(model) != backbone.fixed_norm:
         raise ValueError(
             f"In {path} batch norm is {'' if folded_norm(model) else 'not '}folded into the "

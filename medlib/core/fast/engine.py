@@ -31,11 +31,8 @@ CPU_BATCH = 16  # the least with which one thread uses oneDNN, too; larger batch
 def fastest(
     row: Backbone, model: torch.nn.Module, images: np.ndarray, settings: Extraction
 ) -> tuple[Callable[[torch.Tensor], torch.Tensor], dict]:
-    """The function from uint8 images (b, H, W, 3) on the model's device to embeddings (b, d).
-
-    Returns also how it computes: precision, cosine_to_float32, batch_size (which b must not exceed)
-    and compiled. Raises FloatingPointError as :func:`suitable` does.
-    """
+    """The function from uint8 images (b, H, W, 3) on the model's device to embeddings (b, d), and
+    how it computes: precision, cosine_to_float32, batch_size (the most that b may be), compiled."""
     device, n = next(model.parameters()).device, len(images)
     spread = np.linspace(0, n - 1, min(SAMPLE, n)).astype(np.int64)
     sample = next(batches(images, [spread], device))
@@ -122,11 +119,11 @@ def find_batch_size(embed: Callable, images: np.ndarray, device: str) -> int:
 def suitable(
     row: Backbone, model: torch.nn.Module, asked: str, batch: torch.Tensor
 ) -> tuple[torch.nn.Module, dict]:
-    """The model in the precision to compute in; that precision and its similarity to float32.
+    """The model in the precision to compute in; that precision, and its least cosine similarity to
+    float32 in a batch of uint8 images (B, H, W, 3).
 
-    That is the least cosine similarity in a batch of uint8 images (B, H, W, 3). ``asked`` "auto"
-    keeps float32 if lower precision changes the embeddings too much. Raises FloatingPointError
-    where a precision that was asked for does so.
+    "auto" keeps float32 if lower precision changes the embeddings too much. Raises
+    FloatingPointError where a precision that was asked for does so.
     """
     precision = precision_name(asked, batch.device)
     if precision == "float32":

@@ -21,11 +21,11 @@ def activation_bytes(model: Classifier, image_size: int) -> int:
         def pack(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
-            return tensor.detach()  # itself it would keep the graph alive, which keeps it alive
+            return tensor.detach()  # the tensor itself would keep the graph, and so itself, alive
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             logits = model(torch.zeros(n_images, 3, image_size, image_size, device=device))
-        del logits  # it has kept alive, until now, all that was counted
+        del logits  # until now it has kept alive all that was counted
         return sum(storages.values())
 
     model.eval()  # batch norm's statistics are not to change
@@ -50,7 +50,7 @@ def checkpoint(model: Classifier, checkpointing: str, image_size: int, batch_siz
     if wanted:
         try:
             model.backbone.set_grad_checkpointing(True)
-        except AssertionError as error:  # timm's way of saying so
+        except AssertionError as error:  # timm's way to refuse
             if checkpointing == "auto":
                 return False
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Checkpoints of fine-tuning, written after each epoch, from which a killed run goes on."""
+"""Checkpoints of fine-tuning, written after each epoch, from which a killed run continues."""
 
 from __future__ import annotations
 
