@@ -423,6 +423,22 @@ def test_weights_of_the_folder_are_loaded_with_or_without_a_classifier(weights, 
     assert not model.training
 
 
+def test_the_types_of_a_rows_values_are_checked_when_the_table_is_read(tmp_path):
+    file = tmp_path / "backbones.yaml"
+    row = "timm_name: a.b, pretraining: imagenet, embedding: gap, licence: MIT"
+    file.write_text(
+        f"one: {{{row}, patch: true}}\ntwo: {{{row}, hub: 'no', build: [1]}}\n"
+        "three: {timm_name: 5, pretraining: imagenet, embedding: [gap], licence: 1.0}\n"
+    )
+    with pytest.raises(ValueError) as caught:
+        backbones.read_table(file)
+    for part in ("one: patch is True, but must be int", "two: hub is 'no', but must be bool",
+                 "two: build is [1], but must be Mapping", "three: timm_name is 5, but must be str",
+                 "three: embedding is ['gap'], but must be str", "three: licence is 1.0"):  # fmt: skip
+        assert part in str(caught.value)
+
+
+
 def test_folded_batch_norm_is_declared_in_the_row(weights):
     torch.manual_seed(0)
     fresh = timm.create_model("mobilenetv2_100", num_classes=0).state_dict()  # statistics 0 and 1
