@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medlib.core.metrics import LOSSES
 from medlib.files import replacing, save_csv
 from medlib.show.names import HEADS, METRICS, PAPER_METRICS, REGIMES, in_order, shown_rows
+from medlib.stats.metrics import LOSSES
 
 LONG = 44  # letters; a longer column is set in lines
 WIDE, TALL = 150, 60  # letters and rows of a LaTeX table; a larger one becomes several

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from medlib.core.metrics import CONFUSION, checked, confusion_metrics, evaluator
+from medlib.stats.metrics import CONFUSION, checked, confusion_metrics, evaluator
 from medlib.stats.prediction import arrays
 
 CHUNK = 1 << 17  # weights that a thread holds at once, in elements: its arrays fit the cache

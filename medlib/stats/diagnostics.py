@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from medlib.core import metrics
-from medlib.stats import bootstrap, prediction
+from medlib.stats import bootstrap, metrics, prediction
 
 GRID = np.linspace(0, 1, 201)  # of false positive rates, and of recalls
 BINS = 10  # of confidence

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from medlib.core import metrics, settings
+from medlib.core import settings
 from medlib.errors import listed
-from medlib.stats import bootstrap
+from medlib.stats import bootstrap, metrics
 from medlib.stats.runs import Run, by_cell, delong, points_and_draws, read, runs_by_cell
 from medlib.stats.summaries import ends
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from medlib.core.metrics import codes, compute
+from medlib.core.metrics import codes
+from medlib.stats.metrics import compute
 
 
 def probability_columns(classes: list[str]) -> list[str]:

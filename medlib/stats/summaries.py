@@ -27,9 +27,8 @@ import pandas as pd
 from scipy import stats
 
 from medlib import files
-from medlib.core import metrics
 from medlib.grid import address
-from medlib.stats import bootstrap
+from medlib.stats import bootstrap, metrics
 from medlib.stats.runs import (
     CELL,
     Run,

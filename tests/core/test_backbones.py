@@ -432,11 +432,15 @@ def test_the_types_of_a_rows_values_are_checked_when_the_table_is_read(tmp_path)
     )
     with pytest.raises(ValueError) as caught:
         backbones.read_table(file)
-    for part in ("one: patch is True, but must be int", "two: hub is 'no', but must be bool",
-                 "two: build is [1], but must be Mapping", "three: timm_name is 5, but must be str",
-                 "three: embedding is ['gap'], but must be str", "three: licence is 1.0"):  # fmt: skip
+    for part in (
+        "one: patch is True, but must be int",
+        "two: hub is 'no', but must be bool",
+        "two: build is [1], but must be Mapping",
+        "three: timm_name is 5, but must be str",
+        "three: embedding is ['gap'], but must be str",
+        "three: licence is 1.0, but must be str",
+    ):
         assert part in str(caught.value)
-
 
 
 def test_folded_batch_norm_is_declared_in_the_row(weights):

@@ -27,13 +27,14 @@ from shown import (
     row_names,
 )
 
-from medlib.core import backbones, metrics
+from medlib.core import backbones
 from medlib.data import cards
 from medlib.show import style, tables
 from medlib.show.figures import comparison, predictions, training
 from medlib.show.figures.embeddings import projection
 from medlib.show.figures.images import sample_grid, slice_strip
 from medlib.show.names import ARCHITECTURES, HEADS, METRICS, PAPER_METRICS, display_names
+from medlib.stats import metrics
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["low grade", "high grade"]

@@ -14,9 +14,8 @@ import yaml
 from sklearn import metrics as sk
 
 from medlib import files
-from medlib.core import metrics
 from medlib.grid import address, jobs, records, summarise
-from medlib.stats import bootstrap, differences, prediction, summaries
+from medlib.stats import bootstrap, differences, metrics, prediction, summaries
 from medlib.stats.runs import is_main, read_predictions, stream
 
 CLASSES = {"mri": ["low", "high"], "skin": ["nv", "mel", "bcc"]}
