@@ -41,8 +41,13 @@ FOLDS = 5
 GAP = 1e-6
 C = np.logspace(-6, 5, 45)
 SUBSET = range(4, 45, 9)
-SOLVERS = (("lbfgs", np.float64), ("newton-cg", np.float32), ("newton-cg", np.float64),
-           ("newton-cholesky", np.float32), ("newton-cholesky", np.float64))  # fmt: skip
+SOLVERS = (
+    ("lbfgs", np.float64),
+    ("newton-cg", np.float32),
+    ("newton-cg", np.float64),
+    ("newton-cholesky", np.float32),
+    ("newton-cholesky", np.float64),
+)
 # The Hessian of newton-cholesky, k (d + 1) square: beyond this, tens of seconds an iteration.
 LARGEST_HESSIAN = 3000
 
@@ -125,8 +130,10 @@ def regressions(n: int, d: int, k: int, options: argparse.Namespace) -> None:
         if solver == "newton-cholesky" and (1 if k == 2 else k) * d > LARGEST_HESSIAN:
             continue
         peers[solver, dtype] = tol, taken, worst = calibrated(x, y, subset, best, solver, dtype)
-        print(f"  {solver:<16} {dtype.__name__:<8} tol {tol:.0e}, worst gap {worst:.1e}, "
-              f"{taken / len(subset):.3g} s a fit")  # fmt: skip
+        print(
+            f"  {solver:<16} {dtype.__name__:<8} tol {tol:.0e}, worst gap {worst:.1e}, "
+            f"{taken / len(subset):.3g} s a fit"
+        )
     values = [objective(x, y, w, b, c) for w, b, c in zip(*ours(x, y, C), C, strict=True)]
     print(f"  ours: worst gap {np.max(np.array(values) / lowest(x, y, C) - 1):.1e}", flush=True)
 
@@ -153,9 +160,14 @@ def regressions(n: int, d: int, k: int, options: argparse.Namespace) -> None:
         ("default", "lbfgs (its default)", None),
     ):
         report(
-            f"45 regularisations × 5 folds, d={d}, K={k}", f"scikit-learn {label}",
-            times[side] / times["ours"], target=target, value=own, unit="s", quick=options.quick,
-        )  # fmt: skip
+            f"45 regularisations × 5 folds, d={d}, K={k}",
+            f"scikit-learn {label}",
+            times[side] / times["ours"],
+            target=target,
+            value=own,
+            unit="s",
+            quick=options.quick,
+        )
 
 
 # --------------------------------------------------------------------- a task and a backbone
@@ -171,14 +183,22 @@ def one_at_a_time(
         return predictors[int(np.argmax(scores))](x["test"])
 
     candidates = {name: head.candidates for name, head in heads.HEADS.items()}
-    choose([
-        LogisticRegression(C=c / len(y["train"]), max_iter=300).fit(x["train"], y["train"])
-        .predict_proba for c in candidates["linear"]
-    ])  # fmt: skip
-    choose([
-        KNeighborsClassifier(n, metric="cosine", algorithm="brute").fit(x["train"], y["train"])
-        .predict_proba for n in candidates["knn"]
-    ])  # fmt: skip
+    choose(
+        [
+            LogisticRegression(C=c / len(y["train"]), max_iter=300)
+            .fit(x["train"], y["train"])
+            .predict_proba
+            for c in candidates["linear"]
+        ]
+    )
+    choose(
+        [
+            KNeighborsClassifier(n, metric="cosine", algorithm="brute")
+            .fit(x["train"], y["train"])
+            .predict_proba
+            for n in candidates["knn"]
+        ]
+    )
     for seed in seeds:
         choose([plain_mlp(x["train"], y["train"], k, rate, seed) for rate in candidates["mlp"]])
 
@@ -207,8 +227,11 @@ def frozen_half(n: int, d: int, k: int, seeds: list[int], options: argparse.Name
     parts = {side: (x[rows] - shift) / scale for side, rows in sides.items()}
     labels = {side: y[rows] for side, rows in sides.items()}
     # Only the MLP has anything random in it.
-    runs = [(head, seed, rotations) for head in heads.HEADS
-            for seed in (seeds if head == "mlp" else seeds[:1])]  # fmt: skip
+    runs = [
+        (head, seed, rotations)
+        for head in heads.HEADS
+        for seed in (seeds if head == "mlp" else seeds[:1])
+    ]
 
     def batched() -> None:
         for _ in heads.sweep(x, y, samples, runs, n_classes=k, device="cpu"):
@@ -219,10 +242,14 @@ def frozen_half(n: int, d: int, k: int, seeds: list[int], options: argparse.Name
 
     times = interleaved({"ours": batched, "loop": loop}, options.repeats)
     report(
-        f"frozen half of a task and backbone, n={n}, d={d}", "one head at a time",
-        times["loop"] / times["ours"], target=None, value=float(np.median(times["ours"])),
-        unit="s", quick=options.quick,
-    )  # fmt: skip
+        f"frozen half of a task and backbone, n={n}, d={d}",
+        "one head at a time",
+        times["loop"] / times["ours"],
+        target=None,
+        value=float(np.median(times["ours"])),
+        unit="s",
+        quick=options.quick,
+    )
 
 
 def main() -> None:

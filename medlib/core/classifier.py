@@ -100,7 +100,7 @@ def drawn(n: int, generator: torch.Generator) -> torch.Tensor:
     angle, zoom = draw(n) * math.radians(10), 1 + 0.1 * draw(n)
     mirror = torch.where(draw(n) < 0, -1.0, 1.0)
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
-    # An affine grid is in half image widths: ±0.1 is a shift by ±5 % of the width.
+    # affine_grid is in half image widths: ±0.1 is a shift by ±5 % of the width.
     right, down = (0.1 * draw(n, 2)).unbind(1)
     contrast, brightness = 0.2 * draw(n), 0.2 * draw(n)
     return torch.stack(

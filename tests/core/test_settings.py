@@ -23,8 +23,11 @@ def parameters(repository):
 
 def test_notebook_04_takes_every_setting_with_its_default_type_and_help(repository):
     beside = {"task", "backbone", "data", "results", "image_size", "regime", "label_fraction"}
-    given = {name: value for name, value in parameters(repository)
-             if name not in beside | {"seed", "device"}}  # fmt: skip
+    given = {
+        name: value
+        for name, value in parameters(repository)
+        if name not in beside | {"seed", "device"}
+    }
     fields = {}
     for field in dataclasses.fields(FineTuning):
         default, kind = field.default, field.type.partition("[")[0]

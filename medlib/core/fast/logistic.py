@@ -43,7 +43,7 @@ def logistic_regression(x: Tensor, y: Tensor, c: Sequence[float]) -> tuple[Tenso
     penalty[:, :, -1] = 0
     start = penalty.new_zeros(len(c), len(hot), z.shape[1])
     rough, _ = _minimise(z, hot.to(z), penalty.to(z), start.to(z), PATIENCE)
-    found, gap = _minimise(z.double(), hot.double(), penalty, rough.double(), ITERATIONS)
+    best, gap = _minimise(z.double(), hot.double(), penalty, rough.double(), ITERATIONS)
     if missed := [f"{c[i]:g} (gap {gap[i]:.1g})" for i in (~(gap <= GAP)).nonzero().flatten()]:
         words = (
             f"Logistic regression has not converged for C = {', '.join(missed)}; relative to the "
@@ -51,7 +51,7 @@ def logistic_regression(x: Tensor, y: Tensor, c: Sequence[float]) -> tuple[Tenso
             "of a somewhat smaller C."
         )
         warnings.warn(words, RuntimeWarning, stacklevel=2)
-    return found[:, :, :-1] @ basis.T.double(), found[:, :, -1]
+    return best[:, :, :-1] @ basis.T.double(), best[:, :, -1]
 
 
 def _eigenbasis(x: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def _minimise(
     gᵀH⁻¹g / 2, by the larger of two estimates of H⁻¹.
     """
     n, squares, eps = len(z), z.square(), torch.finfo(z.dtype).eps
-    found, gaps = start.clone(), penalty.new_full((len(start),), torch.inf)
+    best, gaps = start.clone(), penalty.new_full((len(start),), torch.inf)
     live, weights, history = torch.arange(len(start), device=z.device), start, []
     stale = torch.zeros_like(live)
     logits = weights @ z.T
@@ -93,7 +93,7 @@ def _minimise(
         decrement = _dot(gradient, _solve(gradient, turn, curvature))
         gap = torch.maximum(-slope, decrement) / 2 / objective
         better = gap < gaps[live]
-        found[live[better]], gaps[live[better]] = weights[better], gap[better]
+        best[live[better]], gaps[live[better]] = weights[better], gap[better]
         stale = torch.where(better, 0, stale + 1)
         open_ = (gap > GAP) & gap.isfinite() & (stale < patience)
         if iteration == ITERATIONS or not open_.any():
@@ -114,7 +114,7 @@ def _minimise(
         weights, before = weights + step, gradient
         gradient = residual @ z / n + penalty * weights
         history = [*history, _pair(step, gradient - before)][-MEMORY:]
-    return found, gaps
+    return best, gaps
 
 
 def probabilities(logits: Tensor, dim: int = 1) -> Tensor:
