@@ -103,7 +103,7 @@ def test_the_command_line_takes_json_and_ends_with_a_status(notebook, tmp_path):
 def test_sources_follow_imports_from_the_notebook_through_the_modules(repository):
     names = [p.name for p in notebooks.sources(repository / "notebooks" / "04_fine_tune.ipynb")]
     assert names[0] == "04_fine_tune.ipynb"
-    assert {"finetune.py", "features.py", "metrics.py", "errors.py"} <= set(names)
+    assert {"finetune.py", "classifier.py", "metrics.py", "errors.py"} <= set(names)
     assert not {"probe.py", "compare.py"} & set(names)
 
 
