@@ -18,8 +18,7 @@ import pandas as pd
 from harness import arguments, interleaved, report, seconds
 from sklearn import metrics as sk
 
-from medlib.core import metrics
-from medlib.stats import bootstrap, prediction
+from medlib.stats import bootstrap, metrics, prediction
 
 FOUR = ("accuracy", "precision_weighted", "recall_weighted", "f1_weighted")
 SEVEN = ("accuracy", "balanced_accuracy", *FOUR[1:], "auroc", "auprc")

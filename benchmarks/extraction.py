@@ -2,7 +2,7 @@
 
 The peer: timm in eager mode, a DataLoader with two workers, torchvision transforms, JPEG files of
 600 × 450 pixels, batches of 32. Ours: the batches, the layout and the engine that
-``medlib.features.extract`` uses, on packed images. Both write embeddings to memory; both use all
+``core.features.extract`` uses, on packed images. Both write embeddings to memory; both use all
 cores. Random weights take the same time. Where onnxruntime and OpenVINO are installed
 (``benchmarks/requirements.txt``) the same network, exported, runs beside them on ready tensors.
 
@@ -25,8 +25,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from medlib.core import backbones, features, loading, networks
+from medlib.core import backbones, loading, networks
 from medlib.core.fast import fusing
+from medlib.core.fast.engine import embedder, find_batch_size, suitable
 
 BACKBONES = {
     "vgg16-random": ("VGG16", 0.85),
@@ -141,14 +142,14 @@ def one(name, title, target, paths, pack, options) -> np.ndarray:
     contestants = {"peer": lambda: eager(row, peer, loader)}
     with torch.inference_mode():
         work = harness.flops(lambda: networks.embed(row, peer, blank))
-        model, _ = features.suitable(row, model, "auto", first)
-        plain, rounds = features.embedder(row, model), 1
-        size = features.find_batch_size(plain, pack, harness.DEVICE)
+        model, _ = suitable(row, model, "auto", first)
+        plain, rounds = embedder(row, model), 1
+        size = find_batch_size(plain, pack, harness.DEVICE)
         if cuda:  # what is over in a tenth of a second cannot be timed: two seconds of it
             ours(plain, pack, size)
             rounds = math.ceil(2 / harness.seconds(lambda: ours(plain, pack, size)))
         for engine in engines:
-            embed = features.embedder(row, model, engine == "compiled")
+            embed = embedder(row, model, engine == "compiled")
             start = time.perf_counter()
             ours(embed, pack[:size], size)
             if engine == "compiled":

@@ -31,12 +31,10 @@ from torchvision import transforms
 
 from medlib.core import backbones, classifier, finetune, loading
 from medlib.core.fast import fusing
+from medlib.core.settings import FineTuning
 
 SIZE, CLASSES = 224, 2
-TRAINING = {
-    "learning_rate": 1e-4, "epochs": 10**6, "weight_decay": 0.05, "warmup": 0.1,
-    "balanced": False, "seed": 0,
-}  # fmt: skip
+RATE = 1e-4
 
 
 def augmented(size: int) -> Callable:
@@ -83,10 +81,10 @@ def our_epoch(
     model = fusing.place(classifier.Classifier(backbone, size, CLASSES), device)
     if compiled:
         model.compile()
-    training = finetune.train(
-        model, loading.resident(images, torch.device(device)), np.arange(n) % CLASSES,
-        np.arange(n), batch_size=batch, **TRAINING,
-    )  # fmt: skip
+    rows, images = np.arange(n), loading.resident(images, torch.device(device))
+    data = finetune.Data(images, rows % CLASSES, rows, CLASSES)
+    settings = FineTuning(learning_rates=(RATE,), epochs=10**6, batch_size=batch)
+    training = finetune.train(model, data, rows, learning_rate=RATE, settings=settings)
     return lambda: next(training)
 
 
@@ -94,7 +92,7 @@ def eager_epoch(
     backbone: str, paths: list[Path], size: int, batch: int, steps: int
 ) -> Callable[[], None]:
     network = plain_network(backbone, size)
-    optimiser = torch.optim.Adam(network.parameters(), lr=TRAINING["learning_rate"])
+    optimiser = torch.optim.Adam(network.parameters(), lr=RATE)
     n = batch * steps  # the files again and again
     many = [paths[i % len(paths)] for i in range(n)]
     files = harness.Files(many, [i % CLASSES for i in range(n)], augmented(size))
@@ -112,7 +110,7 @@ def eager_batch(backbone: str, size: int, batch: int, steps: int, tf32: bool) ->
     """On CUDA: the same batch again and again, in float32; with ``tf32``, as torch does unless
     told otherwise, convolutions round what they multiply to 10 bits."""
     network = plain_network(backbone, size).cuda()
-    optimiser = torch.optim.Adam(network.parameters(), lr=TRAINING["learning_rate"])
+    optimiser = torch.optim.Adam(network.parameters(), lr=RATE)
     inputs = torch.randn(batch, 3, size, size, device="cuda")
     target = torch.arange(batch, device="cuda") % CLASSES
 

@@ -23,10 +23,10 @@ import torch
 from sklearn import metrics as sk
 from torch import nn
 
-from medlib.core import backbones, features, heads
-from medlib.data import packing
+from medlib.core import backbones, heads, metrics
+from medlib.data import embeddings, manifest, packing
 from medlib.files import file_sha256
-from medlib.stats import bootstrap
+from medlib.stats import bootstrap, prediction
 
 BACKBONES = {"dinov2_small-random": "DINOv2 ViT-S/14", "resnet50-random": "ResNet50"}
 SIZE, EPOCHS, RESAMPLES = 224, 100, 5000
@@ -93,9 +93,12 @@ def our_way(name: str, rows: pd.DataFrame, data: Path) -> pd.DataFrame:
         interpolation = backbones.get(name).preprocessing["interpolation"]
         packed = Path(folder) / "pack"
         pack = packing.pack(rows, data, {packed: (SIZE, interpolation)})[packed]
-        made = features.extract(pack, name, Path(folder) / "features")
-        runs = [{"head": "linear", "label_fraction": 1.0, "seed": 0}]
-        ((_, predictions, *_),) = heads.sweep(made.embeddings, made.index, CLASSES, runs)
+        made = embeddings.extract(pack, name, Path(folder) / "features")
+        y, samples = metrics.codes(made.index["label"], CLASSES), made.index["sample_id"]
+        parts = manifest.rotations(made.index)
+        runs = [("linear", 0, parts)]
+        ((_, proba, *_),) = heads.sweep(made.embeddings, y, samples, runs, n_classes=len(CLASSES))
+        predictions = prediction.out_of_fold(made.index, parts, proba, CLASSES)
         draws = bootstrap.bootstrap(predictions, CLASSES, RESAMPLES)
         return pd.DataFrame({name: bootstrap.interval(values) for name, values in draws.items()})
 

@@ -21,17 +21,16 @@ LIMIT = 3 * 2**30  # bytes
 EXTRACT = """
 import sys
 from medlib import files
-from medlib.core import features, loading
-from medlib.data import packs
+from medlib.data import embeddings, packs
 pack = packs.load(sys.argv[1])
-features.extract(pack, "dinov2_small-random", sys.argv[2])
+embeddings.extract(pack, "dinov2_small-random", sys.argv[2])
 print(files.peak_memory_bytes()["resident"])
 """
 READ = """
 import sys
 import numpy as np
 from medlib import files
-from medlib.core import features, loading
+from medlib.core import loading
 from medlib.data import packs
 pack = packs.load(sys.argv[1])
 order = np.random.default_rng(0).permutation(len(pack.images))

@@ -26,7 +26,6 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
 import torch
 from harness import arguments, interleaved, report, seconds
 from scipy.special import log_softmax
@@ -35,16 +34,20 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from medlib.core import heads
+from medlib.core import heads, splits
 from medlib.core.fast import logistic
-from medlib.grid import address
 
 FOLDS = 5
 GAP = 1e-6
 C = np.logspace(-6, 5, 45)
 SUBSET = range(4, 45, 9)
-SOLVERS = (("lbfgs", np.float64), ("newton-cg", np.float32), ("newton-cg", np.float64),
-           ("newton-cholesky", np.float32), ("newton-cholesky", np.float64))  # fmt: skip
+SOLVERS = (
+    ("lbfgs", np.float64),
+    ("newton-cg", np.float32),
+    ("newton-cg", np.float64),
+    ("newton-cholesky", np.float32),
+    ("newton-cholesky", np.float64),
+)
 # The Hessian of newton-cholesky, k (d + 1) square: beyond this, tens of seconds an iteration.
 LARGEST_HESSIAN = 3000
 
@@ -127,8 +130,10 @@ def regressions(n: int, d: int, k: int, options: argparse.Namespace) -> None:
         if solver == "newton-cholesky" and (1 if k == 2 else k) * d > LARGEST_HESSIAN:
             continue
         peers[solver, dtype] = tol, taken, worst = calibrated(x, y, subset, best, solver, dtype)
-        print(f"  {solver:<16} {dtype.__name__:<8} tol {tol:.0e}, worst gap {worst:.1e}, "
-              f"{taken / len(subset):.3g} s a fit")  # fmt: skip
+        print(
+            f"  {solver:<16} {dtype.__name__:<8} tol {tol:.0e}, worst gap {worst:.1e}, "
+            f"{taken / len(subset):.3g} s a fit"
+        )
     values = [objective(x, y, w, b, c) for w, b, c in zip(*ours(x, y, C), C, strict=True)]
     print(f"  ours: worst gap {np.max(np.array(values) / lowest(x, y, C) - 1):.1e}", flush=True)
 
@@ -155,9 +160,14 @@ def regressions(n: int, d: int, k: int, options: argparse.Namespace) -> None:
         ("default", "lbfgs (its default)", None),
     ):
         report(
-            f"45 regularisations × 5 folds, d={d}, K={k}", f"scikit-learn {label}",
-            times[side] / times["ours"], target=target, value=own, unit="s", quick=options.quick,
-        )  # fmt: skip
+            f"45 regularisations × 5 folds, d={d}, K={k}",
+            f"scikit-learn {label}",
+            times[side] / times["ours"],
+            target=target,
+            value=own,
+            unit="s",
+            quick=options.quick,
+        )
 
 
 # --------------------------------------------------------------------- a task and a backbone
@@ -172,17 +182,25 @@ def one_at_a_time(
         scores = [roc_auc_score(y["val"], p(x["val"]), multi_class="ovr") for p in predictors]
         return predictors[int(np.argmax(scores))](x["test"])
 
-    grids = {name: head.grid for name, head in heads.HEADS.items()}
-    choose([
-        LogisticRegression(C=c / len(y["train"]), max_iter=300).fit(x["train"], y["train"])
-        .predict_proba for c in grids["linear"]
-    ])  # fmt: skip
-    choose([
-        KNeighborsClassifier(n, metric="cosine", algorithm="brute").fit(x["train"], y["train"])
-        .predict_proba for n in grids["knn"]
-    ])  # fmt: skip
+    candidates = {name: head.candidates for name, head in heads.HEADS.items()}
+    choose(
+        [
+            LogisticRegression(C=c / len(y["train"]), max_iter=300)
+            .fit(x["train"], y["train"])
+            .predict_proba
+            for c in candidates["linear"]
+        ]
+    )
+    choose(
+        [
+            KNeighborsClassifier(n, metric="cosine", algorithm="brute")
+            .fit(x["train"], y["train"])
+            .predict_proba
+            for n in candidates["knn"]
+        ]
+    )
     for seed in seeds:
-        choose([plain_mlp(x["train"], y["train"], k, rate, seed) for rate in grids["mlp"]])
+        choose([plain_mlp(x["train"], y["train"], k, rate, seed) for rate in candidates["mlp"]])
 
 
 def plain_mlp(
@@ -202,18 +220,21 @@ def plain_mlp(
 
 def frozen_half(n: int, d: int, k: int, seeds: list[int], options: argparse.Namespace) -> None:
     x, y = embeddings(n, d, k)
-    classes = [f"class {i}" for i in range(k)]
-    index = pd.DataFrame({"sample_id": [f"s{i}" for i in range(n)], "fold": np.arange(n) % FOLDS})
-    index = index.assign(patient_id=index["sample_id"], label=np.array(classes)[y])
-    fold = index["fold"].to_numpy()
+    samples, fold = np.arange(n), np.arange(n) % FOLDS
+    rotations = splits.rotations(fold, samples, y)
     sides = {"train": fold >= 2, "val": fold == 1, "test": fold == 0}
     shift, scale = x[sides["train"]].mean(0), x[sides["train"]].std(0)
     parts = {side: (x[rows] - shift) / scale for side, rows in sides.items()}
     labels = {side: y[rows] for side, rows in sides.items()}
-    runs = address.frozen_runs(heads.HEADS, [1.0], seeds)
+    # Only the MLP has anything random in it.
+    runs = [
+        (head, seed, rotations)
+        for head in heads.HEADS
+        for seed in (seeds if head == "mlp" else seeds[:1])
+    ]
 
     def batched() -> None:
-        for _ in heads.sweep(x, index, classes, runs, device="cpu"):
+        for _ in heads.sweep(x, y, samples, runs, n_classes=k, device="cpu"):
             pass
 
     def loop() -> float:
@@ -221,10 +242,14 @@ def frozen_half(n: int, d: int, k: int, seeds: list[int], options: argparse.Name
 
     times = interleaved({"ours": batched, "loop": loop}, options.repeats)
     report(
-        f"frozen half of a task and backbone, n={n}, d={d}", "one head at a time",
-        times["loop"] / times["ours"], target=None, value=float(np.median(times["ours"])),
-        unit="s", quick=options.quick,
-    )  # fmt: skip
+        f"frozen half of a task and backbone, n={n}, d={d}",
+        "one head at a time",
+        times["loop"] / times["ours"],
+        target=None,
+        value=float(np.median(times["ours"])),
+        unit="s",
+        quick=options.quick,
+    )
 
 
 def main() -> None:

@@ -15,9 +15,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PACKAGES = ("medlib", "torch", "torchvision", "timm", "peft", "numpy", "scikit-learn", "pandas")
 
@@ -57,15 +60,9 @@ def save_json(path: Path | str, value: object) -> None:
 
 
 def save_csv(path: Path | str, frame: pd.DataFrame) -> None:
-    """Write a frame with floats at full precision, so that reading it back loses nothing."""
+    """Write a DataFrame with floats at full precision: reading it back loses nothing."""
     with replacing(path) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n")
-
-
-def read_samples(path: Path | str) -> pd.DataFrame:
-    """A table of samples: ids and labels stay text, so that "007" and "NA" are what they say."""
-    text = dict.fromkeys(("sample_id", "patient_id", "label", "y_true"), str)
-    return pd.read_csv(path, dtype=text, keep_default_na=False)
 
 
 def read_json(path: Path | str) -> dict:
@@ -78,10 +75,10 @@ def file_sha256(path: Path | str) -> str:
 
 
 def content_hash(*parts: object) -> str:
-    """A 16-digit sha256 of frames, arrays and JSON values, the same on every machine."""
+    """A 16-digit sha256 of frames, arrays of numbers and JSON values, the same everywhere."""
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, pd.DataFrame):
+        if hasattr(part, "to_csv"):  # a DataFrame; pandas itself is not needed here
             part = part.to_csv(index=False, lineterminator="\n")
         elif isinstance(part, np.ndarray):
             part = [part.dtype.str, list(part.shape), hashlib.sha256(part.tobytes()).hexdigest()]

@@ -1,4 +1,4 @@
-"""The table of backbones, and how one is built with its weights checked.
+"""The table of backbones: how each is built, and where its weights come from.
 
 A backbone is one row of ``backbones.yaml``. Its key carries its pretraining: ``vit_tiny-imagenet``,
 ``dinov2_small``. Every row has a control arm with the same architecture at random
@@ -8,6 +8,8 @@ initialisation: ``vit_tiny-random``, ``dinov2_small-random``.
 from __future__ import annotations
 
 import functools
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -41,7 +43,7 @@ class Backbone:
     family: str = field(repr=False)
     patch: int = 1
     hub: bool = True  # False: timm's hub does not have these weights, only a file
-    fixed_norm: bool = False  # batch norm is folded into the convolutions: see `_load`
+    fixed_norm: bool = False  # batch norm is folded into the convolutions: see weights.load
     build: Mapping = field(default_factory=dict)
     config: Mapping = field(default_factory=dict)
 
@@ -60,22 +62,41 @@ class Backbone:
 def read_table(path: Path = TABLE_FILE) -> dict[str, Backbone]:
     """The rows of a table of backbones; raises ValueError that lists all that is wrong in it."""
     table, problems = {}, []
-    known = {field.name: field.default is MISSING and field.default_factory is MISSING
-             for field in fields(Backbone) if field.name != "name"}  # fmt: skip
     for name, row in yaml.safe_load(path.read_text(encoding="utf-8")).items():
         row = row if isinstance(row, dict) else {}
-        wrong = [f"{name}: {unknown('field', n, list(known))}" for n in row if n not in known]
-        wrong += [f"{name}: {n} is missing" for n, must in known.items() if must and n not in row]
-        shown = ("printed", "family")
-        wrong += [f"{name}: {n} is empty" for n in shown if n in row and not row[n]]
-        if row.get("embedding", "gap") not in EMBEDDINGS:
-            wrong.append(f"{name}: {unknown('embedding', row['embedding'], EMBEDDINGS)}")
+        wrong = [f"{name}: {problem}" for problem in _problems(row)]
         if not wrong:
             table[name] = Backbone(name, **row)
         problems += wrong
     if problems:
         raise ValueError(f"{path} cannot be used:\n{listed(problems)}")
     return table
+
+
+def _problems(row: dict) -> list[str]:
+    """Fields of a row that are unknown, missing or of the wrong type."""
+    kinds = typing.get_type_hints(Backbone)
+    known = [each for each in fields(Backbone) if each.name != "name"]
+    names = [each.name for each in known]
+    problems = [unknown("field", name, names) for name in row if name not in names]
+    for each in known:
+        must = each.default is MISSING and each.default_factory is MISSING
+        if each.name not in row:
+            problems += [f"{each.name} is missing"] * must
+        elif not _fits(row[each.name], kinds[each.name]):
+            value, kind = row[each.name], getattr(kinds[each.name], "__name__", kinds[each.name])
+            problems.append(f"{each.name} is {value!r}, but must be {kind}")
+        elif must and row[each.name] == "":
+            problems.append(f"{each.name} is empty")
+        elif each.name == "embedding" and row["embedding"] not in EMBEDDINGS:
+            problems.append(unknown("embedding", row["embedding"], EMBEDDINGS))
+    return problems
+
+
+def _fits(value: object, kind: type) -> bool:
+    if not isinstance(kind, types.UnionType):
+        kind = typing.get_origin(kind) or kind
+    return isinstance(value, kind) and (kind is not int or not isinstance(value, bool))
 
 
 TABLE = read_table()

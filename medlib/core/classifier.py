@@ -15,9 +15,9 @@ from medlib.core.loading import send
 class Classifier(nn.Module):
     """A backbone and a linear head on its embedding: normalised (B, 3, H, W) -> logits (B, K).
 
-    With ``frozen_norm``, batch norm keeps the statistics of pretraining; where they are folded into
-    the convolutions (``fixed_norm``), and under LoRA, it always does. ``lora_rank`` 0 trains all
-    weights; a higher one the head and :func:`add_lora`'s additions of that rank.
+    With ``frozen_norm``, and always with LoRA or ``fixed_norm``, batch norm keeps the statistics of
+    pretraining. ``lora_rank`` 0 trains all weights; a higher rank the head and what
+    :func:`add_lora` adds.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class Classifier(nn.Module):
 def add_lora(network: nn.Module, rank: int, alpha: float) -> None:
     """Freeze a network in place, and add to its layers the low-rank matrices that will be trained.
 
-    The added product is scaled by ``alpha / rank`` and starts at zero: the network computes what it
-    did before. Vision transformers get it on every linear layer (qkv, proj, fc1, fc2), networks
-    without any on every convolution that is not grouped. (Of a ResNet's random control little can
-    learn: each block ends in a batch norm that starts at zero, and stays there.) Raises ImportError
-    where peft is missing.
+    Their product is scaled by ``alpha / rank`` and starts at zero: at first the network computes
+    the same. They are added to every linear layer (qkv, proj, fc1, fc2 of a vision transformer),
+    where there is none to every convolution that is not grouped. (A ResNet's random control learns
+    little so: its blocks end in a batch norm that is zero, and frozen.) Raises ImportError where
+    peft is missing.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -83,7 +83,7 @@ def add_lora(network: nn.Module, rank: int, alpha: float) -> None:
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Light augmentation of normalised images (B, 3, H, W), each drawn on its own.
+    """Light augmentation of normalised images (B, 3, H, W), drawn for each image.
 
     A mirror image half of the time; rotation within ±10°, scale within ±10 %, shift within ±5 %;
     contrast within ±20 % and brightness within ±0.2 standard deviations.
@@ -92,7 +92,7 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def drawn(n: int, generator: torch.Generator) -> torch.Tensor:
-    """What is done to each of ``n`` images (n, 8): an affine matrix, contrast and brightness."""
+    """Augmentations (n, 8) of ``n`` images: for each an affine matrix, contrast, brightness."""
 
     def draw(*shape: int) -> torch.Tensor:  # uniform in -1 … 1; on the CPU, the same everywhere
         return torch.rand(*shape, generator=generator).mul_(2).sub_(1)
@@ -100,7 +100,7 @@ def drawn(n: int, generator: torch.Generator) -> torch.Tensor:
     angle, zoom = draw(n) * math.radians(10), 1 + 0.1 * draw(n)
     mirror = torch.where(draw(n) < 0, -1.0, 1.0)
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
-    # An affine grid is in half image widths: ±0.1 is a shift by ±5 % of the width.
+    # affine_grid is in half image widths: ±0.1 is a shift by ±5 % of the width.
     right, down = (0.1 * draw(n, 2)).unbind(1)
     contrast, brightness = 0.2 * draw(n), 0.2 * draw(n)
     return torch.stack(
@@ -119,11 +119,11 @@ def augmented(images: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
 def parameter_groups(
     model: Classifier, learning_rate: float, weight_decay: float, layer_decay: float
 ) -> list[dict]:
-    """What AdamW is to train, with the learning rate and the weight decay of each group.
+    """Parameters in groups for AdamW, each with its learning rate and weight decay.
 
     The head learns at ``learning_rate``; each layer below at ``layer_decay`` times the rate of the
-    one above it (Clark et al., arXiv 2003.10555). A layer is what timm's ``group_matcher`` says: a
-    block of a transformer, a stage of a CNN.
+    layer above (Clark et al., arXiv 2003.10555). A layer is a block of a transformer or a stage of
+    a CNN, by timm's ``group_matcher``.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     above = dict.fromkeys(named, 0)  # the number of layers between a parameter and the loss
@@ -136,19 +136,16 @@ def parameter_groups(
         above |= {f"backbone.{name}": last + 1 - number for name, number in layer.items()}
     groups = {}
     for name, parameter in named.items():
-        # Norms and biases are not shrunk: weight decay is about the weights of a projection.
+        # Weight decay is for the weights of projections, not for norms and biases.
         shrunk = parameter.ndim > 1
-        group = {
-            "params": [],
-            "lr": learning_rate * layer_decay ** above[name],
-            "weight_decay": weight_decay if shrunk else 0,
-        }
+        group = {"params": [], "weight_decay": weight_decay if shrunk else 0}
+        group["lr"] = learning_rate * layer_decay ** above[name]
         groups.setdefault((above[name], shrunk), group)["params"].append(parameter)
     return list(groups.values())
 
 
 def learnt(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What training changes: parameters that are not frozen, and batch norm's statistics."""
+    """What training changes: parameters that are not frozen, and the statistics of batch norm."""
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     return trained | dict(model.named_buffers())
 

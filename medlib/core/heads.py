@@ -1,12 +1,10 @@
 """Heads on frozen embeddings: L2-regularised logistic regression, kNN, and the paper's MLP.
 
-Every head has one hyper-parameter, tried on a stated grid and chosen by the macro AUROC of the
-validation samples. The test part is predicted once, after the choice, by the model that was
-chosen: it is not fitted again on training and validation data, so that a frozen backbone gets
-no more labels to learn from than a fine-tuned one.
-
-All values of a grid, and all seeds that train on the same rows, are fitted at once: one batched
-solver for the regressions, one search for every k, stacked parameters for the MLPs.
+Every head has one hyper-parameter, chosen among its candidates by the macro AUROC of the validation
+samples. The test part is predicted once, after the choice, by the chosen model. This is not fitted
+again on training and validation data, so that a frozen backbone learns from no more labels than a
+fine-tuned one. All candidates, and all seeds that train on the same rows, are fitted at once: one
+batched solver for the regressions, one search for every k, stacked parameters for the MLPs.
 """
 
 from __future__ import annotations
@@ -16,36 +14,35 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from medlib.core import metrics, splits
+from medlib.core import metrics
 from medlib.core.fast.logistic import logistic_regression, probabilities
+from medlib.core.loading import device_name
+from medlib.core.splits import Rotation
 from medlib.errors import unknown
-from medlib.stats import prediction
 
 BLOCK = 16_000_000  # similarities and votes of kNN held at once, in elements
 
+Problems = Sequence[tuple[float, int]]  # what is fitted at once: candidate and seed of each
 # Embeddings (m, d) and positions in the list of problems -> probabilities (positions, m, K).
 Predictor = Callable[[Tensor, Sequence[int]], np.ndarray]
-# (x (n, d) float32, y (n,) int64, n_classes, problems: (value, seed) each) -> Predictor
-Fit = Callable[[Tensor, Tensor, int, Sequence[tuple[float, int]]], Predictor]
+# x (n, d) float32, y (n,) int64, number of classes, problems -> Predictor
+Fit = Callable[[Tensor, Tensor, int, Problems], Predictor]
 
 
 class Head(NamedTuple):
-    """How a head is fitted, the name of its hyper-parameter and the values tried for it."""
+    """How a head is fitted, the name of its hyper-parameter and its candidates."""
 
     fit: Fit
     hyperparameter: str
-    grid: tuple[float, ...]
+    candidates: tuple[float, ...]
 
 
-def fit_linear(
-    x: Tensor, y: Tensor, n_classes: int, problems: Sequence[tuple[float, int]]
-) -> Predictor:
-    """Multinomial logistic regression, see :func:`logistic_regression`; the seeds play no part.
+def fit_linear(x: Tensor, y: Tensor, n_classes: int, problems: Problems) -> Predictor:
+    """Multinomial logistic regression, see :func:`logistic_regression`; seeds have no effect.
 
     A class that is not in ``y`` has probability 0.
     """
@@ -62,12 +59,10 @@ def fit_linear(
     return predict
 
 
-def fit_knn(
-    x: Tensor, y: Tensor, n_classes: int, problems: Sequence[tuple[float, int]]
-) -> Predictor:
-    """k nearest neighbours by cosine similarity, voting by their share; the seeds play no part.
+def fit_knn(x: Tensor, y: Tensor, n_classes: int, problems: Problems) -> Predictor:
+    """k nearest neighbours by cosine similarity, at most all images; seeds have no effect.
 
-    One search serves every k; more neighbours than there are training images are all of them.
+    A class's probability is its share of the neighbours. One search serves every k.
     """
     unit, hot = nn.functional.normalize(x), nn.functional.one_hot(y, n_classes).double()
     counts = torch.tensor([min(int(k), len(y)) for k, _ in problems], device=x.device)
@@ -84,33 +79,26 @@ def fit_knn(
     return predict
 
 
-def fit_mlp(
-    x: Tensor, y: Tensor, n_classes: int, problems: Sequence[tuple[float, int]]
-) -> Predictor:
+def fit_mlp(x: Tensor, y: Tensor, n_classes: int, problems: Problems) -> Predictor:
     """The paper's head: 256 hidden units with ReLU; 30 epochs of AdamW in batches of 64.
 
-    The parameters of all problems (learning rate, seed) are stacked. A seed draws the initial
-    weights and the order of the images on the CPU, the same for every learning rate.
+    The parameters of all problems are stacked. A seed draws the initial weights and the order of
+    the images on the CPU, the same for every learning rate.
     """
     rates, seeds = zip(*problems, strict=True)
-    starts, orders = zip(
-        *(_draw(seed, x.shape[1], len(y), n_classes) for seed in seeds), strict=True
-    )
-    stacked = [
-        torch.stack(same).to(x.device).requires_grad_() for same in zip(*starts, strict=True)
-    ]
+    draws = [_draw(seed, x.shape[1], len(y), n_classes) for seed in seeds]
+    starts, orders = zip(*draws, strict=True)
+    stacked = [torch.stack(p).to(x.device).requires_grad_() for p in zip(*starts, strict=True)]
     orders = torch.stack(orders, 1).to(x.device)  # (30, P, n)
-    # The optimiser sees the stack as a slice a problem, each with its own rate.
+    # The optimiser sees each problem as a slice of the stack, with its own rate.
     slices = [[part.detach()[i] for part in stacked] for i in range(len(problems))]
-    optimiser = torch.optim.AdamW(
-        [{"params": own, "lr": rate} for own, rate in zip(slices, rates, strict=True)], fused=True
-    )
+    groups = [{"params": own, "lr": rate} for own, rate in zip(slices, rates, strict=True)]
+    optimiser = torch.optim.AdamW(groups, fused=True)
     for order in orders:
         for rows in order.split(64, dim=1):
             logits = _mlp(x[rows], *stacked)
-            loss = nn.functional.cross_entropy(
-                logits.flatten(0, 1), y[rows].flatten(), reduction="sum"
-            )
+            flat = logits.flatten(0, 1), y[rows].flatten()
+            loss = nn.functional.cross_entropy(*flat, reduction="sum")
             gradients = torch.autograd.grad(loss / rows.shape[1], stacked)
             for i, own in enumerate(slices):
                 for part, gradient in zip(own, gradients, strict=True):
@@ -149,103 +137,85 @@ HEADS: dict[str, Head] = {
 
 def sweep(
     embeddings: np.ndarray,
-    index: pd.DataFrame,
-    classes: list[str],
-    runs: Iterable[dict],
+    y: np.ndarray,
+    samples: Sequence,
+    runs: Iterable[tuple[str, int, list[Rotation]]],
     *,
+    n_classes: int,
     device: str = "auto",
-) -> Iterator[tuple[dict, pd.DataFrame, pd.DataFrame, float]]:
-    """Every run's test predictions, how its setting was chosen, and its share of the seconds.
+) -> Iterator[tuple[int, list[np.ndarray], list[dict], float]]:
+    """Every run's test predictions, how its candidate was chosen, and its share of the seconds.
 
-    ``embeddings`` (n, d) and ``index`` (n rows: sample_id, patient_id, label, split or fold)
-    belong together; ``runs`` are dicts of head, label_fraction and seed, as
-    :func:`medlib.artifacts.frozen_runs` makes them. Runs of one head that learn from the same
-    rows are computed together; each is yielded as soon as it is done, as ``(run, predictions,
-    history, seconds)``: predictions with one row a sample; history with head, hyperparameter,
-    value, fold, val_auroc, chosen. Embeddings are standardised by each training part. Computes on
-    ``device``; ``"auto"`` is the GPU where there is one. Raises ValueError for an unknown head,
-    and what :func:`medlib.manifest.rotations` raises.
+    ``embeddings`` (n, d), which each training part standardises; ``y`` (n,) classes as numbers
+    0 … n_classes - 1; ``samples`` (n,) ids: rows with one id are slices of one volume, and are
+    judged together; ``runs``: (head, seed, rotations). Runs of one head that learn from the same
+    rows are computed together. Each is yielded as soon as it is done: its position in ``runs``; for
+    each rotation the probabilities (m, K) of its test rows; a history, a dict a candidate and
+    rotation with head, hyperparameter, value, fold, val_auroc, chosen; and seconds. ``device``
+    "auto" is the GPU where there is one. Raises ValueError for an unknown head.
     """
     runs = list(runs)
-    for run in runs:
-        if run["head"] not in HEADS:
-            raise ValueError(unknown("head", run["head"], list(HEADS)))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    x = torch.tensor(np.asarray(embeddings, dtype=np.float32), device=device)
-    groups = _shared(index, runs)
-    total = sum(
-        len(together) * len(rotations) * len(HEADS[together[0]["head"]].grid)
-        for together, rotations in groups
-    )
+    for head, *_ in runs:
+        if head not in HEADS:
+            raise ValueError(unknown("head", head, list(HEADS)))
+    x = torch.tensor(np.asarray(embeddings, dtype=np.float32), device=device_name(device))
+    y, samples = np.asarray(y, dtype=np.int64), np.asarray(samples)
+    total = sum(len(HEADS[head].candidates) * len(rotations) for head, _, rotations in runs)
     with tqdm(total=total, unit="model", desc="probes") as progress:
-        for together, rotations in groups:
+        for positions in _together(runs):
             start, parts = time.perf_counter(), []
-            head, seeds = together[0]["head"], [run["seed"] for run in together]
+            head, _, rotations = runs[positions[0]]
+            seeds = [runs[position][1] for position in positions]
             for rotation in rotations:
-                parts.append(_rotate(x, index, classes, rotation, head, seeds))
-                progress.update(len(together) * len(HEADS[head].grid))
-            share = (time.perf_counter() - start) / len(together)
-            for run, found in zip(together, zip(*parts, strict=True), strict=True):
-                predictions, histories = zip(*found, strict=True)
-                yield (
-                    run,
-                    pd.concat(predictions, ignore_index=True),
-                    pd.concat(histories, ignore_index=True),
-                    share,
-                )
+                parts.append(_rotate(x, y, samples, n_classes, rotation, head, seeds))
+                progress.update(len(seeds) * len(HEADS[head].candidates))
+            share = (time.perf_counter() - start) / len(positions)
+            for position, of_run in zip(positions, zip(*parts, strict=True), strict=True):
+                probabilities, histories = zip(*of_run, strict=True)
+                yield position, list(probabilities), sum(histories, []), share
 
 
-def _shared(
-    index: pd.DataFrame, runs: list[dict]
-) -> list[tuple[list[dict], list[splits.Rotation]]]:
-    """Runs grouped by head and by the rows that they train on and choose with."""
-    groups, seen = {}, {}
-    for run in runs:
-        drawn = (run["label_fraction"], run["seed"])
-        if drawn not in seen:
-            seen[drawn] = splits.rotations(index, *drawn)
-        rows = b"".join(side.tobytes() for r in seen[drawn] for side in (r.train, r.val))
-        groups.setdefault((run["head"], rows), ([], seen[drawn]))[0].append(run)
+def _together(runs: list[tuple[str, int, list[Rotation]]]) -> list[list[int]]:
+    """Positions of the runs, grouped by head and by the rows that they train on and choose with."""
+    groups: dict = {}
+    for position, (head, _, rotations) in enumerate(runs):
+        rows = b"".join(side.tobytes() for r in rotations for side in (r.train, r.val))
+        groups.setdefault((head, rows), []).append(position)
     return list(groups.values())
 
 
 def _rotate(
     x: Tensor,
-    index: pd.DataFrame,
-    classes: list[str],
-    rotation: splits.Rotation,
+    y: np.ndarray,
+    samples: np.ndarray,
+    n_classes: int,
+    rotation: Rotation,
     head: str,
     seeds: list[int],
-) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
-    """Test predictions and history of one rotation, for every seed."""
-    fit, hyperparameter, grid = HEADS[head]
-    train, val, test = (
-        torch.as_tensor(np.flatnonzero(side), device=x.device)
-        for side in (rotation.train, rotation.val, rotation.test)
-    )
+) -> list[tuple[np.ndarray, list[dict]]]:
+    """Test probabilities (m, K) and history of one rotation, for every seed."""
+    fit, hyperparameter, candidates = HEADS[head]
+    sides = (np.flatnonzero(side) for side in (rotation.train, rotation.val, rotation.test))
+    train, val, test = (torch.as_tensor(rows, device=x.device) for rows in sides)
     shift, scale = _scaler(x[train])
-    y = torch.as_tensor(metrics.codes(index["label"][rotation.train], classes), device=x.device)
-    problems = [(value, seed) for seed in seeds for value in grid]
-    predict = fit((x[train] - shift) / scale, y, len(classes), problems)
+    problems = [(value, seed) for seed in seeds for value in candidates]
+    labels = torch.as_tensor(y[rotation.train], device=x.device)
+    predict = fit((x[train] - shift) / scale, labels, n_classes, problems)
     proba = predict((x[val] - shift) / scale, range(len(problems)))
-    labels, proba = _by_sample(index[rotation.val], proba, classes)
-    scores = np.array([metrics.auroc(labels, p) for p in proba]).reshape(len(seeds), len(grid))
-    # On a tie the first value wins: the strongest penalty, the smallest k or rate.
+    truth, proba = metrics.by_sample(y[rotation.val], proba, samples[rotation.val])
+    scores = np.array([metrics.auroc(truth, p) for p in proba]).reshape(len(seeds), -1)
+    # On a tie the first candidate wins: the strongest penalty, the smallest k or rate.
     best = scores.argmax(1)
-    chosen = [i * len(grid) + b for i, b in enumerate(best)]
-    proba = predict((x[test] - shift) / scale, chosen)
-    return [
-        (
-            prediction.prediction_frame(index[rotation.test], proba[i], classes),
-            pd.DataFrame({
-                "head": head, "hyperparameter": hyperparameter, "value": np.array(grid, float),
-                "fold": rotation.fold, "val_auroc": scores[i],
-                "chosen": np.arange(len(grid)) == best[i],
-            }),
-        )
-        for i in range(len(seeds))
-    ]  # fmt: skip
+    chosen = [i * len(candidates) + b for i, b in enumerate(best)]
+    same, histories = {"head": head, "hyperparameter": hyperparameter}, []
+    for aurocs, choice in zip(scores.tolist(), best.tolist(), strict=True):
+        tried = [
+            {"value": float(v), "fold": rotation.fold, "val_auroc": auroc, "chosen": False}
+            for v, auroc in zip(candidates, aurocs, strict=True)
+        ]
+        tried[choice]["chosen"] = True
+        histories.append([same | one for one in tried])
+    return list(zip(predict((x[test] - shift) / scale, chosen), histories, strict=True))
 
 
 def _scaler(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -253,15 +223,3 @@ def _scaler(x: Tensor) -> tuple[Tensor, Tensor]:
     scale, shift = torch.std_mean(x.double(), dim=0, correction=0)
     constant = scale <= torch.finfo(x.dtype).eps * shift.abs()
     return shift.to(x), scale.masked_fill(constant, 1).to(x)
-
-
-def _by_sample(
-    index: pd.DataFrame, proba: np.ndarray, classes: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (s,) and probabilities (P, s, K) by sample: the mean of (P, m, K) over its rows."""
-    owner, _ = pd.factorize(index["sample_id"])
-    order = np.argsort(owner, kind="stable")
-    starts = np.flatnonzero(np.diff(owner[order], prepend=-1))
-    counts = np.diff(starts, append=len(owner))
-    labels = metrics.codes(index["label"], classes)[order[starts]]
-    return labels, np.add.reduceat(proba[:, order], starts, axis=1) / counts[:, None]

@@ -1,262 +1,23 @@
-"""Point metrics of predictions, and their 95 % intervals from a bootstrap over patients.
+"""What chooses among candidates: the macro AUROC of samples, and the mean over their slices.
 
-Everything is computed from class probabilities ``(n, K)``, labels ``(n,)`` in 0 … K-1 and sample
-weights. A resample of patients is a vector of weights: how often each patient was drawn. Samples
-are sorted once; a resample then costs the drawing of its patients and, for each class, cumulated
-sums of whole numbers, made for many resamples at once without a single copy of the data.
-
-Where a resample lacks a class, the metrics that need it (:data:`RANKS`) are undefined there: NaN.
-Intervals leave such resamples out, and the summary says what share of them that was.
+All other metrics, and the intervals of all, are a matter of statistics, above the core.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
-
-from medlib.errors import unknown
-
-CONFUSION = (  # these follow from the confusion matrix
-    "accuracy",
-    "balanced_accuracy",
-    "precision_weighted",
-    "recall_weighted",
-    "f1_weighted",
-    "precision_macro",
-    "recall_macro",
-    "f1_macro",
-    "kappa",
-    "kappa_quadratic",
-)
-RANKS = ("auroc", "auprc", "sensitivity_at_95_specificity")  # these from the order of the scores
-LOSSES = ("log_loss", "brier", "ece")  # these from the probabilities: less is better
-NAMES = CONFUSION + RANKS + LOSSES
-BINS = 15  # of the expected calibration error
-
-
-def applicable(n_classes: int, ordered: bool = False) -> tuple[str, ...]:
-    """The metrics that a task has.
-
-    Sensitivity at 95 % specificity is for two classes; quadratic kappa for three or more that are
-    ``ordered`` grades (of two it is kappa itself).
-    """
-    left_out = {"sensitivity_at_95_specificity": n_classes > 2,
-                "kappa_quadratic": n_classes == 2 or not ordered}  # fmt: skip
-    return tuple(name for name in NAMES if not left_out.get(name, False))
-
-
-def compute(
-    y: np.ndarray,
-    proba: np.ndarray,
-    weights: np.ndarray | None = None,
-    names: Sequence[str] | None = None,
-) -> dict[str, np.ndarray]:
-    """Every metric of ``names`` (None: all that are :func:`applicable`), once per row of weights.
-
-    ``y`` (n,) labels in 0 … K-1; ``proba`` (n, K); ``weights`` (B, n), or None for one row of
-    ones. Returns arrays of shape (B,). As scikit-learn defines them: precision is 0 for a class
-    that is never predicted; balanced accuracy is the mean over the classes present, macro means
-    are over those that are present or predicted; AUROC and AUPRC (average precision) are
-    one-versus-rest means over classes, for two classes of the second class; the Brier score is
-    between 0 and 1 for two classes, and the sum over classes (0 to 2) for more; log-loss is in
-    nats. Sensitivity at 95 % specificity is the highest on the ROC curve's own points. The
-    expected calibration error is of the predicted class, in :data:`BINS` bins of equal width (Guo
-    et al., ICML 2017). Where a class with no weight makes a metric undefined it is NaN. Raises
-    ValueError for a name that is not in :data:`NAMES`, or not for so many classes.
-    """
-    names = checked(names, np.shape(proba)[1])
-    weights = np.ones((1, len(y)), dtype=np.int64) if weights is None else np.asarray(weights)
-    # Sums of whole numbers are exact, and ten times as fast to cumulate.
-    weights = weights.astype(np.int64 if weights.dtype.kind in "biu" else np.float64, copy=False)
-    return evaluator(y, proba, np.arange(len(y)), names)(weights)
-
-
-def checked(names: Sequence[str] | None, n_classes: int) -> Sequence[str]:
-    if names is None:
-        return applicable(n_classes)
-    for name in names:
-        if name not in NAMES:
-            raise ValueError(unknown("metric", name, NAMES))
-        if n_classes > 2 and name not in applicable(n_classes, ordered=True):
-            raise ValueError(f"{name} is defined for two classes, not for {n_classes}.")
-    return names
-
-
-def evaluator(
-    y: np.ndarray, proba: np.ndarray, owner: np.ndarray, names: Sequence[str]
-) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Sort the samples once; returns the function from weights (B, owners) to metrics (B,).
-
-    ``owner`` (n,) is the column of the weights that holds for each sample.
-    """
-    y, proba = np.asarray(y), np.asarray(proba, dtype=np.float64)
-    k = proba.shape[1]
-    of_matrix, areas, losses = (
-        [name for name in names if name in group] for group in (CONFUSION, RANKS, LOSSES)
-    )
-    rankings = [_ranking(y == c, proba[:, c], owner) for c in _ranked(k)] if areas else []
-    cells = y * k + proba.argmax(1)
-    by_cell = np.argsort(cells, kind="stable")
-    occupied, starts = np.unique(cells[by_cell], return_index=True)
-    sums = _loss_sums(y, proba, owner) if losses else None
-
-    def evaluate(weights: np.ndarray) -> dict[str, np.ndarray]:
-        found = {}
-        if of_matrix:
-            confusion = np.zeros((len(weights), k * k), dtype=weights.dtype)
-            ordered = weights.take(owner[by_cell], axis=1)
-            confusion[:, occupied] = np.add.reduceat(ordered, starts, axis=1)
-            found |= confusion_metrics(confusion.reshape(-1, k, k), of_matrix)
-        if losses:
-            found |= _losses(weights @ sums)
-        if areas:
-            parts = [_areas(weights, ranking, areas) for ranking in rankings]
-            found |= {name: np.mean([part[name] for part in parts], axis=0) for name in areas}
-        return {name: found[name] for name in names}
-
-    return evaluate
-
-
-def confusion_metrics(confusion: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Metrics of :data:`CONFUSION` from matrices (B, K labels, K predictions)."""
-    k = confusion.shape[1]
-    hits = np.diagonal(confusion, axis1=1, axis2=2)
-    support, called = confusion.sum(2), confusion.sum(1)
-    total, present = support.sum(1), (support > 0).sum(1)
-    share = support / total[:, None]
-    seen = ((support > 0) | (called > 0)).sum(1)
-    by_class = {
-        "precision": lambda: _ratio(hits, called),
-        "recall": lambda: _ratio(hits, support),
-        "f1": lambda: _ratio(2 * hits, support + called),
-    }
-    apart = np.abs(np.subtract.outer(np.arange(k), np.arange(k)))
-    found = {}
-    for name in names:
-        part, _, mean = name.rpartition("_")
-        if name == "accuracy":
-            found[name] = hits.sum(1) / total
-        elif name == "balanced_accuracy":
-            found[name] = _ratio(hits, support).sum(1) / present
-        elif mean == "weighted":
-            found[name] = (by_class[part]() * share).sum(1)
-        elif mean == "macro":
-            found[name] = by_class[part]().sum(1) / seen
-        else:  # Cohen's kappa: one minus the disagreement, as a share of that expected by chance
-            cost = apart**2 if name == "kappa_quadratic" else apart > 0
-            observed = np.einsum("bij,ij->b", confusion, cost) * total
-            expected = np.einsum("bi,bj,ij->b", support, called, cost, optimize=True)
-            found[name] = 1 - _defined(observed, expected)
-    return found
-
-
-def _loss_sums(y: np.ndarray, proba: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """Of every owner the sums over its samples that :func:`_losses` needs (owners, 3 + BINS).
-
-    How many samples; their log-loss and Brier score; and for each bin of confidence how many more
-    were right than their confidence said.
-    """
-    n, k = proba.shape
-    kept = np.clip(proba[np.arange(n), y], np.finfo(float).eps, 1 - np.finfo(float).eps)
-    brier = ((proba - np.eye(k)[y]) ** 2).sum(1) * (0.5 if k == 2 else 1)
-    confidence = proba.max(1)
-    surplus = (proba.argmax(1) == y) - confidence
-    bins = confidence_bins(confidence, BINS)
-    sums = np.zeros((owner.max() + 1, 3 + BINS))
-    for column, values in ((0, 1), (1, -np.log(kept)), (2, brier), (3 + bins, surplus)):
-        np.add.at(sums, (owner, column), values)
-    return sums
-
-
-def _losses(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """The metrics of :data:`LOSSES` from the weighted sums (B, 3 + BINS) over all owners."""
-    total = sums[:, 0]
-    return {
-        "log_loss": sums[:, 1] / total,
-        "brier": sums[:, 2] / total,
-        "ece": np.abs(sums[:, 3:]).sum(1) / total,
-    }
-
-
-def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a / b, where b is 0 only if a is: 0 there."""
-    return a / (b + (b == 0))
-
-
-def _ranked(k: int) -> list[int]:
-    """The classes over which the metrics of :data:`RANKS` are means."""
-    return [1] if k == 2 else list(range(k))
-
-
-def _ranking(
-    positive: np.ndarray, score: np.ndarray, owner: np.ndarray
-) -> tuple[np.ndarray, ...] | None:
-    """What :func:`_areas` needs of the order of the scores; None when one is not finite.
-
-    The owners of the samples, highest score first (n,); then of every positive sample, in that
-    order, (P,) each: its place, the first and the last place with its score, and the last of the
-    positive samples with its score.
-    """
-    if not np.isfinite(score).all():  # sorted last, NaN would be ranked by the order of its rows
-        return None
-    order = np.argsort(-score, kind="stable")
-    falling, places = -score[order], np.flatnonzero(positive[order])
-    first = np.searchsorted(falling, falling[places], "left")
-    last = np.searchsorted(falling, falling[places], "right") - 1
-    return owner[order], places, first, last, np.searchsorted(places, last, "right") - 1
-
-
-def _areas(
-    weights: np.ndarray, ranking: tuple[np.ndarray, ...] | None, names: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """The metrics of :data:`RANKS` for every row of weights, ties counted as scikit-learn does.
-
-    A sum over the positive samples alone: AUROC is the share of pairs (positive, negative) that
-    are in order, average precision the mean precision at the positives' scores. The ROC curve
-    rises at their scores only.
-    """
-    if ranking is None:
-        return dict.fromkeys(names, np.full(len(weights), np.nan))
-    owners, places, first, last, last_hit = ranking
-    ordered = weights.take(owners, axis=1)
-    above = np.zeros((len(weights), len(owners) + 1), dtype=weights.dtype)
-    np.cumsum(ordered, axis=1, out=above[:, 1:])  # above[:, i]: the weight of the first i places
-    hits, upto = ordered.take(places, axis=1), above.take(last + 1, axis=1)
-    positive, found = hits.sum(1), {}
-    negative = above[:, -1] - positive
-    if "auroc" in names:
-        pairs = 2 * positive * negative
-        # Twice the pairs (positive, any sample) with the other one higher, a tie being half of
-        # one. Those of two positive samples, itself included, are positive² of them.
-        wrong = np.einsum("bp,bp->b", hits, above.take(first, axis=1) + upto) - positive**2
-        found["auroc"] = _defined(pairs - wrong, pairs)
-    if {"auprc", "sensitivity_at_95_specificity"} & set(names):
-        right = np.cumsum(hits, axis=1).take(last_hit, axis=1)
-    if "auprc" in names:
-        found["auprc"] = _defined(np.einsum("bp,bp->b", hits, _ratio(right, upto)), positive)
-    if "sensitivity_at_95_specificity" in names:
-        few = 20 * (upto - right) <= negative[:, None]  # no more than 5 % of the negatives
-        best = np.where(few, right, 0).max(1, initial=0)
-        found["sensitivity_at_95_specificity"] = _defined(best, positive * (negative > 0))
-    return found
-
-
-def _defined(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a / b, NaN where b is 0."""
-    return np.divide(a, b, out=np.full(np.shape(b), np.nan), where=b > 0)
 
 
 def auroc(y: np.ndarray, proba: np.ndarray) -> float | np.ndarray:
     """Macro one-versus-rest AUROC, the metric by which hyper-parameters are chosen.
 
-    ``y`` (n,) labels in 0 … K-1; ``proba`` (n, K), or (…, n, K) for many predictions of the same
-    samples at once, which gives an array (…). NaN when a class is missing, or a probability is
-    not finite.
+    ``y`` (n,) labels in 0 … K-1; ``proba`` (n, K), or (…, n, K) for many predictions at once,
+    which gives an array (…). NaN when a class is missing, or a probability is not finite.
     """
     y, proba = np.asarray(y), np.asarray(proba, dtype=np.float64)
-    ranked = np.array(_ranked(proba.shape[-1]))[:, None]
+    ranked = np.array(ranked_classes(proba.shape[-1]))[:, None]
     score = np.moveaxis(proba, -1, -2)[..., ranked[:, 0], :]  # (…, classes, n)
     order = np.argsort(score, axis=-1)
     ordered = np.take_along_axis(score, order, axis=-1)
@@ -269,22 +30,39 @@ def auroc(y: np.ndarray, proba: np.ndarray) -> float | np.ndarray:
     upto = np.where(starts[..., 1:], misses, len(y))[..., ::-1]
     upto = np.minimum.accumulate(upto, axis=-1)[..., ::-1]
     pairs = 2 * hits.sum(-1) * misses[..., -1]
-    areas = _defined(((below + upto) * hits).sum(-1), pairs)
+    areas = ratio_or_nan(((below + upto) * hits).sum(-1), pairs)
     return np.where(np.isfinite(score).all(-1), areas, np.nan).mean(-1)[()]
 
 
-def codes(labels: pd.Series, classes: list[str]) -> np.ndarray:
+def codes(labels: Sequence, classes: Sequence[str]) -> np.ndarray:
     """Labels (n,) as their positions in ``classes``; ValueError for one that is no class."""
-    found = pd.Index(classes).get_indexer(labels).astype(np.int64)
-    if (found < 0).any():
-        strangers = sorted(set(labels[found < 0]), key=str)
+    places = {name: place for place, name in enumerate(classes)}
+    strangers = sorted({label for label in labels if label not in places}, key=str)
+    if strangers:
         raise ValueError(
             f"The label {strangers[0]!r} is none of the classes ({', '.join(classes)}). Labels are "
-            "text: read predictions with compare.read_predictions, manifests with manifest.read."
+            "text: read tables of predictions or samples with their labels as text."
         )
-    return found
+    return np.array([places[label] for label in labels], dtype=np.int64)
 
 
-def confidence_bins(confidence: np.ndarray, n: int) -> np.ndarray:
-    """The bin, of ``n`` of equal width, of each confidence in 0 to 1; each holds its upper edge."""
-    return np.searchsorted(np.arange(1, n) / n, confidence)
+def by_sample(y: np.ndarray, proba: np.ndarray, samples: Sequence) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (s,) and probabilities (…, s, K) by sample: the mean of (…, n, K) over its rows.
+
+    Rows with one sample id are the slices of a volume. Samples keep the order of first occurrence.
+    """
+    _, first, number = np.unique(np.asarray(samples), return_index=True, return_inverse=True)
+    order = np.argsort(first[number], kind="stable")
+    starts = np.flatnonzero(np.diff(first[number][order], prepend=-1))
+    counts = np.diff(starts, append=len(order))
+    return y[order[starts]], np.add.reduceat(proba[..., order, :], starts, -2) / counts[:, None]
+
+
+def ranked_classes(k: int) -> list[int]:
+    """The classes over which metrics of ranks are means: of two the second alone."""
+    return [1] if k == 2 else list(range(k))
+
+
+def ratio_or_nan(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a / b, NaN where b is 0."""
+    return np.divide(a, b, out=np.full(np.shape(b), np.nan), where=b > 0)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
 
+import timm
+import torch
+from torch import nn
+
+from medlib import files
 from medlib.core.backbones import Backbone, check_image_size, get
 from medlib.core.weights import find_weights, load
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
 
 
 def build(name: str, image_size: int, seed: int = 0) -> tuple[nn.Module, str]:
@@ -21,9 +21,6 @@ def build(name: str, image_size: int, seed: int = 0) -> tuple[nn.Module, str]:
     and that of the initial values. Raises ValueError for an unknown name or an image size that
     does not fit, FileNotFoundError when weights cannot be had.
     """
-    import timm
-    import torch
-
     backbone = get(name)
     check_image_size(backbone, image_size)
     path = None if backbone.pretraining == "random" else find_weights(backbone)
@@ -37,10 +34,9 @@ def build(name: str, image_size: int, seed: int = 0) -> tuple[nn.Module, str]:
         digest = "random-" + state_digest(model)
     else:
         load(model, backbone, path)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = files.file_sha256(path)
     if hasattr(model, "pre_logits"):  # VGG's fully connected layers come after the embedding
-        model.pre_logits = torch.nn.Identity()
+        model.pre_logits = nn.Identity()
     return model.eval(), digest
 
 
@@ -55,8 +51,6 @@ def state_digest(model: nn.Module) -> str:
 
 def normalise(backbone: Backbone, images: torch.Tensor) -> torch.Tensor:
     """uint8 images (B, H, W, 3) -> float32 (B, 3, H, W), channels-last, on the backbone's scale."""
-    import torch
-
     scale = backbone.preprocessing
     factor, offset = _scale(tuple(scale["mean"]), tuple(scale["std"]), images.device)
     return torch.addcmul(offset, images.permute(0, 3, 1, 2).float(), factor)
@@ -66,9 +60,7 @@ _SCALES: dict = {}  # not functools.cache: torch.compile warns of that
 
 
 def _scale(mean: tuple, std: tuple, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """1 / (255 std) and -mean / std, moved to the device once: each copy would wait for it."""
-    import torch
-
+    """1 / (255 std) and -mean / std; kept on the device, since each copy would wait for it."""
     if (mean, std, device) not in _SCALES:
         m, s = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (mean, std))
         pair = 1 / (255 * s), -m / s
@@ -78,8 +70,6 @@ def _scale(mean: tuple, std: tuple, device: torch.device) -> tuple[torch.Tensor,
 
 def embed(backbone: Backbone, model: nn.Module, normalised: torch.Tensor) -> torch.Tensor:
     """Embeddings (B, d) in float32 of normalised images (B, 3, H, W)."""
-    import torch
-
     features = model.forward_features(normalised)
     if backbone.embedding == "gap":
         return features.mean((2, 3), dtype=torch.float32)
@@ -91,7 +81,7 @@ def embed(backbone: Backbone, model: nn.Module, normalised: torch.Tensor) -> tor
 
 
 def local_features(model: nn.Module, normalised: torch.Tensor) -> torch.Tensor:
-    """What a network sees where: its patch tokens, or its last feature map, as (B, h, w, d)."""
+    """Local features (B, h, w, d): a network's patch tokens, or its last feature map."""
     features = model.forward_features(normalised).float()
     if features.ndim == 4:
         return features.permute(0, 2, 3, 1)

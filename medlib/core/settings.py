@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
 from medlib.errors import listed, unknown
@@ -11,104 +10,70 @@ REGIMES = ("frozen", "finetuned", "lora")
 TRAINED = REGIMES[1:]  # those in which the backbone itself learns
 HEADS = ("linear", "knn", "mlp")
 CHECKPOINTING = ("auto", "always", "never")
+RANGES = {
+    "": lambda value: True,
+    "0 or more": lambda value: value >= 0,
+    "1 or more": lambda value: value >= 1,
+    "from 0 to 1": lambda value: 0 <= value <= 1,
+    "more than 0": lambda value: value > 0,
+    "positive numbers, at least one": lambda values: (
+        bool(values) and all(_fits(value, 0.0) and value > 0 for value in values)
+    ),
+}
 
 
-def _setting(default: object, help: str, must: str = "", holds: Callable | None = None):
-    """A field of settings: its help, and what its values must be, in words and as a test."""
-    metadata = {"help": help, "must": must, "holds": holds or (lambda value: True)}
-    return field(default=default, metadata=metadata)
-
-
-def _positive(value: float) -> bool:
-    return value > 0
-
-
-def _counts(value: int) -> bool:
-    return value >= 1
-
-
-def _share(value: float) -> bool:
-    return 0 <= value <= 1
+def _setting(default: object, help: str, must_be: str = ""):
+    """A field of :class:`FineTuning`: its default, what it means and its range, in words."""
+    return field(default=default, metadata={"help": help, "must be": must_be})
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """The settings of one training; grid file, notebook 04 and a run's record have these names.
+    """The settings of a training: the grid file, notebook 04 and a run's record use these names.
 
-    Raises ValueError that lists every value of another type or outside its range. Each field's
-    ``metadata["help"]`` says what it means.
+    Raises ValueError that lists every value of another type than its default's, or out of range.
     """
 
     learning_rates: tuple[float, ...] = _setting(
         (0.001, 0.003),
         "tried in turn; chosen on validation patients",
         "positive numbers, at least one",
-        lambda rates: rates and all(_fits(rate, 0.0) and rate > 0 for rate in rates),
     )
-    epochs: int = _setting(10, "for each learning rate; the best one is kept", "1 or more", _counts)
-    batch_size: int = _setting(16, "images a step", "1 or more", _counts)
-    weight_decay: float = _setting(
-        0.05, "of AdamW, on weight matrices only", "0 or more", lambda value: value >= 0
-    )
+    epochs: int = _setting(10, "for each learning rate; the best one is kept", "1 or more")
+    batch_size: int = _setting(16, "images a step", "1 or more")
+    weight_decay: float = _setting(0.05, "of AdamW, on weight matrices only", "0 or more")
     warmup: float = _setting(
-        0.1, "share of all steps over which the learning rate rises", "from 0 to 1", _share
+        0.1, "share of all steps over which the learning rate rises", "from 0 to 1"
     )
     balanced: bool = _setting(False, "weigh classes by the inverse of their frequency")
     layer_decay: float = _setting(
-        1.0,
-        "a layer's learning rate over that of the layer above; 1: one for all",
-        "more than 0",
-        _positive,
+        1.0, "a layer's learning rate over that of the layer above; 1: one for all", "more than 0"
     )
     frozen_norm: bool = _setting(False, "batch norm keeps the statistics of pretraining")
     checkpointing: str = _setting(
         "auto", 'recompute to save memory: "always", "never", "auto" (GPU too small)'
     )
-    lora_rank: int = _setting(8, "of the additions; regime lora only", "1 or more", _counts)
+    lora_rank: int = _setting(8, "of the additions; regime lora only", "1 or more")
     lora_alpha: float = _setting(
-        16.0,
-        "they are scaled by lora_alpha / lora_rank; regime lora only",
-        "more than 0",
-        _positive,
+        16.0, "they are scaled by lora_alpha / lora_rank; regime lora only", "more than 0"
     )
 
     def __post_init__(self) -> None:
         if isinstance(self.learning_rates, list):
             object.__setattr__(self, "learning_rates", tuple(self.learning_rates))
-        problems = _problems(self)
-        if self.checkpointing not in CHECKPOINTING:
-            problems.append(unknown("checkpointing", self.checkpointing, CHECKPOINTING))
-        _refuse("training", problems)
-
-
-@dataclass(frozen=True)
-class Extraction:
-    """How images are embedded. These settings change speed and rounding only.
-
-    ``batch_size`` 0 finds one. ``device`` "auto" is CUDA where there is one. ``precision`` is
-    "float32", "bfloat16", "float16" or "auto": float16 on CUDA, unless it changes the embeddings
-    too much. ``compiled`` None compiles where that saves time.
-    """
-
-    batch_size: int = _setting(0, "images at once; 0 finds a size", "0 or more", lambda n: n >= 0)
-    device: str = "auto"
-    precision: str = "auto"
-    compiled: bool | None = None
-
-    def __post_init__(self) -> None:
-        _refuse("extraction", _problems(self))
-
-
-def _problems(settings: object) -> list[str]:
-    """Every value of another type than its default's, or for which its field's test fails."""
-    problems = []
-    for each in fields(settings):
-        value, default = getattr(settings, each.name), each.default
-        if default is not None and not _fits(value, default):
-            problems.append(f"{each.name} is {value!r}, but must be {type(default).__name__}")
-        elif "holds" in each.metadata and not each.metadata["holds"](value):
-            problems.append(f"{each.name} is {value!r}, but must be {each.metadata['must']}")
-    return problems
+        problems = []
+        for each in fields(self):
+            value, must_be = getattr(self, each.name), each.metadata["must be"]
+            if not _fits(value, each.default):
+                must_be = must_be or type(each.default).__name__
+            elif each.name == "checkpointing" and value not in CHECKPOINTING:
+                problems.append(unknown(each.name, value, CHECKPOINTING))
+                continue
+            elif RANGES[must_be](value):
+                continue
+            problems.append(f"{each.name} is {value!r}, but must be {must_be}")
+        if problems:
+            raise ValueError(f"These settings of training cannot be used:\n{listed(problems)}")
 
 
 def _fits(value: object, default: object) -> bool:
@@ -118,6 +83,15 @@ def _fits(value: object, default: object) -> bool:
     return type(value) is type(default)
 
 
-def _refuse(what: str, problems: list[str]) -> None:
-    if problems:
-        raise ValueError(f"These settings of {what} cannot be used:\n{listed(problems)}")
+@dataclass(frozen=True)
+class Extraction:
+    """How images are embedded. These settings change speed and rounding only.
+
+    ``precision``: float32, bfloat16, float16, or "auto": float16 on CUDA, unless that changes the
+    embeddings too much.
+    """
+
+    batch_size: int = 0  # images at once; 0 finds a size
+    device: str = "auto"  # "auto": CUDA where there is one
+    precision: str = "auto"
+    compiled: bool | None = None  # None: where that saves time

@@ -23,15 +23,12 @@ def weights_file(backbone: Backbone) -> Path | None:
 def find_weights(backbone: Backbone) -> Path:
     """The file of pretrained weights: from ``MEDLIB_WEIGHTS``, else from timm's hub (or its cache).
 
-    Raises FileNotFoundError within seconds, naming the backbone, the file that was looked for and
-    the ways out, when neither has it.
+    Raises FileNotFoundError within seconds, with the ways out, when neither has it.
     """
     if (path := weights_file(backbone)) is not None:
         return path
     folder = os.environ.get("MEDLIB_WEIGHTS", "")
-    looked = f"{backbone.timm_name}.safetensors in " + (
-        f"MEDLIB_WEIGHTS={folder!r} (not there)" if folder else "MEDLIB_WEIGHTS (not set)"
-    )
+    where = f"={folder!r} (not there)" if folder else " (not set)"
     reason = "which does not have these weights"
     if backbone.hub:
         try:
@@ -39,7 +36,8 @@ def find_weights(backbone: Backbone) -> Path:
         except Exception as error:  # offline, refused, gated, not found: all have one way out
             reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     raise FileNotFoundError(
-        f"No weights for {backbone.name}. Looked for {looked}, then on the hub ({reason}). Either "
+        f"No weights for {backbone.name}. Looked for {backbone.timm_name}.safetensors in "
+        f"MEDLIB_WEIGHTS{where}, then on the hub ({reason}). Either "
         f"put {backbone.timm_name}.safetensors into a folder and name that (make … WEIGHTS=folder, "
         "or MEDLIB_WEIGHTS), or run where the hub can be reached. Random weights are a backbone of "
         f"their own: {control(backbone)}."
@@ -50,8 +48,7 @@ def _from_hub(backbone: Backbone) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    repository = timm_config(backbone)["hf_hub_id"]
-    file = "model.safetensors"
+    repository, file = timm_config(backbone)["hf_hub_id"], "model.safetensors"
     try:
         return Path(huggingface_hub.hf_hub_download(repository, file, local_files_only=True))
     except LocalEntryNotFoundError:
@@ -91,21 +88,18 @@ def load(model: nn.Module, backbone: Backbone, path: Path) -> None:
 
         state = checkpoint_filter_fn(state, model)
     classifier = timm_config(backbone)["classifier"]
+    misfit = f"{path} does not fit {backbone.name} ({backbone.architecture})"
     try:
         result = model.load_state_dict(state, strict=False)
     except RuntimeError as error:  # the same names, other shapes
         shapes = [line.strip() for line in str(error).splitlines()[1:4]]
-        raise ValueError(
-            f"{path} does not fit {backbone.name} ({backbone.architecture}): {' '.join(shapes)}"
-        ) from error
+        raise ValueError(f"{misfit}: {' '.join(shapes)}") from error
     unexpected = [key for key in result.unexpected_keys if not key.startswith(f"{classifier}.")]
     if result.missing_keys or unexpected:
-        raise ValueError(
-            f"{path} does not fit {backbone.name} ({backbone.architecture}): it lacks "
-            f"{result.missing_keys[:5]} and has {unexpected[:5]} too many."
-        )
-    # Where batch norm was folded into the convolutions, what is left of it is the identity. In
-    # training it would standardise by the batch after all, and wipe out what was learned.
+        lacks, extra = result.missing_keys[:5], unexpected[:5]
+        raise ValueError(f"{misfit}: it lacks {lacks} and has {extra} too many.")
+    # Batch norm that was folded into the convolutions is the identity. In training it would
+    # standardise by the batch after all, and destroy what was learned.
     if folded_norm(model) != backbone.fixed_norm:
         raise ValueError(
             f"In {path} batch norm is {'' if folded_norm(model) else 'not '}folded into the "

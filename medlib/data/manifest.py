@@ -19,7 +19,8 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from medlib.core.splits import SPLITS, sides, split_column
+from medlib.core import splits
+from medlib.core.splits import SPLITS
 from medlib.data import cards
 from medlib.data.cards import Card
 from medlib.errors import ManifestError, listed
@@ -391,3 +392,39 @@ def linked(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
     graph = coo_array((np.ones(len(one)), (one, other)), shape=(len(names), len(names)))
     component = connected_components(graph, directed=False)[1]
     return [list(names[component == number]) for number in range(component.max(initial=-1) + 1)]
+
+
+# --------------------------------------------------------------- frames for medlib.core.splits
+
+
+def split_column(rows: pd.DataFrame) -> str | None:
+    """``"split"`` or ``"fold"``: which of the two the manifest has; None unless it is just one."""
+    there = [column for column in ("split", "fold") if column in rows]
+    return there[0] if len(there) == 1 else None
+
+
+def sides(side: pd.Series, key: pd.Series) -> pd.Series:
+    """For each row, in words, all sides of the split on which its key stands."""
+    by_key = {k: ", ".join(sorted(map(str, v))) for k, v in side.groupby(key).unique().items()}
+    return key.map(by_key)
+
+
+def rotations(
+    rows: pd.DataFrame, label_fraction: float = 1.0, seed: int = 0
+) -> list[splits.Rotation]:
+    """:func:`medlib.core.splits.rotations` of a manifest's rows, or of a pack's index."""
+    columns = (rows[name] for name in (split_column(rows), "patient_id", "label"))
+    return splits.rotations(*columns, label_fraction, seed)
+
+
+def patients_by_side(rows: pd.DataFrame, parts: list[splits.Rotation]) -> pd.DataFrame:
+    """How many patients each rotation trains on, chooses with and tests: a row a fold."""
+    patients, folds = rows["patient_id"], pd.Index([part.fold for part in parts], name="fold")
+    counts = [{side: patients[getattr(p, side)].nunique() for side in SPLITS} for p in parts]
+    return pd.DataFrame(counts, index=folds)
+
+
+def read_samples(path: Path | str) -> pd.DataFrame:
+    """A table of samples: ids and labels stay text, so that "007" and "NA" are what they say."""
+    text = dict.fromkeys(("sample_id", "patient_id", "label", "y_true"), str)
+    return pd.read_csv(path, dtype=text, keep_default_na=False)

@@ -23,7 +23,6 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from medlib import files
-from medlib.core.splits import split_column
 from medlib.data import decoding, duplicates, manifest, packs, volumes
 from medlib.data.cards import Volumes
 from medlib.errors import ManifestError, listed
@@ -153,7 +152,7 @@ def write(
     read: Reading, rows: pd.DataFrame, folders: Folders, settings: Volumes | None = None
 ) -> None:
     """Make packs of the images of ``rows``, in their order. A pack that matches them stays."""
-    kept = ["sample_id", "patient_id", "label", split_column(rows)]
+    kept = ["sample_id", "patient_id", "label", manifest.split_column(rows)]
     places = [read.slices[sample] for sample in rows["sample_id"]]
     index = rows[kept].iloc[np.repeat(np.arange(len(rows)), [len(s) for _, s in places])]
     index = index.assign(slice=[number for _, slices in places for number in slices])

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from medlib import files
+from medlib.data import manifest
 from medlib.data.cards import Volumes
 from medlib.errors import ManifestError
 
@@ -63,5 +64,5 @@ def load(
             f"The images in {folder} were packed from another manifest: run notebook "
             "01_prepare_data for this task again."
         )
-    index = files.read_samples(folder / "index.csv")
+    index = manifest.read_samples(folder / "index.csv")
     return Pack(np.load(folder / "images.npy", mmap_mode="r"), index, meta)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from medlib.core.splits import SPLITS, split_column
+from medlib.core.splits import SPLITS
+from medlib.data.manifest import split_column
 
 ALL, UNKNOWN, REST = "all classes", "unknown", "all others"  # rows and columns
 CONFOUNDERS = {"age": "age in years", "sex": "sex", "site": "site"}  # manifest's columns → panels

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from medlib.core import splits
 from medlib.data import duplicates, manifest, packing
 from medlib.data.cards import Card
 from medlib.data.layouts import base, reader
@@ -84,12 +83,12 @@ def _checked_and_split(
     pairs = _pairs(read, card)
     rows, known = manifest.drop_duplicates(read.rows, card.known_duplicates)
     excluded = _joined(excluded, known)
-    if splits.split_column(rows) is not None:
+    if manifest.split_column(rows) is not None:
         rows, excluded = _one_side_each(rows, pairs, card, quarantine, excluded)
     if "fold" not in rows:  # copies stay together
         rows = manifest.assign_splits(rows, card, seed, _ids(pairs))
     manifest.validate(rows, card, name=card.task)
-    side = splits.split_column(rows)
+    side = manifest.split_column(rows)
     columns = [*REQUIRED, side, "sha256"]
     columns += [c for c in KNOWN if c in rows and (rows[c] != "").any()]
     columns += [name for c in BESIDE if c in rows for name in (c, f"{c}_sha256")]
@@ -173,7 +172,7 @@ def _one_side_each(
     rows: pd.DataFrame, pairs: pd.DataFrame, card: Card, quarantine: bool, excluded: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """``rows`` with no image on two sides of the split, or a ManifestError that lists them."""
-    side = splits.split_column(rows)
+    side = manifest.split_column(rows)
     sides = dict(zip(rows["sample_id"], rows[side].astype(str), strict=True))
     groups = [[s for s in group if s in sides] for group in manifest.linked(_ids(pairs))]
     across = [group for group in groups if len({sides[sample] for sample in group}) > 1]

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from medlib.core.metrics import LOSSES
 from medlib.files import save_csv, save_text
 from medlib.show.names import HEADS, METRICS, PAPER_METRICS, REGIMES, in_order, shown_rows
+from medlib.stats.metrics import LOSSES
 
 LONG = 44  # letters; a longer column is set in lines
 WIDE, TALL = 150, 60  # letters and rows of a LaTeX table; a larger one becomes several

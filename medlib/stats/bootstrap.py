@@ -13,8 +13,7 @@ import pandas as pd
 from scipy import special
 
 from medlib import files
-from medlib.core import metrics
-from medlib.stats import prediction
+from medlib.stats import metrics, prediction
 
 CHUNK = 1 << 17  # elements of weights that a thread holds at once: its arrays fit the cache
 TAILS = ((1 - 0.95) / 2, (1 + 0.95) / 2)  # of 95 % intervals

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from medlib.core import metrics
-from medlib.stats import bootstrap, prediction
+from medlib.stats import bootstrap, metrics, prediction
 from medlib.stats.summaries import ends
 
 RATES = np.linspace(0, 1, 201)  # false positive rates and recalls at which curves are evaluated

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from medlib.core import metrics, settings
+from medlib.core import settings
 from medlib.errors import listed
-from medlib.stats import bootstrap, runs
+from medlib.stats import bootstrap, metrics, runs
 from medlib.stats.summaries import ends
 
 MARGIN = 0.02  # AUROC: a smaller difference counts as none

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from medlib.core import metrics
+from medlib.core.metrics import codes
+from medlib.stats import metrics
 
 
 def probability_columns(classes: list[str]) -> list[str]:
@@ -29,10 +30,19 @@ def prediction_frame(index: pd.DataFrame, proba: np.ndarray, classes: list[str])
     return frame.groupby(keys, sort=False, as_index=False)[columns].mean()
 
 
+def out_of_fold(
+    index: pd.DataFrame, rotations: list, probabilities: list[np.ndarray], classes: list[str]
+) -> pd.DataFrame:
+    """Predictions of all rotations, from the probabilities (m, K) of each one's test rows."""
+    parts = zip(rotations, probabilities, strict=True)
+    frames = [prediction_frame(index[part.test], proba, classes) for part, proba in parts]
+    return pd.concat(frames, ignore_index=True)
+
+
 def arrays(predictions: pd.DataFrame, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Labels (n,) in 0 … K-1 and probabilities (n, K) of a predictions frame."""
     proba = predictions[probability_columns(classes)].to_numpy()
-    return metrics.codes(predictions["y_true"], classes), proba
+    return codes(predictions["y_true"], classes), proba
 
 
 def point(

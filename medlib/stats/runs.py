@@ -15,6 +15,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from medlib import files
+from medlib.data import manifest
 from medlib.errors import MAX_LISTED, listed
 
 IDENTITY = ["sample_id", "patient_id", "y_true"]
@@ -46,7 +47,7 @@ class Refused(ValueError):
 def read_predictions(source: Path | io.BytesIO) -> tuple[pd.DataFrame, list[str]]:
     """Predictions from a run's folder or from their bytes, and classes in the columns' order."""
     path = source / "predictions.csv" if isinstance(source, Path) else source
-    frame = files.read_samples(path)
+    frame = manifest.read_samples(path)
     classes = [c.removeprefix("prob_") for c in frame.columns if c.startswith("prob_")]
     return frame, classes
 

@@ -22,9 +22,8 @@ import pandas as pd
 from scipy import stats
 
 from medlib import files
-from medlib.core import metrics
 from medlib.errors import listed
-from medlib.stats import bootstrap, prediction, runs
+from medlib.stats import bootstrap, metrics, prediction, runs
 
 
 def summarise(

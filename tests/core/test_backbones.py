@@ -96,10 +96,16 @@ def pictures(n, size):
 
 def test_the_papers_six_and_the_controls_are_there():
     assert {
-        "vgg16-imagenet", "resnet50-imagenet", "densenet121-imagenet", "dinov2_small",
-        "dinov2_base", "dinov2_large", "vit_tiny-imagenet", "vit_small-imagenet",
+        "vgg16-imagenet",
+        "resnet50-imagenet",
+        "densenet121-imagenet",
+        "dinov2_small",
+        "dinov2_base",
+        "dinov2_large",
+        "vit_tiny-imagenet",
+        "vit_small-imagenet",
         "mobilenetv2-imagenet",
-    } <= set(backbones.TABLE)  # fmt: skip
+    } <= set(backbones.TABLE)
 
 
 def test_every_row_has_a_key_of_its_own_and_a_random_control():
@@ -139,8 +145,10 @@ def test_weights_and_preprocessing_are_those_of_timm(name):
     config = timm.get_pretrained_cfg(row.timm_name)
     assert config.hf_hub_id == f"timm/{row.timm_name}"
     assert row.preprocessing == {
-        "mean": config.mean, "std": config.std, "interpolation": config.interpolation,
-    }  # fmt: skip
+        "mean": config.mean,
+        "std": config.std,
+        "interpolation": config.interpolation,
+    }
 
 
 def test_weights_from_elsewhere_say_how_they_want_their_images():
@@ -157,9 +165,13 @@ def test_images_can_be_packed_as_every_backbone_wants_them(name):
 
 @pytest.mark.parametrize(
     "name, meant",
-    [("dinov2_smal", "dinov2_small"), ("resnet50_imagenet", "resnet50-imagenet"),
-     ("dinov2-large", "dinov2_large"), ("vit_tiny-rand", "vit_tiny-random")],
-)  # fmt: skip
+    [
+        ("dinov2_smal", "dinov2_small"),
+        ("resnet50_imagenet", "resnet50-imagenet"),
+        ("dinov2-large", "dinov2_large"),
+        ("vit_tiny-rand", "vit_tiny-random"),
+    ],
+)
 def test_an_unknown_name_is_answered_with_the_nearest_one(name, meant):
     message = refusal(name)
     assert f"Unknown backbone {name!r}. Did you mean {meant!r}?" in message
@@ -190,9 +202,12 @@ def test_a_row_that_cannot_be_is_refused_with_all_that_is_wrong(tmp_path):
 
 @pytest.mark.parametrize(
     "name, size, nearest",
-    [("dinov2_small", 225, "224 and 238"), ("dinov2_large-random", 256, "252 and 266"),
-     ("vit_tiny-imagenet", 100, "96 and 112")],
-)  # fmt: skip
+    [
+        ("dinov2_small", 225, "224 and 238"),
+        ("dinov2_large-random", 256, "252 and 266"),
+        ("vit_tiny-imagenet", 100, "96 and 112"),
+    ],
+)
 def test_an_image_size_that_patches_do_not_divide_is_refused_with_the_nearest(name, size, nearest):
     message = refusal(name, size)
     assert name in message
@@ -211,8 +226,9 @@ def test_an_image_size_of_nothing_is_refused(size):
     assert str(size) in refusal("dinov2_small-random", size)
 
 
-@pytest.mark.parametrize("name, size", [("dinov2_small", 224), ("vit_tiny-imagenet", 224),
-                                        ("resnet50-imagenet", 225)])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, size", [("dinov2_small", 224), ("vit_tiny-imagenet", 224), ("resnet50-imagenet", 225)]
+)
 def test_an_image_size_that_fits_passes(name, size):
     backbones.check_image_size(backbones.get(name), size)
 
@@ -288,17 +304,23 @@ def test_images_are_normalised_to_the_backbones_own_scale():
 
 @pytest.mark.parametrize(
     ("name", "left"),
-    [("resnet50-random", 0), ("mobilenetv2-random", 0), ("densenet121-random", 62),
-     ("micro_efficientnet-random", 0)],
-)  # fmt: skip
+    [
+        ("resnet50-random", 0),
+        ("mobilenetv2-random", 0),
+        ("densenet121-random", 62),
+        ("micro_efficientnet-random", 0),
+    ],
+)
 def test_a_batch_norm_after_a_convolution_is_folded_into_it_and_no_number_changes(name, left):
     model, _ = networks.build(name, 64)
     generator = torch.Generator().manual_seed(0)
     for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
         for values, low, high in (
-            (norm.weight, 0.5, 1.5), (norm.bias, -0.2, 0.2),
-            (norm.running_mean, -0.2, 0.2), (norm.running_var, 0.5, 2),
-        ):  # fmt: skip
+            (norm.weight, 0.5, 1.5),
+            (norm.bias, -0.2, 0.2),
+            (norm.running_mean, -0.2, 0.2),
+            (norm.running_var, 0.5, 2),
+        ):
             values.data.uniform_(low, high, generator=generator)
     digest = networks.state_digest(model)
     images = torch.randn(3, 3, 64, 64, generator=generator)
@@ -368,9 +390,14 @@ def test_where_a_model_is_placed_changes_its_speed_and_no_number(monkeypatch, na
 
 @pytest.mark.parametrize(
     "name, width",
-    [("micro_resnet-random", 96), ("micro_efficientnet-random", 256), ("mobilenetv2-random", 1280),
-     ("densenet121-random", 1024), ("vgg16-random", 512)],
-)  # fmt: skip
+    [
+        ("micro_resnet-random", 96),
+        ("micro_efficientnet-random", 256),
+        ("mobilenetv2-random", 1280),
+        ("densenet121-random", 1024),
+        ("vgg16-random", 512),
+    ],
+)
 @torch.no_grad()
 def test_a_cnn_is_embedded_by_the_average_of_its_last_feature_map(name, width):
     model, _ = networks.build(name, 64)
@@ -423,6 +450,26 @@ def test_weights_of_the_folder_are_loaded_with_or_without_a_classifier(weights, 
     assert not model.training
 
 
+def test_the_types_of_a_rows_values_are_checked_when_the_table_is_read(tmp_path):
+    file = tmp_path / "backbones.yaml"
+    row = "timm_name: a.b, pretraining: imagenet, embedding: gap, licence: MIT"
+    file.write_text(
+        f"one: {{{row}, patch: true}}\ntwo: {{{row}, hub: 'no', build: [1]}}\n"
+        "three: {timm_name: 5, pretraining: imagenet, embedding: [gap], licence: 1.0}\n"
+    )
+    with pytest.raises(ValueError) as caught:
+        backbones.read_table(file)
+    for part in (
+        "one: patch is True, but must be int",
+        "two: hub is 'no', but must be bool",
+        "two: build is [1], but must be Mapping",
+        "three: timm_name is 5, but must be str",
+        "three: embedding is ['gap'], but must be str",
+        "three: licence is 1.0, but must be str",
+    ):
+        assert part in str(caught.value)
+
+
 def test_folded_batch_norm_is_declared_in_the_row(weights):
     torch.manual_seed(0)
     fresh = timm.create_model("mobilenetv2_100", num_classes=0).state_dict()  # statistics 0 and 1
@@ -449,9 +496,11 @@ def test_weights_of_another_architecture_are_refused(weights, name, other):
 
 @pytest.mark.parametrize(
     "name, state",
-    [(RESNET, lambda: {**trained("test_resnet"), "bn1.weight": torch.ones(5)}),
-     ("vit_tiny-imagenet", lambda: trained("vit_tiny_patch16_224", embed_dim=96, img_size=32))],
-)  # fmt: skip
+    [
+        (RESNET, lambda: {**trained("test_resnet"), "bn1.weight": torch.ones(5)}),
+        ("vit_tiny-imagenet", lambda: trained("vit_tiny_patch16_224", embed_dim=96, img_size=32)),
+    ],
+)
 def test_weights_of_another_width_are_refused(weights, name, state):
     path = save(weights, name, state())
     message = refusal(name)
@@ -583,10 +632,13 @@ def missing(name, seconds=10):
 
 def names_all(message, name=RESNET):
     parts = (
-        f"No weights for {name}", f"{backbones.get(name).timm_name}.safetensors",
-        "MEDLIB_WEIGHTS", "WEIGHTS=folder", "where the hub can be reached",
+        f"No weights for {name}",
+        f"{backbones.get(name).timm_name}.safetensors",
+        "MEDLIB_WEIGHTS",
+        "WEIGHTS=folder",
+        "where the hub can be reached",
         name.split("-")[0] + "-random",
-    )  # fmt: skip
+    )
     return all(part in message for part in parts)
 
 

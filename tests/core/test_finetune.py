@@ -1,4 +1,4 @@
-"""medlib.finetune: it learns, chooses on validation data alone, and repeats bit by bit."""
+"""medlib.core.finetune: it learns, chooses on validation data alone, and repeats bit by bit."""
 
 import contextlib
 import copy
@@ -30,12 +30,13 @@ from medlib.core import (
     features,
     finetune,
     loading,
+    metrics,
     networks,
     splits,
 )
 from medlib.core.fast import fusing, graph, memory, resume
 from medlib.core.fast.graph import replayed
-from medlib.data import packs
+from medlib.core.settings import Extraction, FineTuning
 from medlib.stats import prediction
 
 CNN = "micro_resnet-random"
@@ -62,12 +63,39 @@ def problem(train=24, val=12, test=24, size=32, seed=0):
     index["patient_id"] = index["sample_id"]
     index["label"] = [CLASSES[label] for label in y]
     index["split"] = ["train"] * train + ["val"] * val + ["test"] * test
-    return pixels, index, splits.rotations(index)
+    return pixels, index, rotated(index)
 
 
-def run(data, backbone=CNN, **settings):
+def rotated(index):
+    side = index["split"] if "split" in index else index["fold"]
+    return splits.rotations(side, index["patient_id"], index["label"])
+
+
+def labelled(pixels, index, images_hash=""):
+    y = metrics.codes(index["label"], CLASSES)
+    return finetune.Data(pixels, y, index["sample_id"], len(CLASSES), images_hash)
+
+
+def run(data, backbone=CNN, images_hash="", **settings):
+    """Predictions and history as tables, and how: what notebook 04 makes of a run."""
     pixels, index, rotations = data
-    return finetune.run(backbone, pixels, index, CLASSES, rotations, **(SHORT | settings))
+    settings = SHORT | settings
+    names = [name for name in ("regime", "seed", "device", "resume") if name in settings]
+    own = {name: settings.pop(name) for name in names}
+    asked = labelled(pixels, index, images_hash), rotations, FineTuning(**settings)
+    proba, history, how = finetune.run(backbone, *asked, **own)
+    found = prediction.out_of_fold(index, rotations, proba, CLASSES)
+    return found, pd.DataFrame(history, columns=finetune.HISTORY), how
+
+
+def train(model, pixels, y, rows, learning_rate=1e-3, **settings):
+    """The training of a model on images with labels, short unless a test wants it otherwise."""
+    own = {name: settings.pop(name) for name in ("seed", "course", "progress") if name in settings}
+    settings = FineTuning(**({"epochs": 1, "batch_size": 8, "weight_decay": 0} | settings))
+    data = finetune.Data(pixels, np.asarray(y), np.arange(len(y)), 2)
+    return finetune.train(
+        model, data, np.asarray(rows), learning_rate=learning_rate, settings=settings, **own
+    )
 
 
 def probabilities(frame):
@@ -98,12 +126,7 @@ def test_training_moves_every_parameter_and_the_batch_norm_statistics():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     y = np.array([CLASSES.index(label) for label in index["label"]])
     rows = np.flatnonzero(rotations[0].train)
-    losses = dict(
-        finetune.train(
-            model, pixels, y, rows, learning_rate=3e-3, epochs=4, batch_size=8,
-            weight_decay=0.05, warmup=0.1, balanced=False, seed=0,
-        )
-    )  # fmt: skip
+    losses = dict(train(model, pixels, y, rows, learning_rate=3e-3, epochs=4, weight_decay=0.05))
     assert list(losses) == [1, 2, 3, 4] and losses[4] < losses[1]
     same = [name for name, value in model.state_dict().items() if torch.equal(value, before[name])]
     assert same == []
@@ -117,10 +140,7 @@ def test_batch_norm_that_must_keep_its_statistics_keeps_them_while_all_else_lear
     before = {name: value.clone() for name, value in model.state_dict().items()}
     y = np.array([CLASSES.index(label) for label in index["label"]])
     rows = np.flatnonzero(rotations[0].train)
-    for _ in finetune.train(
-        model, pixels, y, rows, learning_rate=3e-3, epochs=1, batch_size=8, weight_decay=0.05,
-        warmup=0.1, balanced=False, seed=0,
-    ):  # fmt: skip
+    for _ in train(model, pixels, y, rows, learning_rate=3e-3, weight_decay=0.05):
         finetune.predict(model, pixels, rows)  # evaluation in between changes nothing of it
     same = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
     statistics = {name for name, _ in model.named_buffers()}
@@ -134,9 +154,8 @@ def test_the_history_has_a_row_an_epoch_and_the_columns_that_a_run_saves(learnt)
     assert set(history["learning_rate"]) == {3e-3} and set(history["fold"]) == {0}
     assert history["chosen"].sum() == 1
     assert how["weights_digest"] == networks.build(CNN, 32, 0)[1]
-    assert list(found.columns) == [
-        "sample_id", "patient_id", "split", "y_true", "prob_across", "prob_down",
-    ]  # fmt: skip
+    names = "sample_id patient_id split y_true prob_across prob_down"
+    assert " ".join(found.columns) == names
 
 
 def test_the_seed_decides_every_bit():
@@ -189,9 +208,9 @@ def scripted(monkeypatch, pixels, index, table):
     """
     codes, begun = list(table), []
 
-    def train(model, images, y, rows, *, learning_rate, epochs, **_):
+    def train(model, data, rows, *, learning_rate, settings, **_):
         begun.append(model.head.bias.detach().clone())
-        for epoch in range(1, epochs + 1):
+        for epoch in range(1, settings.epochs + 1):
             with torch.no_grad():
                 model.head.bias.fill_(codes.index((learning_rate, epoch)))
             yield epoch, 0.5
@@ -239,11 +258,15 @@ def test_the_kept_weights_are_those_of_the_chosen_epoch_and_not_of_the_last(lear
     # Train once more with the same seed, and stop at that epoch.
     model = fusing.place(classifier.Classifier(CNN, 32, 2, seed=0), "cpu")
     y = np.array([CLASSES.index(label) for label in index["label"]])
-    for epoch, loss in finetune.train(
-        model, pixels, y, np.flatnonzero(rotations[0].train), learning_rate=3e-3,
-        epochs=LEARNT["epochs"], batch_size=8, weight_decay=0.05, warmup=0.1, balanced=False,
-        seed=0,
-    ):  # fmt: skip
+    for epoch, loss in train(
+        model,
+        pixels,
+        y,
+        np.flatnonzero(rotations[0].train),
+        learning_rate=3e-3,
+        epochs=LEARNT["epochs"],
+        weight_decay=0.05,
+    ):
         assert loss == history["train_loss"][epoch - 1]
         if epoch == best["epoch"]:
             break
@@ -278,7 +301,7 @@ def test_every_learning_rate_starts_from_the_same_weights():
 def test_every_fold_starts_from_the_same_weights_and_every_sample_is_predicted_once():
     pixels, index, _ = problem(train=12, val=12, test=12)
     index = index.drop(columns="split").assign(fold=np.arange(36) // 2 % 3)
-    rotations = splits.rotations(index)
+    rotations = rotated(index)
     found, history, _ = run((pixels, index, rotations), epochs=1)
     assert sorted(found["sample_id"]) == sorted(index["sample_id"])
     truth = index.set_index("sample_id")
@@ -298,9 +321,7 @@ def test_slices_of_a_volume_are_averaged_in_choosing_and_in_testing(monkeypatch)
     index["sample_id"] = index["patient_id"] = np.repeat([f"v{i}" for i in range(6)], 2)
     val, test = [0.2, 0.7, 0.5, 0.9], [0.1, 0.4, 0.6, 1.0]
     scripted(monkeypatch, pixels, index, {(0.1, 1): [0.5] * 4 + val + test})
-    found, history, _ = run(
-        (pixels, index, splits.rotations(index)), learning_rates=[0.1], epochs=1
-    )
+    found, history, _ = run((pixels, index, rotated(index)), learning_rates=[0.1], epochs=1)
     assert found["sample_id"].tolist() == ["v4", "v5"]
     assert found["prob_down"].tolist() == pytest.approx([0.25, 0.8])
     # By volume .45 and .7, in order; by slice one of the four pairs would not be.
@@ -454,11 +475,17 @@ def test_within_an_epoch_no_result_of_a_cuda_device_is_waited_for(cuda, backbone
 
     try:
         losses = list(
-            finetune.train(
-                model, where, y, np.arange(32), learning_rate=1e-3, epochs=2, batch_size=8,
-                weight_decay=0.05, warmup=0.1, balanced=True, seed=0, progress=watch,
+            train(
+                model,
+                where,
+                y,
+                np.arange(32),
+                epochs=2,
+                weight_decay=0.05,
+                balanced=True,
+                progress=watch,
             )
-        )  # fmt: skip
+        )
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(steps) == 8 and np.isfinite(losses).all()
@@ -522,9 +549,13 @@ def test_every_batch_is_trained_on_once_whether_its_step_is_launched_or_replayed
             raise RuntimeError("not while recording\nand more")
 
     for name, fake in {
-        "Stream": Stream, "current_stream": Stream, "CUDAGraph": Graph, "graph": graph,
-        "stream": lambda _: contextlib.nullcontext(), "default_generators": [Generator()],
-    }.items():  # fmt: skip
+        "Stream": Stream,
+        "current_stream": Stream,
+        "CUDAGraph": Graph,
+        "graph": graph,
+        "stream": lambda _: contextlib.nullcontext(),
+        "default_generators": [Generator()],
+    }.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     run_step = replayed(step, Stream())
     expected = contextlib.nullcontext()
@@ -543,15 +574,14 @@ def test_a_network_that_cannot_be_recorded_is_trained_all_the_same(cuda):
     code = """
 import sys, warnings
 import numpy as np, torch
-from medlib.core import classifier, finetune
+from medlib.core import classifier, finetune, settings
 pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), dtype=np.uint8)
 pixels[1::2] //= 2  # what can be learnt
 model = classifier.Classifier(sys.argv[1], 32, 2).to("cuda")
 model.register_forward_hook(lambda module, inputs, output: output * output.sum().item() ** 0)
-training = finetune.train(
-    model, pixels, np.arange(32) % 2, np.arange(32), learning_rate=1e-3, epochs=3, batch_size=4,
-    weight_decay=0.05, warmup=0.1, balanced=False, seed=0,
-)
+data = finetune.Data(pixels, np.arange(32) % 2, np.arange(32), 2)
+settings = settings.FineTuning(epochs=3, batch_size=4)
+training = finetune.train(model, data, np.arange(32), learning_rate=1e-3, settings=settings)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     losses = [loss for _, loss in training]
@@ -573,10 +603,17 @@ def test_a_step_that_a_cuda_device_does_not_hold_is_taken_in_parts(cuda, share):
     def trained():
         model = classifier.Classifier("vit_tiny-random", 224, 2).to(cuda)
         course = resume.Course()
-        training = finetune.train(
-            model, pixels, y, np.arange(128), learning_rate=1e-4, epochs=4, batch_size=64,
-            weight_decay=0.05, warmup=0.1, balanced=False, seed=0, course=course,
-        )  # fmt: skip
+        training = train(
+            model,
+            pixels,
+            y,
+            np.arange(128),
+            learning_rate=1e-4,
+            epochs=4,
+            batch_size=64,
+            weight_decay=0.05,
+            course=course,
+        )
         return [loss for _, loss in training], course.micro_batches
 
     def emptied():
@@ -654,19 +691,24 @@ def bare(width=12, outputs=2):
 def train_bare(model, y, rows=None, **settings):
     pixels = np.random.default_rng(0).integers(0, 256, (len(y), 2, 2, 3), dtype=np.uint8)
     rows = np.arange(len(y)) if rows is None else rows
-    settings = dict(
-        learning_rate=0.01, epochs=1, batch_size=4, weight_decay=0, warmup=0.1, balanced=False,
-        seed=0,
-    ) | settings  # fmt: skip
-    return [loss for _, loss in finetune.train(model, pixels, np.asarray(y), rows, **settings)]
+    settings = {"learning_rate": 0.01, "batch_size": 4} | settings
+    return [loss for _, loss in train(model, pixels, np.asarray(y), rows, **settings)]
 
 
 def test_the_learning_rate_warms_up_linearly_and_decays_as_half_a_cosine_to_zero():
     schedule = finetune._schedule(10, 0.4)
     expected = [
-        0.25, 0.5, 0.75, 1,  # four of ten steps
-        1, (1 + math.cos(math.pi / 6)) / 2, 0.75, 0.5, 0.25, (1 - math.cos(math.pi / 6)) / 2,
-    ]  # fmt: skip
+        0.25,
+        0.5,
+        0.75,
+        1,  # four of ten steps
+        1,
+        (1 + math.cos(math.pi / 6)) / 2,
+        0.75,
+        0.5,
+        0.25,
+        (1 - math.cos(math.pi / 6)) / 2,
+    ]
     assert [schedule(step) for step in range(10)] == pytest.approx(expected)
     assert schedule(10) == pytest.approx(0)
     long = [finetune._schedule(1000, 0.1)(step) for step in range(1000)]
@@ -732,12 +774,7 @@ def test_the_images_that_an_epoch_is_shown_differ_from_epoch_to_epoch(monkeypatc
     monkeypatch.setattr(networks, "normalise", spy)
     pixels = np.repeat(np.arange(11, dtype=np.uint8), 12).reshape(11, 2, 2, 3)
     y, rows = np.arange(11) % 2, np.array([1, 2, 3, 5, 6, 7, 8, 9, 10])
-    list(
-        finetune.train(
-            bare(), pixels, y, rows, learning_rate=1e-3, epochs=12, batch_size=4,
-            weight_decay=0, warmup=0.1, balanced=False, seed=0,
-        )
-    )  # fmt: skip
+    list(train(bare(), pixels, y, rows, epochs=12, batch_size=4))
     # Nine images are two batches of four; the one left out is drawn anew.
     assert [len(batch) for batch in batches] == [4] * 24
     epochs = [batches[i] + batches[i + 1] for i in range(0, 24, 2)]
@@ -771,12 +808,7 @@ def test_labels_go_with_their_images(monkeypatch):
     monkeypatch.setattr(networks, "normalise", look)
     pixels = np.repeat(np.arange(10, dtype=np.uint8), 12).reshape(10, 2, 2, 3)
     y = np.array([0, 1, 1, 0, 1, 0, 0, 1, 0, 1])
-    list(
-        finetune.train(
-            bare(), pixels, y, np.arange(2, 10), learning_rate=1e-3, epochs=2, batch_size=3,
-            weight_decay=0, warmup=0.1, balanced=False, seed=1,
-        )
-    )  # fmt: skip
+    list(train(bare(), pixels, y, np.arange(2, 10), epochs=2, batch_size=3, seed=1))
     assert len(seen) == 4
     assert seen == [[y[i] for i in batch] for batch in shown]
 
@@ -838,12 +870,7 @@ def test_layer_decay_shortens_the_steps_of_the_lower_stages_of_a_cnn():
     model = classifier.Classifier(CNN, 32, 2)
     awaken(model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    list(
-        finetune.train(
-            model, pixels, y, np.arange(8), learning_rate=1e-3, epochs=1, batch_size=8,
-            weight_decay=0, warmup=0.1, balanced=False, seed=0, layer_decay=0.5,
-        )
-    )  # fmt: skip
+    list(train(model, pixels, y, np.arange(8), layer_decay=0.5))
     # Adam's first step is as long as the learning rate, whatever the gradient.
     after = dict(model.named_parameters())
     moved = {name: (after[name] - before[name]).abs().max().item() for name in before}
@@ -870,12 +897,7 @@ def test_batch_norm_keeps_its_statistics_where_that_is_asked_for():
     weight = model.backbone.conv1[1].weight.detach().clone()
     y = np.array([CLASSES.index(label) for label in data[1]["label"]])
     rows = np.flatnonzero(data[2][0].train)
-    list(
-        finetune.train(
-            model, data[0], y, rows, learning_rate=3e-3, epochs=1, batch_size=8,
-            weight_decay=0, warmup=0.1, balanced=False, seed=0,
-        )
-    )  # fmt: skip
+    list(train(model, data[0], y, rows, learning_rate=3e-3))
     assert all(torch.equal(value, statistics[name]) for name, value in model.named_buffers())
     assert not torch.equal(model.backbone.conv1[1].weight, weight)
     kept, usual = (run(data, frozen_norm=frozen)[1] for frozen in (True, False))
@@ -900,12 +922,7 @@ def test_lora_starts_from_the_plain_network_and_trains_only_itself_and_the_head(
         finetune.predict(model, pixels, rows), finetune.predict(plain, pixels, rows)
     )
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    list(
-        finetune.train(
-            model, pixels, y, rows, learning_rate=1e-2, epochs=3, batch_size=4, weight_decay=0,
-            warmup=0.1, balanced=False, seed=0,
-        )
-    )  # fmt: skip
+    list(train(model, pixels, y, rows, learning_rate=1e-2, epochs=3, batch_size=4))
     changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
     learns = {n for n in before if ".lora_" in n or n.startswith("head.")}
     assert changed == learns == {n for n, p in model.named_parameters() if p.requires_grad}
@@ -997,10 +1014,9 @@ def test_training_does_not_depend_on_where_the_images_are():
     start, losses = classifier.Classifier(CNN, 32, 2), []
     for images_ in (pixels, torch.from_numpy(pixels)):
         model = copy.deepcopy(start)
-        training = finetune.train(
-            model, images_, y, np.arange(2, 14), learning_rate=1e-3, epochs=2, batch_size=4,
-            weight_decay=0.05, warmup=0.1, balanced=False, seed=0,
-        )  # fmt: skip
+        training = train(
+            model, images_, y, np.arange(2, 14), epochs=2, batch_size=4, weight_decay=0.05
+        )
         losses.append([loss for _, loss in training])
     assert losses[0] == losses[1]
 
@@ -1090,10 +1106,16 @@ def test_micro_batches_add_up_to_the_step_that_the_gpu_does_not_hold(held, parts
     for limit in (held, 99):
         model = holding(fusing.place(classifier.Classifier("vit_tiny-random", 32, 2), CPU), limit)
         courses.append(resume.Course())
-        training = finetune.train(
-            model, pixels, y, np.arange(40), learning_rate=1e-3, epochs=2, batch_size=8,
-            weight_decay=0.05, warmup=0.1, balanced=balanced, seed=0, course=courses[-1],
-        )  # fmt: skip
+        training = train(
+            model,
+            pixels,
+            y,
+            np.arange(40),
+            epochs=2,
+            weight_decay=0.05,
+            balanced=balanced,
+            course=courses[-1],
+        )
         losses.append([loss for _, loss in training])
         models.append(model)
     assert [course.micro_batches for course in courses] == [parts, 1]
@@ -1138,7 +1160,7 @@ def killed_after(monkeypatch, epochs):
         return forward(self, *arguments)
 
     forward = classifier.Classifier.forward
-    monkeypatch.setattr(finetune, "keep", counted)
+    monkeypatch.setattr(resume, "keep", counted)
     monkeypatch.setattr(classifier.Classifier, "forward", dying)
 
 
@@ -1147,7 +1169,7 @@ def folds(n=24, k=3, seed=0):
     index = pd.DataFrame({"sample_id": [f"s{i:02d}" for i in range(n)]})
     index["patient_id"], index["label"] = index["sample_id"], [CLASSES[label] for label in y]
     index["fold"] = np.arange(n) // 2 % k
-    return pixels, index, splits.rotations(index)
+    return pixels, index, rotated(index)
 
 
 @pytest.mark.parametrize(
@@ -1168,7 +1190,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path, monkeypatch, s
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     shown = []
     step = classifier.augmented
-    monkeypatch.setattr(finetune, "augmented", lambda x, d: shown.append(len(x)) or step(x, d))
+    monkeypatch.setattr(classifier, "augmented", lambda x, d: shown.append(len(x)) or step(x, d))
     found = run(data, resume=file, **settings)
     pd.testing.assert_frame_equal(found[0], expected[0], check_exact=True)
     pd.testing.assert_frame_equal(found[1], expected[1], check_exact=True)
@@ -1192,9 +1214,15 @@ def test_a_run_that_is_killed_again_and_again_goes_on_each_time(tmp_path, monkey
 
 @pytest.mark.parametrize(
     "other",
-    [{"learning_rates": [1e-3]}, {"epochs": 3}, {"seed": 1}, {"images_hash": "other"},
-     {"backbone": "vit_tiny-random"}, {"regime": "lora"}],
-)  # fmt: skip
+    [
+        {"learning_rates": [1e-3]},
+        {"epochs": 3},
+        {"seed": 1},
+        {"images_hash": "other"},
+        {"backbone": "vit_tiny-random"},
+        {"regime": "lora"},
+    ],
+)
 def test_a_checkpoint_of_another_run_is_not_gone_on_with(tmp_path, monkeypatch, other):
     file = tmp_path / "checkpoint.safetensors"
     with monkeypatch.context() as patched:
@@ -1289,10 +1317,7 @@ def test_a_loss_that_is_not_finite_names_its_epoch_and_learning_rate():
 def test_a_loss_that_is_not_finite_later_names_the_later_epoch():
     model = bare()
     pixels, y = np.zeros((8, 2, 2, 3), np.uint8), np.array([0, 1] * 4)
-    training = finetune.train(
-        model, pixels, y, np.arange(8), learning_rate=2e-4, epochs=3, batch_size=4,
-        weight_decay=0, warmup=0.1, balanced=False, seed=0,
-    )  # fmt: skip
+    training = train(model, pixels, y, np.arange(8), learning_rate=2e-4, epochs=3, batch_size=4)
     assert next(training)[0] == 1
     with torch.no_grad():
         model.head.weight.fill_(float("nan"))
@@ -1317,17 +1342,14 @@ def test_the_papers_middling_networks_run_frozen_and_fine_tuned(tmp_path, monkey
     pixels, index, rotations = problem(train=8, val=4, test=4, size=size)
     built = networks.build(backbone, size)
     monkeypatch.setattr(networks, "build", lambda *_: built)
-    interpolation = backbones.get(backbone).preprocessing["interpolation"]
-    meta = {"hash": "made here", "size": size, "interpolation": interpolation}
-    made = features.extract(packs.Pack(pixels, index, meta), backbone, tmp_path, device="cpu")
-    assert len(made.embeddings) == 16 and np.isfinite(made.embeddings).all()
-    assert np.ptp(made.embeddings, axis=0).max() > 0
+    cpu = Extraction(device="cpu")
+    made, _ = features.extract(pixels, backbone, tmp_path, images_hash="made here", settings=cpu)
+    assert len(made) == 16 and np.isfinite(made).all()
+    assert np.ptp(made, axis=0).max() > 0
     first = next(built[0].parameters())
     before = first.detach().clone()
-    found, history, how = finetune.run(
-        backbone, pixels, index, CLASSES, rotations, learning_rates=[1e-5], epochs=1,
-        batch_size=8, device="cpu",
-    )  # fmt: skip
+    data = pixels, index, rotations
+    found, history, how = run(data, backbone, learning_rates=[1e-5], epochs=1)
     assert len(found) == 4 and np.isfinite(probabilities(found)).all()
     assert np.isfinite(history[["train_loss", "val_loss", "val_auroc"]]).all(axis=None)
     assert how["weights_digest"] == built[1]

@@ -1,4 +1,4 @@
-"""medlib.probe: heads that reach their optimum, chosen without a look at the test part."""
+"""medlib.core.heads: heads that reach their optimum, chosen without a look at the test part."""
 
 import warnings
 
@@ -13,9 +13,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from medlib.core import heads, settings, splits
+from medlib.core import heads, metrics, settings, splits
 from medlib.core.fast import logistic
-from medlib.grid import address
 from medlib.stats import prediction
 
 CLASSES = ["a", "b", "c"]
@@ -37,13 +36,28 @@ def problem(k=3, per_side=30, d=4, seed=0, spread=1.0):
     index["patient_id"] = index["sample_id"]
     index["label"] = [CLASSES[label] for label in y]
     index["split"] = np.repeat(SIDES, per_side)
-    return x.astype(np.float32), index, splits.rotations(index)
+    return x.astype(np.float32), index, rotated(index)
+
+
+def rotated(index, label_fraction=1.0, seed=0):
+    side = index["split"] if "split" in index else index["fold"]
+    return splits.rotations(side, index["patient_id"], index["label"], label_fraction, seed)
+
+
+def sweep(x, index, classes, runs, device="cpu"):
+    """Position, predictions and history as tables, and seconds of (head, label fraction, seed)."""
+    parts = [rotated(index, fraction, seed) for _, fraction, seed in runs]
+    asked = [(head, seed, part) for (head, _, seed), part in zip(runs, parts, strict=True)]
+    labelled = x, metrics.codes(index["label"], classes), index["sample_id"]
+    found = heads.sweep(*labelled, asked, n_classes=len(classes), device=device)
+    for position, proba, history, seconds in found:
+        frame = prediction.out_of_fold(index, parts[position], proba, classes)
+        yield position, frame, pd.DataFrame(history), seconds
 
 
 def swept(head, x, index, classes=CLASSES, label_fraction=1.0, seed=0):
     """Predictions and history of one run."""
-    run = {"head": head, "label_fraction": label_fraction, "seed": seed}
-    [(_, predictions, history, _)] = heads.sweep(x, index, classes, [run], device="cpu")
+    [(_, predictions, history, _)] = sweep(x, index, classes, [(head, label_fraction, seed)])
     return predictions, history
 
 
@@ -83,9 +97,12 @@ def optimum(x, y, c, k):
 
     start = np.zeros(outputs * (d + 1))
     found = scipy.optimize.minimize(
-        objective, start, jac=True, method="L-BFGS-B",
+        objective,
+        start,
+        jac=True,
+        method="L-BFGS-B",
         options={"maxiter": 5000, "ftol": 1e-14, "gtol": 1e-9},
-    )  # fmt: skip
+    )
     return *unpack(found.x), found.fun
 
 
@@ -156,9 +173,16 @@ def peer(x, y, c):
 @pytest.mark.parametrize("k", [2, 7])
 @pytest.mark.parametrize(
     ("draw", "n", "d"),
-    [(embedded, 300, 24), (embedded, 40, 60), (embedded, 30, 30), (separable, 210, 10),
-     (barely_separable, 90, 44), (constant_feature, 250, 12), (single_sample_of_a_class, 200, 12)],
-)  # fmt: skip
+    [
+        (embedded, 300, 24),
+        (embedded, 40, 60),
+        (embedded, 30, 30),
+        (separable, 210, 10),
+        (barely_separable, 90, 44),
+        (constant_feature, 250, 12),
+        (single_sample_of_a_class, 200, 12),
+    ],
+)
 def test_every_regularisation_reaches_the_optimum_of_scikit_learn(draw, n, d, k):
     x, y = draw(n, d, k)
     fresh, _ = embedded(2000, d, k, seed=9)
@@ -193,10 +217,8 @@ def test_a_cuda_device_finds_the_optimum_of_the_cpu(cuda, n, d, k):
 @pytest.mark.parametrize("head", heads.HEADS)
 def test_every_head_predicts_on_a_cuda_device_as_on_a_cpu(cuda, head):
     x, index, _ = problem(spread=2.0)
-    run = {"head": head, "label_fraction": 1.0, "seed": 0}
-    here, there = (
-        next(heads.sweep(x, index, CLASSES, [run], device=device))[1] for device in ("cpu", cuda)
-    )
+    run = (head, 1.0, 0)
+    here, there = (next(sweep(x, index, CLASSES, [run], device))[1] for device in ("cpu", cuda))
     np.testing.assert_allclose(probabilities(there), probabilities(here), atol=1e-3)
 
 
@@ -265,8 +287,8 @@ def test_one_blocked_search_votes_as_scikit_learn_does_for_every_k(monkeypatch, 
     monkeypatch.setattr(heads, "BLOCK", block)
     x, y = embedded(150, 12, 4)
     fresh, _ = embedded(40, 12, 4, seed=5)
-    found = fitted(heads.fit_knn, x, y, 4, [(k, 0) for k in heads.HEADS["knn"].grid])(fresh)
-    for shares, k in zip(found, heads.HEADS["knn"].grid, strict=True):
+    found = fitted(heads.fit_knn, x, y, 4, [(k, 0) for k in heads.HEADS["knn"].candidates])(fresh)
+    for shares, k in zip(found, heads.HEADS["knn"].candidates, strict=True):
         model = KNeighborsClassifier(k, metric="cosine", algorithm="brute").fit(x, y)
         np.testing.assert_allclose(shares, model.predict_proba(fresh), atol=1e-12)
 
@@ -339,7 +361,7 @@ def test_the_seed_decides_every_bit_of_the_mlp_and_leaves_the_global_generator_a
 def test_a_class_that_is_not_in_the_training_part_keeps_its_column(head, missing):
     x, y = cloud(90, 4, 3, spread=0.5)
     seen = y != missing
-    problems = [(heads.HEADS[head].grid[1], 0)]
+    problems = [(heads.HEADS[head].candidates[1], 0)]
     [proba] = fitted(heads.HEADS[head].fit, x[seen], y[seen], 3, problems)(x)
     assert proba.shape == (90, 3)
     np.testing.assert_allclose(proba.sum(1), 1, atol=1e-6)
@@ -469,7 +491,7 @@ def test_separable_classes_are_given_to_the_strongest_penalty_and_the_smallest_k
         _, history = swept(head, x, index, CLASSES)
         tied = history[history["val_auroc"] == 1]
         assert len(tied) > 1
-        assert history.loc[history["chosen"], "value"].item() == heads.HEADS[head].grid[0]
+        assert history.loc[history["chosen"], "value"].item() == heads.HEADS[head].candidates[0]
 
 
 def test_every_setting_is_tried_in_every_fold_and_every_sample_is_predicted_once():
@@ -477,7 +499,7 @@ def test_every_setting_is_tried_in_every_fold_and_every_sample_is_predicted_once
     index = index.drop(columns="split").assign(fold=np.arange(90) // 3 % 3)
     found, history = swept("knn", x, index, CLASSES)
     assert history.groupby("fold")["value"].apply(list).to_dict() == {
-        fold: list(heads.HEADS["knn"].grid) for fold in range(3)
+        fold: list(heads.HEADS["knn"].candidates) for fold in range(3)
     }
     assert history.groupby("fold")["chosen"].sum().tolist() == [1, 1, 1]
     assert sorted(found["sample_id"]) == sorted(index["sample_id"])
@@ -488,10 +510,12 @@ def test_every_setting_is_tried_in_every_fold_and_every_sample_is_predicted_once
 
 def test_a_volume_is_predicted_by_the_mean_over_its_slices():
     # Slices in two directions; by cosine each has one class as its nearest neighbour.
-    x = np.array([[1, 0], [0, 1], [1, 0], [0, 1]]  # train: a, b, a, b
-                 + [[1, 0.1], [0.1, 1]]  # val: a, b
-                 + [[1, 0.2], [1, 0.3], [0.2, 1]]  # test: v, three slices, two of them like a
-                 + [[0.2, 1]])  # fmt: skip  # test: w, one slice, like b
+    x = np.array(
+        [[1, 0], [0, 1], [1, 0], [0, 1]]  # train: a, b, a, b
+        + [[1, 0.1], [0.1, 1]]  # val: a, b
+        + [[1, 0.2], [1, 0.3], [0.2, 1]]  # test: v, three slices, two of them like a
+        + [[0.2, 1]]
+    )  # test: w, one slice, like b
     samples = ["t1", "t2", "t3", "t4", "v1", "v2", "v", "v", "v", "w"]
     index = pd.DataFrame({"sample_id": samples, "patient_id": samples})
     index["label"] = [*"abab", *"ab", *"bbb", "a"]
@@ -523,24 +547,29 @@ def test_settings_are_judged_by_volume_and_not_by_slice():
 
 def test_runs_that_share_their_rows_are_what_each_is_alone():
     x, index, _ = problem(per_side=30, d=6)
-    runs = address.frozen_runs(heads.HEADS, [1.0, 0.5], [0, 1])
-    results = list(heads.sweep(x, index, CLASSES, runs, device="cpu"))
-    assert [run for run, *_ in results] == runs and len(runs) == 10
+    runs = [
+        (head, fraction, seed)
+        for head in heads.HEADS
+        for fraction in (1.0, 0.5)
+        for seed in ((0, 1) if head == "mlp" or fraction < 1 else (0,))
+    ]
+    results = list(sweep(x, index, CLASSES, runs))
+    assert [position for position, *_ in results] == list(range(10)) and len(runs) == 10
     assert all(seconds > 0 for *_, seconds in results)
-    for run, predictions, history, _ in results:
-        alone, own_history = swept(run["head"], x, index, CLASSES, *list(run.values())[1:])
+    for position, predictions, history, _ in results:
+        head, *drawn = runs[position]
+        alone, own_history = swept(head, x, index, CLASSES, *drawn)
         # What is summed in another order may differ in the last digits, and 30 epochs on more.
         np.testing.assert_allclose(probabilities(predictions), probabilities(alone), atol=1e-3)
         pd.testing.assert_frame_equal(history, own_history, atol=0.01)
-    drawn = {run["seed"]: probabilities(predictions) for run, predictions, *_ in results
-             if run["head"] == "knn" and run["label_fraction"] == 0.5}  # fmt: skip
-    assert np.abs(drawn[0] - drawn[1]).max() > 0.1
+    by_run = {runs[position]: probabilities(found) for position, found, *_ in results}
+    assert np.abs(by_run["knn", 0.5, 0] - by_run["knn", 0.5, 1]).max() > 0.1
 
 
 def test_few_labels_are_those_of_the_manifest_in_training_and_in_validation():
     x, index, _ = problem(per_side=30)
     found, history = swept("knn", x, index, CLASSES, label_fraction=0.5, seed=3)
-    [part] = splits.rotations(index, 0.5, seed=3)
+    [part] = rotated(index, 0.5, seed=3)
     assert part.train.sum() == 15 and len(found) == 30
     scaler = StandardScaler().fit(x[part.train])
     y = index["label"].map(CLASSES.index).to_numpy()
@@ -555,21 +584,30 @@ def test_few_labels_are_those_of_the_manifest_in_training_and_in_validation():
 
 def test_runs_come_one_after_the_other():
     x, index, _ = problem()
-    runs = address.frozen_runs(["knn", "linear"], [1.0], [0])
-    sweeping = heads.sweep(x, index, CLASSES, runs, device="cpu")
-    assert next(sweeping)[0]["head"] == "knn"  # to be saved before the next is begun
-    assert [run["head"] for run, *_ in sweeping] == ["linear"]
+    runs = [("knn", 1.0, 0), ("linear", 1.0, 0)]
+    sweeping = sweep(x, index, CLASSES, runs)
+    assert set(next(sweeping)[2]["head"]) == {"knn"}  # to be saved before the next is begun
+    assert [set(history["head"]) for _, _, history, _ in sweeping] == [{"linear"}]
 
 
 def test_predictions_and_history_have_the_columns_that_a_run_saves():
     x, index, _ = problem()
     found, history = swept("linear", x, index, CLASSES)
     assert list(found.columns) == [
-        "sample_id", "patient_id", "split", "y_true", *prediction.probability_columns(CLASSES),
-    ]  # fmt: skip
+        "sample_id",
+        "patient_id",
+        "split",
+        "y_true",
+        *prediction.probability_columns(CLASSES),
+    ]
     assert list(history.columns) == [
-        "head", "hyperparameter", "value", "fold", "val_auroc", "chosen",
-    ]  # fmt: skip
+        "head",
+        "hyperparameter",
+        "value",
+        "fold",
+        "val_auroc",
+        "chosen",
+    ]
 
 
 def test_the_rows_of_an_index_may_have_any_labels():

@@ -640,7 +640,7 @@ def test_names_are_linked_through_others():
 
 def test_every_patient_is_tested_exactly_once_and_stands_on_one_side():
     rows = folded(n_folds=5, patients=3, images=lambda k: 1 + k % 3)
-    parts = splits.rotations(rows)
+    parts = manifest.rotations(rows)
     assert [part.fold for part in parts] == [0, 1, 2, 3, 4]
     assert (sum(part.test.astype(int) for part in parts) == 1).all()
     assert (sum(part.val.astype(int) for part in parts) == 1).all()
@@ -652,7 +652,7 @@ def test_every_patient_is_tested_exactly_once_and_stands_on_one_side():
 
 def test_fold_i_is_tested_and_the_next_one_validates():
     rows = folded(n_folds=3)
-    last = splits.rotations(rows)[2]
+    last = manifest.rotations(rows)[2]
     assert set(rows["fold"][last.test]) == {2}
     assert set(rows["fold"][last.val]) == {0}
     assert set(rows["fold"][last.train]) == {1}
@@ -661,14 +661,14 @@ def test_fold_i_is_tested_and_the_next_one_validates():
 def test_an_official_split_is_one_rotation():
     rows = samples({"a": 9, "b": 9})
     rows["split"] = rows["patient_id"].str[1:].astype(int).map(lambda k: splits.SPLITS[k % 3])
-    (part,) = splits.rotations(rows)
+    (part,) = manifest.rotations(rows)
     for side in splits.SPLITS:
         assert (getattr(part, side) == (rows["split"] == side)).all()
 
 
 def test_patients_are_counted_by_side():
     rows = folded(n_folds=4, patients=2, images=lambda k: 3)
-    table = splits.patients_by_side(rows, splits.rotations(rows))
+    table = manifest.patients_by_side(rows, manifest.rotations(rows))
     assert table.index.tolist() == [0, 1, 2, 3]
     assert table.to_dict("records") == [{"train": 8, "val": 4, "test": 4}] * 4
 
@@ -690,7 +690,7 @@ def fraction_rows():
 )
 def test_a_label_fraction_keeps_that_share_of_patients_and_two_of_each_class(fraction, train, val):
     rows = fraction_rows()
-    (part,) = splits.rotations(rows, fraction, seed=1)
+    (part,) = manifest.rotations(rows, fraction, seed=1)
     for mask, (a, b) in ((part.train, train), (part.val, val)):
         kept = rows[mask].groupby("label")["patient_id"].nunique()
         assert kept.to_dict() == {"a": a, "b": b}
@@ -702,7 +702,7 @@ def test_a_label_fraction_keeps_that_share_of_patients_and_two_of_each_class(fra
 @pytest.mark.parametrize("seed", range(3))
 def test_a_smaller_label_fraction_is_a_subset_of_a_larger_one(seed):
     for rows in (fraction_rows(), folded(n_folds=3, patients=12)):
-        parts = [splits.rotations(rows, f, seed) for f in (0.05, 0.2, 0.25, 0.6, 1.0)]
+        parts = [manifest.rotations(rows, f, seed) for f in (0.05, 0.2, 0.25, 0.6, 1.0)]
         for small, large in zip(parts, parts[1:], strict=False):
             for a, b in zip(small, large, strict=True):
                 assert not (a.train & ~b.train).any()
@@ -712,7 +712,7 @@ def test_a_smaller_label_fraction_is_a_subset_of_a_larger_one(seed):
 
 def test_another_seed_keeps_other_patients():
     rows = fraction_rows()
-    first, again, other = (splits.rotations(rows, 0.3, seed)[0].train for seed in (0, 0, 1))
+    first, again, other = (manifest.rotations(rows, 0.3, seed)[0].train for seed in (0, 0, 1))
     assert (first == again).all()
     assert (first != other).any()
 
@@ -720,7 +720,7 @@ def test_another_seed_keeps_other_patients():
 @pytest.mark.parametrize("fraction", [0, -0.5, 1.5])
 def test_a_label_fraction_outside_its_range_is_refused(fraction):
     with pytest.raises(ValueError, match=rf"\(0, 1\], not {fraction}"):
-        splits.rotations(folded(), fraction)
+        manifest.rotations(folded(), fraction)
 
 
 def test_rotations_refuse_a_patient_on_two_sides_and_a_class_without_samples():
@@ -728,7 +728,7 @@ def test_rotations_refuse_a_patient_on_two_sides_and_a_class_without_samples():
     rows.loc[1, "patient_id"] = "a0"  # fold 1, while a0 stands in fold 0
     rows.loc[(rows["fold"] == 2) & (rows["label"] == "b"), "label"] = "a"
     with pytest.raises(ManifestError) as caught:
-        splits.rotations(rows)
+        manifest.rotations(rows)
     message = str(caught.value)
     assert "patient 'a0' stands on several sides: 0, 1" in message
     assert "fold 2: no sample of class 'b' in test" in message

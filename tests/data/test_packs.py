@@ -808,7 +808,7 @@ def test_a_missing_pack_says_which_notebook_makes_it_and_how(tmp_path):
 READ_THROUGH = """
 import os, sys
 import numpy as np
-from medlib.core import loading
+from medlib.core.fast import transfer
 packed = np.load(sys.argv[1], mmap_mode="r")
 def resident():
     with open("/proc/self/statm") as file:
@@ -817,7 +817,7 @@ before, most = resident(), 0
 order = np.random.default_rng(0).permutation(len(packed))
 for start in range(0, len(packed), 64):
     rows = order[start : start + 64]
-    found = loading.take(packed, rows)
+    found = transfer.take(packed, rows)
     assert found.shape == (len(rows), 64, 64, 3) and (found[:, 0, 0, 0] == rows % 251).all()
     most = max(most, resident() - before)
 print(most)

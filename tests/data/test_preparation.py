@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageFilter
 
-from medlib.core import splits
 from medlib.data import cards, manifest, phantoms, preparation
 from medlib.data.cards import Volumes
 from medlib.data.layouts import reader
@@ -498,7 +497,7 @@ def test_real_folders_give_the_committed_manifest(real_data, task, tmp_path):
     """What notebook 01 published is what it makes again, byte for byte."""
     card = cards.read(task)
     rows, excluded, _ = preparation.prepare(card, real_data)
-    facts = [*manifest.REQUIRED, splits.split_column(rows)]
+    facts = [*manifest.REQUIRED, manifest.split_column(rows)]
     manifest.write(rows[facts], excluded, tmp_path / f"{task}.csv")
     for made in tmp_path.iterdir():
         assert made.read_bytes() == (cards.FOLDER / made.name).read_bytes()

@@ -105,7 +105,7 @@ def test_the_command_line_takes_json_and_ends_with_a_status(notebook, tmp_path):
 def test_sources_follow_imports_from_the_notebook_through_the_modules(repository):
     names = [p.name for p in notebooks.sources(repository / "notebooks" / "04_fine_tune.ipynb")]
     assert names[0] == "04_fine_tune.ipynb"
-    assert {"finetune.py", "metrics.py", "errors.py"} <= set(names)
+    assert {"finetune.py", "classifier.py", "metrics.py", "errors.py"} <= set(names)
     assert not {"heads.py", "summaries.py"} & set(names)
 
 
@@ -115,7 +115,10 @@ def test_what_only_prepares_or_plans_is_no_reason_to_train_again(repository, not
     names = {str(path.relative_to(notebooks.MEDLIB).with_suffix("")) for path in modules}
     assert {f"data/{name}" for name in PREPARING} & names == set()
     assert not any(name.startswith("data/layouts") for name in names)
-    assert {name for name in names if name.startswith("stats/")} <= {"stats/prediction"}
+    assert {name for name in names if name.startswith("stats/")} <= {
+        "stats/prediction",
+        "stats/metrics",
+    }
     planning = {"grid/gridfile", "grid/states", "grid/study", "grid/watch", "grid/summarise"}
     assert planning & names == set()
 

@@ -4,11 +4,12 @@ import pandas as pd
 import pytest
 from shown import FROZEN_ALL, TASKS, all_words, legend_words, long_table, row_names
 
-from medlib.core import backbones, metrics
+from medlib.core import backbones
 from medlib.data import cards
 from medlib.show import names, tables
 from medlib.show.figures import comparison, parts
 from medlib.show.names import METRICS, PAPER_METRICS, display_names
+from medlib.stats import metrics
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ import scipy.stats
 from scored import by_sklearn, case, clustered, frame, mixed, names
 from sklearn import metrics as sk
 
-from medlib.core import metrics
-from medlib.stats import bootstrap
+from medlib.stats import bootstrap, metrics
 
 
 def test_the_interval_of_independent_samples_is_that_of_scipy():

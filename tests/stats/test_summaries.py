@@ -11,8 +11,7 @@ from made_runs import BACKBONES, CLASSES, kept_below, predictions, runs_below, s
 from scored import frame_by_sklearn
 
 from medlib import files
-from medlib.core import metrics
-from medlib.stats import bootstrap, prediction, runs, summaries
+from medlib.stats import bootstrap, metrics, prediction, runs, summaries
 
 SUMMARY = ["task", "backbone", "pretraining", "regime", "head", "label_fraction", "seed", "metric"]
 SUMMARY += ["value", "ci_low", "ci_high", "n_patients", "n_images", "bca_low", "bca_high"]

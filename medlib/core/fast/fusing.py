@@ -6,62 +6,70 @@ import copy
 import functools
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
+import torch
+from timm.layers import LayerScale
+from torch import nn
+from torch.nn import functional
+
+
+class PointwiseLinear(nn.Linear):
+    """A linear layer on tokens (B, N, d), computed as a convolution of width one."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.ndim != 3:
+            return super().forward(x)
+        tokens = x.transpose(1, 2).unsqueeze(2)  # (B, N, d) -> (B, d, 1, N), channels-last
+        weight = self.weight[:, :, None, None]
+        return functional.conv2d(tokens, weight, self.bias).squeeze(2).transpose(1, 2)
+
+
+class ConvReLU(nn.Conv2d):
+    """A convolution that ends in ReLU, by one kernel on CUDA."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cudnn_convolution_relu(
+            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
+
+class LinearGELU(nn.Linear):
+    """A linear layer that ends in GELU, by one kernel on CUDA."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.flatten(0, -2)
+        made = torch._addmm_activation(self.bias, flat, self.weight.T, use_gelu=True)
+        return made.unflatten(0, x.shape[:-1])
+
+
+WITH_ACTIVATION = {nn.Conv2d: ConvReLU, nn.Linear: LinearGELU}
 
 
 def place(model: nn.Module, device: str) -> nn.Module:
-    """A model on its device, laid out as it runs fastest there; its numbers stay what they are.
+    """A model on its device, laid out as it runs fastest there; its weights stay the same.
 
-    Convolutions run channels-last. On a CPU with AVX-512 the linear layers on tokens run as
-    convolutions of width one: oneDNN computes those at full width also on AMD's cores, where MKL,
-    to which torch gives matrix products, uses half of it. With AVX2 both are as fast, and training
-    is faster by matrix products (``benchmarks/README.md``).
+    Convolutions run channels-last. On a CPU with AVX-512, linear layers on tokens run as
+    convolutions of width one: oneDNN computes those at full width on AMD's cores, too, where MKL,
+    which torch uses for matrix products, uses half of it. With AVX2 training is faster by matrix
+    products (``benchmarks/README.md``).
     """
-    import torch
-    from torch import nn
-
     model = model.to(device, memory_format=torch.channels_last)
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     if torch.device(device).type == "cpu" and wide:
         for module in model.modules():
             if type(module) is nn.Linear:
-                module.__class__ = _pointwise_linear()  # parameters and their names stay
+                module.__class__ = PointwiseLinear  # parameters and their names stay
     return model
 
 
-@functools.cache
-def _pointwise_linear() -> type:
-    import torch
-    from torch.nn import functional
-
-    class PointwiseLinear(torch.nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if x.ndim != 3:
-                return super().forward(x)
-            tokens = x.transpose(1, 2).unsqueeze(2)  # (B, N, d) -> (B, d, 1, N), channels-last
-            weight = self.weight[:, :, None, None]
-            return functional.conv2d(tokens, weight, self.bias).squeeze(2).transpose(1, 2)
-
-    return PointwiseLinear
-
-
 def fold_scales(model: nn.Module, images: torch.Tensor) -> nn.Module:
-    """A copy without the layers that only rescale another's output: that one does both at once.
+    """A copy for evaluation, in which layers that only rescale another's output are part of it.
 
-    Folded are batch norm that directly follows a convolution, as it is in evaluation mode, and
-    timm's LayerScale that follows a linear layer; for training the copy is of no use. Which follow
-    is seen from a forward pass of ``images`` (B, 3, H, W), normalised. A model with nothing to
-    fold, and one that would then compute something else (where the output is used unscaled as
-    well), is returned as it is.
+    These are batch norm that directly follows a convolution, and timm's LayerScale that follows a
+    linear layer; a forward pass of ``images`` (B, 3, H, W), normalised, shows which. The model
+    itself is returned where nothing can be folded, or where the copy would compute something else
+    (the unscaled output is used as well).
     """
-    import torch
-    from timm.layers import LayerScale
-    from torch import nn
-
     folded = copy.deepcopy(model)
     names = {module: name for name, module in folded.named_modules()}
     kinds = {nn.BatchNorm2d: nn.Conv2d, LayerScale: nn.Linear}
@@ -83,16 +91,12 @@ def fold_scales(model: nn.Module, images: torch.Tensor) -> nn.Module:
 
 
 def lowered(model: nn.Module, dtype: torch.dtype, images: torch.Tensor) -> nn.Module:
-    """A copy that computes in a lower precision, activations between its layers included.
+    """A copy that computes in a lower precision.
 
-    On CUDA, ReLU and GELU that directly follow a layer are computed by that layer's kernel, so that
-    its output does not go through the device's memory once more. That GELU is the one with tanh, at
-    most 5e-4 off: what float16 rounds 1 by. ``images`` (B, 3, H, W), normalised, are for a forward
-    pass, as in :func:`fold_scales`.
+    On CUDA, the kernel of a layer also computes ReLU or GELU that directly follows it, which saves
+    a pass through the device's memory. This GELU is the one with tanh, at most 5e-4 off: as much
+    as float16 rounds 1 by. ``images`` as in :func:`fold_scales`.
     """
-    import torch
-    from torch import nn
-
     model, images = copy.deepcopy(model).to(dtype), images.to(dtype)
     if not images.is_cuda:
         return model
@@ -101,8 +105,8 @@ def lowered(model: nn.Module, dtype: torch.dtype, images: torch.Tensor) -> nn.Mo
     with torch.inference_mode():
         pairs, expected = _followers(fused, images, kinds)
         for activation, layer in pairs.items():
-            if type(layer) in _with_activation():
-                layer.__class__ = _with_activation()[type(layer)]
+            if type(layer) in WITH_ACTIVATION:
+                layer.__class__ = WITH_ACTIVATION[type(layer)]
                 fused.set_submodule(names[activation], nn.Identity())
         try:
             same = _close(fused.forward_features(images), expected, 0.05)
@@ -111,33 +115,12 @@ def lowered(model: nn.Module, dtype: torch.dtype, images: torch.Tensor) -> nn.Mo
     return fused if same else model
 
 
-@functools.cache
-def _with_activation() -> dict[type, type]:
-    """Layers that end in their activation, computed by one kernel on CUDA."""
-    import torch
-    from torch import nn
-
-    class ConvReLU(nn.Conv2d):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.cudnn_convolution_relu(
-                x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
-            )
-
-    class LinearGELU(nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            flat = x.flatten(0, -2)
-            made = torch._addmm_activation(self.bias, flat, self.weight.T, use_gelu=True)
-            return made.unflatten(0, x.shape[:-1])
-
-    return {nn.Conv2d: ConvReLU, nn.Linear: LinearGELU}
-
-
 def _followers(
     model: nn.Module, images: torch.Tensor, kinds: Mapping[type, type]
 ) -> tuple[dict[nn.Module, nn.Module], torch.Tensor]:
-    """Which modules of the kinds that are keys take in the output of a layer of the other kind.
+    """Which modules of a key's type take the output of a layer of its value's type as input.
 
-    Seen from a forward pass, whose feature maps are returned, too. Modules that are used more than
+    A forward pass shows it; its feature maps are returned as well. Modules that are used more than
     once are left out.
     """
     outputs, sources, calls, hooks = {}, {}, Counter(), []
@@ -166,5 +149,5 @@ def _followers(
     return once, features
 
 
-def _close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
-    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
+def _close(values: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
+    return bool((values - expected).abs().max() <= tolerance * expected.abs().max())

@@ -11,18 +11,6 @@ import torch
 RECORD_AFTER = 3  # steps, before a CUDA graph is made of one
 
 
-def fits(step: Callable[..., None], inputs: tuple[torch.Tensor, ...]) -> bool:
-    """Run a step; False where the GPU's memory did not hold it, and nothing has been learnt."""
-    try:
-        step(*inputs)
-        return True
-    except torch.OutOfMemoryError:
-        pass
-    # Only here, where the error no longer holds the step's tensors, is there anything to free.
-    torch.cuda.empty_cache()
-    return False
-
-
 def replayed(step: Callable[..., None], stream: torch.cuda.Stream) -> Callable[..., None]:
     """A training step as a CUDA graph, recorded on a stream: launched as a whole, where launching
     it kernel by kernel takes the host longer than the device takes to run them.
@@ -57,8 +45,8 @@ def replayed(step: Callable[..., None], stream: torch.cuda.Stream) -> Callable[.
                 raise
             except RuntimeError as error:
                 reason = str(error).strip().partition("\n")[0]
-                warnings.warn(f"No CUDA graph of this network, going on without: {reason}",
-                              stacklevel=3)  # fmt: skip
+                words = f"No CUDA graph of this network, going on without: {reason}"
+                warnings.warn(words, stacklevel=3)
                 graph = False
                 random.graphsafe_set_state(usual)  # what failed has left it recording
                 return plainly(*inputs)

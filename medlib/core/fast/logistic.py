@@ -19,17 +19,17 @@ REFRESH = 5  # iterations that an approximation of the Hessian serves
 def logistic_regression(x: Tensor, y: Tensor, c: Sequence[float]) -> tuple[Tensor, Tensor]:
     """L2-regularised logistic regressions on one training set, for every value of C at once.
 
-    ``x`` (n, d) standardised embeddings, ``y`` (n,) labels 0 … K-1, all of which occur. For each C
-    the minimum of the mean cross-entropy + ``|W|² / (2 C)``, the bias free: one value of C means
-    the same at every number of training images (scikit-learn's C, which weighs the sum, is C / n).
-    Returns weights (len(c), K, d) and biases (len(c), K) in float64; for two classes not K rows
-    but one, the log-odds of the second class.
+    ``x`` (n, d) standardised embeddings, ``y`` (n,) labels 0 … K-1, all of which occur. Minimised
+    is the mean cross-entropy + ``|W|² / (2 C)``, the bias free: a value of C means the same at
+    every number of images (scikit-learn's C, which weighs the sum, is C / n). Returns weights
+    (len(c), K, d) and biases (len(c), K) in float64; for two classes one row, the log-odds of the
+    second, instead of K.
 
-    The embeddings are turned into the eigenbasis of their Gram matrix, where the penalty is
-    unchanged and the Hessian nearly diagonal over features; then L-BFGS (Nocedal & Wright 2006,
-    algorithm 7.4) runs over all problems at once, first in float32, then in float64. A problem
-    stops when its estimated gap is below :data:`GAP` of its objective; a RuntimeWarning names the
-    values of C that do not get there. Raises ValueError where there is only one class.
+    In the eigenbasis of the embeddings' Gram matrix the penalty is unchanged and the Hessian nearly
+    diagonal over features; there L-BFGS (Nocedal & Wright 2006, algorithm 7.4) solves all problems
+    at once, first in float32, then in float64, each until its estimated gap is below :data:`GAP` of
+    its objective. A RuntimeWarning names the values of C that do not get there. Raises ValueError
+    where there is only one class.
     """
     n_classes = int(y.max()) + 1
     if n_classes < 2:
@@ -43,23 +43,21 @@ def logistic_regression(x: Tensor, y: Tensor, c: Sequence[float]) -> tuple[Tenso
     penalty[:, :, -1] = 0
     start = penalty.new_zeros(len(c), len(hot), z.shape[1])
     rough, _ = _minimise(z, hot.to(z), penalty.to(z), start.to(z), PATIENCE)
-    found, gap = _minimise(z.double(), hot.double(), penalty, rough.double(), ITERATIONS)
+    best, gap = _minimise(z.double(), hot.double(), penalty, rough.double(), ITERATIONS)
     if missed := [f"{c[i]:g} (gap {gap[i]:.1g})" for i in (~(gap <= GAP)).nonzero().flatten()]:
-        warnings.warn(
+        words = (
             f"Logistic regression has not converged for C = {', '.join(missed)}; relative to the "
             f"objective, the gap should be below {GAP:g}. Drop these values, or the result is that "
-            "of a somewhat smaller C.",
-            RuntimeWarning,
-            stacklevel=2,
+            "of a somewhat smaller C."
         )
-    return found[:, :, :-1] @ basis.T.double(), found[:, :, -1]
+        warnings.warn(words, RuntimeWarning, stacklevel=2)
+    return best[:, :, :-1] @ basis.T.double(), best[:, :, -1]
 
 
 def _eigenbasis(x: Tensor) -> Tensor:
     """Orthonormal columns (d, min(n, d)) that span the rows of x and diagonalise its Gram matrix.
 
-    Rounding in it costs nothing: any orthonormal basis has the same optimum, and what is not
-    quite orthonormal moves the objective's value at that optimum in second order only.
+    Rounding is harmless: it changes the objective at the optimum in second order only.
     """
     if len(x) >= x.shape[1]:
         return torch.linalg.eigh(x.T @ x)[1]
@@ -72,12 +70,12 @@ def _minimise(
 ) -> tuple[Tensor, Tensor]:
     """The weights that minimise P objectives, and their estimated relative gaps (P,).
 
-    ``z`` (n, r), ``hot`` (k, n) labels, ``penalty`` (P, 1, r), ``start`` (P, k, r). Problems that
-    have converged, or have not come closer for ``patience`` iterations, leave the batch. The gap is
+    ``z`` (n, r), ``hot`` (k, n) labels, ``penalty`` (P, 1, r), ``start`` (P, k, r). Problems leave
+    the batch when they have converged, or come no closer for ``patience`` iterations. The gap is
     gᵀH⁻¹g / 2, by the larger of two estimates of H⁻¹.
     """
     n, squares, eps = len(z), z.square(), torch.finfo(z.dtype).eps
-    found, gaps = start.clone(), penalty.new_full((len(start),), torch.inf)
+    best, gaps = start.clone(), penalty.new_full((len(start),), torch.inf)
     live, weights, history = torch.arange(len(start), device=z.device), start, []
     stale = torch.zeros_like(live)
     logits = weights @ z.T
@@ -95,7 +93,7 @@ def _minimise(
         decrement = _dot(gradient, _solve(gradient, turn, curvature))
         gap = torch.maximum(-slope, decrement) / 2 / objective
         better = gap < gaps[live]
-        found[live[better]], gaps[live[better]] = weights[better], gap[better]
+        best[live[better]], gaps[live[better]] = weights[better], gap[better]
         stale = torch.where(better, 0, stale + 1)
         open_ = (gap > GAP) & gap.isfinite() & (stale < patience)
         if iteration == ITERATIONS or not open_.any():
@@ -108,15 +106,15 @@ def _minimise(
                 part[open_] for part in (gradient, direction, slope, turn, curvature)
             )
             history = [tuple(part[open_] for part in pair) for pair in history]
+        derivatives = _dot(penalty * weights, direction), _dot(penalty * direction, direction)
         length, logits, proba, residual = _line_search(
-            logits, direction @ z.T, proba, hot, slope,
-            _dot(penalty * weights, direction), _dot(penalty * direction, direction),
-        )  # fmt: skip
+            logits, direction @ z.T, proba, hot, slope, *derivatives
+        )
         step = length[:, None, None] * direction
         weights, before = weights + step, gradient
         gradient = residual @ z / n + penalty * weights
         history = [*history, _pair(step, gradient - before)][-MEMORY:]
-    return found, gaps
+    return best, gaps
 
 
 def probabilities(logits: Tensor, dim: int = 1) -> Tensor:
@@ -140,12 +138,11 @@ def _variance(proba: Tensor, values: Tensor) -> Tensor:
 
 
 def _hessian(proba: Tensor, squares: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
-    """A Kronecker approximation of the Hessian (classes × features), by its eigenvectors.
+    """A Kronecker approximation of the Hessian (classes × features), exact if all p are the same.
 
     The mean over images of diag(p) - ppᵀ couples the classes; the features, uncoupled by the
-    eigenbasis, are scaled by their squares (n, r), weighted by each image's Σ p (1 - p). Where
-    all images have the same p it is the Hessian itself. Returns the eigenvectors over classes
-    (P, k, k) and the eigenvalues (P, k, r).
+    eigenbasis, are scaled by their squares (n, r), weighted by each image's Σ p (1 - p). Returns
+    the eigenvectors over classes (P, k, k) and the eigenvalues (P, k, r).
     """
     spread = (proba - proba.square()).sum(1)
     features = spread @ squares / spread.sum(1, keepdim=True)
@@ -177,10 +174,8 @@ def _lbfgs(
 
 
 def _pair(step: Tensor, change: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A step, the gradient's change along it, and the inverse (P, 1, 1) of their product.
-
-    That is 0 where rounding has left no curvature: the step is forgotten.
-    """
+    """A step, the gradient's change along it, and the inverse (P, 1, 1) of their product: 0, which
+    drops the step, where rounding has left no curvature."""
     product = _dot(step, change)
     return step, change, torch.where(product > 0, 1 / product, 0)[:, None, None]
 
@@ -197,8 +192,7 @@ def _line_search(
     """Step lengths (P,) that at least halve the slope; logits, probabilities and residuals there.
 
     ``change`` is what a step of 1 adds to the logits (P, k, n); ``linear`` and ``quadratic`` are
-    the penalty's own derivatives. Newton's method with exact second derivatives, kept in a
-    bracket: the objective along a line is convex, so its slope only rises.
+    the penalty's derivatives. Newton's method in a bracket: along a line the objective is convex.
     """
     n = logits.shape[2]
     length = -slope / (_variance(proba, change) / n + quadratic)

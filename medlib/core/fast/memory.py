@@ -1,13 +1,14 @@
-"""What a training step takes in memory, and activation checkpointing."""
+"""A training step in the memory of its device: activation checkpointing and micro-batches."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 
 from medlib.core.classifier import Classifier
-from medlib.errors import unknown
-
-CHECKPOINTING = ("auto", "always", "never")
+from medlib.core.fast import graph
+from medlib.core.fast.resume import Course
 
 
 def activation_bytes(model: Classifier, image_size: int) -> int:
@@ -20,11 +21,11 @@ def activation_bytes(model: Classifier, image_size: int) -> int:
         def pack(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
-            return tensor.detach()  # itself it would keep the graph alive, which keeps it alive
+            return tensor.detach()  # the tensor itself would keep the graph, and so itself, alive
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             logits = model(torch.zeros(n_images, 3, image_size, image_size, device=device))
-        del logits  # it has kept alive, until now, all that was counted
+        del logits  # until now it has kept alive all that was counted
         return sum(storages.values())
 
     model.eval()  # batch norm's statistics are not to change
@@ -32,13 +33,12 @@ def activation_bytes(model: Classifier, image_size: int) -> int:
 
 
 def checkpoint(model: Classifier, checkpointing: str, image_size: int, batch_size: int) -> bool:
-    """Let a network recompute activations rather than keep them, where asked to; whether it does.
+    """Make a network recompute activations instead of keeping them; returns whether it does.
 
-    It costs a third more time. ``"auto"``: on CUDA, and where a step would take more than 80 % of
-    the free memory. Raises ValueError for another word, and where a network cannot do it.
+    This takes a third more time. ``checkpointing`` is "always", "never", or "auto": on CUDA, where
+    a step would take more than 80 % of the free memory. Raises ValueError where it is "always" and
+    the network cannot do it.
     """
-    if checkpointing not in CHECKPOINTING:
-        raise ValueError(unknown("checkpointing", checkpointing, CHECKPOINTING))
     device = next(model.parameters()).device
     wanted = checkpointing == "always"
     if checkpointing == "auto" and device.type == "cuda":
@@ -50,7 +50,7 @@ def checkpoint(model: Classifier, checkpointing: str, image_size: int, batch_siz
     if wanted:
         try:
             model.backbone.set_grad_checkpointing(True)
-        except AssertionError as error:  # timm's way of saying so
+        except AssertionError as error:  # timm's way to refuse
             if checkpointing == "auto":
                 return False
             raise ValueError(
@@ -58,3 +58,49 @@ def checkpoint(model: Classifier, checkpointing: str, image_size: int, batch_siz
                 "batch_size."
             ) from error
     return wanted
+
+
+def fitted(
+    step: Callable[..., None], model: Classifier, course: Course, batch_size: int
+) -> Callable[..., None]:
+    """The training step as it runs on the model's device: on CUDA as a graph, in as many parts
+    (``course.micro_batches``) as the memory demands.
+
+    Raises MemoryError when not even one image fits the GPU.
+    """
+    device = next(model.parameters()).device
+    cuda = device.type == "cuda"
+    # Checkpointing asks for the state of the random numbers, which a graph cannot hold.
+    recorded = cuda and not getattr(model.backbone, "grad_checkpointing", False)
+    # One stream for all attempts: cuBLAS keeps a workspace for each stream, for good.
+    stream = torch.cuda.Stream(device) if cuda else None
+
+    def prepared() -> Callable[..., None]:
+        return graph.replayed(step, stream) if recorded else step
+
+    launch = prepared()
+
+    def run(*inputs: torch.Tensor) -> None:
+        nonlocal launch
+        while not _runs(launch, inputs):
+            if course.micro_batches >= batch_size:
+                raise MemoryError(
+                    f"The GPU's memory does not hold one image of a step of {batch_size}: take "
+                    'checkpointing="always", smaller images or a smaller backbone.'
+                )
+            course.micro_batches = min(2 * course.micro_batches, batch_size)
+            launch = prepared()  # the recorded graph still has the old number of parts
+
+    return run
+
+
+def _runs(step: Callable[..., None], inputs: tuple[torch.Tensor, ...]) -> bool:
+    """Run a step; False where the GPU's memory did not hold it, and nothing has been learnt."""
+    try:
+        step(*inputs)
+        return True
+    except torch.OutOfMemoryError:
+        pass
+    # Only here, where the error no longer holds the step's tensors, is there anything to free.
+    torch.cuda.empty_cache()
+    return False

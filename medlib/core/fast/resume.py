@@ -1,4 +1,4 @@
-"""Checkpoints of a fine-tuning: how far it has come, written after each epoch."""
+"""Checkpoints of fine-tuning, written after each epoch, from which a killed run continues."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from medlib.core.classifier import Classifier, assign, learnt
 
 @dataclass
 class Course:
-    """How far a training has come: beside the model, all that its next epoch depends on."""
+    """How far one training has come: beside the model, all that its next epoch depends on."""
 
     epoch: int = 0  # the last one that is done
     micro_batches: int = 1  # into which a step is cut, as the GPU's memory demands
@@ -31,21 +31,21 @@ def _trained(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 
 def state(optimiser: torch.optim.Optimizer, order: torch.Generator) -> dict[str, torch.Tensor]:
-    """The moments of the optimiser, by the number of their parameter, and all random states."""
-    found = {"order": order.get_state(), "random": torch.get_rng_state()}
+    """The optimiser's moments, by the number of their parameter, and all random states."""
+    states = {"order": order.get_state(), "random": torch.get_rng_state()}
     parameters = _trained(optimiser)
     if parameters[0].is_cuda:
-        found["random_cuda"] = torch.cuda.get_rng_state(parameters[0].device)
+        states["random_cuda"] = torch.cuda.get_rng_state(parameters[0].device)
     for number, parameter in enumerate(parameters):
         for name, value in optimiser.state[parameter].items():
-            found[f"{number}.{name}"] = value
-    return found
+            states[f"{number}.{name}"] = value
+    return states
 
 
 def restore(
     optimiser: torch.optim.Optimizer, order: torch.Generator, state: dict[str, torch.Tensor]
 ) -> None:
-    """What :func:`state` has given, put back into a new optimiser of the same parameters."""
+    """Put what :func:`state` returned into a new optimiser of the same parameters."""
     order.set_state(state["order"])
     torch.set_rng_state(state["random"])
     parameters = _trained(optimiser)
@@ -62,28 +62,28 @@ def restore(
         optimiser.state[parameter] = moments
 
 
-WORST = (-1.0, -math.inf)
-LONG = 1.0  # seconds of writing a checkpoint that are not spent after each epoch
+WORST = (-1.0, -math.inf)  # an AUROC and a negative loss that every epoch beats
+LONG = 1.0  # seconds: a checkpoint that takes longer to write is not written after each epoch
 
 
 @dataclass
 class Progress:
-    """How far a run has come: beside the model and the best one so far, all that it needs."""
+    """How far a run has come: beside the model and its best state, all that the rest depends on."""
 
-    rate: int = 0  # the number of the learning rate at work
-    course: Course = field(default_factory=Course)  # of that training
-    best: tuple[float, float] = WORST  # (AUROC, -loss) of the rotation at work
-    records: list[tuple] = field(default_factory=list)  # its rows of the history
+    rate: int = 0  # the position of the learning rate in use
+    course: Course = field(default_factory=Course)  # of the training at this rate
+    best: tuple[float, float] = WORST  # (AUROC, -loss) of the present rotation
+    records: list[dict] = field(default_factory=list)  # its rows of the history
     history: list[dict] = field(default_factory=list)  # rows of the rotations that are done
     probabilities: list[np.ndarray] = field(default_factory=list)  # of their test parts
     images: int = 0  # that have been trained on
     resumed: int = 0  # how often
-    seconds: float = 0.0  # of all earlier attempts, up to the checkpoint that was gone on from
+    seconds: float = 0.0  # of all earlier attempts, up to the checkpoint they were resumed from
     begun: float = field(default_factory=time.perf_counter)
     rests_until: float = 0.0  # no checkpoint is written before
 
 
-IN_WORDS = ("rate", "best", "records", "history", "images", "resumed")  # what JSON can hold
+IN_WORDS = ("rate", "best", "records", "history", "images", "resumed")  # stored as JSON
 
 
 def keep(
@@ -93,29 +93,26 @@ def keep(
     model: Classifier,
     best_state: dict[str, torch.Tensor],
 ) -> None:
-    """Write a checkpoint: one safetensors file, under a temporary name and renamed.
+    """Write a checkpoint after an epoch: one safetensors file, under a temporary name, renamed.
 
-    After each epoch. Only where that takes long, of a large network, it is not done more often
-    than costs a tenth of the time: with few images, an epoch is trained faster than it is written.
+    Where writing takes longer than :data:`LONG` it may take a tenth of the time at most, so some
+    epochs are left out: with few images, a large network trains faster than it is written.
     """
     from safetensors.torch import save_file
 
     begun = time.perf_counter()
     if path is None or begun < at.rests_until:
         return
-    parts = {
-        "model": learnt(model), "best": best_state, "course": at.course.tensors,
-        "test": {str(i): torch.from_numpy(p) for i, p in enumerate(at.probabilities)},
-    }  # fmt: skip
+    tested = {str(i): torch.from_numpy(p) for i, p in enumerate(at.probabilities)}
+    parts = {"model": learnt(model), "best": best_state, "course": at.course.tensors}
     tensors = {
         f"{part}/{name}": value.detach().cpu().contiguous()
-        for part, values in parts.items()
+        for part, values in (parts | {"test": tested}).items()
         for name, value in values.items()
     }
-    words = {name: getattr(at, name) for name in IN_WORDS} | {
-        "epoch": at.course.epoch, "micro_batches": at.course.micro_batches,
-        "seconds": at.seconds + begun - at.begun,
-    }  # fmt: skip
+    words = {name: getattr(at, name) for name in IN_WORDS}
+    words |= {"epoch": at.course.epoch, "micro_batches": at.course.micro_batches}
+    words["seconds"] = at.seconds + begun - at.begun
     with files.replacing(path) as temporary:
         save_file(tensors, temporary, {"identity": identity, "progress": json.dumps(words)})
     end = time.perf_counter()
@@ -153,6 +150,6 @@ def restored(
     assign(best_state, parts["best"])
     course = Course(words.pop("epoch"), words.pop("micro_batches"), parts["course"])
     at = Progress(course=course, **words)
-    at.best, at.records, at.resumed = tuple(at.best), [tuple(r) for r in at.records], at.resumed + 1
+    at.best, at.resumed = tuple(at.best), at.resumed + 1
     at.probabilities = [parts["test"][str(i)].numpy() for i in range(len(parts["test"]))]
     return at

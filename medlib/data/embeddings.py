@@ -1,0 +1,93 @@
+"""The embeddings of a task: a pack embedded by a frozen backbone, with the index of its images.
+
+A folder holds what :mod:`medlib.core.features` writes and ``index.csv``, a row per embedding, as
+the pack's. Its ``meta.json`` says also how the pack was made.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from medlib import files
+from medlib.core import backbones, features
+from medlib.core.settings import Extraction
+from medlib.data import manifest
+
+if TYPE_CHECKING:
+    from medlib.data.packs import Pack
+
+LOOKED_AT = 8  # images of which local features are kept
+OF_PACK = ("interpolation", "mask_at_test_time")
+
+
+class Features(NamedTuple):
+    """Embeddings (n, d) float32, their index (n rows) and how they were made."""
+
+    embeddings: np.ndarray
+    index: pd.DataFrame
+    meta: dict
+
+
+def extract(
+    pack: Pack,
+    backbone: str,
+    folder: Path | str,
+    *,
+    seed: int = 0,
+    settings: Extraction | None = None,
+) -> Features:
+    """Embed all images of a pack with a frozen backbone, and cache the result in ``folder``.
+
+    A cache that matches is returned as it is. Raises ValueError for images that were resized in
+    another way than the backbone's own, and what :func:`medlib.core.features.extract` raises.
+    """
+    wanted = backbones.get(backbone).preprocessing["interpolation"]
+    if pack.meta["interpolation"] != wanted:
+        raise ValueError(
+            f"{backbone} wants {wanted} images, these are {pack.meta['interpolation']}."
+        )
+    asked = {"images_hash": pack.meta["hash"], "look_at": looked_at(pack.index)}
+    _, meta = features.extract(pack.images, backbone, folder, seed=seed, settings=settings, **asked)
+    if OF_PACK[-1] not in meta:
+        files.save_csv(Path(folder) / "index.csv", pack.index)
+        # Last: without these the folder counts as incomplete.
+        meta |= {name: pack.meta.get(name, False) for name in OF_PACK}
+        files.save_json(Path(folder) / "meta.json", meta)
+    return load(folder)
+
+
+def looked_at(index: pd.DataFrame, n: int = LOOKED_AT) -> np.ndarray:
+    """The rows of about ``n`` images, spread over each class: the same for every backbone."""
+    classes = sorted(set(index["label"]))
+    each, rows = max(1, n // len(classes)), []
+    for name in classes:
+        members = np.flatnonzero(index["label"] == name)
+        places = np.linspace(0, len(members) - 1, each + 2)[1:-1].astype(int)
+        rows += list(members[np.unique(places)])
+    return np.array(rows)
+
+
+def load(folder: Path | str, pack_hash: str | None = None) -> Features:
+    """Open a cache; with ``pack_hash``, check that it was made from that pack.
+
+    Raises FileNotFoundError when it is not there or not complete, ValueError when it is stale.
+    """
+    folder = Path(folder)
+    file = folder / "meta.json"
+    meta = files.read_json(file) if file.is_file() else {}
+    if OF_PACK[-1] not in meta:
+        raise FileNotFoundError(
+            f"There are no embeddings in {folder}. Run notebook 02_extract_features for this task "
+            "and backbone."
+        )
+    if pack_hash is not None and meta["images"] != pack_hash:
+        raise ValueError(
+            f"The embeddings in {folder} are of other images than those prepared now: run notebook "
+            "02_extract_features for this task and backbone again."
+        )
+    index = manifest.read_samples(folder / "index.csv")
+    return Features(np.load(folder / "embeddings.npy", mmap_mode="r"), index, meta)
