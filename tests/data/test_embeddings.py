@@ -9,7 +9,7 @@ from PIL import Image
 from medlib import files
 from medlib.core import backbones, heads, metrics, networks, weights
 from medlib.core.settings import Extraction
-from medlib.data import embeddings, manifest, packs
+from medlib.data import embeddings, manifest, packing, packs
 from medlib.stats import prediction
 
 CNN = "micro_resnet-random"
@@ -28,8 +28,8 @@ def make_pack(folder, n=7, size=SIZE, interpolation="bilinear"):
     rows["path"] = [f"{i}.png" for i in range(n)]
     rows["label"] = np.array(["no", "yes"])[np.arange(n) % 2]
     rows["fold"] = np.arange(n) // 2 % 3
-    rows, _ = manifest.with_hashes(rows, folder)
-    made = packs.pack(rows, folder, {folder / "pack": (size, interpolation)}, workers=1)
+    rows["sha256"] = [files.file_sha256(folder / path) for path in rows["path"]]
+    made = packing.pack(rows, folder, {folder / "pack": (size, interpolation)}, workers=1)
     return made[folder / "pack"]
 
 
