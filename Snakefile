@@ -90,9 +90,14 @@ def manifest(task="{task}"):
     return str(address.manifest(RESULTS, task))
 
 
-def features(task="{task}", backbone="{backbone}"):
+def features(task="{task}", backbone="{backbone}", seed="{seed}"):
     """The file that says that a task's embeddings are complete."""
-    return str(address.features(RESULTS, task, backbone) / "meta.json")
+    return str(address.features(RESULTS, task, backbone, seed) / "meta.json")
+
+
+def embedded(task, backbone):
+    """The same for every draw of a backbone's weights."""
+    return [features(task, backbone, seed) for seed in gridfile.weight_seeds(grid, backbone)]
 
 
 def run_of(wildcards):
@@ -191,8 +196,8 @@ def everything():
     return [
         *(manifest(task) for task in TASKS),
         *(file for task in TASKS for file in packs(task, *gridfile.image_sizes(grid))),
-        *(features(task, backbone)
-          for task, backbone in cells if backbone in grid["frozen"].get("backbones", ())),
+        *(file for task, backbone in cells if backbone in grid["frozen"].get("backbones", ())
+          for file in embedded(task, backbone)),
         *(file for cell in cells for file in FINISHED[cell]),
         *summarised(TASKS),
         *(f"{RESULTS}/{name}.csv" for name in SUMMARIES),
@@ -219,6 +224,7 @@ rule prepare:
     output:
         manifest(),
         manifest().replace(".csv", ".yaml"),
+        str(address.seeds(RESULTS, "{task}")),
         packs("{task}", *gridfile.image_sizes(grid)),
         shown("prepare"),
     log:
@@ -252,6 +258,7 @@ rule extract:
             task=wildcards.task,
             backbone=wildcards.backbone,
             image_size=grid["frozen"]["image_size"],
+            seed=int(wildcards.seed),
         ),
         row=row,
     resources:
@@ -262,7 +269,7 @@ rule extract:
 
 rule probe:
     input:
-        features(),
+        lambda wildcards: embedded(wildcards.task, wildcards.backbone),
         notebook="notebooks/03_probe_features.ipynb",
         code=code("03_probe_features"),
     output:

@@ -38,7 +38,7 @@ PACKAGES = {
 ACCOUNT, PARTITION = "anyone", "study"
 MEMORY = 1500  # MB a job: what the small grid needs, on a machine of any size
 TARGET = "results/small/summary.csv"
-FEATURES = "results/small/features/fundus_pm/micro_resnet-random/meta.json"
+FEATURES = "results/small/features/fundus_pm/micro_resnet-random/seed0/meta.json"
 ON_GPU = {"extract", "finetune"}
 
 SLURM_CONF = """\

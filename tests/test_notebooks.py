@@ -112,7 +112,7 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
         ),
         "02_extract_features": (
             task | {"image_size": 32},
-            [results / "features" / "glioma_flair" / "micro_resnet-random" / "embeddings.npy"],
+            [address.features(results, "glioma_flair", "micro_resnet-random") / "embeddings.npy"],
         ),
         "03_probe_features": (
             task | {"image_size": 32, "seeds": [0, 1], "label_fractions": [1.0, 0.5, 0.4]},
@@ -163,6 +163,15 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
     assert adapted["how"]["trained_parameters"] < record["how"]["trained_parameters"]
     assert set(pd.read_csv(results / "summary.csv")["regime"]) == {"frozen", "finetuned", "lora"}
     frozen = files.read_json(runs / "frozen-linear" / "seed0" / "run.json")
+    # One seed, one draw of a random control's weights, in both regimes; another seed, another.
+    other = files.read_json(runs / "frozen-linear" / "seed1" / "run.json")
+    digests = [one["inputs"]["weights_digest"] for one in (record, frozen, other)]
+    assert digests[0] == digests[1] != digests[2]
+    seeds = {"phantoms": 0, "split": 0, "weights": 0, "labels": 0, "head": 0}
+    assert record["seeds"] == seeds | {"order": 0}
+    assert frozen["seeds"] == seeds | {"labels": None, "head": None}
+    fewer = files.read_json(runs / "frozen-mlp-fraction0.4" / "seed1" / "run.json")
+    assert fewer["seeds"] == seeds | {"weights": 1, "labels": 1, "head": 1}
     assert record["inputs"]["mask_at_test_time"] is frozen["inputs"]["mask_at_test_time"] is True
     assert cards.used(address.manifest(results, "glioma_flair")).volumes.slices == 3
     assert record["inputs"]["weights_digest"].startswith("random-")

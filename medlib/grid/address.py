@@ -94,9 +94,14 @@ def pack(results: Path | str, task: str, size: int, interpolation: str) -> Path:
     return images(results, task) / f"{size}-{interpolation}"
 
 
-def features(results: Path | str, task: str, backbone: str) -> Path:
-    """The folder of a task's embeddings by one backbone."""
-    return Path(results) / "features" / task / backbone
+def seeds(results: Path | str, task: str) -> Path:
+    """The seeds with which notebook 01 has drawn a task's phantoms and its split."""
+    return Path(results) / "manifests" / f"{task}.seeds.json"
+
+
+def features(results: Path | str, task: str, backbone: str, seed: int | str = 0) -> Path:
+    """The folder of a task's embeddings; ``seed`` is that of the weights of a random control."""
+    return Path(results) / "features" / task / backbone / f"seed{seed}"
 
 
 def cell(results: Path | str, task: str, backbone: str) -> Path:
@@ -123,19 +128,23 @@ def belongs_to(path: Path | str) -> tuple[str | None, str | None]:
 
 
 def frozen_runs(
-    heads: Iterable[str], label_fractions: Iterable[float], seeds: Iterable[int]
+    heads: Iterable[str],
+    label_fractions: Iterable[float],
+    seeds: Iterable[int],
+    random_weights: bool = False,
 ) -> list[dict]:
     """What tells the probes of one frozen backbone apart: head, label_fraction, seed.
 
-    Logistic regression and kNN on all labels do not depend on the seed: they run for the first one
-    only. Otherwise copies of one result would be shown as a spread of zero.
+    A seed draws the labelled patients, the MLP and, of a random control, the backbone's weights.
+    Logistic regression and kNN on all labels of a pretrained backbone depend on none of these: they
+    run for the first seed only. Otherwise copies of one result would be shown as a spread of zero.
     """
     seeds, label_fractions = list(seeds), list(label_fractions)
     return [
         {"head": head, "label_fraction": fraction, "seed": seed}
         for head in heads
         for fraction in label_fractions
-        for seed in (seeds if head == "mlp" or fraction != 1 else seeds[:1])
+        for seed in (seeds if random_weights or head == "mlp" or fraction != 1 else seeds[:1])
     ]
 
 

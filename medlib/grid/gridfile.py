@@ -256,6 +256,15 @@ def seeds(grid: dict, regime: str) -> list[int]:
     return grid[regime].get("seeds", grid["seeds"])
 
 
+def weight_seeds(grid: dict, backbone: str) -> list[int]:
+    """The seeds from which a frozen backbone's weights are drawn: those of a random control.
+
+    A fine-tuned random control draws its weights from its seed as well, so that the spread over
+    seeds means the same in both regimes.
+    """
+    return seeds(grid, "frozen") if backbones.get(backbone).pretraining == "random" else [0]
+
+
 def label_fraction(grid: dict, task: str, regime: str = "finetuned") -> float:
     """The share of labelled patients on which a task is fine-tuned."""
     fraction = grid[regime].get("label_fraction", 1.0)
@@ -275,11 +284,12 @@ def runs(grid: dict) -> list[Address]:
     """All runs that the grid asks for."""
     heads, addresses = grid["frozen"].get("heads", ()), []
     for task in grid["tasks"]:
-        probes = frozen_runs(heads, label_fractions(grid, task), seeds(grid, "frozen"))
+        asked = heads, label_fractions(grid, task), seeds(grid, "frozen")
+        probes = {drawn: frozen_runs(*asked, drawn) for drawn in (False, True)}
         addresses += [
             Address(task, backbone, "frozen", **probe)
             for backbone in grid["frozen"].get("backbones", ())
-            for probe in probes
+            for probe in probes[backbones.get(backbone).pretraining == "random"]
         ]
         addresses += [
             Address(task, backbone, regime, "linear", label_fraction(grid, task, regime), seed)

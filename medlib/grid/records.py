@@ -22,6 +22,12 @@ class Provenance:
     inputs: dict  # hashes of what it read, and the digest of its weights
     seconds: float
     how: dict = field(default_factory=dict)  # what it decided by itself, such as its precision
+    seeds: dict = field(default_factory=dict)  # what was drawn, and the seed (None: not drawn)
+
+
+def drawn(of_task: dict, seed: int, **is_drawn: bool) -> dict:
+    """What a run has drawn and from which seed; None is not drawn. ``of_task``: by notebook 01."""
+    return of_task | {what: seed if yes else None for what, yes in is_drawn.items()}
 
 
 def save_run(
@@ -44,6 +50,7 @@ def save_run(
         "parameters": provenance.parameters,
         "inputs": provenance.inputs,
         "how": provenance.how,
+        "seeds": provenance.seeds,
         "seconds": round(provenance.seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),
         "predictions_sha256": file_sha256(folder / "predictions.csv"),

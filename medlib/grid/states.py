@@ -47,7 +47,8 @@ def table(grid: dict, results: Path | str, planned: Collection[str] = ()) -> pd.
         if output not in jobs_states:
             needed = [output.parent, address.images(results, run.task)]
             if run.regime == "frozen":
-                needed.append(address.features(results, run.task, run.backbone))
+                drawn = gridfile.weight_seeds(grid, run.backbone)
+                needed += [address.features(results, run.task, run.backbone, s) for s in drawn]
             jobs_states[output] = any(map(jobs.failures, needed)), str(output) in planned
         failed, stale = jobs_states[output]
         there = run in complete

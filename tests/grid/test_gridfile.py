@@ -245,11 +245,19 @@ def plan(repository, name):
 
 
 def test_planning_counts_the_jobs_of_each_rule_without_running_any(repository):
-    # 6 tasks × 13 backbones, fine-tuned for 5 seeds; nothing needs data or weights to be planned.
+    # 6 tasks × 13 backbones, fine-tuned for 5 seeds. Three of them are random controls, embedded
+    # with 5 draws of their weights. Nothing needs data or weights to be planned.
     jobs = plan(repository, "paper")
     once = dict.fromkeys(("collect", "compare", "costs", "claims", "write_report", "all"), 1)
-    many = {"prepare": 6, "extract": 78, "probe": 78, "finetune": 390, "summarise": 78, "look": 6}
-    assert jobs == once | many | {"total": 642}
+    many = {
+        "prepare": 6,
+        "extract": 6 * (10 + 3 * 5),
+        "probe": 78,
+        "finetune": 390,
+        "summarise": 78,
+        "look": 6,
+    }
+    assert jobs == once | many | {"total": 714}
 
 
 def test_the_runs_of_a_grid_are_those_of_its_heads_labels_and_seeds(tmp_path):
@@ -259,7 +267,8 @@ def test_the_runs_of_a_grid_are_those_of_its_heads_labels_and_seeds(tmp_path):
     cell = address.cell("r", "fundus_pm", "vit_tiny-random")
     runs = [str(run.folder("r").relative_to(cell)) for run in gridfile.runs(grid)]
     assert runs == [
-        "frozen-linear/seed0",  # on all labels nothing is random in it: one seed
+        "frozen-linear/seed0",  # each seed draws the weights of a random control
+        "frozen-linear/seed1",
         "frozen-linear-fraction0.5/seed0",
         "frozen-linear-fraction0.5/seed1",
         "finetuned-fraction0.5/seed0",
@@ -270,7 +279,8 @@ def test_the_runs_of_a_grid_are_those_of_its_heads_labels_and_seeds(tmp_path):
 
 
 def test_runs_are_there_when_their_job_is_complete(tmp_path):
-    grid = gridfile.read(write(tmp_path, caption="Phantoms."))
+    frozen = {"backbones": ["vit_tiny-random"], "image_size": 64, "heads": ["linear"], "seeds": [0]}
+    grid = gridfile.read(write(tmp_path, caption="Phantoms.", frozen=frozen))
     frozen, *tuned = gridfile.runs(grid)
     assert states.caption(grid, tmp_path) == "Phantoms. Not the whole grid: 0 of 3 runs."
     for run in (frozen, *tuned[:1]):
@@ -291,8 +301,23 @@ def test_a_regime_may_have_seeds_of_its_own(tmp_path):
     assert gridfile.seeds(grid, "frozen") == [0, 1, 2] and gridfile.seeds(grid, "finetuned") == [7]
     assert [(run.arm, run.seed) for run in gridfile.runs(grid)] == [
         ("frozen-linear", 0),
+        ("frozen-linear", 1),
+        ("frozen-linear", 2),
         ("frozen-linear-fraction0.5", 0),
         ("frozen-linear-fraction0.5", 1),
         ("frozen-linear-fraction0.5", 2),
         ("finetuned", 7),
     ]
+
+
+def test_a_seed_draws_the_weights_of_random_controls_in_both_regimes_and_no_others(tmp_path):
+    both = {"backbones": ["vit_tiny-imagenet", "vit_tiny-random"], "image_size": 32}
+    frozen = both | {"heads": ["linear", "mlp"], "seeds": [3, 5]}
+    grid = gridfile.read(write(tmp_path, frozen=frozen, finetuned=both | {"seeds": [3, 5]}))
+    assert gridfile.weight_seeds(grid, "vit_tiny-imagenet") == [0]
+    assert gridfile.weight_seeds(grid, "vit_tiny-random") == [3, 5]
+    runs = gridfile.runs(grid)
+    linear = [(r.backbone, r.seed) for r in runs if r.regime == "frozen" and r.head == "linear"]
+    # With pretrained weights nothing is random in a linear head on all labels.
+    assert linear == [("vit_tiny-imagenet", 3), ("vit_tiny-random", 3), ("vit_tiny-random", 5)]
+    assert sum(r.head == "mlp" for r in runs) == 4

@@ -225,7 +225,7 @@ def test_other_weights_run_again_what_they_were_used_for(finished):
 @pytest.mark.parametrize(
     ("file", "rule"),
     [
-        ("results/small/features/fundus_pm/micro_resnet-random/meta.json", "extract"),
+        ("results/small/features/fundus_pm/micro_resnet-random/seed0/meta.json", "extract"),
         (CELL / "frozen-linear" / "seed0" / "run.json", "probe"),
         (TUNED, "finetune"),
         (SUMMARY, "collect"),
