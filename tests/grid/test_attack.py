@@ -68,9 +68,10 @@ class Attacked:
     def judge(self):
         """The call has ended: was it right to say what it said? Returns whether all is done."""
         said, done = self.log.read_text(), self.run.returncode == 0
-        assert bool(CALLED_COMPLETE.search(said)) == done, said
-        assert "being run already" not in said and "Traceback" not in said, said
-        if done:
+        called_complete = bool(CALLED_COMPLETE.search(said))
+        assert called_complete or not done, said
+        assert "being run already" not in said, said
+        if called_complete:  # also by a call that was killed after it had said so
             self.ends += 1
             there = written(self.study)
             assert there.keys() == self.expected.keys()
