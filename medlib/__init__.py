@@ -9,4 +9,13 @@
 | `core`  | arrays and labels in, predictions out | backbones, features, heads, fine-tuning     |
 
 Below them: `errors` (their wording) and `files` (atomic writes, hashes, the environment's record).
+`core` needs nothing else of medlib; `core/fast` holds what only speed asks for. Metrics are in
+`stats`: the core needs only the AUROC by which it chooses.
+
+Libraries that were considered and left. kornia: the augmentation is one affine grid, which a CUDA
+graph must record. torchmetrics: it cannot take the weights of thousands of resamples. statsmodels
+and scikit-posthocs: of them we would use Holm's correction and one quantile, which SciPy has.
+filelock: a lock must end with its process, and jobs must see through the same file that their
+controller has ended; `fcntl.flock` does both. pydantic checks cards and grid files, not the rows of
+backbones: the core must run on machines that have torch and timm only.
 """

@@ -130,5 +130,8 @@ def test_every_file_that_the_readme_links_to_is_there(repository):
 def test_the_tree_in_the_readme_names_what_is_there(repository):
     text = (repository / "README.md").read_text("utf-8")
     tree = text.split("## The tree")[1].split("```")[1]
-    named = [line.split()[0] for line in tree.strip().splitlines()]
+    lines = tree.strip("\n").splitlines()
+    named = [line.split()[0] for line in lines]
+    inside = [line.startswith("  ") for line in lines]  # packages, below medlib/
+    named = [f"medlib/{n}" if below else n for n, below in zip(named, inside, strict=True)]
     assert [name for name in named if not (repository / name).exists()] == []
