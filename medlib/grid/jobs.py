@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 # Errors that may not happen again: a killed kernel, memory that others had taken, a network.
 TRANSIENT = {"DeadKernelError", "MemoryError", "OutOfMemoryError", "AcceleratorError"}
@@ -42,10 +44,9 @@ def room(message: str, output: Path) -> str:
     """What to do, if an error's message says that the disk is full; else ""."""
     if os.strerror(errno.ENOSPC) not in message and os.strerror(errno.EDQUOT) not in message:
         return ""
-    return (
-        f". The disk of {output.parent} is full, or your quota: make room and call the same "
-        "command again. Nothing half-written is left, and what is done is kept."
-    )
+    kept = "Nothing half-written is left, and what is done is kept."
+    full = f"The disk of {output.parent} is full, or your quota"
+    return f". {full}: make room and call the same command again. {kept}"
 
 
 def failure_record(output: Path | str) -> Path:
@@ -53,19 +54,17 @@ def failure_record(output: Path | str) -> Path:
     return Path(output).with_suffix(".failure.json")
 
 
-def failures(folder: Path, below: bool = False) -> dict[Path, dict]:
-    """The jobs that failed in a folder, and ``below`` it: output -> the record of the failure."""
-    records = {}
-    for path in sorted((folder.rglob if below else folder.glob)("*.failure.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        records[path.with_name(record["output"])] = record
-    return records
-
-
 def failed(output: Path | str) -> dict | None:
     """The record of a job's failure (source, cell, error, transient, attempt …), or None."""
     record = failure_record(output)
     return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+
+
+def failures(folder: Path, below: bool = False) -> dict[Path, dict]:
+    """The jobs that failed in a folder, and ``below`` it: output -> the record of the failure."""
+    paths = sorted((folder.rglob if below else folder.glob)("*.failure.json"))
+    records = {path: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    return {path.with_name(record["output"]): record for path, record in records.items()}
 
 
 def run_job(
@@ -83,11 +82,9 @@ def run_job(
     From the second ``attempt`` on, only a failure in :data:`TRANSIENT` is tried again. The job ends
     with its controller. With ``gpu`` it holds one of the controller's GPUs.
     """
-    record = failure_record(output)
-    controller = os.environ.get(CONTROLLER)
-    if controller:
+    record, before = failure_record(output), failed(output)
+    if controller := os.environ.get(CONTROLLER):
         threading.Thread(target=_end_with, args=(controller,), daemon=True).start()
-    before = failed(output)
     kept = record.with_suffix(".ipynb")  # a copy: Snakemake empties the notebook before an attempt
     if attempt > 1 and before and not before["transient"]:
         if kept.is_file():
@@ -121,6 +118,15 @@ def _keep(error: ExecutionError, record: Path, output: Path, **known: object) ->
         print(f"{record} cannot be written: {full}", file=sys.stderr)
 
 
+def take(file: IO, how: int = fcntl.LOCK_EX) -> bool:
+    """Lock an open file, and say whether that went well: not if another process holds it."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def jobs_per_gpu() -> int:
     return int(os.environ.get(JOBS_PER_GPU) or 1)
 
@@ -139,16 +145,12 @@ def claim_gpu() -> object | None:
     folder.mkdir(mode=0o700, exist_ok=True)
     while True:
         # Every device gets one job before any gets two.
-        for slot in range(jobs_per_gpu()):
-            for device in devices:
-                file = open(folder / f"gpu-{device}-{slot}", "w")  # noqa: SIM115
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    file.close()
-                    continue
+        for slot, device in itertools.product(range(jobs_per_gpu()), devices):
+            file = open(folder / f"gpu-{device}-{slot}", "w")  # noqa: SIM115
+            if take(file):
                 os.environ["CUDA_VISIBLE_DEVICES"] = device
                 return file
+            file.close()
         time.sleep(1)
 
 

@@ -50,8 +50,8 @@ def table(grid: dict, results: Path | str, planned: Collection[str] = ()) -> pd.
                 needed.append(address.features(results, run.task, run.backbone))
             jobs_states[output] = any(map(jobs.failures, needed)), str(output) in planned
         failed, stale = jobs_states[output]
-        there = run in complete
-        state = "failed" if failed else "missing" if not there else "stale" if stale else "done"
+        there = ("stale" if stale else "done") if run in complete else "missing"
+        state = "failed" if failed else there
         counts[run.task, run.backbone, run.regime][state] += 1
     rows = [[*cell, *(of_cell[state] for state in STATES)] for cell, of_cell in counts.items()]
     return pd.DataFrame(rows, columns=["task", "backbone", "regime", *STATES])
