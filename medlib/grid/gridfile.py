@@ -157,9 +157,8 @@ class Loader(yaml.SafeLoader):
     """YAML that takes 1e-3 for a number, as YAML 1.2 does."""
 
 
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", SCIENTIFIC, list("-+0123456789"))
 
 
 def read(path: Path | str) -> dict:
@@ -220,7 +219,7 @@ def _problems(error: pydantic.ValidationError) -> list[str]:
     """A line for each problem, in our words."""
     lines = []
     for problem in error.errors():
-        kind, given = problem["type"], problem["input"]
+        kind = problem["type"]
         place = [str(name) for name in problem["loc"] if name not in (OF_ALL, BY_TASK)]
         part = place.pop(0) if place[0] in PARTS and len(place) > 1 else ""
         name = re.sub(r"\.(\d+)", r"[\1]", ".".join(place))
@@ -236,7 +235,7 @@ def _problems(error: pydantic.ValidationError) -> list[str]:
         else:
             wanted = problem["msg"].replace("Input should be", "but must be")
             wanted = re.sub("valid dictionary.*", "mapping of names to values", wanted)
-            lines.append(f"{before}{name} is {reprlib.repr(given)}, {wanted}")
+            lines.append(f"{before}{name} is {reprlib.repr(problem['input'])}, {wanted}")
     return lines
 
 

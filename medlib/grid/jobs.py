@@ -68,10 +68,10 @@ def failures(folder: Path, below: bool = False) -> dict[Path, dict]:
 
 
 def run_job(
-    work: Callable[[], object],
+    work: Callable,
     output: Path,
     source: Path,
-    expect: Sequence[str],
+    expect: Sequence,
     attempt: int = 1,
     gpu: bool = False,
 ) -> int:

@@ -24,10 +24,11 @@ import socket
 import sys
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+
+import pandas as pd
 
 from medlib.files import read_json
 from medlib.grid import gridfile, jobs, page, states
@@ -195,10 +196,9 @@ def _machine() -> list[str]:
     """What this machine has for its jobs: memory in MB, and GPUs, if any."""
     import psutil
 
-    resources = [f"mem_mb={psutil.virtual_memory().total // 2**20}"]
-    if devices := jobs.visible_gpus():
-        resources.append(f"gpu={len(devices) * jobs.jobs_per_gpu()}")
-    return resources
+    memory, devices = psutil.virtual_memory().total // 2**20, jobs.visible_gpus()
+    gpus = [f"gpu={len(devices) * jobs.jobs_per_gpu()}"] if devices else []
+    return [f"mem_mb={memory}", *gpus]
 
 
 def failures(name: str, watch: Watch) -> str:
@@ -240,8 +240,8 @@ def reason(words: str) -> str:
     return words
 
 
-def planned(study: Study, arguments: list[str] | tuple = ()) -> list[dict]:
-    """The jobs that would run now: rule, words, outputs, reason. Raises StudyError.
+def planned(study: Study, arguments: list[str] | tuple = ()) -> pd.DataFrame:
+    """The jobs that would run now: rule, words, outputs (a list), reason. Raises StudyError.
 
     They are read from Snakemake's graph as soon as it is built. A dry run would also schedule and
     print every job, which takes as long again.
@@ -269,30 +269,23 @@ def planned(study: Study, arguments: list[str] | tuple = ()) -> list[dict]:
     if snakemake(listen, *options(study), *quietly, *arguments, *forced(study)):
         raise StudyError("\n".join(errors))
     graph_jobs.sort(key=lambda pair: (pair[0].rule.lineno, *pair[0].output))
-    return [
-        {
-            "rule": job.rule.name,
-            "words": describe(job.rule.name, job.wildcards_dict),
-            "outputs": list(map(str, job.output)),
-            "reason": reason(because),
-        }
-        for job, because in graph_jobs
-        if job.rule.name != TARGET
-    ]
+    rows = []
+    for job, because in graph_jobs:
+        words = describe(job.rule.name, job.wildcards_dict)
+        rows.append((job.rule.name, words, list(map(str, job.output)), reason(because)))
+    table = pd.DataFrame(rows, columns=["rule", "words", "outputs", "reason"])
+    return table[table["rule"] != TARGET]
 
 
 def plan(study: Study, arguments: list[str]) -> int:
     """Print what would run and why, grouped."""
     would_run = planned(study, arguments)
-    if not would_run:
+    if would_run.empty:
         print(f"Nothing would run: grid '{study.name}' is complete.")
         return 0
-    groups = defaultdict(list)
-    for job in would_run:
-        groups[job["rule"], job["reason"]].append(job["words"])
-    width = max(len(rule) for rule, _ in groups)
+    width = would_run["rule"].str.len().max()
     print(f"{len(would_run)} jobs would run:")
-    for (rule, because), words in groups.items():
+    for (rule, because), words in would_run.groupby(["rule", "reason"], sort=False)["words"]:
         few = len(words) <= 3 and because not in (NOT_MADE, FOLLOWS)
         names = f" ({', '.join(words)})" if few else ""
         print(f"{len(words):6d} × {rule:{width}s}  {because}{names}")
@@ -308,8 +301,8 @@ def show_status(study: Study, arguments: list[str]) -> int:
             print(progress_words(now))
             for job in now["running"]:
                 print(f"    {job['job']}: {job['writes']}")
-    stale = {path for job in planned(study, arguments) for path in job["outputs"]}
-    table = states.table(study.grid, study.results, stale)
+    would_be_made = itertools.chain(*planned(study, arguments)["outputs"])
+    table = states.table(study.grid, study.results, set(would_be_made))
     print(table.to_string(index=False))
     total = table[list(states.STATES)].sum()
     print(", ".join(f"{total[state]} {state}" for state in states.STATES))
