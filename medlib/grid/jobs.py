@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -60,20 +60,15 @@ def failed(output: Path | str) -> dict | None:
     return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
 
 
-def failures(folder: Path, below: bool = False) -> dict[Path, dict]:
-    """The jobs that failed in a folder, and ``below`` it: output -> the record of the failure."""
-    paths = sorted((folder.rglob if below else folder.glob)("*.failure.json"))
+def failures(folder: Path) -> dict[Path, dict]:
+    """The jobs that failed in a folder and below it: output -> the record of the failure."""
+    paths = sorted(folder.rglob("*.failure.json"))
     records = {path: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     return {path.with_name(record["output"]): record for path, record in records.items()}
 
 
 def run_job(
-    work: Callable,
-    output: Path,
-    source: Path,
-    expect: Sequence,
-    attempt: int = 1,
-    gpu: bool = False,
+    work: Callable, output: Path, source: Path, expect: list, attempt: int = 1, gpu: bool = False
 ) -> int:
     """Do the work of one job; returns 0, or 1 if it failed, and records why.
 
@@ -99,7 +94,7 @@ def run_job(
     except ExecutionError as error:
         if not controller:  # a controller prints it itself, once
             print(error, file=sys.stderr)
-        _keep(error, record, output, source=str(source), outputs=list(expect), attempt=attempt)
+        _keep(error, record, output, source=str(source), outputs=expect, attempt=attempt)
         return 1
     return 0
 

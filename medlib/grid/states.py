@@ -40,7 +40,7 @@ def table(grid: dict, results: Path | str, planned: Collection[str] = ()) -> pd.
     would be made now.
     """
     planned, complete = {str(Path(path)) for path in planned}, set(done(grid, results))
-    broken = {output.parent for output in jobs.failures(Path(results), below=True)}
+    broken = {output.parent for output in jobs.failures(Path(results))}
     counts = defaultdict(Counter)
     for run in gridfile.runs(grid):
         output = run.promised(results)

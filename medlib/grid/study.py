@@ -119,7 +119,7 @@ def failed_jobs(study: Study) -> dict[str, dict]:
     """The jobs that failed: what a job writes first -> the record of its failure."""
     return {
         str(output): record
-        for output, record in jobs.failures(study.results, below=True).items()
+        for output, record in jobs.failures(study.results).items()
         if gridfile.asks_for(study.grid, output.relative_to(study.results))
     }
 
