@@ -42,9 +42,9 @@ def _refused(problem: Callable[[Any, ValidationInfo], str | None]) -> AfterValid
 
 def _unplain(name: str, _: object = None) -> str | None:
     """Names become parts of paths, rules and commands, where other characters have a meaning."""
-    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name):
-        return None
-    return f"{name!r} cannot be a name: letters, digits and _ . + - only, and none of . + - first"
+    plain = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name)
+    wanted = "letters, digits and _ . + - only, and none of . + - first"
+    return None if plain else f"{name!r} cannot be a name: {wanted}"
 
 
 def _unfit(name: str, info: ValidationInfo) -> None:
@@ -130,13 +130,13 @@ def _trained(regime: str) -> type[Trained]:
     Fields that are named after another regime (``lora_…``) are left out.
     """
 
-    def checked(name: str) -> object:
+    def type_of(name: str) -> object:
         return Annotated[Any, AfterValidator(lambda v: settings.FineTuning(**{name: v}) and v)]
 
     others = tuple(f"{other}_" for other in settings.TRAINED if other != regime)
     own = [each for each in fields(settings.FineTuning) if not each.name.startswith(others)]
-    types = {each.name: (checked(each.name), each.default) for each in own}
-    return pydantic.create_model(regime, __base__=Trained, **types)
+    own = {each.name: (type_of(each.name), each.default) for each in own}
+    return pydantic.create_model(regime, __base__=Trained, **own)
 
 
 class Top(Part):
@@ -157,9 +157,8 @@ class Loader(yaml.SafeLoader):
     """YAML that takes 1e-3 for a number, as YAML 1.2 does."""
 
 
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", SCIENTIFIC, list("-+0123456789"))
 
 
 def read(path: Path | str) -> dict:
@@ -195,10 +194,8 @@ def _parse(path: Path) -> dict:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ValueError(f"it is not plain YAML: {' '.join(str(error).split())}") from error
     if not isinstance(stated, dict):
-        names = ", ".join(Grid.model_fields)
-        raise ValueError(
-            f"it must hold a mapping with the fields {names}, not {reprlib.repr(stated)}"
-        )
+        wanted = f"a mapping with the fields {', '.join(Grid.model_fields)}"
+        raise ValueError(f"it must hold {wanted}, not {reprlib.repr(stated)}")
     return stated
 
 
@@ -206,10 +203,8 @@ def _checked(stated: dict) -> tuple[dict, list[str]]:
     """A grid with each of its parts, if only as an empty one, and everything that is wrong."""
     stated = {name: part for name, part in stated.items() if part != {}}
     regimes, tasks = stated.keys() & settings.REGIMES, stated.get("tasks")
-    context = {
-        "tasks": [t for t in tasks if isinstance(t, str)] if isinstance(tasks, list) else [],
-        "trained": regimes - {"frozen"},
-    }
+    tasks = [t for t in tasks if isinstance(t, str)] if isinstance(tasks, list) else []
+    context = {"tasks": tasks, "trained": regimes - {"frozen"}}
     grid, problems = {}, []
     try:
         grid = Grid.model_validate(stated, context=context).model_dump(exclude_unset=True)
@@ -224,15 +219,13 @@ def _problems(error: pydantic.ValidationError) -> list[str]:
     """A line for each problem, in our words."""
     lines = []
     for problem in error.errors():
-        kind, given = problem["type"], problem["input"]
+        kind = problem["type"]
         place = [str(name) for name in problem["loc"] if name not in (OF_ALL, BY_TASK)]
         part = place.pop(0) if place[0] in PARTS and len(place) > 1 else ""
         name = re.sub(r"\.(\d+)", r"[\1]", ".".join(place))
-        before = f"{part}: " if part else ""
-        if kind == "extra_forbidden" and part:
-            lines.append(unknown(f"setting of {part}", name, SETTINGS[part]))
-        elif kind == "extra_forbidden":
-            lines.append(unknown("field", name, list(Grid.model_fields)))
+        before, of = (f"{part}: ", f"setting of {part}") if part else ("", "field")
+        if kind == "extra_forbidden":
+            lines.append(unknown(of, name, SETTINGS.get(part, tuple(Grid.model_fields))))
         elif kind == "missing" or kind.endswith("too_short"):
             lines.append(f"{before}{name} is missing")
         elif kind == "value_error":  # of a validator above: a line, or a head and its list
@@ -242,7 +235,7 @@ def _problems(error: pydantic.ValidationError) -> list[str]:
         else:
             wanted = problem["msg"].replace("Input should be", "but must be")
             wanted = re.sub("valid dictionary.*", "mapping of names to values", wanted)
-            lines.append(f"{before}{name} is {reprlib.repr(given)}, {wanted}")
+            lines.append(f"{before}{name} is {reprlib.repr(problem['input'])}, {wanted}")
     return lines
 
 

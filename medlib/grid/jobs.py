@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -12,8 +13,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 # Errors that may not happen again: a killed kernel, memory that others had taken, a network.
 TRANSIENT = {"DeadKernelError", "MemoryError", "OutOfMemoryError", "AcceleratorError"}
@@ -42,24 +44,14 @@ def room(message: str, output: Path) -> str:
     """What to do, if an error's message says that the disk is full; else ""."""
     if os.strerror(errno.ENOSPC) not in message and os.strerror(errno.EDQUOT) not in message:
         return ""
-    return (
-        f". The disk of {output.parent} is full, or your quota: make room and call the same "
-        "command again. Nothing half-written is left, and what is done is kept."
-    )
+    kept = "Nothing half-written is left, and what is done is kept."
+    full = f"The disk of {output.parent} is full, or your quota"
+    return f". {full}: make room and call the same command again. {kept}"
 
 
 def failure_record(output: Path | str) -> Path:
     """The file that says why a job failed, beside the job's ``output``."""
     return Path(output).with_suffix(".failure.json")
-
-
-def failures(folder: Path, below: bool = False) -> dict[Path, dict]:
-    """The jobs that failed in a folder, and ``below`` it: output -> the record of the failure."""
-    records = {}
-    for path in sorted((folder.rglob if below else folder.glob)("*.failure.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        records[path.with_name(record["output"])] = record
-    return records
 
 
 def failed(output: Path | str) -> dict | None:
@@ -68,13 +60,15 @@ def failed(output: Path | str) -> dict | None:
     return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
 
 
+def failures(folder: Path) -> dict[Path, dict]:
+    """The jobs that failed in a folder and below it: output -> the record of the failure."""
+    paths = sorted(folder.rglob("*.failure.json"))
+    records = {path: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    return {path.with_name(record["output"]): record for path, record in records.items()}
+
+
 def run_job(
-    work: Callable[[], object],
-    output: Path,
-    source: Path,
-    expect: Sequence[str],
-    attempt: int = 1,
-    gpu: bool = False,
+    work: Callable, output: Path, source: Path, expect: list, attempt: int = 1, gpu: bool = False
 ) -> int:
     """Do the work of one job; returns 0, or 1 if it failed, and records why.
 
@@ -83,11 +77,9 @@ def run_job(
     From the second ``attempt`` on, only a failure in :data:`TRANSIENT` is tried again. The job ends
     with its controller. With ``gpu`` it holds one of the controller's GPUs.
     """
-    record = failure_record(output)
-    controller = os.environ.get(CONTROLLER)
-    if controller:
+    record, before = failure_record(output), failed(output)
+    if controller := os.environ.get(CONTROLLER):
         threading.Thread(target=_end_with, args=(controller,), daemon=True).start()
-    before = failed(output)
     kept = record.with_suffix(".ipynb")  # a copy: Snakemake empties the notebook before an attempt
     if attempt > 1 and before and not before["transient"]:
         if kept.is_file():
@@ -102,7 +94,7 @@ def run_job(
     except ExecutionError as error:
         if not controller:  # a controller prints it itself, once
             print(error, file=sys.stderr)
-        _keep(error, record, output, source=str(source), outputs=list(expect), attempt=attempt)
+        _keep(error, record, output, source=str(source), outputs=expect, attempt=attempt)
         return 1
     return 0
 
@@ -119,6 +111,15 @@ def _keep(error: ExecutionError, record: Path, output: Path, **known: object) ->
             shutil.copy(output, record.with_suffix(".ipynb"))
     except OSError as full:  # the exit status still says that the job failed
         print(f"{record} cannot be written: {full}", file=sys.stderr)
+
+
+def take(file: IO, how: int = fcntl.LOCK_EX) -> bool:
+    """Lock an open file, and say whether that went well: not if another process holds it."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def jobs_per_gpu() -> int:
@@ -139,16 +140,12 @@ def claim_gpu() -> object | None:
     folder.mkdir(mode=0o700, exist_ok=True)
     while True:
         # Every device gets one job before any gets two.
-        for slot in range(jobs_per_gpu()):
-            for device in devices:
-                file = open(folder / f"gpu-{device}-{slot}", "w")  # noqa: SIM115
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    file.close()
-                    continue
+        for slot, device in itertools.product(range(jobs_per_gpu()), devices):
+            file = open(folder / f"gpu-{device}-{slot}", "w")  # noqa: SIM115
+            if take(file):
                 os.environ["CUDA_VISIBLE_DEVICES"] = device
                 return file
+            file.close()
         time.sleep(1)
 
 

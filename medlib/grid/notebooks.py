@@ -2,9 +2,9 @@
 
     python -m medlib.grid.notebooks NOTEBOOK OUTPUT --parameters '{"seed": 1}' --expect FILE …
 
-Parameters are JSON. Their names and types must be those of the cell tagged ``parameters``. The
-kernel is ``python3``, started in the notebook's folder. An expected file that is missing at the end
-is a failure. Why a run failed is recorded beside the executed notebook.
+The names and types of the parameters must be those of the cell tagged ``parameters``. The kernel
+is ``python3``, started in the notebook's folder. Why a run failed is recorded beside the executed
+notebook.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from medlib.errors import listed, unknown
@@ -36,41 +37,31 @@ def check_parameters(notebook: Path | str, parameters: dict) -> None:
     try:
         cell = papermill.inspect_notebook(str(notebook))
     except ValueError as error:  # as saved by an editor that leaves the kernel out
-        message = f"{notebook} names no kernel: give it the kernelspec python3."
-        raise ExecutionError(message) from error
+        said = f"{notebook} names no kernel: give it the kernelspec python3."
+        raise ExecutionError(said) from error
     problems = []
     for name, value in parameters.items():
         if name not in cell:
             problems.append(unknown("parameter", name, list(cell)))
-            continue
-        default = ast.literal_eval(cell[name]["default"])
-        if not _fits(value, default):
-            problems.append(
-                f"{name} is {json.dumps(value)} ({type(value).__name__}), but must be "
-                f"{type(default).__name__} like its default {default!r}"
-            )
+        elif not _fits(value, default := ast.literal_eval(cell[name]["default"])):
+            wanted = f"{type(default).__name__} like its default {default!r}"
+            given = f"{json.dumps(value)} ({type(value).__name__})"
+            problems.append(f"{name} is {given}, but must be {wanted}")
     if problems:
         raise ExecutionError(f"{notebook} cannot take these parameters:\n{listed(problems)}")
 
 
 def _fits(value: object, default: object) -> bool:
     """Whether a value has its default's type; whole numbers pass as float, anything for None."""
-    if default is None:
-        return True
     if isinstance(default, float):
         return isinstance(value, int | float) and not isinstance(value, bool)
-    if type(value) is not type(default):
-        return False
-    if isinstance(default, list) and default:
-        return all(_fits(item, default[0]) for item in value)
-    return True
+    if isinstance(default, list) and isinstance(value, list):
+        return not default or all(_fits(item, default[0]) for item in value)
+    return default is None or type(value) is type(default)
 
 
 def execute(
-    notebook: Path | str,
-    output: Path | str,
-    parameters: dict | None = None,
-    expect: tuple[str, ...] | list[str] = (),
+    notebook: Path | str, output: Path | str, parameters: dict | None = None, expect: Sequence = ()
 ) -> float:
     """Run a notebook and save the executed copy as ``output``; returns the seconds it took.
 
@@ -81,6 +72,7 @@ def execute(
     from papermill.exceptions import PapermillExecutionError
 
     notebook, output = Path(notebook), Path(output)
+    name, there = notebook.name, f"The executed notebook: {output}"
     if not notebook.is_file():
         raise ExecutionError(f"There is no notebook {notebook}.")
     check_parameters(notebook, parameters or {})
@@ -91,38 +83,29 @@ def execute(
     try:
         papermill.execute_notebook(str(notebook), str(output), parameters or {}, **how)
     except PapermillExecutionError as error:
-        message = (
-            f"{notebook.name} failed in its code cell {error.exec_count}.\n"
-            f"{error.ename}: {error.evalue}{room(str(error.evalue), output)}\n"
-            f"The executed notebook: {output}"
-        )
-        raise ExecutionError(message, error.exec_count, error.ename) from error
+        said = f"{error.ename}: {error.evalue}{room(str(error.evalue), output)}"
+        said = f"{name} failed in its code cell {error.exec_count}.\n{said}\n{there}"
+        raise ExecutionError(said, error.exec_count, error.ename) from error
     except (RuntimeError, TimeoutError, ConnectionError) as error:  # nbclient's, of a kernel
-        message = (
-            f"{notebook.name}: its kernel died or did not answer: killed, or the machine ran out "
-            f"of memory. ({type(error).__name__}: {error})\n"
-            f"The executed notebook, as far as it came: {output}"
-        )
-        raise ExecutionError(message, kind="DeadKernelError") from error
+        said = f"killed, or the machine ran out of memory. ({type(error).__name__}: {error})"
+        said = f"{name}: its kernel died or did not answer: {said}\n"
+        said += f"The executed notebook, as far as it came: {output}"
+        raise ExecutionError(said, kind="DeadKernelError") from error
     except OSError as error:  # of the executed notebook itself
         kind = type(error).__name__
-        message = f"{notebook.name}: {output} cannot be written.\n{kind}: {error}"
-        raise ExecutionError(message + room(str(error), output), kind=kind) from error
-    missing = [name for name in expect if not Path(name).exists()]
-    if missing:
-        raise ExecutionError(
-            f"{notebook.name} ran to its end but did not write:\n{listed(missing)}\n"
-            f"The executed notebook: {output}"
-        )
+        said = f"{name}: {output} cannot be written.\n{kind}: {error}{room(str(error), output)}"
+        raise ExecutionError(said, kind=kind) from error
+    if missing := [file for file in expect if not Path(file).exists()]:
+        said = f"{name} ran to its end but did not write:\n{listed(missing)}\n{there}"
+        raise ExecutionError(said)
     return time.perf_counter() - start
 
 
 def ensure(notebook: str, *promised: Path, **parameters: object) -> None:
     """Run the notebook that writes the promised files, if one of them is missing, and say so.
 
-    A notebook that is opened on its own gets its inputs in this way; in a grid they are always
-    there. ``notebook`` is relative to the working folder; its executed copy lies beside the first
-    promised file.
+    A notebook that is opened on its own gets its inputs so; in a grid they are always there.
+    ``notebook`` is relative to the working folder; its executed copy lies beside the first file.
     """
     if all(path.exists() for path in promised):
         return
@@ -176,8 +159,7 @@ def main() -> int:
     try:
         parameters = json.loads(arguments.parameters)
     except json.JSONDecodeError as error:
-        print(f"--parameters is not JSON ({error}): {arguments.parameters}", file=sys.stderr)
-        return 2
+        parser.error(f"--parameters is not JSON ({error}): {arguments.parameters}")
 
     def work() -> None:
         if not isinstance(parameters, dict):

@@ -2,9 +2,8 @@
 
     python -m medlib.grid.page GRID_FILE RESULTS FIGURES
 
-It holds the figures and tables that lie in FIGURES when it is written, how much of the grid is
-complete, the environment in which it ran, and how to cite it. The page of an incomplete grid has
-another name: a file that stands for the complete grid exists only when the grid is complete.
+The page of an incomplete grid has another name: a file that stands for the complete grid exists
+only when the grid is complete.
 """
 
 from __future__ import annotations
@@ -30,10 +29,8 @@ def environment(grid: dict, results: Path | str) -> pd.DataFrame:
         record = files.read_json(run.record(results))
         own = record["versions"] | {"git commit": record["git_commit"]} | record["hardware"]
         pairs += [(field, str(value)) for field, value in own.items() if value is not None]
-    counts = pd.Series(pairs, dtype=object).value_counts(sort=False)
-    lines = [(field, value, n) for (field, value), n in counts.items()]
-    table = pd.DataFrame(lines, columns=["what", "value", "runs"])
-    return table.sort_values(["what", "value"], ignore_index=True)
+    table = pd.DataFrame(pairs, columns=["what", "value"])
+    return table.groupby(["what", "value"], as_index=False).size().rename(columns={"size": "runs"})
 
 
 def page_name(grid: dict, results: Path | str) -> str:
@@ -54,14 +51,10 @@ def write(
     grid, figures = gridfile.read(grid_file), Path(figures)
     name = page_name(grid, results)
     path = figures / (INCOMPLETE if stopped else name)
-    report.write(
-        path,
-        title=grid["title"],
-        caption=grid.get("caption", ""),
-        states=states.table(grid, results),
-        environment=environment(grid, results),
-        citations=list(dict.fromkeys(cards.read(task).citation for task in grid["tasks"])),
-    )
+    words = {"title": grid["title"], "caption": grid.get("caption", "")}
+    words["citations"] = list(dict.fromkeys(cards.read(t).citation for t in grid["tasks"]))
+    tables = {"states": states.table(grid, results), "environment": environment(grid, results)}
+    report.write(path, **words, **tables)
     if path.name == PAGE or name == INCOMPLETE:
         (figures / (INCOMPLETE if path.name == PAGE else PAGE)).unlink(missing_ok=True)
     return path

@@ -9,12 +9,11 @@ from pathlib import Path
 import pandas as pd
 
 from medlib.grid import address, gridfile, jobs
-from medlib.grid.address import Address
 
 STATES = ("done", "failed", "stale", "missing")
 
 
-def done(grid: dict, results: Path | str) -> list[Address]:
+def done(grid: dict, results: Path | str) -> list[address.Address]:
     """The complete runs of a grid. One job makes all probes of a backbone: all count, or none."""
     runs = gridfile.runs(grid)
     return [r for r in runs if r.record(results).is_file() and r.promised(results).is_file()]
@@ -41,18 +40,16 @@ def table(grid: dict, results: Path | str, planned: Collection[str] = ()) -> pd.
     would be made now.
     """
     planned, complete = {str(Path(path)) for path in planned}, set(done(grid, results))
-    counts, jobs_states = defaultdict(Counter), {}
+    broken = {output.parent for output in jobs.failures(Path(results))}
+    counts = defaultdict(Counter)
     for run in gridfile.runs(grid):
         output = run.promised(results)
-        if output not in jobs_states:
-            needed = [output.parent, address.images(results, run.task)]
-            if run.regime == "frozen":
-                drawn = gridfile.weight_seeds(grid, run.backbone)
-                needed += [address.features(results, run.task, run.backbone, s) for s in drawn]
-            jobs_states[output] = any(map(jobs.failures, needed)), str(output) in planned
-        failed, stale = jobs_states[output]
-        there = run in complete
-        state = "failed" if failed else "missing" if not there else "stale" if stale else "done"
+        needed = {output.parent, address.images(results, run.task)}
+        if run.regime == "frozen":
+            drawn = gridfile.weight_seeds(grid, run.backbone)
+            needed |= {address.features(results, run.task, run.backbone, seed) for seed in drawn}
+        state = ("stale" if str(output) in planned else "done") if run in complete else "missing"
+        state = "failed" if needed & broken else state
         counts[run.task, run.backbone, run.regime][state] += 1
     rows = [[*cell, *(of_cell[state] for state in STATES)] for cell, of_cell in counts.items()]
     return pd.DataFrame(rows, columns=["task", "backbone", "regime", *STATES])

@@ -6,9 +6,8 @@
     python -m medlib.grid.study status GRID      what is done, failed, stale and missing
     python -m medlib.grid.study report GRID      Snakemake's own report of the jobs
 
-Snakemake runs the jobs. This module adds: only one run of a grid at a time; a killed run is
-continued; progress is printed now and then; the end lists the jobs that failed, why, and how to
-run only those again.
+Snakemake runs the jobs. This module adds: a grid is run only once at a time, a killed run is
+continued, progress is printed, and the end lists what failed, why, and how to run only that again.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import argparse
 import contextlib
 import fcntl
 import gc
+import itertools
 import logging
 import os
 import re
@@ -24,10 +24,11 @@ import socket
 import sys
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+
+import pandas as pd
 
 from medlib.files import read_json
 from medlib.grid import gridfile, jobs, page, states
@@ -53,24 +54,18 @@ class Study:
 
 @contextlib.contextmanager
 def alone(study: Study) -> Iterator[None]:
-    """Hold the lock of this study.
+    """Hold the lock of this study. Raises StudyError that names the process which holds it.
 
-    The operating system releases it when the process ends, however it ends. Raises StudyError that
-    names the process which holds it.
+    The operating system releases it when the process ends, however it ends.
     """
     study.results.mkdir(parents=True, exist_ok=True)
     with open(study.lock, "a+") as file:
-        for patience in (True, True, False):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not patience:
-                    raise StudyError(
-                        f"Grid '{study.name}' is being run already, by {_holder(study)}. "
-                        f"Watch it with: make status GRID={study.name}"
-                    ) from None
+        for _ in range(2):
+            if not jobs.take(file):
                 time.sleep(1)  # jobs of a killed run may be ending just now
+        if not jobs.take(file):
+            said = f"Grid '{study.name}' is being run already, by {_holder(study)}."
+            raise StudyError(f"{said} Watch it with: make status GRID={study.name}")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.ctime()}\n")
         file.flush()
@@ -86,11 +81,7 @@ def running(study: Study) -> str:
     if not study.lock.is_file():
         return ""
     with open(study.lock) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _holder(study)
-    return ""
+        return "" if jobs.take(file, fcntl.LOCK_SH) else _holder(study)
 
 
 def snakemake(listener: Callable[[logging.LogRecord], object], *arguments: str) -> int:
@@ -111,7 +102,6 @@ def snakemake(listener: Callable[[logging.LogRecord], object], *arguments: str) 
 
 
 def options(study: Study, *config: str) -> list[str]:
-    """Snakemake's options for a study."""
     # Copied or restored weights are newer, but the same: large files are compared by content, too.
     same = ["--max-checksum-file-size", "100GB"]
     return ["--config", f"grid={study.name}", *config, "--nolock", "--rerun-incomplete", *same]
@@ -119,8 +109,7 @@ def options(study: Study, *config: str) -> list[str]:
 
 def forced(study: Study) -> list[str]:
     """The option that runs jobs again whose last output is there, but not each of their runs."""
-    done = set(states.done(study.grid, study.results))
-    missing = [run for run in gridfile.runs(study.grid) if run not in done]
+    missing = set(gridfile.runs(study.grid)) - set(states.done(study.grid, study.results))
     promised = {run.promised(study.results) for run in missing}
     lost = sorted(str(file) for file in promised if file.is_file())
     return ["--forcerun", *lost] if lost else []
@@ -130,28 +119,25 @@ def failed_jobs(study: Study) -> dict[str, dict]:
     """The jobs that failed: what a job writes first -> the record of its failure."""
     return {
         str(output): record
-        for output, record in jobs.failures(study.results, below=True).items()
+        for output, record in jobs.failures(study.results).items()
         if gridfile.asks_for(study.grid, output.relative_to(study.results))
     }
 
 
-def run(
-    study: Study, arguments: list[str], only_failed: bool = False, partial: bool = False
-) -> int:
+def run(study: Study, arguments: list, only_failed: bool = False, partial: bool = False) -> int:
     """Run the jobs that are not done; returns 0 if all that was asked for is done.
 
     ``arguments`` are Snakemake's own. ``partial`` draws figures and tables without the missing
-    runs. The grid is called complete only if no job is left at the end. Raises StudyError if
-    another process runs it.
+    runs. Raises StudyError if another process runs it.
     """
     begun = time.monotonic()
     with alone(study):
         if only_failed:
-            failed = failed_jobs(study)
+            failed = {record["outputs"][0] for record in failed_jobs(study).values()}
             if not failed:
                 print(f"Nothing of grid '{study.name}' has failed.")
                 return 0
-            arguments = [*sorted({r["outputs"][0] for r in failed.values()}), *arguments]
+            arguments = [*sorted(failed), *arguments]
         elif not partial:
             arguments = [*arguments, *forced(study)]
         if not any(a.split("=")[0] in ("--profile", "--executor", "-e") for a in arguments):
@@ -176,7 +162,7 @@ def run(
 
 
 def ending(study: Study, left: int, ran: int, seconds: float) -> str:
-    """What is printed if nothing has failed and so many jobs are left."""
+    """What is printed if nothing has failed; the grid is complete only if no job is left."""
     if left:
         more = f"{left} jobs of the grid are left: make study GRID={study.name}"
         return f"All {ran} jobs that were asked for are done. {more}"
@@ -210,10 +196,9 @@ def _machine() -> list[str]:
     """What this machine has for its jobs: memory in MB, and GPUs, if any."""
     import psutil
 
-    resources = [f"mem_mb={psutil.virtual_memory().total // 2**20}"]
-    if devices := jobs.visible_gpus():
-        resources.append(f"gpu={len(devices) * jobs.jobs_per_gpu()}")
-    return resources
+    memory, devices = psutil.virtual_memory().total // 2**20, jobs.visible_gpus()
+    gpus = [f"gpu={len(devices) * jobs.jobs_per_gpu()}"] if devices else []
+    return [f"mem_mb={memory}", *gpus]
 
 
 def failures(name: str, watch: Watch) -> str:
@@ -249,15 +234,14 @@ REASONS = (
 
 def reason(words: str) -> str:
     """Snakemake's reason for a job, in fewer words."""
-    parts = words.split("; ")
-    for pattern, ours in REASONS:
-        if match := next(filter(None, (re.match(pattern, part) for part in parts)), None):
+    for (pattern, ours), part in itertools.product(REASONS, words.split("; ")):
+        if match := re.match(pattern, part):
             return match.expand(ours)
     return words
 
 
-def planned(study: Study, arguments: list[str] | tuple = ()) -> list[dict]:
-    """The jobs that would run now: rule, words, outputs, reason. Raises StudyError.
+def planned(study: Study, arguments: list[str] | tuple = ()) -> pd.DataFrame:
+    """The jobs that would run now: rule, words, outputs (a list), reason. Raises StudyError.
 
     They are read from Snakemake's graph as soon as it is built. A dry run would also schedule and
     print every job, which takes as long again.
@@ -285,30 +269,23 @@ def planned(study: Study, arguments: list[str] | tuple = ()) -> list[dict]:
     if snakemake(listen, *options(study), *quietly, *arguments, *forced(study)):
         raise StudyError("\n".join(errors))
     graph_jobs.sort(key=lambda pair: (pair[0].rule.lineno, *pair[0].output))
-    return [
-        {
-            "rule": job.rule.name,
-            "words": describe(job.rule.name, job.wildcards_dict),
-            "outputs": list(map(str, job.output)),
-            "reason": reason(because),
-        }
-        for job, because in graph_jobs
-        if job.rule.name != TARGET
-    ]
+    rows = []
+    for job, because in graph_jobs:
+        words = describe(job.rule.name, job.wildcards_dict)
+        rows.append((job.rule.name, words, list(map(str, job.output)), reason(because)))
+    table = pd.DataFrame(rows, columns=["rule", "words", "outputs", "reason"])
+    return table[table["rule"] != TARGET]
 
 
 def plan(study: Study, arguments: list[str]) -> int:
     """Print what would run and why, grouped."""
     would_run = planned(study, arguments)
-    if not would_run:
+    if would_run.empty:
         print(f"Nothing would run: grid '{study.name}' is complete.")
         return 0
-    groups: dict = defaultdict(list)
-    for job in would_run:
-        groups[job["rule"], job["reason"]].append(job["words"])
-    width = max(len(rule) for rule, _ in groups)
+    width = would_run["rule"].str.len().max()
     print(f"{len(would_run)} jobs would run:")
-    for (rule, because), words in groups.items():
+    for (rule, because), words in would_run.groupby(["rule", "reason"], sort=False)["words"]:
         few = len(words) <= 3 and because not in (NOT_MADE, FOLLOWS)
         names = f" ({', '.join(words)})" if few else ""
         print(f"{len(words):6d} × {rule:{width}s}  {because}{names}")
@@ -324,8 +301,8 @@ def show_status(study: Study, arguments: list[str]) -> int:
             print(progress_words(now))
             for job in now["running"]:
                 print(f"    {job['job']}: {job['writes']}")
-    stale = {path for job in planned(study, arguments) for path in job["outputs"]}
-    table = states.table(study.grid, study.results, stale)
+    would_be_made = itertools.chain(*planned(study, arguments)["outputs"])
+    table = states.table(study.grid, study.results, set(would_be_made))
     print(table.to_string(index=False))
     total = table[list(states.STATES)].sum()
     print(", ".join(f"{total[state]} {state}" for state in states.STATES))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import shutil
 import sys
 import threading
 import time
@@ -42,10 +43,10 @@ class LogHandler(LogHandlerBase):
 
 def describe(rule: str, wildcards: dict | None) -> str:
     """A job in words: "finetune fundus_pm vit_tiny-random seed 0"."""
-    values = {name: str((wildcards or {}).get(name, "")) for name in COORDINATES}
-    if values["seed"]:
-        values["seed"] = f"seed {values['seed']}"
-    return " ".join([rule, *filter(None, values.values())])
+    known = {name: str(value) for name, value in (wildcards or {}).items() if value != ""}
+    if "seed" in known:
+        known["seed"] = f"seed {known['seed']}"
+    return " ".join([rule, *(known[name] for name in COORDINATES if name in known)])
 
 
 class Watch:
@@ -77,32 +78,30 @@ class Watch:
                 known = self.jobs.setdefault(record.jobid, {})
                 writes = next(iter([*(record.log or ()), *(record.output or ())]), "")
                 known |= {"rule": record.rule_name, "writes": writes}
-                known.setdefault("words", describe(record.rule_name, None))
-                if event == LogEvent.JOB_INFO:
-                    known["words"] = describe(record.rule_name, record.wildcards)
-                else:
+                words = describe(record.rule_name, getattr(record, "wildcards", None))
+                known.setdefault("words", words)  # an error does not come with wildcards
+                if event == LogEvent.JOB_ERROR:
                     self.working.pop(record.jobid, None)
                     if record.jobid not in self.failed:
                         self.failed[record.jobid] = known
                         self.say(f"failed: {known['words']}: {why(known)[1]}")
             elif event == LogEvent.JOB_STARTED:
-                for job in record.jobs:
-                    self.working[job] = self.clock()
+                self.working |= dict.fromkeys(record.jobs, self.clock())
             elif event == LogEvent.JOB_FINISHED:
-                self._finished(record.job_id)
+                self.failed.pop(record.job_id, None)  # a later attempt succeeded
+                since = self.working.pop(record.job_id, self.clock())
+                rule = self.rule(record.job_id)
+                if rule != TARGET:
+                    self.done += 1
+                    self.left[rule] -= 1
+                    self.took[rule].append(self.clock() - since)
             elif record.levelno >= logging.WARNING and not re.match(NOISE, record.getMessage()):
                 self.say(record.getMessage())
             if event in SHOWN:
                 self.show()
 
-    def _finished(self, job: int) -> None:
-        self.failed.pop(job, None)  # a later attempt succeeded
-        rule = self.jobs.get(job, {}).get("rule", "")
-        if rule == TARGET:
-            return
-        self.done += 1
-        self.left[rule] -= 1
-        self.took[rule].append(self.clock() - self.working.pop(job, self.clock()))
+    def rule(self, job: int) -> str:
+        return self.jobs.get(job, {}).get("rule", "")
 
     def seconds_left(self) -> float | None:
         """An estimate, from each rule's mean duration and the parallelism so far.
@@ -117,20 +116,19 @@ class Watch:
         now, waiting = self.clock(), Counter(self.left)
         worked, work = sum(every), 0.0
         for job, since in self.working.items():
-            rule = self.jobs.get(job, {}).get("rule", "")
-            waiting[rule] -= 1
+            waiting[self.rule(job)] -= 1
             worked += now - since
-            work += abs(mean.get(rule, usual) - (now - since))
+            work += abs(mean.get(self.rule(job), usual) - (now - since))
         work += sum(n * mean.get(rule, usual) for rule, n in waiting.items())
         parallel = worked / max(now - self.begun, 1e-9)
         return max(work, 0) / max(parallel, 1e-9)
 
     def summary(self) -> dict:
         now = self.clock()
-        known = {job: self.jobs[job] for job in self.working if job in self.jobs}
         running = [
-            {"job": of["words"], "seconds": now - self.working[job], "writes": of["writes"]}
-            for job, of in known.items()
+            {"job": known["words"], "seconds": now - since, "writes": known["writes"]}
+            for job, since in self.working.items()
+            if (known := self.jobs.get(job))
         ]
         counts = {"done": self.done, "failed": len(self.failed), "total": self.total}
         return counts | {"seconds_left": self.seconds_left(), "running": running}
@@ -178,9 +176,13 @@ def why(job: dict) -> tuple[str, str, str]:
     notebook = job["writes"] if job["writes"].endswith(".ipynb") else ""
     record = jobs.failed(job["writes"]) if job["writes"] else None
     if record is None:
+        with contextlib.suppress(OSError):
+            folder = Path(job["writes"]).parent
+            if shutil.disk_usage(folder).free < 2**20:  # not even the record could be written
+                full = f"The disk of {folder} is full, or your quota"
+                return "", f"{full}: make room and call the same command again.", notebook
         return "", "it ended without a message: killed, or out of memory?", notebook
-    where = Path(record["source"]).name
+    where, line = Path(record["source"]).name, record["line"]
     if record["cell"] is not None:
         where = f"code cell {record['cell']} of {where}"
-    line = record["line"]
     return where, line if len(line) < 300 else line[:300] + " …", notebook
