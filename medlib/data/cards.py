@@ -134,7 +134,7 @@ class Card(BaseModel):
 
 
 # The names that a card knows, at its top and in its parts.
-NAMES = {"": [*Card.model_fields][1:], "volumes": [*Volumes.model_fields]}
+NAMES = {"": [*Card.model_fields][1:], "volumes": [*Volumes.model_fields]}  # [0] is task
 
 
 def tasks(folder: Path | str = FOLDER) -> list[str]:
@@ -233,9 +233,9 @@ def data_folder(data: str, results: Path | str) -> Path:
     folder = os.environ.get("MEDLIB_DATA", "") if data == "real" else data
     if folder and Path(folder).is_dir():
         return Path(folder)
-    problem = "The grid asks for real data, but MEDLIB_DATA is not set. Name"
-    if folder:
-        problem = f"The data folder {folder!r} does not exist. Give"
+    problem = f"The data folder {folder!r} does not exist. Give"
+    if not folder:
+        problem = "The grid asks for real data, but MEDLIB_DATA is not set. Name"
     raise FileNotFoundError(
         f"{problem} the folder that holds the data sets (make … DATA=folder, or the environment "
         "variable MEDLIB_DATA), or use data='phantoms'."

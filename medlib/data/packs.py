@@ -46,7 +46,8 @@ def load(
 ) -> Pack:
     """Open a pack; with the manifest's ``rows``, check that it was made from them.
 
-    ``settings`` are the card's ``volumes``. Raises FileNotFoundError when there is no pack, ManifestError when it is stale.
+    ``settings`` are the card's ``volumes``. Raises FileNotFoundError when there is no pack,
+    ManifestError when it is stale.
     """
     folder = Path(folder)
     if recorded_hash(folder) is None:
