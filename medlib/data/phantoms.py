@@ -35,7 +35,6 @@ CHEST = {"train": {"NORMAL": 90, "PNEUMONIA": 110}, "test": {"NORMAL": 45, "PNEU
 FUNDUS = {"train": {"H": 24, "N": 86, "P": 120}, "val": {"H": 10, "N": 45, "P": 55}}
 LESIONS = {"akiec": 40, "bcc": 46, "bkl": 54, "df": 36, "mel": 54, "nv": 120, "vasc": 36}
 GLIOMAS = {1: 54, 2: 54}  # the codes of data.csv: 1 is WHO grade II, 2 is grade III
-Rng = np.random.Generator
 
 
 @lru_cache
@@ -45,7 +44,7 @@ def _plane(n: int) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def _noise(rng: Rng, n: int, period: float) -> np.ndarray:
+def _noise(rng: np.random.Generator, n: int, period: float) -> np.ndarray:
     """Smooth noise (n, n) of about unit variance; `period` is the size of its grain in pixels."""
     cells = max(3, round(2 * n / period))
     coarse = Image.fromarray(rng.standard_normal((cells, cells), dtype=np.float32))
@@ -53,7 +52,7 @@ def _noise(rng: Rng, n: int, period: float) -> np.ndarray:
     return fine / fine.std()
 
 
-def _net(rng: Rng, n: int, period: float, width: float = 0.3) -> np.ndarray:
+def _net(rng: np.random.Generator, n: int, period: float, width: float = 0.3) -> np.ndarray:
     """An irregular network of bright lines (n, n) in [0, 1]: where smooth noise crosses zero."""
     return np.exp(-((_noise(rng, n, period) / width) ** 2))
 
@@ -82,14 +81,14 @@ def _paint(image: np.ndarray, value, mask: np.ndarray) -> None:
     image += mask * (np.asarray(value, np.float32) - image)
 
 
-def _places(rng: Rng, mask: np.ndarray, count: int) -> np.ndarray:
+def _places(rng: np.random.Generator, mask: np.ndarray, count: int) -> np.ndarray:
     """(count, 2) random x, y inside `mask`."""
     rows, cols = np.nonzero(mask > 0.5)
     pick = rng.integers(len(rows), size=count)
     return np.stack([cols[pick], rows[pick]], 1) * (2 / (len(mask) - 1)) - 1
 
 
-def _dots(rng: Rng, mask: np.ndarray, count: int, small: float, large: float):
+def _dots(rng: np.random.Generator, mask: np.ndarray, count: int, small: float, large: float):
     """Mask of `count` dots inside `mask`, their radii between `small` and `large`."""
     at = np.column_stack([_places(rng, mask, count), rng.uniform(small, large, count)])
     return _ink(len(mask), dots=at)
@@ -131,7 +130,7 @@ def _save_jpeg(path: Path, image: np.ndarray) -> None:
     Image.fromarray(_bytes(image)).save(path, "JPEG", quality=92, subsampling=0)
 
 
-def _chest(rng: Rng, sick: bool, n: int = 128) -> np.ndarray:
+def _chest(rng: np.random.Generator, sick: bool, n: int = 128) -> np.ndarray:
     """Frontal chest radiograph (n, n): ribs, lungs, heart, diaphragm, clavicles.
 
     Pneumonia adds three or four patches of reticular and nodular opacity inside the lungs;
@@ -175,7 +174,7 @@ def _chest(rng: Rng, sick: bool, n: int = 128) -> np.ndarray:
     return np.maximum(image, np.asarray(marker, np.float32) / 255 * 0.9)
 
 
-def _opacities(rng: Rng, image: np.ndarray, lungs: np.ndarray, sick: bool) -> None:
+def _opacities(rng: np.random.Generator, image: np.ndarray, lungs: np.ndarray, sick: bool) -> None:
     """Draw patches into the lungs: nodules and lines where `sick`, else a smooth haze."""
     n = len(image)
     x, y = _plane(n)
@@ -191,7 +190,7 @@ def _opacities(rng: Rng, image: np.ndarray, lungs: np.ndarray, sick: bool) -> No
         _paint(image, 0.75, patch)
 
 
-def _write_chest(folder: Path, scale: float, rng: Rng) -> None:
+def _write_chest(folder: Path, scale: float, rng: np.random.Generator) -> None:
     """`chest_xray/{train,test}/{NORMAL,PNEUMONIA}/*.jpeg`: grey, 112 x 112."""
     for split, classes in CHEST.items():
         image_number = 0
@@ -211,7 +210,7 @@ def _write_chest(folder: Path, scale: float, rng: Rng) -> None:
                     _save_jpeg(folder / split / label / name, photo)
 
 
-def _fundus(rng: Rng, kind: str, n: int = 112) -> np.ndarray:
+def _fundus(rng: np.random.Generator, kind: str, n: int = 112) -> np.ndarray:
     """Colour fundus photograph (n, n, 3): disc, arcades, macula, black surround.
 
     `kind` is N (normal), H (high myopia: a pale crescent at the disc) or P (pathologic myopia: as
@@ -253,7 +252,7 @@ def _fundus(rng: Rng, kind: str, n: int = 112) -> np.ndarray:
     return image[:, ::-1] if rng.random() < 0.5 else image  # right or left eye
 
 
-def _myopia(rng: Rng, image: np.ndarray) -> None:
+def _myopia(rng: np.random.Generator, image: np.ndarray) -> None:
     """Draw pathologic myopia: choroidal vessels showing through, patches of atrophy, pigment."""
     n, base = len(image), image.mean((0, 1))
     x, y = _plane(n)
@@ -268,7 +267,7 @@ def _myopia(rng: Rng, image: np.ndarray) -> None:
         _paint(image, [0.12, 0.06, 0.04], spots * 0.85)
 
 
-def _write_fundus(folder: Path, scale: float, rng: Rng) -> None:
+def _write_fundus(folder: Path, scale: float, rng: np.random.Generator) -> None:
     """`PALM-Training400/{H,N,P}dddd.jpg`, `PALM-Validation400/Vdddd.jpg`: RGB, 112 x 112."""
     for kind, eyes in FUNDUS["train"].items():
         for k in range(_count(eyes, scale)):
@@ -282,7 +281,7 @@ def _write_fundus(folder: Path, scale: float, rng: Rng) -> None:
     labels.to_csv(validation / "labels.csv", index=False, lineterminator="\r\n")
 
 
-def _lesion(rng: Rng, dx: str, n: int = 168) -> np.ndarray:
+def _lesion(rng: np.random.Generator, dx: str, n: int = 168) -> np.ndarray:
     """Dermoscopy picture (n, n, 3): a lesion on skin, with hairs; its pattern tells the class.
 
     akiec: red network around pale follicles; bcc: branching red vessels, blue-grey nests;
@@ -310,7 +309,7 @@ def _lesion(rng: Rng, dx: str, n: int = 168) -> np.ndarray:
     return image
 
 
-def _pattern(rng: Rng, dx: str, area: np.ndarray) -> list[tuple]:
+def _pattern(rng: np.random.Generator, dx: str, area: np.ndarray) -> list[tuple]:
     """(colour, mask) layers that mark the class `dx` in the lesion `area`."""
     n = len(area)
     x, y = _plane(n)
@@ -349,20 +348,20 @@ def _pattern(rng: Rng, dx: str, area: np.ndarray) -> list[tuple]:
     return [((0.4, 0.45, 0.58), veil * area * 0.7), ((0.08, 0.05, 0.06), dots)]
 
 
-def _write_dermoscopy(folder: Path, scale: float, rng: Rng) -> None:
+def _write_dermoscopy(folder: Path, scale: float, rng: np.random.Generator) -> None:
     """`HAM10000_images_part_{1,2}/ISIC_*.jpg`: RGB, 128 x 96; `HAM10000_metadata.csv`."""
     rows, photos = [], []
     for k, dx in enumerate(rng.permutation(_drawn(LESIONS, scale))):
         drawing = _lesion(rng, dx)
-        lesion = {"lesion_id": f"HAM_{7 * k + 3:07d}", "image_id": "", "dx": dx}
+        row = {"lesion_id": f"HAM_{7 * k + 3:07d}", "image_id": "", "dx": dx}
         proofs = ["follow_up", "histo"] if dx == "nv" else ["histo", "consensus"]
-        lesion["dx_type"] = rng.choice(proofs)
-        lesion["age"] = f"{5 * rng.integers(5, 17)}.0" if rng.random() > 0.02 else ""
-        lesion["sex"] = rng.choice(["male", "female"])
-        lesion["localization"] = rng.choice("back,trunk,lower extremity,face,abdomen".split(","))
+        row["dx_type"] = rng.choice(proofs)
+        row["age"] = f"{5 * rng.integers(5, 17)}.0" if rng.random() > 0.02 else ""
+        row["sex"] = rng.choice(["male", "female"])
+        row["localization"] = rng.choice(["back", "trunk", "lower extremity", "face", "abdomen"])
         for _ in range(_images_of_one(rng)):
             photos.append(_view(rng, drawing, (128, 96), turn=np.pi, cast=0.04))
-            rows.append(dict(lesion))
+            rows.append(dict(row))
     for k, place in enumerate(rng.permutation(len(photos))):  # a lesion's images lie in both parts
         second = k >= len(photos) // 2
         image_id = f"ISIC_{(29306 - len(photos) // 2 if second else 24306) + k:07d}"
@@ -382,14 +381,14 @@ GREYS = {  # of these tissues
 SHIFT = (-0.2, 0.14, 0.12)  # how much brighter grade 2 is on average
 
 
-def _noise3(rng: Rng, shape: tuple[int, int, int], period: float) -> np.ndarray:
+def _noise3(rng: np.random.Generator, shape: tuple[int, int, int], period: float) -> np.ndarray:
     """Smooth noise (x, y, z): two planes mixed along z, so that neighbouring slices are alike."""
     a, b = (_noise(rng, max(shape), period)[: shape[0], : shape[1]] for _ in range(2))
     t = np.linspace(-0.7, 0.7, shape[2]) + rng.uniform(0, 6.3)
     return a[..., None] * np.cos(t) + b[..., None] * np.sin(t)
 
 
-def _head(rng: Rng, grade: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _head(rng: np.random.Generator, grade: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Axial head MRI: uint8 volumes (72, 84, 9) in RAS order by modality, and a 0/1 tumour mask.
 
     Grade 1 is a smooth tumour; grade 2 has small necroses with rims, which take up contrast.
@@ -437,7 +436,7 @@ def _head(rng: Rng, grade: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     return volumes, (tumour > 0.5).astype(np.uint8)
 
 
-def _write_glioma(folder: Path, scale: float, rng: Rng) -> None:
+def _write_glioma(folder: Path, scale: float, rng: np.random.Generator) -> None:
     """`<patient>/<patient>_{t1,t1ce,flair,seg}.nii.gz` and `data.csv`.
 
     As in the real data, one patient has no T1, one no T1ce, and the grade of one is unknown.
@@ -484,7 +483,7 @@ def _drawn(patients: dict, scale: float) -> list:
     return [name for name, count in patients.items() for _ in range(_count(count, scale))]
 
 
-def _images_of_one(rng: Rng) -> int:
+def _images_of_one(rng: np.random.Generator) -> int:
     return int(rng.choice([1, 2, 3], p=[0.7, 0.22, 0.08]))
 
 
@@ -541,7 +540,6 @@ def _recorded(sidecar: Path, wait: float) -> dict | None:
     end = time.monotonic() + wait
     while not sidecar.exists() and time.monotonic() < end:
         time.sleep(0.02)
-    try:
+    with suppress(FileNotFoundError, json.JSONDecodeError):
         return json.loads(sidecar.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
+    return None

@@ -73,9 +73,9 @@ def _checked_and_split(
         lines = (problems["name"] + ": " + problems["reason"]).tolist()
         raise ManifestError(
             f"{card.task}: {len(problems)} problem(s) in {data} (beside {len(listing.rows)} "
-            f"samples that were found):\n{listed(lines, most=1000)}\nCorrect them, or set them aside"
-            ": with quarantine=True, notebook 01_prepare_data continues without them and lists "
-            "them in the manifest's .excluded.csv."
+            f"samples that were found):\n{listed(lines, most=1000)}\nCorrect them, or set them "
+            "aside: with quarantine=True, notebook 01_prepare_data continues without them and "
+            "lists them in the manifest's .excluded.csv."
         )
     excluded = _joined(excluded, problems.assign(reason="set aside: " + problems["reason"]))
     if read.rows.empty:
