@@ -1,11 +1,9 @@
 """Which images are the same picture: the same file, or a copy in another coding, size or tone.
 
-Medical photographs look alike (a dark blob on pale skin, a bright disc in a round field), so two
-correlations must be high: that of the pictures, and that of their detail. Candidates come from a
-perceptual hash, the lowest frequencies of a thumbnail's cosine transform (Zauner, Implementation
-and Benchmarking of Perceptual Image Hash Functions, 2010). They are kept as numbers, not as bits:
-these bound the correlation from above, so no copy is missed. Cropped, turned or mirrored copies are
-not found.
+Medical photographs look alike, so two correlations must be high: that of the pictures, and that of
+their detail. Candidates come from a perceptual hash, the lowest frequencies of a thumbnail's cosine
+transform (Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010), kept
+as numbers that bound the correlation. Cropped, turned or mirrored copies are not found.
 """
 
 from __future__ import annotations

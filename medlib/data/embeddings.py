@@ -71,8 +71,7 @@ def load(folder: Path | str, pack_hash: str | None = None) -> Features:
 
     Raises FileNotFoundError when it is not there or not complete, ValueError when it is stale.
     """
-    folder = Path(folder)
-    file = folder / "meta.json"
+    folder, file = Path(folder), Path(folder) / "meta.json"
     meta = files.read_json(file) if file.is_file() else {}
     if OF_PACK[-1] not in meta:
         raise FileNotFoundError(

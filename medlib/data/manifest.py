@@ -27,6 +27,7 @@ from medlib.files import file_sha256, save_csv, save_text
 
 REQUIRED = ("sample_id", "patient_id", "path", "label")
 BESIDE = ("mask", "reference")  # columns that name further files of a sample
+Pairs = Iterable[tuple[str, str]]  # of names
 KNOWN = ("age", "sex", "site")  # columns of what is known of a patient: possible confounders
 
 
@@ -37,9 +38,8 @@ def read(path: Path | str, card: Card, data: Path | str | None = None) -> pd.Dat
     """
     path = Path(path)
     if not path.is_file():
-        raise ManifestError(
-            f"{path} does not exist: run notebook 01_prepare_data with task={card.task!r} first."
-        )
+        way_out = f"run notebook 01_prepare_data with task={card.task!r} first."
+        raise ManifestError(f"{path} does not exist: {way_out}")
     rows = read_rows(path)
     validate(rows, card, data, name=str(path))
     return rows
@@ -269,28 +269,23 @@ def file_problem(data: Path | str, path: str) -> str:
         return f"is a link to {file.readlink()}, which does not exist"
     if not file.is_file():
         return f"is not in {data}"
-    target = file.resolve()
-    if not target.is_relative_to(data.resolve()):
-        return (
-            f"is a link that leads out of the data folder, to {target}: copy it in, or name a "
-            "data folder that holds both"
-        )
+    if not (target := file.resolve()).is_relative_to(data.resolve()):
+        way_out = "copy it in, or name a data folder that holds both"
+        return f"is a link that leads out of the data folder, to {target}: {way_out}"
     return "" if file.stat().st_size else "is empty (0 bytes): get it again"
 
 
 def drop_duplicates(
     rows: pd.DataFrame, groups: Iterable[Iterable[str]]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+) -> tuple[pd.DataFrame, ...]:
     """Rows in which each group of sample ids, which are one image, is on one side of the split.
 
     Keep the test copy, else the validation copy, else the training copy (of several folds, the
     first sample's), and what is on the same side. Returns (rows, dropped); dropped has name and
     reason. Rows without a split lose nothing: :func:`assign_splits` keeps such patients together.
     """
-    column = split_column(rows)
-    if column is None:
-        return rows, pd.DataFrame(columns=["name", "reason"], dtype=str)
-    sides, reasons = dict(zip(rows["sample_id"], rows[column], strict=True)), {}
+    column, reasons = split_column(rows), {}
+    sides = dict(zip(rows["sample_id"], rows[column], strict=True)) if column else {}
     for group in groups:
         there = sorted(sample for sample in group if sample in sides and sample not in reasons)
         if column == "split":
@@ -303,9 +298,7 @@ def drop_duplicates(
     return rows[~rows["sample_id"].isin(reasons)].reset_index(drop=True), dropped
 
 
-def assign_splits(
-    rows: pd.DataFrame, card: Card, seed: int = 0, pairs: Iterable[tuple[str, str]] = ()
-) -> pd.DataFrame:
+def assign_splits(rows: pd.DataFrame, card: Card, seed: int = 0, pairs: Pairs = ()) -> pd.DataFrame:
     """Give every row its side of the split, by patient and stratified by label.
 
     Rows that come with a ``split`` keep it; if none is ``val``, a fifth of the training patients
@@ -325,16 +318,12 @@ def assign_splits(
     return rows.assign(fold=_folds(rows, card.folds, seed, card.task, pairs))
 
 
-def _folds(
-    rows: pd.DataFrame, n_folds: int, seed: int, task: str, pairs: Iterable[tuple[str, str]]
-) -> pd.Series:
+def _folds(rows: pd.DataFrame, n_folds: int, seed: int, task: str, pairs: Pairs) -> pd.Series:
     patients = rows.groupby("label")["patient_id"].nunique()
-    short = patients[patients < n_folds]
-    if len(short):
-        raise ManifestError(
-            f"{task}: {n_folds} folds need at least {n_folds} patients of each class; too few: "
-            + ", ".join(f"{label} has {n}" for label, n in short.items())
-        )
+    few = ", ".join(f"{label} has {n}" for label, n in patients[patients < n_folds].items())
+    if few:
+        need = f"{n_folds} folds need at least {n_folds} patients of each class"
+        raise ManifestError(f"{task}: {need}; too few: {few}")
     # Imported here: it takes a second or more, and only notebook 01 splits patients.
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -346,7 +335,7 @@ def _folds(
     return folds
 
 
-def _groups(rows: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> np.ndarray:
+def _groups(rows: pd.DataFrame, pairs: Pairs) -> np.ndarray:
     """Patients as group numbers; patients who share an image are one group."""
     patient = dict(zip(rows["sample_id"], rows["patient_id"], strict=True))
     same = [(patient[a], patient[b]) for a, b in pairs if a in patient and b in patient]
@@ -358,7 +347,7 @@ def _groups(rows: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> np.ndarray:
     return pd.factorize(rows["patient_id"].map(lambda one: leader.get(one, one)))[0]
 
 
-def linked(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
+def linked(pairs: Pairs) -> list[list[str]]:
     """The names that pairs link, directly or through others: sorted groups of sorted names."""
     pairs = list(pairs)
     numbers, names = pd.factorize(np.array(pairs, dtype=object).ravel(), sort=True)
@@ -380,9 +369,7 @@ def sides(side: pd.Series, key: pd.Series) -> pd.Series:
     return key.map(by_key)
 
 
-def rotations(
-    rows: pd.DataFrame, label_fraction: float = 1.0, seed: int = 0
-) -> list[splits.Rotation]:
+def rotations(rows: pd.DataFrame, label_fraction: float = 1.0, seed: int = 0) -> list:
     """:func:`medlib.core.splits.rotations` of a manifest's rows, or of a pack's index."""
     columns = (rows[name] for name in (split_column(rows), "patient_id", "label"))
     return splits.rotations(*columns, label_fraction, seed)

@@ -1,9 +1,8 @@
 """Files read once: hashed, decoded, and drawn as thumbnails and as the images of packs.
 
 The whole field of view is kept and squashed to a square, so that no crop hides a lesion (unless the
-card's ``volumes`` ask for the tumour's box). Pillow decodes and resizes. Large plain JPEGs go
-through torchvision and torch in about half the time: decoding gives the same pixels, resizing
-differs from Pillow by at most one grey level.
+card's ``volumes`` ask for the tumour's box). Large plain JPEGs go through torchvision and torch
+in about half of Pillow's time (see :func:`medlib.data.decoding.resize`).
 """
 
 from __future__ import annotations

@@ -58,7 +58,9 @@ def prepare(
     their reasons in ``excluded``.
     """
     listing = _fixed(card, data, given) if given is not None else reader.read(card, data)
-    rows, folders = _needed(listing.rows, card), folders or {}
+    used = {"mask": card.volumes and card.volumes.needs_mask, "reference": card.volumes}
+    unused = [name for name in BESIDE if name in listing.rows and not used[name]]  # not read
+    rows, folders = listing.rows.drop(columns=unused), folders or {}
     with packing.reading(rows, data, folders, settings=card.volumes, workers=workers) as read:
         prepared = _checked_and_split(card, Path(data), listing, read, seed, quarantine)
         packing.write(read, prepared.rows, folders, card.volumes)
@@ -132,12 +134,6 @@ def _fixed(card: Card, data: Path | str, given: Path) -> base.Found:
     extra = pd.DataFrame({"name": new, "reason": f"not in {given.name}, which fixes the samples"})
     problems = pd.DataFrame([*problems.items()], columns=["name", "reason"], dtype=str)
     return base.Found(rows, _joined(excluded, read.excluded, extra), _joined(unusable, problems))
-
-
-def _needed(rows: pd.DataFrame, card: Card) -> pd.DataFrame:
-    """``rows`` without the masks and reference volumes that no step reads."""
-    used = {"mask": card.volumes and card.volumes.needs_mask, "reference": card.volumes}
-    return rows.drop(columns=[c for c in BESIDE if c in rows and not used[c]])
 
 
 def _pairs(read: packing.Reading, card: Card) -> pd.DataFrame:

@@ -63,7 +63,7 @@ def slices(
             f"it has {volume.shape[2]} axial slices, {settings.slices} were asked for: lower "
             "`slices` under `volumes` in the card, or take it out of the manifest"
         )
-    tumour = _tumour(mask, own, settings, contents) if settings.needs_mask else None
+    tumour = _tumour(Path(mask), own, settings, contents) if settings.needs_mask else None
     head = _head(volume)
     grey = window(volume, head, settings.percentiles)
     if grey.min() == grey.max():
@@ -238,11 +238,9 @@ def _onto(
     return resampled
 
 
-def _tumour(
-    mask: Path | str, wanted: Geometry, settings: Volumes, contents: Contents
-) -> np.ndarray:
+def _tumour(mask: Path, wanted: Geometry, settings: Volumes, contents: Contents) -> np.ndarray:
     """Where the mask is above 0, in the geometry ``wanted`` of its volume: X×Y×Z, bool."""
-    what = f"its mask {Path(mask).name}"
+    what = f"its mask {mask.name}"
     values, own = _read(mask, what, contents)
     if not (values > 0).any():
         raise ValueError(f"{what} is empty, no voxel is above 0: draw it, or take the row out")

@@ -45,6 +45,11 @@ Problem = namedtuple("Problem", ["name", "reason"])
 Items = Iterator[dict | Excluded | Problem]
 
 
+def row(sample: str, path: Path, label: str, **known: str) -> dict:
+    """A row of ``Found``; without ``patient_id``, the sample is a patient of its own."""
+    return {"sample_id": sample, "patient_id": sample, "path": path, "label": label} | known
+
+
 def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
     """Every folder at and below ``folder``, in order, with the names of its files."""
 
@@ -143,9 +148,9 @@ def match(
     ``samples``: what the table calls each sample. Without ``complete`` it may lack some.
     """
     where, rows = table.attrs["name"], {}
-    for index, row in zip(table.index, table.to_dict("records"), strict=True):
-        if row["image"]:
-            rows.setdefault(row["image"], []).append(row)
+    for index, record in zip(table.index, table.to_dict("records"), strict=True):
+        if record["image"]:
+            rows.setdefault(record["image"], []).append(record)
         else:
             yield Problem(f"row {index + 2} of {where}", "it names no image")
     for name in sorted(rows.keys() - set(samples.values())):
@@ -167,8 +172,7 @@ def labelled(images: list[Path], table: pd.DataFrame, classes: dict, **fixed: st
             continue  # a problem that match has told
         told = {c: v for c, v in records[sample].items() if c in COLUMNS}
         if told["label"] in classes:
-            row = {"sample_id": sample, "patient_id": sample, "path": path} | told | fixed
-            yield row | {"label": classes[told["label"]]}
+            yield row(sample, path, **told | fixed | {"label": classes[told["label"]]})
         else:
             yield Problem(sample, no_class(told["label"], classes, table.attrs["name"]))
 
@@ -190,7 +194,7 @@ def classes_of(card: Card, option: str, given: dict | None) -> dict[str, str]:
 def one_hot(table: pd.DataFrame, classes: Iterable[str]) -> list[str]:
     """Of each row the class that is 1; "none", and several joined by a plus, are no class."""
     return [
-        "+".join(c if row[c] == "1" else f"{c}={row[c]}" for c in classes if row[c] != "0")
+        "+".join(c if told[c] == "1" else f"{c}={told[c]}" for c in classes if told[c] != "0")
         or "none"
-        for row in table.to_dict("records")
+        for told in table.to_dict("records")
     ]
