@@ -74,14 +74,11 @@ def load(folder: Path | str, pack_hash: str | None = None) -> Features:
     folder, file = Path(folder), Path(folder) / "meta.json"
     meta = files.read_json(file) if file.is_file() else {}
     if OF_PACK[-1] not in meta:
-        raise FileNotFoundError(
-            f"There are no embeddings in {folder}. Run notebook 02_extract_features for this task "
-            "and backbone."
-        )
+        way_out = "Run notebook 02_extract_features for this task and backbone."
+        raise FileNotFoundError(f"There are no embeddings in {folder}. {way_out}")
     if pack_hash is not None and meta["images"] != pack_hash:
-        raise ValueError(
-            f"The embeddings in {folder} are of other images than those prepared now: run notebook "
-            "02_extract_features for this task and backbone again."
-        )
+        way_out = "run notebook 02_extract_features for this task and backbone again."
+        other = "are of other images than those prepared now"
+        raise ValueError(f"The embeddings in {folder} {other}: {way_out}")
     index = manifest.read_samples(folder / "index.csv")
     return Features(np.load(folder / "embeddings.npy", mmap_mode="r"), index, meta)

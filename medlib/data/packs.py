@@ -59,9 +59,7 @@ def load(
     meta = files.read_json(folder / "meta.json")
     how = meta["size"], meta["interpolation"], settings
     if rows is not None and meta["hash"] != pack_hash(rows, *how):
-        raise ManifestError(
-            f"The images in {folder} were packed from another manifest: run notebook "
-            "01_prepare_data for this task again."
-        )
+        way_out = "run notebook 01_prepare_data for this task again."
+        raise ManifestError(f"The images in {folder} were packed from another manifest: {way_out}")
     index = manifest.read_samples(folder / "index.csv")
     return Pack(np.load(folder / "images.npy", mmap_mode="r"), index, meta)

@@ -79,7 +79,6 @@ def _known(values: pd.Series) -> pd.Series:
 
 
 def _with_unknown(values: pd.Series) -> pd.Series:
-    """The categories with one more for values that are missing, where any are."""
     return values.cat.add_categories(UNKNOWN).fillna(UNKNOWN) if values.isna().any() else values
 
 
@@ -101,7 +100,6 @@ def _age_bands(ages: pd.Series) -> pd.Series:
 
 
 def _categories(values: pd.Series) -> pd.Series:
-    """The values as categories, in the order of their names: the same in every task."""
     return _with_unknown(values.astype(pd.CategoricalDtype(sorted(values.dropna().unique()))))
 
 

@@ -176,8 +176,7 @@ def _chest(rng: np.random.Generator, sick: bool, n: int = 128) -> np.ndarray:
 
 def _opacities(rng: np.random.Generator, image: np.ndarray, lungs: np.ndarray, sick: bool) -> None:
     """Draw patches into the lungs: nodules and lines where `sick`, else a smooth haze."""
-    n = len(image)
-    x, y = _plane(n)
+    n, (x, y) = len(image), _plane(len(image))
     for cx, cy in _places(rng, lungs, int(rng.integers(3, 5))):
         rx, ry = rng.uniform(0.25, 0.42, 2)
         patch = _ellipse(x, y, cx, cy, rx, ry, rng.uniform(0, 3), 0.5, 0.15 * _noise(rng, n, 40))
@@ -254,8 +253,7 @@ def _fundus(rng: np.random.Generator, kind: str, n: int = 112) -> np.ndarray:
 
 def _myopia(rng: np.random.Generator, image: np.ndarray) -> None:
     """Draw pathologic myopia: choroidal vessels showing through, patches of atrophy, pigment."""
-    n, base = len(image), image.mean((0, 1))
-    x, y = _plane(n)
+    n, (x, y), base = len(image), _plane(len(image)), image.mean((0, 1))
     cx, cy = rng.uniform(-0.4, 0.4, 2)
     field = _ellipse(x, y, cx, cy, *rng.uniform(0.6, 1.0, 2), rng.uniform(0, 3), 0.6)
     image *= (1 + field * (0.6 * _net(rng, n, 12, 0.45) - 0.3))[..., None]
@@ -311,8 +309,7 @@ def _lesion(rng: np.random.Generator, dx: str, n: int = 168) -> np.ndarray:
 
 def _pattern(rng: np.random.Generator, dx: str, area: np.ndarray) -> list[tuple]:
     """(colour, mask) layers that mark the class `dx` in the lesion `area`."""
-    n = len(area)
-    x, y = _plane(n)
+    n, (x, y) = len(area), _plane(len(area))
     if dx == "akiec":
         follicles = _dots(rng, area, 16, 0.025, 0.045)
         network = area * _net(rng, n, 15, 0.5) * 0.8
@@ -324,8 +321,7 @@ def _pattern(rng: np.random.Generator, dx: str, area: np.ndarray) -> list[tuple]
         vessels = vessels * np.clip(area + 0.3, 0, 1) * 0.85
         return [((0.42, 0.42, 0.52), nests), ((0.75, 0.05, 0.1), vessels)]
     if dx == "bkl":
-        cysts = _dots(rng, area, 24, 0.025, 0.045)
-        openings = _dots(rng, area, 8, 0.02, 0.04) * 0.8
+        cysts, openings = _dots(rng, area, 24, 0.025, 0.045), _dots(rng, area, 8, 0.02, 0.04) * 0.8
         return [((1.0, 0.96, 0.85), cysts), ((0.3, 0.18, 0.1), openings)]
     if dx == "vasc":
         lacunae = _dots(rng, area, 14, 0.06, 0.12) * area * 0.85
@@ -493,7 +489,6 @@ def write(dataset: str, root: Path | str, *, scale: float = 1.0, seed: int = 0) 
     `scale` multiplies the number of patients; no class of any split falls below six. The same
     arguments give the same bytes. `<root>/<dataset>.json` records them: when it matches, nothing
     is drawn; when it does not, the folder is replaced. The folder appears whole, by rename.
-
     Raises ValueError for an unknown data set or a scale that is not positive, and RuntimeError
     when another process is writing other phantoms to the same place.
     """
@@ -523,9 +518,9 @@ def write(dataset: str, root: Path | str, *, scale: float = 1.0, seed: int = 0) 
             os.rename(new, folder)
         except OSError:  # another process came first: its copy stays
             if _recorded(sidecar, wait=5) != record:
+                way_out = "give each set of parameters a root of its own"
                 raise RuntimeError(
-                    f"{folder} was written at the same time with other parameters; "
-                    "give each set of parameters a root of its own"
+                    f"{folder} was written at the same time with other parameters; {way_out}"
                 ) from None
             return folder
         (scratch / sidecar.name).write_text(json.dumps(record, indent=2) + "\n")

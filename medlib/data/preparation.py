@@ -52,7 +52,6 @@ def prepare(
     its files are then found in the folder by sample id, so that any distribution of the data set
     will do. Without ``given`` the layout says which samples there are, and splits are drawn from
     ``seed`` where the data have none.
-
     Raises ManifestError that lists every sample that cannot be used, or else every image that
     stands on two sides of a split. With ``quarantine`` these are left out instead, and listed with
     their reasons in ``excluded``.
@@ -108,9 +107,8 @@ def _fixed(card: Card, data: Path | str, given: Path) -> base.Found:
     rows = manifest.read_rows(given)
     missing = [column for column in REQUIRED if column not in rows]
     if missing:
-        raise ManifestError(
-            f"{given}: columns missing: {', '.join(missing)}; found: {', '.join(rows.columns)}."
-        )
+        there = ", ".join(rows.columns)
+        raise ManifestError(f"{given}: columns missing: {', '.join(missing)}; found: {there}.")
     named = set(rows["sample_id"])
     rows, unusable = manifest.sound_rows(rows, card)
     excluded = manifest.read_excluded(given)

@@ -38,7 +38,6 @@ def slices(
     is read where the settings need one. ``reference`` is the patient's reference volume: a volume
     or a mask of another geometry is resampled to it where the settings say so. ``contents`` holds
     files that were read already.
-
     Raises ValueError, with the way out, for a file that is no whole 3-D NIfTI volume, for values
     that are not finite or all alike, for too few slices, for a mask that is missing or empty, and
     for another geometry than the reference's. FileNotFoundError where there is no file.

@@ -68,10 +68,9 @@ def own_table(
     """
     path = folder / table
     if not path.is_file():
-        there = [base.shown(p, folder) for p in base.files(folder, base.TABLES)] or ["no table"]
-        raise ManifestError(
-            f"{folder}: the table {table} is missing; there is: {', '.join(there)}."
-        )
+        tables = [base.shown(p, folder) for p in base.files(folder, base.TABLES)]
+        there = ", ".join(tables) or "no table"
+        raise ManifestError(f"{folder}: the table {table} is missing; there is: {there}.")
     for column in columns or {}:
         if column not in base.COLUMNS:
             raise ManifestError(unknown("column", column, base.COLUMNS, "Correct layout_options."))

@@ -3,9 +3,7 @@
 A layout is a generator ``(folder, card, **options)`` over a data set's folder. It yields rows
 (dicts of the columns of ``base.Found``; path, mask and reference as Path), and Excluded and Problem
 with name and reason. Its keyword arguments are the card's ``layout_options``. What every layout
-needs (one file for an id, labels that are classes, paths below the data folder) is checked once, in
-:func:`read`.
-
+needs (one file for an id, labels that are classes, paths below the data folder) is checked once.
 Hidden names (``._x.jpg``, ``.DS_Store``) and ``__MACOSX`` are no part of any data set.
 """
 
