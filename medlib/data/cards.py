@@ -1,7 +1,4 @@
-"""Task cards: what a task is, where its data come from, and how they are read and split.
-
-A card is a file ``data_manifests/<task>.yaml``.
-"""
+"""Task cards, ``data_manifests/<task>.yaml``: what a task is, its data, how they are split."""
 
 from __future__ import annotations
 
@@ -119,8 +116,7 @@ class Card(BaseModel):
     def with_settings(self, folds: int = 0, volumes: dict | None = None) -> Card:
         """The card with as many ``folds`` (0: its own) and these settings of its ``volumes``.
 
-        Raises ManifestError that lists all invalid settings, and for a task of images that is
-        given ``volumes``.
+        Raises ManifestError that lists all invalid settings, also for ``volumes`` of images.
         """
         if volumes and self.volumes is None:
             raise ManifestError(f"{self.task}: volumes is {volumes}, but its samples are images.")
@@ -134,10 +130,7 @@ class Card(BaseModel):
 
 
 # The names that a card knows, at its top and in its parts.
-NAMES = {
-    "": [name for name in Card.model_fields if name != "task"],
-    "volumes": list(Volumes.model_fields),
-}
+NAMES = {"": [*Card.model_fields][1:], "volumes": [*Volumes.model_fields]}  # [0] is task
 
 
 def tasks(folder: Path | str = FOLDER) -> list[str]:
@@ -182,12 +175,10 @@ def read(task: str, folder: Path | str = FOLDER) -> Card:
 def used(manifest_path: Path | str) -> Card:
     """The card with which a task was prepared: notebook 01 leaves it beside the manifest."""
     path = Path(manifest_path)
-    if not path.with_suffix(".yaml").is_file():
-        raise ManifestError(
-            f"There is no card of {path.stem!r} in {path.parent}: run notebook 01_prepare_data "
-            f"with task={path.stem!r} first."
-        )
-    return read(path.stem, path.parent)
+    if path.with_suffix(".yaml").is_file():
+        return read(path.stem, path.parent)
+    way_out = f"run notebook 01_prepare_data with task={path.stem!r} first."
+    raise ManifestError(f"There is no card of {path.stem!r} in {path.parent}: {way_out}")
 
 
 def _content(path: Path) -> dict:
@@ -226,10 +217,8 @@ def data_set_folder(card: Card, data: Path | str) -> Path | None:
 def data_folder(data: str, results: Path | str) -> Path:
     """The folder that holds the data sets.
 
-    ``data`` is ``"phantoms"`` (drawn into the results folder), ``"real"`` (the folder named by
-    the environment variable ``MEDLIB_DATA``) or a folder.
-
-    Raises FileNotFoundError when the folder is not there, naming it and the ways out.
+    ``data`` is ``"phantoms"`` (drawn into the results folder), ``"real"`` (the folder named by the
+    environment variable ``MEDLIB_DATA``) or a folder; FileNotFoundError where that is not there.
     """
     if data == "phantoms":
         return Path(results) / "phantoms"

@@ -23,10 +23,10 @@ from medlib.data.manifest import sample_file
 if TYPE_CHECKING:
     import torch
 
-RESAMPLING = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
+    Decoded = Image.Image | torch.Tensor
+
+RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_UNPACKING = Lock()  # threads that decode ask for the same .npz array at the same time
 
 
 def decode(path: Path | str, content: bytes | None = None) -> Image.Image:
@@ -37,8 +37,12 @@ def decode(path: Path | str, content: bytes | None = None) -> Image.Image:
     path ``x.npz#train/7`` is an image within a MedMNIST file. Raises ValueError or OSError for
     a file that is no complete image, or has more pixels than Pillow's limit.
     """
-    if sample_file(str(path)) != str(path):
-        return _npz_image(str(path))
+    file = sample_file(str(path))
+    if file != str(path):
+        split, _, number = str(path)[len(file) + 1 :].partition("/")
+        with _UNPACKING:
+            array = _npz_array(file, f"{split}_images", os.stat(file).st_mtime_ns)
+        return Image.fromarray(np.ascontiguousarray(array[int(number)])).convert("RGB")
     with _opened(path, content) as image:
         return _upright(image)
 
@@ -69,9 +73,7 @@ def _upright(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode_to_resize(
-    path: Path | str, size: float, content: bytes | None = None
-) -> Image.Image | torch.Tensor:
+def decode_to_resize(path: Path | str, size: float, content: bytes | None = None) -> Decoded:
     """An image file, decoded for :func:`resize` to ``size`` pixels or more.
 
     A plain JPEG (by its name; 8-bit grey or colour, stored upright) that torch may shrink comes as
@@ -99,11 +101,10 @@ def _named_jpeg(path: Path | str) -> bool:
     return str(path).lower().endswith((".jpg", ".jpeg"))
 
 
-def as_picture(decoded: Image.Image | torch.Tensor) -> Image.Image:
+def as_picture(decoded: Decoded) -> Image.Image:
     """What :func:`decode_to_resize` gives, as Pillow's picture."""
-    if isinstance(decoded, Image.Image):
-        return decoded
-    return Image.fromarray(decoded.permute(1, 2, 0).numpy())
+    is_picture = isinstance(decoded, Image.Image)
+    return decoded if is_picture else Image.fromarray(decoded.permute(1, 2, 0).numpy())
 
 
 def _torch_may_shrink(width: int, height: int, size: float) -> bool:
@@ -112,7 +113,7 @@ def _torch_may_shrink(width: int, height: int, size: float) -> bool:
     return width >= height >= 2 * size
 
 
-def resize(picture: Image.Image | torch.Tensor, size: int, interpolation: str) -> np.ndarray:
+def resize(picture: Decoded, size: int, interpolation: str) -> np.ndarray:
     """A picture squashed to size×size×3, uint8: bilinear or bicubic, antialiased.
 
     Pillow resizes, except for a tensor that is no taller than wide and shrinks to half or less.
@@ -146,17 +147,6 @@ def torch_in_one_thread(paths: Iterable[str]) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _npz_image(path: str) -> Image.Image:
-    file = sample_file(path)
-    split, _, number = path[len(file) + 1 :].partition("/")
-    with _UNPACKING:
-        array = _npz_array(file, f"{split}_images", os.stat(file).st_mtime_ns)
-    return Image.fromarray(np.ascontiguousarray(array[int(number)])).convert("RGB")
-
-
-_UNPACKING = Lock()  # threads that decode ask for the same array at the same time
 
 
 @lru_cache(maxsize=3)  # train, val, test

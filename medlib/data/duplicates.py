@@ -1,17 +1,15 @@
 """Which images are the same picture: the same file, or a copy in another coding, size or tone.
 
-Medical photographs look alike (a dark blob on pale skin, a bright disc in a round field), so two
-correlations must be high: that of the pictures, and that of their detail. Candidates come from a
-perceptual hash, the lowest frequencies of a thumbnail's cosine transform (Zauner, Implementation
-and Benchmarking of Perceptual Image Hash Functions, 2010). They are kept as numbers, not as bits:
-these bound the correlation from above, so no copy is missed. Cropped, turned or mirrored copies are
-not found.
+Medical photographs look alike, so two correlations must be high: that of the pictures, and that of
+their detail. Candidates come from a perceptual hash, the lowest frequencies of a thumbnail's cosine
+transform (Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010), kept
+as numbers that bound the correlation. Cropped, turned or mirrored copies are not found.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import combinations_with_replacement
 
 import numpy as np
@@ -86,17 +84,18 @@ def _table(first: np.ndarray, second: np.ndarray, correlation, kind: str) -> pd.
 
 def _first_equal(keys: Iterable[Hashable]) -> np.ndarray:
     """For each key the position of the first that equals it."""
-    seen: dict[Hashable, int] = {}
+    seen = {}
     return np.array([seen.setdefault(key, i) for i, key in enumerate(keys)], dtype=int)
 
 
-def _near(thumbnails: np.ndarray, files: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _near(thumbnails: np.ndarray, files: np.ndarray) -> tuple[np.ndarray, ...]:
     """Near pairs i < j among some positions and their details' correlations: a spanning forest."""
     n = len(thumbnails)
     i, j, correlation = np.empty(0, int), np.empty(0, int), np.empty(0)
     for one, other in _candidates(thumbnails, files):
         for form, least in ((_unit, SAME_PICTURE), (_detail, SAME_DETAIL)):
-            alike = _correlations(form, thumbnails, one, other)
+            (of_one, a), (of_other, b) = (np.unique(k, return_inverse=True) for k in (one, other))
+            alike = (form(thumbnails[of_one]) @ form(thumbnails[of_other]).T)[a, b]
             one, other, alike = (values[alike >= least] for values in (one, other, alike))
         if len(alike):
             # Thinned as it grows: 10,000 frames of a film leave 10,000 pairs, not 50 million.
@@ -108,9 +107,7 @@ def _near(thumbnails: np.ndarray, files: np.ndarray) -> tuple[np.ndarray, np.nda
     return i, j, correlation
 
 
-def _candidates(
-    thumbnails: np.ndarray, files: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _candidates(thumbnails: np.ndarray, files: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
     """Pairs i < j block by block, among them all that correlate with at least SAME_PICTURE.
 
     The low frequencies are a part of a unit vector. The remainders of two vectors add to their
@@ -136,14 +133,6 @@ def _low_frequencies(thumbnails: np.ndarray) -> np.ndarray:
     low[:, 0] = 0
     low[:, 0] = np.sqrt(np.maximum(0, 1 - (low**2).sum(1)))
     return low
-
-
-def _correlations(
-    form: Callable[[np.ndarray], np.ndarray], thumbnails: np.ndarray, i: np.ndarray, j: np.ndarray
-) -> np.ndarray:
-    """The correlations of pairs within a block, of the thumbnails brought into a form."""
-    (one, i), (other, j) = (np.unique(side, return_inverse=True) for side in (i, j))
-    return (form(thumbnails[one]) @ form(thumbnails[other]).T)[i, j]
 
 
 def _unit(images: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ the pack's. Its ``meta.json`` says also how the pack was made.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,9 +16,7 @@ from medlib import files
 from medlib.core import backbones, features
 from medlib.core.settings import Extraction
 from medlib.data import manifest
-
-if TYPE_CHECKING:
-    from medlib.data.packs import Pack
+from medlib.data.packs import Pack
 
 LOOKED_AT = 8  # images of which local features are kept
 OF_PACK = ("interpolation", "mask_at_test_time")
@@ -46,10 +44,8 @@ def extract(
     another way than the backbone's own, and what :func:`medlib.core.features.extract` raises.
     """
     wanted = backbones.get(backbone).preprocessing["interpolation"]
-    if pack.meta["interpolation"] != wanted:
-        raise ValueError(
-            f"{backbone} wants {wanted} images, these are {pack.meta['interpolation']}."
-        )
+    if (given := pack.meta["interpolation"]) != wanted:
+        raise ValueError(f"{backbone} wants {wanted} images, these are {given}.")
     asked = {"images_hash": pack.meta["hash"], "look_at": looked_at(pack.index)}
     _, meta = features.extract(pack.images, backbone, folder, seed=seed, settings=settings, **asked)
     if OF_PACK[-1] not in meta:
@@ -62,11 +58,10 @@ def extract(
 
 def looked_at(index: pd.DataFrame, n: int = LOOKED_AT) -> np.ndarray:
     """The rows of about ``n`` images, spread over each class: the same for every backbone."""
-    classes = sorted(set(index["label"]))
-    each, rows = max(1, n // len(classes)), []
+    classes, rows = np.unique(index["label"]), []
     for name in classes:
         members = np.flatnonzero(index["label"] == name)
-        places = np.linspace(0, len(members) - 1, each + 2)[1:-1].astype(int)
+        places = np.linspace(0, len(members) - 1, max(1, n // len(classes)) + 2)[1:-1].astype(int)
         rows += list(members[np.unique(places)])
     return np.array(rows)
 
@@ -76,18 +71,14 @@ def load(folder: Path | str, pack_hash: str | None = None) -> Features:
 
     Raises FileNotFoundError when it is not there or not complete, ValueError when it is stale.
     """
-    folder = Path(folder)
-    file = folder / "meta.json"
+    folder, file = Path(folder), Path(folder) / "meta.json"
     meta = files.read_json(file) if file.is_file() else {}
     if OF_PACK[-1] not in meta:
-        raise FileNotFoundError(
-            f"There are no embeddings in {folder}. Run notebook 02_extract_features for this task "
-            "and backbone."
-        )
+        way_out = "Run notebook 02_extract_features for this task and backbone."
+        raise FileNotFoundError(f"There are no embeddings in {folder}. {way_out}")
     if pack_hash is not None and meta["images"] != pack_hash:
-        raise ValueError(
-            f"The embeddings in {folder} are of other images than those prepared now: run notebook "
-            "02_extract_features for this task and backbone again."
-        )
+        way_out = "run notebook 02_extract_features for this task and backbone again."
+        other = "are of other images than those prepared now"
+        raise ValueError(f"The embeddings in {folder} {other}: {way_out}")
     index = manifest.read_samples(folder / "index.csv")
     return Features(np.load(folder / "embeddings.npy", mmap_mode="r"), index, meta)

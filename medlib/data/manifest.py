@@ -9,7 +9,7 @@ hand. ``path`` is relative to the data folder.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -21,13 +21,13 @@ from scipy.sparse.csgraph import connected_components
 
 from medlib.core import splits
 from medlib.core.splits import SPLITS
-from medlib.data import cards
-from medlib.data.cards import Card
+from medlib.data.cards import Card, text
 from medlib.errors import ManifestError, listed
 from medlib.files import file_sha256, save_csv, save_text
 
 REQUIRED = ("sample_id", "patient_id", "path", "label")
 BESIDE = ("mask", "reference")  # columns that name further files of a sample
+Pairs = Iterable[tuple[str, str]]  # of names
 KNOWN = ("age", "sex", "site")  # columns of what is known of a patient: possible confounders
 
 
@@ -38,9 +38,8 @@ def read(path: Path | str, card: Card, data: Path | str | None = None) -> pd.Dat
     """
     path = Path(path)
     if not path.is_file():
-        raise ManifestError(
-            f"{path} does not exist: run notebook 01_prepare_data with task={card.task!r} first."
-        )
+        way_out = f"run notebook 01_prepare_data with task={card.task!r} first."
+        raise ManifestError(f"{path} does not exist: {way_out}")
     rows = read_rows(path)
     validate(rows, card, data, name=str(path))
     return rows
@@ -63,9 +62,8 @@ def excluded_path(path: Path | str) -> Path:
 def read_excluded(path: Path | str) -> pd.DataFrame:
     """What was left out of a manifest and why (name, reason); empty where nothing was."""
     file = excluded_path(path)
-    if file.is_file():
-        return pd.read_csv(file, dtype=str, keep_default_na=False)
-    return pd.DataFrame(columns=["name", "reason"], dtype=str)
+    nothing = pd.DataFrame(columns=["name", "reason"], dtype=str)
+    return pd.read_csv(file, dtype=str, keep_default_na=False) if file.is_file() else nothing
 
 
 def write(
@@ -83,7 +81,7 @@ def write(
     path = Path(path)
     if card is not None:
         validate(rows, card, name=str(path))
-        save_text(path.with_suffix(".yaml"), cards.text(card))
+        save_text(path.with_suffix(".yaml"), text(card))
     beside = {excluded_path(path): excluded, path.with_suffix(".duplicates.csv"): duplicates}
     for file, frame in beside.items():
         if frame is not None and len(frame):
@@ -116,7 +114,10 @@ def validate(
         try:
             _schema(rows, card).validate(facts, lazy=True)
         except pandera.errors.SchemaErrors as error:
-            problems = _messages(error.failure_cases, facts)
+            records, failures = facts.to_dict("index"), error.failure_cases
+            cases = zip(failures["check"], failures["index"], strict=True)
+            messages = (check.format(**records[int(index)]) for check, index in cases)
+            problems = list(dict.fromkeys(messages))  # each once
         problems += _side_problems(rows, classes(rows, card))
     if problems:
         raise ManifestError(
@@ -148,55 +149,38 @@ def _schema(rows: pd.DataFrame, card: Card):
     """The pandera schema of ``_facts``. The error of a check is a message with columns to fill."""
     import pandera.pandas as pandera
 
-    side = split_column(rows)
+    side, check = split_column(rows), pandera.Check
     classes = ", ".join(card.all_classes).replace("{", "{{").replace("}", "}}")
-    checks = [
-        (name, lambda v: v != "", f"{name} is empty in row {{row_number}}")
-        for name in ("sample_id", "patient_id", "path", "label")
-    ]
+    empty = "{} is empty in row {{row_number}}"
+    checks = {name: [check.ne("", error=empty.format(name))] for name in REQUIRED}
     is_class = f"label {{label!r}} of {{sample_id}} is not a class of the card ({classes})"
-    checks.append(("label", lambda v: v.isin([*card.all_classes, ""]), is_class))
+    checks["label"].append(check.isin([*card.all_classes, ""], error=is_class))
     if side == "split":
         is_split = f"split {{split!r}} of {{sample_id}} is not one of {SPLITS}"
-        checks.append(("split", lambda v: v.isin(SPLITS), is_split))
+        checks["split"] = check.isin(SPLITS, error=is_split)
     else:
         is_fold = "fold {fold!r} of {sample_id} is not a whole number from 0 on"
-        checks.append(("fold", lambda v: v.astype(str).str.fullmatch(r"\d+"), is_fold))
+        checks["fold"] = check(lambda v: v.astype(str).str.fullmatch(r"\d+"), error=is_fold)
+    checks["times"] = check.eq(1, error="sample_id {sample_id!r} stands in several rows")
     patient = f"patient {{patient_id!r}} stands in several {side}s: {{patient_sides}}"
     image = f"{{image_samples}} are one image but stand in several {side}s: {{image_sides}}"
-    checks += [
-        ("times", lambda v: v == 1, "sample_id {sample_id!r} stands in several rows"),
-        ("patient_sides", lambda v: ~v.str.contains(", "), patient),
-        ("image_sides", lambda v: ~v.str.contains(", "), image),
-        ("file_problem", lambda v: v == "", "{file_problem}"),
-    ]
-    columns = {name: [] for name, *_ in checks}
-    for name, holds, message in checks:
-        columns[name].append(pandera.Check(holds, error=message))
-    return pandera.DataFrameSchema({n: pandera.Column(checks=c) for n, c in columns.items()})
-
-
-def _messages(failures: pd.DataFrame, facts: pd.DataFrame) -> list[str]:
-    """The failures of a schema in words, each once."""
-    records = facts.to_dict("index")
-    cases = zip(failures["check"], failures["index"], strict=True)
-    return list(dict.fromkeys(check.format(**records[int(index)]) for check, index in cases))
+    checks["patient_sides"] = check(lambda v: ~v.str.contains(", "), error=patient)
+    checks["image_sides"] = check(lambda v: ~v.str.contains(", "), error=image)
+    checks["file_problem"] = check.eq("", error="{file_problem}")
+    return pandera.DataFrameSchema({n: pandera.Column(checks=c) for n, c in checks.items()})
 
 
 def _side_problems(rows: pd.DataFrame, present: list[str]) -> list[str]:
     """What is wrong with a split as a whole; ``present``: the classes that the data have."""
-    side = split_column(rows)
-    if side == "split":
-        sides = list(SPLITS)
-    elif not pd.api.types.is_integer_dtype(rows["fold"]):
-        return []  # each of them is named
-    else:
+    side, sides, problems = split_column(rows), list(SPLITS), []
+    if side == "fold":
+        if not pd.api.types.is_integer_dtype(rows["fold"]):
+            return []  # each of them is named
         sides = sorted(rows["fold"].unique().tolist())
-    problems = []
-    if side == "fold" and sides != list(range(len(sides))):
-        problems.append(f"folds count from 0 on without a gap (fold 0, 1, …), not {sides}")
-    if side == "fold" and len(sides) < 3:
-        problems.append(f"{len(sides)} fold(s): three or more are needed (train, val and test)")
+        if sides != list(range(len(sides))):
+            problems.append(f"folds count from 0 on without a gap (fold 0, 1, …), not {sides}")
+        if len(sides) < 3:
+            problems.append(f"{len(sides)} fold(s): three or more are needed (train, val and test)")
     for one in sides:
         labels = set(rows["label"][rows[side] == one])
         lacking = [label for label in present if label not in labels]
@@ -212,20 +196,13 @@ def classes(rows: pd.DataFrame, card: Card) -> list[str]:
 def sound_rows(rows: pd.DataFrame, card: Card) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows whose ids and labels can be used; and the others, with reasons (name, reason)."""
     rows = rows.reset_index(drop=True)
-    reasons = pd.Series("", rows.index, dtype=object)
-
-    def complain(wrong: pd.Series, reason: Callable[[str], str]) -> None:
-        for index in rows.index[wrong & (reasons == "")]:
-            reasons[index] = reason(rows["label"][index])
-
-    for column in REQUIRED:
-        complain(rows[column] == "", lambda _, column=column: f"its {column} is empty")
-    complain(rows["sample_id"].duplicated(keep=False), lambda _: "several rows have this id")
-    choices = ", ".join(card.all_classes)
-    complain(
-        ~rows["label"].isin(card.all_classes),
-        lambda label: f"label {label!r} is not a class of the card ({choices})",
-    )
+    no_class = f" is not a class of the card ({', '.join(card.all_classes)})"
+    wrong = [(rows[column] == "", f"its {column} is empty") for column in REQUIRED]
+    wrong += [
+        (rows["sample_id"].duplicated(keep=False), "several rows have this id"),
+        (~rows["label"].isin(card.all_classes), "label " + rows["label"].map(repr) + no_class),
+    ]
+    reasons = pd.Series("", rows.index, dtype=object).case_when(wrong)  # the first that holds
     names = rows["sample_id"].where(rows["sample_id"] != "", "row " + (rows.index + 2).astype(str))
     bad = pd.DataFrame({"name": names, "reason": reasons})[reasons != ""]
     return rows[reasons == ""].reset_index(drop=True), bad.reset_index(drop=True)
@@ -263,7 +240,8 @@ def read_files(row: dict, data: Path | str) -> tuple[dict[Path, bytes], dict[str
     """
     contents, hashes = {}, {}
     for column in ("path", *(c for c in BESIDE if c in row)):
-        path, hashed, digest = row[column], _hash_column(column), ""
+        path, digest = row[column], ""
+        hashed = "sha256" if column == "path" else f"{column}_sha256"
         if path:
             what = f"{path} ({row['sample_id']})" if column == "path" else f"its {column} {path}"
             if problem := file_problem(data, path):
@@ -281,10 +259,6 @@ def read_files(row: dict, data: Path | str) -> tuple[dict[Path, bytes], dict[str
     return contents, hashes, ""
 
 
-def _hash_column(column: str) -> str:
-    return "sha256" if column == "path" else f"{column}_sha256"
-
-
 def file_problem(data: Path | str, path: str) -> str:
     """What keeps a manifest's path from being read below ``data``, in words; or nothing."""
     data, relative = Path(data), Path(sample_file(path))
@@ -295,28 +269,23 @@ def file_problem(data: Path | str, path: str) -> str:
         return f"is a link to {file.readlink()}, which does not exist"
     if not file.is_file():
         return f"is not in {data}"
-    target = file.resolve()
-    if not target.is_relative_to(data.resolve()):
-        return (
-            f"is a link that leads out of the data folder, to {target}: copy it in, or name a "
-            "data folder that holds both"
-        )
+    if not (target := file.resolve()).is_relative_to(data.resolve()):
+        way_out = "copy it in, or name a data folder that holds both"
+        return f"is a link that leads out of the data folder, to {target}: {way_out}"
     return "" if file.stat().st_size else "is empty (0 bytes): get it again"
 
 
 def drop_duplicates(
     rows: pd.DataFrame, groups: Iterable[Iterable[str]]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+) -> tuple[pd.DataFrame, ...]:
     """Rows in which each group of sample ids, which are one image, is on one side of the split.
 
     Keep the test copy, else the validation copy, else the training copy (of several folds, the
     first sample's), and what is on the same side. Returns (rows, dropped); dropped has name and
     reason. Rows without a split lose nothing: :func:`assign_splits` keeps such patients together.
     """
-    column = split_column(rows)
-    if column is None:
-        return rows, pd.DataFrame(columns=["name", "reason"], dtype=str)
-    sides, reasons = dict(zip(rows["sample_id"], rows[column], strict=True)), {}
+    column, reasons = split_column(rows), {}
+    sides = dict(zip(rows["sample_id"], rows[column], strict=True)) if column else {}
     for group in groups:
         there = sorted(sample for sample in group if sample in sides and sample not in reasons)
         if column == "split":
@@ -329,9 +298,7 @@ def drop_duplicates(
     return rows[~rows["sample_id"].isin(reasons)].reset_index(drop=True), dropped
 
 
-def assign_splits(
-    rows: pd.DataFrame, card: Card, seed: int = 0, pairs: Iterable[tuple[str, str]] = ()
-) -> pd.DataFrame:
+def assign_splits(rows: pd.DataFrame, card: Card, seed: int = 0, pairs: Pairs = ()) -> pd.DataFrame:
     """Give every row its side of the split, by patient and stratified by label.
 
     Rows that come with a ``split`` keep it; if none is ``val``, a fifth of the training patients
@@ -351,16 +318,12 @@ def assign_splits(
     return rows.assign(fold=_folds(rows, card.folds, seed, card.task, pairs))
 
 
-def _folds(
-    rows: pd.DataFrame, n_folds: int, seed: int, task: str, pairs: Iterable[tuple[str, str]]
-) -> pd.Series:
+def _folds(rows: pd.DataFrame, n_folds: int, seed: int, task: str, pairs: Pairs) -> pd.Series:
     patients = rows.groupby("label")["patient_id"].nunique()
-    short = patients[patients < n_folds]
-    if len(short):
-        raise ManifestError(
-            f"{task}: {n_folds} folds need at least {n_folds} patients of each class; too few: "
-            + ", ".join(f"{label} has {n}" for label, n in short.items())
-        )
+    few = ", ".join(f"{label} has {n}" for label, n in patients[patients < n_folds].items())
+    if few:
+        need = f"{n_folds} folds need at least {n_folds} patients of each class"
+        raise ManifestError(f"{task}: {need}; too few: {few}")
     # Imported here: it takes a second or more, and only notebook 01 splits patients.
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -372,7 +335,7 @@ def _folds(
     return folds
 
 
-def _groups(rows: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> np.ndarray:
+def _groups(rows: pd.DataFrame, pairs: Pairs) -> np.ndarray:
     """Patients as group numbers; patients who share an image are one group."""
     patient = dict(zip(rows["sample_id"], rows["patient_id"], strict=True))
     same = [(patient[a], patient[b]) for a, b in pairs if a in patient and b in patient]
@@ -384,7 +347,7 @@ def _groups(rows: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> np.ndarray:
     return pd.factorize(rows["patient_id"].map(lambda one: leader.get(one, one)))[0]
 
 
-def linked(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
+def linked(pairs: Pairs) -> list[list[str]]:
     """The names that pairs link, directly or through others: sorted groups of sorted names."""
     pairs = list(pairs)
     numbers, names = pd.factorize(np.array(pairs, dtype=object).ravel(), sort=True)
@@ -392,9 +355,6 @@ def linked(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
     graph = coo_array((np.ones(len(one)), (one, other)), shape=(len(names), len(names)))
     component = connected_components(graph, directed=False)[1]
     return [list(names[component == number]) for number in range(component.max(initial=-1) + 1)]
-
-
-# --------------------------------------------------------------- frames for medlib.core.splits
 
 
 def split_column(rows: pd.DataFrame) -> str | None:
@@ -409,9 +369,7 @@ def sides(side: pd.Series, key: pd.Series) -> pd.Series:
     return key.map(by_key)
 
 
-def rotations(
-    rows: pd.DataFrame, label_fraction: float = 1.0, seed: int = 0
-) -> list[splits.Rotation]:
+def rotations(rows: pd.DataFrame, label_fraction: float = 1.0, seed: int = 0) -> list:
     """:func:`medlib.core.splits.rotations` of a manifest's rows, or of a pack's index."""
     columns = (rows[name] for name in (split_column(rows), "patient_id", "label"))
     return splits.rotations(*columns, label_fraction, seed)
@@ -426,5 +384,5 @@ def patients_by_side(rows: pd.DataFrame, parts: list[splits.Rotation]) -> pd.Dat
 
 def read_samples(path: Path | str) -> pd.DataFrame:
     """A table of samples: ids and labels stay text, so that "007" and "NA" are what they say."""
-    text = dict.fromkeys(("sample_id", "patient_id", "label", "y_true"), str)
-    return pd.read_csv(path, dtype=text, keep_default_na=False)
+    texts = dict.fromkeys(("sample_id", "patient_id", "label", "y_true"), str)
+    return pd.read_csv(path, dtype=texts, keep_default_na=False)

@@ -1,9 +1,8 @@
 """Files read once: hashed, decoded, and drawn as thumbnails and as the images of packs.
 
 The whole field of view is kept and squashed to a square, so that no crop hides a lesion (unless the
-card's ``volumes`` ask for the tumour's box). Pillow decodes and resizes. Large plain JPEGs go
-through torchvision and torch in about half the time: decoding gives the same pixels, resizing
-differs from Pillow by at most one grey level.
+card's ``volumes`` ask for the tumour's box). Large plain JPEGs go through torchvision and torch
+in about half of Pillow's time (see :func:`medlib.data.decoding.resize`).
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import contextlib
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +26,8 @@ from medlib.data import decoding, duplicates, manifest, packs, volumes
 from medlib.data.cards import Volumes
 from medlib.errors import ManifestError, listed
 
+Place = Path | str
+Settings = Volumes | None  # of a card
 Folders = dict[Path, tuple[int, str]]  # of packs: image size in pixels and interpolation of each
 
 
@@ -53,10 +54,10 @@ class Reading(NamedTuple):
 @contextlib.contextmanager
 def reading(
     rows: pd.DataFrame,
-    data: Path | str,
+    data: Place,
     folders: Folders,
     *,
-    settings: Volumes | None = None,
+    settings: Settings = None,
     workers: int = 0,
 ) -> Iterator[Reading]:
     """Read each file that ``rows`` name below ``data`` once, and draw it for each of ``folders``.
@@ -82,13 +83,13 @@ def reading(
         problems = {"unreadable": [], "broken": []}
         with contextlib.ExitStack() as opened:
             outputs = [opened.enter_context(open(file, "wb")) for file in arrays.values()]
-            for row, (outcome, given) in _each(rows, data, [*folders.values()], settings, workers):
+            for row, (outcome, given) in _each(rows, data, folders.values(), settings, workers):
                 if outcome in problems:
                     problems[outcome].append((row["sample_id"], given))
                     continue
-                numbers, images = given["slices"], given["images"]
-                hashes.append(given["hashes"])
-                small.append(given["thumbnail"])
+                of_one, thumbnail, numbers, images = given
+                hashes.append(of_one)
+                small.append(thumbnail)
                 slices[row["sample_id"]], count = (count, numbers), count + len(numbers)
                 for output, drawn in zip(outputs, images, strict=True):
                     output.write(drawn.tobytes())
@@ -102,13 +103,12 @@ def reading(
 
 
 def _each(
-    rows: pd.DataFrame,
-    data: Path | str,
-    sizes: list[tuple[int, str]],
-    settings: Volumes | None,
-    workers: int,
+    rows: pd.DataFrame, data: Place, sizes: Iterable[tuple], settings: Settings, workers: int
 ) -> Iterator[tuple[dict, tuple[str, object]]]:
-    """Every row, in order: ("read", what was drawn), or ("unreadable" or "broken", the reason)."""
+    """Every row, in order: ("unreadable" or "broken", the reason), or "read" and what was drawn.
+
+    That is its files' hashes, a thumbnail and whether it is tiny, slice numbers, images by size.
+    """
     smallest = min((size for size, _ in sizes), default=math.inf)
 
     def one(row: dict) -> tuple[str, object]:
@@ -124,8 +124,7 @@ def _each(
         except Exception as error:  # any decoder's error: named with its file, all together
             text = f"{error or type(error).__name__}".replace(f"{Path(data)}{os.sep}", "")
             return "broken", f"{row['path']} cannot be read: {text}"
-        given = {"hashes": hashes, "thumbnail": small, "slices": list(drawn), "images": images}
-        return "read", given
+        return "read", (hashes, small, list(drawn), images)
 
     # Threads, not processes: Pillow, torch and NumPy let go of the interpreter while they work.
     # Work is handed out in runs, so that finished images do not pile up in memory.
@@ -139,7 +138,7 @@ def _each(
                 yield row, done
 
 
-def _draw(row: dict, data: Path | str, contents: dict, settings: Volumes | None, size: float):
+def _draw(row: dict, data: Place, contents: dict, settings: Settings, size: float) -> dict:
     """A row's pictures by slice number: one of an image file, several of a volume."""
     path = Path(data) / row["path"]
     if settings is None:
@@ -148,9 +147,7 @@ def _draw(row: dict, data: Path | str, contents: dict, settings: Volumes | None,
     return volumes.slices(path, settings, contents=contents, **beside)
 
 
-def write(
-    read: Reading, rows: pd.DataFrame, folders: Folders, settings: Volumes | None = None
-) -> None:
+def write(read: Reading, rows: pd.DataFrame, folders: Folders, settings: Settings = None) -> None:
     """Make packs of the images of ``rows``, in their order. A pack that matches them stays."""
     kept = ["sample_id", "patient_id", "label", manifest.split_column(rows)]
     places = [read.slices[sample] for sample in rows["sample_id"]]
@@ -177,10 +174,10 @@ def write(
 
 def pack(
     rows: pd.DataFrame,
-    data: Path | str,
+    data: Place,
     folders: Folders,
     *,
-    settings: Volumes | None = None,
+    settings: Settings = None,
     workers: int = 0,
 ) -> dict[Path, packs.Pack]:
     """Read the files of a manifest's rows and pack them into each of ``folders``.

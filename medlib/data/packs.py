@@ -31,7 +31,7 @@ class Pack(NamedTuple):
 
 def pack_hash(rows: pd.DataFrame, size: int, interpolation: str, settings: Volumes | None) -> str:
     """What a pack depends on: the manifest's rows and how they become images."""
-    how = None if settings is None else settings.model_dump()
+    how = settings and settings.model_dump()
     return files.content_hash(rows, [VERSION, size, interpolation, how])
 
 
@@ -46,9 +46,8 @@ def load(
 ) -> Pack:
     """Open a pack; with the manifest's ``rows``, check that it was made from them.
 
-    ``settings`` are the card's ``volumes``.
-
-    Raises FileNotFoundError when there is no pack, ManifestError when it is stale.
+    ``settings`` are the card's ``volumes``. Raises FileNotFoundError when there is no pack,
+    ManifestError when it is stale.
     """
     folder = Path(folder)
     if recorded_hash(folder) is None:
@@ -60,9 +59,7 @@ def load(
     meta = files.read_json(folder / "meta.json")
     how = meta["size"], meta["interpolation"], settings
     if rows is not None and meta["hash"] != pack_hash(rows, *how):
-        raise ManifestError(
-            f"The images in {folder} were packed from another manifest: run notebook "
-            "01_prepare_data for this task again."
-        )
+        way_out = "run notebook 01_prepare_data for this task again."
+        raise ManifestError(f"The images in {folder} were packed from another manifest: {way_out}")
     index = manifest.read_samples(folder / "index.csv")
     return Pack(np.load(folder / "images.npy", mmap_mode="r"), index, meta)

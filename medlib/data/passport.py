@@ -50,16 +50,18 @@ def table(
         f"{unit} per patient": _count_bands(patients.size()),
     }
     for column in rows.columns.intersection(list(CONFOUNDERS)):
-        values = _years(rows[column]) if column == "age" else _known(rows[column])
+        values = _known(rows[column])
+        if column == "age":
+            years = pd.to_numeric(rows[column], errors="coerce").astype(float)
+            values = years.where(years.between(0, 120))  # no patient has another age
         firsts = values.groupby([rows.index, rows["patient_id"]], sort=False).first()
         if firsts.notna().any():
             banded = {"age": _age_bands, "sex": _categories, "site": _largest}[column](firsts)
             parts[CONFOUNDERS[column]] = banded
-    units = {f"{unit} by {side}": unit}
     tables = [_class_rows(patients.size(), unit, classes)]
     for part, values in parts.items():
-        counted = _by_class(values, classes)
-        tables.append(counted.assign(part=part, unit=units.get(part, "patients")))
+        counted = unit if part == f"{unit} by {side}" else "patients"
+        tables.append(_by_class(values, classes).assign(part=part, unit=counted))
     ids = {*manifest["sample_id"], *manifest["patient_id"], *excluded["name"]}
     ids |= {*duplicates["first"], *duplicates["second"]}
     # a word or a bare number may be meant as such: "fewer than 5 slices"
@@ -76,14 +78,7 @@ def _known(values: pd.Series) -> pd.Series:
     return texts.mask(texts.str.lower().isin(["", "nan", "none", "na", UNKNOWN]))
 
 
-def _years(ages: pd.Series) -> pd.Series:
-    """Ages as numbers, with nothing where one is unknown or none that a patient can have."""
-    years = pd.to_numeric(ages, errors="coerce").astype(float)
-    return years.where(years.between(0, 120))
-
-
 def _with_unknown(values: pd.Series) -> pd.Series:
-    """The categories with one more for values that are missing, where any are."""
     return values.cat.add_categories(UNKNOWN).fillna(UNKNOWN) if values.isna().any() else values
 
 
@@ -105,7 +100,6 @@ def _age_bands(ages: pd.Series) -> pd.Series:
 
 
 def _categories(values: pd.Series) -> pd.Series:
-    """The values as categories, in the order of their names: the same in every task."""
     return _with_unknown(values.astype(pd.CategoricalDtype(sorted(values.dropna().unique()))))
 
 

@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -147,8 +147,7 @@ def _chest(rng: np.random.Generator, sick: bool, n: int = 128) -> np.ndarray:
     _paint(image, rng.uniform(0.5, 0.6) + 0.04 * _noise(rng, n, 60), flesh)
     lung_y = rng.uniform(-0.02, 0.06)
     left = _ellipse(x, y, -0.42, lung_y, 0.29, 0.66, 0.13, 0.16)
-    right = _ellipse(x, y, 0.44, lung_y, 0.28, 0.66, -0.13, 0.16)
-    lungs = np.maximum(left, right)
+    lungs = np.maximum(left, _ellipse(x, y, 0.44, lung_y, 0.28, 0.66, -0.13, 0.16))
     _paint(image, rng.uniform(0.2, 0.3), lungs)
     dome = y - rng.uniform(0.52, 0.62) + 0.25 * np.cos(3.4 * (np.abs(x) - 0.42)) - 0.05 * (x > 0)
     belly = np.clip((dome - 0.22) / 0.06, 0, 1) * body
@@ -177,18 +176,17 @@ def _chest(rng: np.random.Generator, sick: bool, n: int = 128) -> np.ndarray:
 
 def _opacities(rng: np.random.Generator, image: np.ndarray, lungs: np.ndarray, sick: bool) -> None:
     """Draw patches into the lungs: nodules and lines where `sick`, else a smooth haze."""
-    n = len(image)
-    x, y = _plane(n)
+    n, (x, y) = len(image), _plane(len(image))
     for cx, cy in _places(rng, lungs, int(rng.integers(3, 5))):
         rx, ry = rng.uniform(0.25, 0.42, 2)
         patch = _ellipse(x, y, cx, cy, rx, ry, rng.uniform(0, 3), 0.5, 0.15 * _noise(rng, n, 40))
         patch *= lungs
         if sick:
-            nodules = _dots(rng, patch, 12, 0.02, 0.05)
-            lines = 0.5 * _net(rng, n, 12)
-            _paint(image, 0.75, patch * np.maximum(lines, 0.85 * nodules))
+            nodules = 0.85 * _dots(rng, patch, 12, 0.02, 0.05)
+            patch *= np.maximum(0.5 * _net(rng, n, 12), nodules)
         else:
-            _paint(image, 0.75, patch * rng.uniform(0.2, 0.55))
+            patch *= rng.uniform(0.2, 0.55)
+        _paint(image, 0.75, patch)
 
 
 def _write_chest(folder: Path, scale: float, rng: np.random.Generator) -> None:
@@ -204,8 +202,7 @@ def _write_chest(folder: Path, scale: float, rng: np.random.Generator) -> None:
                 kind = "virus" if rng.random() < 0.35 else "bacteria"
                 for view in range(_images_of_one(rng)):
                     image_number += int(rng.integers(1, 3))
-                    repeat = f"-{view:04d}" if view else ""
-                    name = f"{series}-{number:04d}-0001{repeat}.jpeg"
+                    name = f"{series}-{number:04d}-0001{f'-{view:04d}' if view else ''}.jpeg"
                     if label == "PNEUMONIA":
                         name = f"person{number}_{kind}_{image_number}.jpeg"
                     photo = _view(rng, drawing, (112, 112), turn=0.06, cast=0)
@@ -256,13 +253,10 @@ def _fundus(rng: np.random.Generator, kind: str, n: int = 112) -> np.ndarray:
 
 def _myopia(rng: np.random.Generator, image: np.ndarray) -> None:
     """Draw pathologic myopia: choroidal vessels showing through, patches of atrophy, pigment."""
-    n = len(image)
-    x, y = _plane(n)
-    base = image.mean((0, 1))
+    n, (x, y), base = len(image), _plane(len(image)), image.mean((0, 1))
     cx, cy = rng.uniform(-0.4, 0.4, 2)
     field = _ellipse(x, y, cx, cy, *rng.uniform(0.6, 1.0, 2), rng.uniform(0, 3), 0.6)
-    lines = _net(rng, n, 12, 0.45)
-    image *= (1 + field * (0.6 * lines - 0.3))[..., None]
+    image *= (1 + field * (0.6 * _net(rng, n, 12, 0.45) - 0.3))[..., None]
     for cx, cy in rng.uniform(-0.65, 0.65, (int(rng.integers(2, 5)), 2)):
         rough = 0.3 * _noise(rng, n, 20)
         patch = _ellipse(x, y, cx, cy, *rng.uniform(0.09, 0.17, 2), 0, 0.2, rough)
@@ -277,14 +271,12 @@ def _write_fundus(folder: Path, scale: float, rng: np.random.Generator) -> None:
         for k in range(_count(eyes, scale)):
             path = folder / "PALM-Training400" / f"{kind}{k + 1:04d}.jpg"
             _save_jpeg(path, _fundus(rng, kind))
-    kinds = [kind for kind, eyes in FUNDUS["val"].items() for _ in range(_count(eyes, scale))]
+    kinds, validation = rng.permutation(_drawn(FUNDUS["val"], scale)), folder / "PALM-Validation400"
     names = [f"V{k + 1:04d}.jpg" for k in range(len(kinds))]
-    kinds = rng.permutation(kinds)
     for name, kind in zip(names, kinds, strict=True):
-        _save_jpeg(folder / "PALM-Validation400" / name, _fundus(rng, kind))
+        _save_jpeg(validation / name, _fundus(rng, kind))
     labels = pd.DataFrame({"imgName": names, "Label": (kinds == "P").astype(int)})
-    path = folder / "PALM-Validation400" / "labels.csv"
-    labels.to_csv(path, index=False, lineterminator="\r\n")
+    labels.to_csv(validation / "labels.csv", index=False, lineterminator="\r\n")
 
 
 def _lesion(rng: np.random.Generator, dx: str, n: int = 168) -> np.ndarray:
@@ -317,8 +309,7 @@ def _lesion(rng: np.random.Generator, dx: str, n: int = 168) -> np.ndarray:
 
 def _pattern(rng: np.random.Generator, dx: str, area: np.ndarray) -> list[tuple]:
     """(colour, mask) layers that mark the class `dx` in the lesion `area`."""
-    n = len(area)
-    x, y = _plane(n)
+    n, (x, y) = len(area), _plane(len(area))
     if dx == "akiec":
         follicles = _dots(rng, area, 16, 0.025, 0.045)
         network = area * _net(rng, n, 15, 0.5) * 0.8
@@ -330,12 +321,11 @@ def _pattern(rng: np.random.Generator, dx: str, area: np.ndarray) -> list[tuple]
         vessels = vessels * np.clip(area + 0.3, 0, 1) * 0.85
         return [((0.42, 0.42, 0.52), nests), ((0.75, 0.05, 0.1), vessels)]
     if dx == "bkl":
-        cysts = _dots(rng, area, 24, 0.025, 0.045)
-        openings = _dots(rng, area, 8, 0.02, 0.04) * 0.8
+        cysts, openings = _dots(rng, area, 24, 0.025, 0.045), _dots(rng, area, 8, 0.02, 0.04) * 0.8
         return [((1.0, 0.96, 0.85), cysts), ((0.3, 0.18, 0.1), openings)]
     if dx == "vasc":
-        lacunae = _dots(rng, area, 14, 0.06, 0.12)
-        return [(np.array([0.55, 0.06, 0.22]) * rng.uniform(0.7, 1.2), lacunae * area * 0.85)]
+        lacunae = _dots(rng, area, 14, 0.06, 0.12) * area * 0.85
+        return [(np.array([0.55, 0.06, 0.22]) * rng.uniform(0.7, 1.2), lacunae)]
     if dx == "nv":
         angle, pitch = rng.uniform(0, 3), rng.uniform(20, 26)
         across, warp = np.cos(angle) * x + np.sin(angle) * y, 0.015 * _noise(rng, n, 40)
@@ -356,19 +346,18 @@ def _pattern(rng: np.random.Generator, dx: str, area: np.ndarray) -> list[tuple]
 
 def _write_dermoscopy(folder: Path, scale: float, rng: np.random.Generator) -> None:
     """`HAM10000_images_part_{1,2}/ISIC_*.jpg`: RGB, 128 x 96; `HAM10000_metadata.csv`."""
-    diagnoses = [dx for dx, lesions in LESIONS.items() for _ in range(_count(lesions, scale))]
     rows, photos = [], []
-    for k, dx in enumerate(rng.permutation(diagnoses)):
+    for k, dx in enumerate(rng.permutation(_drawn(LESIONS, scale))):
         drawing = _lesion(rng, dx)
-        person = {
-            "dx_type": rng.choice(["follow_up", "histo"] if dx == "nv" else ["histo", "consensus"]),
-            "age": f"{5 * rng.integers(5, 17)}.0" if rng.random() > 0.02 else "",
-            "sex": rng.choice(["male", "female"]),
-            "localization": rng.choice(["back", "trunk", "lower extremity", "face", "abdomen"]),
-        }
+        row = {"lesion_id": f"HAM_{7 * k + 3:07d}", "image_id": "", "dx": dx}
+        proofs = ["follow_up", "histo"] if dx == "nv" else ["histo", "consensus"]
+        row["dx_type"] = rng.choice(proofs)
+        row["age"] = f"{5 * rng.integers(5, 17)}.0" if rng.random() > 0.02 else ""
+        row["sex"] = rng.choice(["male", "female"])
+        row["localization"] = rng.choice(["back", "trunk", "lower extremity", "face", "abdomen"])
         for _ in range(_images_of_one(rng)):
             photos.append(_view(rng, drawing, (128, 96), turn=np.pi, cast=0.04))
-            rows.append({"lesion_id": f"HAM_{7 * k + 3:07d}", "image_id": "", "dx": dx} | person)
+            rows.append(dict(row))
     for k, place in enumerate(rng.permutation(len(photos))):  # a lesion's images lie in both parts
         second = k >= len(photos) // 2
         image_id = f"ISIC_{(29306 - len(photos) // 2 if second else 24306) + k:07d}"
@@ -379,25 +368,19 @@ def _write_dermoscopy(folder: Path, scale: float, rng: np.random.Generator) -> N
     table.to_csv(folder / "HAM10000_metadata.csv", index=False, lineterminator="\n")
 
 
-# Grey values of each tissue, by modality: t1, t1ce, flair.
-TISSUES = {
-    "scalp": (0.88, 0.9, 0.88),
-    "skull": (0.08, 0.08, 0.07),
-    "csf": (0.12, 0.13, 0.08),
-    "grey": (0.45, 0.42, 0.45),
-    "white": (0.58, 0.52, 0.36),
-    "tumour": (0.44, 0.4, 0.62),
-    "necrosis": (0.02, 0.06, 0.2),
-    "rim": (0.85, 0.98, 0.9),
+TISSUES = ("scalp", "skull", "csf", "grey", "white", "tumour", "necrosis", "rim")
+GREYS = {  # of these tissues
+    "t1": (0.88, 0.08, 0.12, 0.45, 0.58, 0.44, 0.02, 0.85),
+    "t1ce": (0.9, 0.08, 0.13, 0.42, 0.52, 0.4, 0.06, 0.98),
+    "flair": (0.88, 0.07, 0.08, 0.45, 0.36, 0.62, 0.2, 0.9),
 }
 SHIFT = (-0.2, 0.14, 0.12)  # how much brighter grade 2 is on average
 
 
 def _noise3(rng: np.random.Generator, shape: tuple[int, int, int], period: float) -> np.ndarray:
     """Smooth noise (x, y, z): two planes mixed along z, so that neighbouring slices are alike."""
-    n, depth = max(shape[:2]), shape[2]
-    a, b = (_noise(rng, n, period)[: shape[0], : shape[1]] for _ in range(2))
-    t = np.linspace(-0.7, 0.7, depth) + rng.uniform(0, 6.3)
+    a, b = (_noise(rng, max(shape), period)[: shape[0], : shape[1]] for _ in range(2))
+    t = np.linspace(-0.7, 0.7, shape[2]) + rng.uniform(0, 6.3)
     return a[..., None] * np.cos(t) + b[..., None] * np.sin(t)
 
 
@@ -425,16 +408,15 @@ def _head(rng: np.random.Generator, grade: int) -> tuple[dict[str, np.ndarray], 
     size = rng.uniform(0.34, 0.44, 2)
     reach = np.sqrt(((x - cx) / size[0]) ** 2 + ((y - cy) / size[1]) ** 2 + ((z - cz) / 0.6) ** 2)
     tumour = np.clip((1 - reach + 0.15 * _noise3(rng, shape, 24)) / 0.15, 0, 1) * depth[3]
-    grain = _noise3(rng, shape, 10)
-    smooth = 0.06 * _noise3(rng, shape, 30)
+    grain, smooth = _noise3(rng, shape, 10), 0.06 * _noise3(rng, shape, 30)
     rim = np.exp(-(((grain - 0.1) / 0.45) ** 2))
     core = np.clip((grain - 0.4) / 0.25, 0, 1)
-    layers = list(zip(("scalp", "skull", "csf", "grey"), depth, strict=True))
+    layers = list(zip(TISSUES[:4], depth, strict=True))
     layers += [("white", white), ("csf", folds * depth[3] * np.clip((r - 0.55) / 0.15, 0, 1) * 0.8)]
     layers += [("csf", np.exp(-((x / 0.012) ** 2)) * depth[3] * 0.6), ("csf", ventricles)]
     volumes = {}
     for k, modality in enumerate(MODALITIES):
-        value = {tissue: values[k] for tissue, values in TISSUES.items()}
+        value = dict(zip(TISSUES, GREYS[modality], strict=True))
         image = np.zeros(shape, np.float32)
         for tissue, mask in layers:
             _paint(image, value[tissue], mask)
@@ -455,8 +437,7 @@ def _write_glioma(folder: Path, scale: float, rng: np.random.Generator) -> None:
 
     As in the real data, one patient has no T1, one no T1ce, and the grade of one is unknown.
     """
-    grades = [grade for grade, patients in GLIOMAS.items() for _ in range(_count(patients, scale))]
-    cases = [(grade, "", True) for grade in rng.permutation(grades)]
+    cases = [(grade, "", True) for grade in rng.permutation(_drawn(GLIOMAS, scale))]
     cases += [(1, "t1", True), (2, "t1ce", True), (1, "", False)]
     rows = []
     for k, (grade, missing, known) in enumerate(cases):
@@ -471,9 +452,9 @@ def _write_glioma(folder: Path, scale: float, rng: np.random.Generator) -> None:
         clinic = [rng.integers(1, 4), str(grade) if known else "", rng.choice([1, 3])]
         clinic += [rng.integers(1, 3), rng.integers(20, 75), rng.integers(0, 2)]
         rows.append([patient, *clinic])
-    columns = ["Patient", "histological_type", "neoplasm_histologic_grade", "laterality"]
-    columns += ["gender", "age_at_initial_pathologic", "death01"]
-    table = pd.DataFrame(rows, columns=columns)
+    columns = "Patient histological_type neoplasm_histologic_grade laterality gender "
+    columns += "age_at_initial_pathologic death01"
+    table = pd.DataFrame(rows, columns=columns.split())
     table.to_csv(folder / "data.csv", index=False, lineterminator="\n")
 
 
@@ -485,16 +466,17 @@ def _save_nifti(path: Path, volume: np.ndarray, affine: np.ndarray) -> None:
     path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=4, mtime=0))
 
 
-DATASETS: dict[str, Callable[[Path, float, np.random.Generator], None]] = {
-    "chest_xray": _write_chest,
-    "ichallenge_pm": _write_fundus,
-    "ham10000": _write_dermoscopy,
-    "tcga_lgg": _write_glioma,
-}
+DATASETS = {"chest_xray": _write_chest, "ichallenge_pm": _write_fundus}
+DATASETS |= {"ham10000": _write_dermoscopy, "tcga_lgg": _write_glioma}
 
 
 def _count(patients: int, scale: float) -> int:
     return max(6, round(patients * scale))  # two a fold, when there are three
+
+
+def _drawn(patients: dict, scale: float) -> list:
+    """The class of each patient that is drawn."""
+    return [name for name, count in patients.items() for _ in range(_count(count, scale))]
 
 
 def _images_of_one(rng: np.random.Generator) -> int:
@@ -507,7 +489,6 @@ def write(dataset: str, root: Path | str, *, scale: float = 1.0, seed: int = 0) 
     `scale` multiplies the number of patients; no class of any split falls below six. The same
     arguments give the same bytes. `<root>/<dataset>.json` records them: when it matches, nothing
     is drawn; when it does not, the folder is replaced. The folder appears whole, by rename.
-
     Raises ValueError for an unknown data set or a scale that is not positive, and RuntimeError
     when another process is writing other phantoms to the same place.
     """
@@ -537,9 +518,9 @@ def write(dataset: str, root: Path | str, *, scale: float = 1.0, seed: int = 0) 
             os.rename(new, folder)
         except OSError:  # another process came first: its copy stays
             if _recorded(sidecar, wait=5) != record:
+                way_out = "give each set of parameters a root of its own"
                 raise RuntimeError(
-                    f"{folder} was written at the same time with other parameters; "
-                    "give each set of parameters a root of its own"
+                    f"{folder} was written at the same time with other parameters; {way_out}"
                 ) from None
             return folder
         (scratch / sidecar.name).write_text(json.dumps(record, indent=2) + "\n")
@@ -554,7 +535,6 @@ def _recorded(sidecar: Path, wait: float) -> dict | None:
     end = time.monotonic() + wait
     while not sidecar.exists() and time.monotonic() < end:
         time.sleep(0.02)
-    try:
+    with suppress(FileNotFoundError, json.JSONDecodeError):
         return json.loads(sidecar.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
+    return None

@@ -52,30 +52,32 @@ def prepare(
     its files are then found in the folder by sample id, so that any distribution of the data set
     will do. Without ``given`` the layout says which samples there are, and splits are drawn from
     ``seed`` where the data have none.
-
     Raises ManifestError that lists every sample that cannot be used, or else every image that
     stands on two sides of a split. With ``quarantine`` these are left out instead, and listed with
     their reasons in ``excluded``.
     """
     listing = _fixed(card, data, given) if given is not None else reader.read(card, data)
-    rows, folders = _needed(listing.rows, card), folders or {}
+    used = {"mask": card.volumes and card.volumes.needs_mask, "reference": card.volumes}
+    unused = [name for name in BESIDE if name in listing.rows and not used[name]]  # not read
+    rows, folders = listing.rows.drop(columns=unused), folders or {}
     with packing.reading(rows, data, folders, settings=card.volumes, workers=workers) as read:
-        prepared = _checked_and_split(card, data, listing, read, seed, quarantine)
+        prepared = _checked_and_split(card, Path(data), listing, read, seed, quarantine)
         packing.write(read, prepared.rows, folders, card.volumes)
     return prepared
 
 
 def _checked_and_split(
-    card: Card,
-    data: Path | str,
-    listing: base.Found,
-    read: packing.Reading,
-    seed: int,
-    quarantine: bool,
+    card: Card, data: Path, listing: base.Found, read: packing.Reading, seed: int, quarantine: bool
 ) -> Prepared:
     problems, excluded = _joined(listing.problems, read.unreadable, read.broken), listing.excluded
     if len(problems) and not quarantine:
-        raise ManifestError(_refusal(card, data, problems, len(listing.rows)))
+        lines = (problems["name"] + ": " + problems["reason"]).tolist()
+        raise ManifestError(
+            f"{card.task}: {len(problems)} problem(s) in {data} (beside {len(listing.rows)} "
+            f"samples that were found):\n{listed(lines, most=1000)}\nCorrect them, or set them "
+            "aside: with quarantine=True, notebook 01_prepare_data continues without them and "
+            "lists them in the manifest's .excluded.csv."
+        )
     excluded = _joined(excluded, problems.assign(reason="set aside: " + problems["reason"]))
     if read.rows.empty:
         raise ManifestError(f"{card.task}: of the samples in {data} none can be used.")
@@ -97,20 +99,7 @@ def _checked_and_split(
 
 def _joined(*parts: pd.DataFrame) -> pd.DataFrame:
     """Names and reasons, each name once, with its first reason."""
-    parts = [part for part in parts if len(part)]
-    if not parts:
-        return pd.DataFrame(columns=["name", "reason"], dtype=str)
     return pd.concat(parts).drop_duplicates("name").reset_index(drop=True)
-
-
-def _refusal(card: Card, data: Path | str, problems: pd.DataFrame, total: int) -> str:
-    lines = (problems["name"] + ": " + problems["reason"]).tolist()
-    return (
-        f"{card.task}: {len(problems)} problem(s) in {data} (beside {total} samples that were "
-        f"found):\n{listed(lines, most=1000)}\nCorrect them, or set them aside: with "
-        "quarantine=True, notebook 01_prepare_data continues without them and lists them in the "
-        "manifest's .excluded.csv."
-    )
 
 
 def _fixed(card: Card, data: Path | str, given: Path) -> base.Found:
@@ -118,9 +107,8 @@ def _fixed(card: Card, data: Path | str, given: Path) -> base.Found:
     rows = manifest.read_rows(given)
     missing = [column for column in REQUIRED if column not in rows]
     if missing:
-        raise ManifestError(
-            f"{given}: columns missing: {', '.join(missing)}; found: {', '.join(rows.columns)}."
-        )
+        there = ", ".join(rows.columns)
+        raise ManifestError(f"{given}: columns missing: {', '.join(missing)}; found: {there}.")
     named = set(rows["sample_id"])
     rows, unusable = manifest.sound_rows(rows, card)
     excluded = manifest.read_excluded(given)
@@ -128,34 +116,22 @@ def _fixed(card: Card, data: Path | str, given: Path) -> base.Found:
         return base.Found(rows, excluded, unusable)
     read = reader.read(card, data)
     there = read.rows.set_index("sample_id")
-    known = rows["sample_id"].isin(there.index)
     told = pd.concat([read.excluded, read.problems]).set_index("name")["reason"].to_dict()
-    problems = [
-        (sample, told.get(sample, f"it stands in {given.name}, but not in the folder"))
-        for sample in rows["sample_id"][~known]
-    ]
-    rows = rows[known].reset_index(drop=True)
-    labels = there["label"].reindex(rows["sample_id"]).to_numpy()
-    differs = (labels != rows["label"]).to_numpy()
-    problems += [
-        (row.sample_id, f"it is {row.label!r} in {given.name}, but {label!r} in the folder")
-        for row, label in zip(rows[differs].itertuples(), labels[differs], strict=True)
-    ]
-    rows = rows[~differs].reset_index(drop=True)
+    labels, problems = there["label"].to_dict(), {}
+    for sample, label in zip(rows["sample_id"], rows["label"], strict=True):
+        if sample not in labels:
+            problems[sample] = told.get(sample, f"it stands in {given.name}, but not in the folder")
+        elif label != labels[sample]:
+            differs = f"it is {label!r} in {given.name}, but {labels[sample]!r} in the folder"
+            problems[sample] = differs
+    rows = rows[~rows["sample_id"].isin(problems)].reset_index(drop=True)
     for column in ("path", *BESIDE, *KNOWN):
         if column in there and (column == "path" or column not in rows):
             rows[column] = there[column].reindex(rows["sample_id"]).to_numpy()
     new = sorted(set(there.index) - named)
     extra = pd.DataFrame({"name": new, "reason": f"not in {given.name}, which fixes the samples"})
-    problems = pd.DataFrame(problems, columns=["name", "reason"], dtype=str)
+    problems = pd.DataFrame([*problems.items()], columns=["name", "reason"], dtype=str)
     return base.Found(rows, _joined(excluded, read.excluded, extra), _joined(unusable, problems))
-
-
-def _needed(rows: pd.DataFrame, card: Card) -> pd.DataFrame:
-    """``rows`` without the masks and reference volumes that no step reads."""
-    settings = card.volumes
-    used = {"mask": settings and settings.needs_mask, "reference": settings is not None}
-    return rows.drop(columns=[c for c in BESIDE if c in rows and not used[c]])
 
 
 def _pairs(read: packing.Reading, card: Card) -> pd.DataFrame:
@@ -179,9 +155,7 @@ def _one_side_each(
     if not across:
         return rows, excluded
     if not quarantine:
-        lines = [
-            ", ".join(f"{sample} ({side} {sides[sample]})" for sample in group) for group in across
-        ]
+        lines = [", ".join(f"{s} ({side} {sides[s]})" for s in group) for group in across]
         raise ManifestError(
             f"{card.task}: {len(across)} image(s) stand on several sides of the split:\n"
             f"{listed(lines, most=1000)}\nName each group in the card: under known_duplicates its "
@@ -196,24 +170,19 @@ def _ids(pairs: pd.DataFrame) -> list[tuple[str, str]]:
     return list(zip(pairs["first"], pairs["second"], strict=True))
 
 
-def _report(
-    pairs: pd.DataFrame, before: pd.DataFrame, rows: pd.DataFrame, side: str
-) -> pd.DataFrame:
+def _report(pairs: pd.DataFrame, before: pd.DataFrame, rows: pd.DataFrame, side: str):
     """The pairs, with the side of either image and what was done."""
-    after = rows.set_index("sample_id")
-    before = before.set_index("sample_id")
+    before, after = before.set_index("sample_id"), rows.set_index("sample_id")
     report = pairs.copy()
     for name in ("first", "second"):
         stands = after[side].reindex(report[name])
         if side in before:  # the side from which it was dropped
             stands = stands.fillna(before[side].reindex(report[name]))
         report[f"{name}_side"] = [str(s) if pd.notna(s) else "" for s in stands]
-    for column in ("patient", "label"):
-        key = "patient_id" if column == "patient" else column
+    for key, same in {"patient_id": "same_patient", "label": "same_label"}.items():
         one, other = (before[key].reindex(report[name]).to_numpy() for name in ("first", "second"))
-        report[f"same_{column}"] = one == other
-    report["action"] = [
-        " and ".join(f"{s} dropped" for s in pair if s not in after.index) or "both kept"
-        for pair in _ids(report)
-    ]
+        report[same] = one == other
+    dropped = ([s for s in pair if s not in after.index] for pair in _ids(report))
+    actions = (" and ".join(f"{sample} dropped" for sample in samples) for samples in dropped)
+    report["action"] = [action or "both kept" for action in actions]
     return report

@@ -20,6 +20,7 @@ from PIL import Image
 from medlib.data.cards import Volumes
 
 MAX_VOXELS = 2**30  # 4 GiB as float32; a header of 352 bytes may claim anything
+Contents = Mapping[Path, bytes]  # of files that were read already
 
 
 def slices(
@@ -28,7 +29,7 @@ def slices(
     *,
     mask: Path | str | None = None,
     reference: Path | str | None = None,
-    contents: Mapping[Path, bytes] | None = None,
+    contents: Contents | None = None,
 ) -> dict[int, Image.Image]:
     """The axial slices of a volume that ``settings`` choose: RGB pictures by RAS+ slice number.
 
@@ -37,14 +38,12 @@ def slices(
     is read where the settings need one. ``reference`` is the patient's reference volume: a volume
     or a mask of another geometry is resampled to it where the settings say so. ``contents`` holds
     files that were read already.
-
     Raises ValueError, with the way out, for a file that is no whole 3-D NIfTI volume, for values
     that are not finite or all alike, for too few slices, for a mask that is missing or empty, and
     for another geometry than the reference's. FileNotFoundError where there is no file.
     """
     if settings.needs_mask and not mask:
-        by_tumour = settings.choice == "largest_tumour"
-        needs = "choice largest_tumour" if by_tumour else "crop_margin"
+        needs = "crop_margin" if settings.choice != "largest_tumour" else "choice largest_tumour"
         raise ValueError(
             f"it has no mask, which {needs} needs: name one in the manifest, or write "
             "`choice: central` without `crop_margin` under `volumes` in the card"
@@ -55,14 +54,15 @@ def slices(
         raise ValueError(f"it is constant ({volume.min():g}): there is nothing to see, replace it")
     if reference:
         name = f"its reference volume {Path(reference).name}"
-        wanted = _open(reference, name, contents).geometry
-        volume, own = _onto(wanted, volume, own, settings, name), wanted
+        *_, wanted = _open(reference, name, contents)
+        both = f"its geometry ({own}) is not that of {name} ({wanted})"
+        volume, own = _onto(wanted, volume, own, settings, both, order=1), wanted
     if volume.shape[2] < settings.slices:
         raise ValueError(
             f"it has {volume.shape[2]} axial slices, {settings.slices} were asked for: lower "
             "`slices` under `volumes` in the card, or take it out of the manifest"
         )
-    tumour = _tumour(mask, own, settings, contents) if settings.needs_mask else None
+    tumour = _tumour(Path(mask), own, settings, contents) if settings.needs_mask else None
     head = _head(volume)
     grey = window(volume, head, settings.percentiles)
     if grey.min() == grey.max():
@@ -76,9 +76,7 @@ def slices(
 
 
 def window(
-    values: np.ndarray,
-    inside: np.ndarray | None = None,
-    percentiles: tuple[float, float] = (0.5, 99.5),
+    values: np.ndarray, inside: np.ndarray | None = None, percentiles: tuple = (0.5, 99.5)
 ) -> np.ndarray:
     """Scale values to 0 … 255 (uint8) between two of their percentiles, or those of ``inside``.
 
@@ -115,15 +113,8 @@ def _numbers(values: np.ndarray, between: str = ", ") -> str:
     return between.join(f"{round(value, 3) + 0.0:g}" for value in values.tolist())  # never -0
 
 
-class _Opened(NamedTuple):
-    image: object  # nibabel's, its voxels not read yet
-    stream: io.BufferedIOBase | None  # what they are read from, unless nibabel opens the file
-    orientation: np.ndarray  # 3×2, nibabel's: how its axes become those of RAS+
-    geometry: Geometry
-
-
-def _load(path: Path, contents: Mapping[Path, bytes]) -> tuple[object, io.BufferedIOBase | None]:
-    """nibabel's image of a file, and the stream that it is read from."""
+def _load(path: Path, contents: Contents) -> tuple[object, io.BufferedIOBase | None]:
+    """nibabel's image of a file, and the stream that its voxels are read from, if any."""
     import nibabel  # here, since machines that only train on packed images may not have it
 
     content = contents[path] if path in contents else path.read_bytes()
@@ -140,8 +131,12 @@ def _load(path: Path, contents: Mapping[Path, bytes]) -> tuple[object, io.Buffer
     raise ValueError("it begins with no NIfTI header")
 
 
-def _open(path: Path | str, what: str, contents: Mapping[Path, bytes]) -> _Opened:
-    """Read and check a volume's header; ``what`` begins the messages."""
+def _open(path: Path | str, what: str, contents: Contents) -> tuple:
+    """Read and check a volume's header; ``what`` begins the messages.
+
+    Returns nibabel's image and its stream, as :func:`_load`, nibabel's orientation (3×2: how the
+    axes become those of RAS+), and the Geometry.
+    """
     import nibabel
 
     try:
@@ -173,11 +168,9 @@ def _open(path: Path | str, what: str, contents: Mapping[Path, bytes]) -> _Opene
         raise ValueError(f"{what} holds values of type {kind}, not grey values: convert it")
     affine = np.asarray(image.affine, float)
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    sound = np.isfinite(affine).all()
     # A voxel with a millionth of the volume of its box is flat: its orientation is undefined.
-    if not (
-        np.isfinite(affine).all()
-        and abs(np.linalg.det(affine[:3, :3])) > 1e-6 * math.prod(sizes) > 0
-    ):
+    if not (sound and abs(np.linalg.det(affine[:3, :3])) > 1e-6 * math.prod(sizes) > 0):
         raise ValueError(
             f"{what} has an affine that is singular or not finite, {affine[:3].tolist()}, so that "
             "left and right are not known: convert it from its DICOM series again"
@@ -185,12 +178,10 @@ def _open(path: Path | str, what: str, contents: Mapping[Path, bytes]) -> _Opene
     orientation = nibabel.io_orientation(affine)
     upright = tuple(shape[axis] for axis in np.argsort(orientation[:, 0]))
     affine = affine @ nibabel.orientations.inv_ornt_aff(orientation, shape)
-    return _Opened(image, stream, orientation, Geometry(upright, affine))
+    return image, stream, orientation, Geometry(upright, affine)
 
 
-def _read(
-    path: Path | str, what: str, contents: Mapping[Path, bytes]
-) -> tuple[np.ndarray, Geometry]:
+def _read(path: Path | str, what: str, contents: Contents) -> tuple[np.ndarray, Geometry]:
     """A volume's values in RAS+ (X×Y×Z, float32), and its geometry."""
     import nibabel
 
@@ -204,9 +195,8 @@ def _read(
             f"{what} cannot be read to its end ({_reason(error)}): copy or download it again"
         ) from error
     if not np.isfinite(values).all():
-        raise ValueError(
-            f"{what} holds NaN or infinite values: replace them (0 where there is nothing)"
-        )
+        problem = "holds NaN or infinite values: replace them (0 where there is nothing)"
+        raise ValueError(f"{what} {problem}")
     return nibabel.apply_orientation(values, orientation), geometry
 
 
@@ -226,50 +216,35 @@ def _agree(a: Geometry, b: Geometry) -> bool:
 
 
 def _onto(
-    wanted: Geometry, volume: np.ndarray, own: Geometry, settings: Volumes, name: str
+    wanted: Geometry, values: np.ndarray, own: Geometry, settings: Volumes, both: str, order: int
 ) -> np.ndarray:
-    """The volume in the geometry ``wanted``, that of ``name``: as it is, resampled, or refused."""
+    """Values in the geometry ``wanted``: as they are, resampled, or refused since ``both`` differ.
+
+    ``order`` is that of the spline: 1 for a volume, 0 for a mask.
+    """
     if _agree(own, wanted):
-        return volume
-    both = f"its geometry ({own}) is not that of {name} ({wanted})"
+        return values
     if not settings.resample:
         raise ValueError(f"{both}: write `resample: true` under `volumes` in the card")
-    resampled = _resampled(volume, own, wanted, order=1, outside=_rim(volume))
-    if resampled.min() == resampled.max():
+    from nibabel import Nifti1Image, processing
+
+    image, outside = Nifti1Image(values, own.affine), _rim(values) if order else 0
+    # With SciPy's mode "constant", a voxel that rounding puts 1e-15 outside is lost.
+    image = processing.resample_from_to(image, wanted, order, mode="grid-constant", cval=outside)
+    resampled = image.get_fdata(dtype=np.float32)
+    if resampled.max() == (resampled.min() if order else 0):
         raise ValueError(f"{both}, and nothing of it lies there: register the two, or replace it")
     return resampled
 
 
-def _resampled(
-    values: np.ndarray, own: Geometry, wanted: Geometry, order: int, outside: float
-) -> np.ndarray:
-    import nibabel
-    import nibabel.processing
-
-    # With SciPy's mode "constant", a voxel that rounding puts 1e-15 outside is lost.
-    return nibabel.processing.resample_from_to(
-        nibabel.Nifti1Image(values, own.affine), wanted, order, mode="grid-constant", cval=outside
-    ).get_fdata(dtype=np.float32)
-
-
-def _tumour(
-    mask: Path | str, wanted: Geometry, settings: Volumes, contents: Mapping[Path, bytes]
-) -> np.ndarray:
+def _tumour(mask: Path, wanted: Geometry, settings: Volumes, contents: Contents) -> np.ndarray:
     """Where the mask is above 0, in the geometry ``wanted`` of its volume: X×Y×Z, bool."""
-    what = f"its mask {Path(mask).name}"
+    what = f"its mask {mask.name}"
     values, own = _read(mask, what, contents)
-    tumour = values > 0
-    if not tumour.any():
+    if not (values > 0).any():
         raise ValueError(f"{what} is empty, no voxel is above 0: draw it, or take the row out")
-    if _agree(own, wanted):
-        return tumour
     both = f"{what} has another geometry ({own}) than the volume ({wanted})"
-    if not settings.resample:
-        raise ValueError(f"{both}: write `resample: true` under `volumes` in the card")
-    tumour = _resampled(tumour.astype(np.uint8), own, wanted, order=0, outside=0) > 0
-    if not tumour.any():
-        raise ValueError(f"{both}, and nothing of it lies there: register the two, or replace it")
-    return tumour
+    return _onto(wanted, (values > 0).astype(np.uint8), own, settings, both, order=0) > 0
 
 
 def _rim(volume: np.ndarray) -> float:
@@ -298,8 +273,8 @@ def _chosen(settings: Volumes, head: np.ndarray, tumour: np.ndarray | None) -> l
                 "under `volumes` in the card (0: every slice of the head)"
             )
         if n == 1:
-            return [int(within[(len(within) - 1) // 2])]
-        if n > 0:
+            within = within[[(len(within) - 1) // 2]]
+        elif n > 0:
             within = within[np.rint(np.linspace(0, len(within) - 1, n)).astype(int)]
         return within.tolist()
     first = (depth - n) // 2

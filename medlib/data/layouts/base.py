@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import zipfile
+from collections import namedtuple
 from collections.abc import Generator, Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -39,17 +40,14 @@ class Found(NamedTuple):
     problems: pd.DataFrame
 
 
-class Excluded(NamedTuple):
-    name: str
-    reason: str
-
-
-class Problem(NamedTuple):
-    name: str
-    reason: str
-
-
+Excluded = namedtuple("Excluded", ["name", "reason"])
+Problem = namedtuple("Problem", ["name", "reason"])
 Items = Iterator[dict | Excluded | Problem]
+
+
+def row(sample: str, path: Path, label: str, **known: str) -> dict:
+    """A row of ``Found``; without ``patient_id``, the sample is a patient of its own."""
+    return {"sample_id": sample, "patient_id": sample, "path": path, "label": label} | known
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
@@ -121,9 +119,7 @@ def read_cells(path: Path) -> pd.DataFrame:
     return table[(table != "").any(axis=1)]  # spreadsheets leave empty rows behind
 
 
-def read_columns(
-    path: Path, columns: dict[str, str], also: dict[str, str] | None = None
-) -> pd.DataFrame:
+def read_columns(path: Path, columns: dict, also: dict | None = None) -> pd.DataFrame:
     """A table's ``columns`` under our names (ours: theirs), and of ``also`` those that it has."""
     cells = read_cells(path)
     missing = [theirs for theirs in columns.values() if theirs not in cells]
@@ -139,9 +135,7 @@ def read_columns(
     return table
 
 
-def find_table(
-    folder: Path, pattern: str, columns: dict[str, str], also: dict[str, str] | None = None
-) -> pd.DataFrame:
+def find_table(folder: Path, pattern: str, columns: dict, also: dict | None = None) -> pd.DataFrame:
     path = the_one(files(folder, pattern=pattern), folder, f"the table {pattern}")
     return read_columns(path, columns, also)
 
@@ -154,9 +148,9 @@ def match(
     ``samples``: what the table calls each sample. Without ``complete`` it may lack some.
     """
     where, rows = table.attrs["name"], {}
-    for index, row in zip(table.index, table.to_dict("records"), strict=True):
-        if row["image"]:
-            rows.setdefault(row["image"], []).append(row)
+    for index, record in zip(table.index, table.to_dict("records"), strict=True):
+        if record["image"]:
+            rows.setdefault(record["image"], []).append(record)
         else:
             yield Problem(f"row {index + 2} of {where}", "it names no image")
     for name in sorted(rows.keys() - set(samples.values())):
@@ -169,27 +163,23 @@ def match(
     return {sample: rows[name][0] for sample, name in samples.items() if name in rows}
 
 
-def labelled(
-    images: list[Path], table: pd.DataFrame, classes: dict[str, str], **fixed: str
-) -> Items:
+def labelled(images: list[Path], table: pd.DataFrame, classes: dict, **fixed: str) -> Items:
     """A row for every image; the table tells its label's code, and perhaps patient, age, sex."""
-    ids, where = {path: stem(path.name) for path in images}, table.attrs["name"]
+    ids = {path: stem(path.name) for path in images}
     records = yield from match(table, {sample: sample for sample in ids.values()})
     for path, sample in ids.items():
         if sample not in records:
             continue  # a problem that match has told
         told = {c: v for c, v in records[sample].items() if c in COLUMNS}
         if told["label"] in classes:
-            row = {"sample_id": sample, "patient_id": sample, "path": path} | told | fixed
-            yield row | {"label": classes[told["label"]]}
+            yield row(sample, path, **told | fixed | {"label": classes[told["label"]]})
         else:
-            yield Problem(sample, no_class(told["label"], classes, where))
+            yield Problem(sample, no_class(told["label"], classes, table.attrs["name"]))
 
 
 def no_class(code: str, classes: dict[str, str], where: str) -> str:
-    if not code:
-        return f"it has no label in {where}"
-    return f"labelled {code!r} in {where}, not one of {', '.join(classes)}"
+    wrong = f"labelled {code!r} in {where}, not one of {', '.join(classes)}"
+    return wrong if code else f"it has no label in {where}"
 
 
 def classes_of(card: Card, option: str, given: dict | None) -> dict[str, str]:
@@ -204,7 +194,7 @@ def classes_of(card: Card, option: str, given: dict | None) -> dict[str, str]:
 def one_hot(table: pd.DataFrame, classes: Iterable[str]) -> list[str]:
     """Of each row the class that is 1; "none", and several joined by a plus, are no class."""
     return [
-        "+".join(c if row[c] == "1" else f"{c}={row[c]}" for c in classes if row[c] != "0")
+        "+".join(c if told[c] == "1" else f"{c}={told[c]}" for c in classes if told[c] != "0")
         or "none"
-        for row in table.to_dict("records")
+        for told in table.to_dict("records")
     ]

@@ -54,8 +54,8 @@ def folder_per_class(
             yield base.Problem(shown, f"its name tells no patient: it has no {patient!r}")
         else:
             sample = base.stem(shown.replace("/", "-"))
-            row = {"sample_id": sample, "patient_id": whose if patient else sample, "path": path}
-            yield row | {"label": named[within[0]], "split": split}
+            whose = whose if patient else sample
+            yield base.row(sample, path, named[within[0]], patient_id=whose, split=split)
 
 
 def own_table(
@@ -137,8 +137,8 @@ def medmnist(folder: Path, card: Card, *, flag: str, size: int = 28) -> base.Ite
             )
         for index, code in enumerate(labels[:, 0].tolist()):
             sample = f"{split}-{index:06d}"
-            if code not in range(len(classes)):
+            if code in range(len(classes)):
+                within = Path(f"{path}#{split}/{index}")
+                yield base.row(sample, within, classes[int(code)], split=split)
+            else:
                 yield base.Problem(sample, f"labelled {code}, not one of 0 to {len(classes) - 1}")
-                continue
-            row = {"sample_id": sample, "patient_id": sample, "split": split}
-            yield row | {"path": Path(f"{path}#{split}/{index}"), "label": classes[int(code)]}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import glob
 import re
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 
@@ -13,24 +13,14 @@ from medlib.data.cards import Card
 from medlib.data.layouts import base
 from medlib.errors import ManifestError, unknown
 
-MODALITIES = {  # by what a file's name ends in, in upper or lower case, after _ or -
-    "t1": "t1|t1n",
-    "t1ce": "t1ce|t1c|t1gd",
-    "t2": "t2|t2w",
-    "flair": "flair|t2f|fla",
-    "mask": "seg|segm|tumor_segmentation",
-}
+# By what a file's name ends in, in upper or lower case, after _ or -.
+MODALITIES = {"t1": "t1|t1n", "t1ce": "t1ce|t1c|t1gd", "t2": "t2|t2w", "flair": "flair|t2f|fla"}
+ENDINGS = MODALITIES | {"mask": "seg|segm|tumor_segmentation"}
 REQUIRED = ["t1", "t1ce", "flair"]  # so that tasks on each of them are about the same patients
 
 
-class Case(NamedTuple):
-    """``key`` is what the table of labels calls the sample."""
-
-    sample: str
-    patient: str
-    key: str
-    site: str
-    volumes: list[Path]
+# What the table of labels calls the sample is its key; ``volumes`` are paths, the others texts.
+Case = namedtuple("Case", ["sample", "patient", "key", "site", "volumes"])
 
 
 def _case_folders(folder: Path, *patterns: str) -> dict[Path, list[Path]]:
@@ -46,7 +36,7 @@ def _case_folders(folder: Path, *patterns: str) -> dict[Path, list[Path]]:
 def modalities(volumes: list[Path]) -> dict[str, list[Path]]:
     """A case's files by modality; those whose bias field was corrected are preferred."""
     by_modality = {}
-    for modality, endings in MODALITIES.items():
+    for modality, endings in ENDINGS.items():
         for bias in ("_bias", ""):
             pattern = re.compile(f"(^|[_-])({endings}){bias}$", re.IGNORECASE)
             files = [path for path in volumes if pattern.search(base.stem(path.name))]
@@ -56,23 +46,18 @@ def modalities(volumes: list[Path]) -> dict[str, list[Path]]:
 
 
 def _volumes(
-    cases: list[Case],
-    table: pd.DataFrame,
-    classes: dict[str, str],
-    card: Card,
-    modality: str,
-    require: list,
-    reference: str,
+    cases: list[Case], table: pd.DataFrame, classes: dict, card: Card, wanted: tuple[str, list, str]
 ) -> base.Items:
     """A row for every case with a known label and all required modalities.
 
-    ``reference``: the modality whose volume the patient's other volumes are compared with.
+    ``wanted``: the modality, those that are required, and that of the patient's reference volume.
     """
+    modality, require, reference = wanted
     reference = reference or [*require, modality][0]
     needed = dict.fromkeys([*require, modality, reference])
     for name in needed:
-        if name not in MODALITIES or name == "mask":
-            raise ManifestError(unknown("modality", name, [m for m in MODALITIES if m != "mask"]))
+        if name not in MODALITIES:
+            raise ManifestError(unknown("modality", name, list(MODALITIES)))
     keys = {case.sample: case.key for case in cases}
     records = yield from base.match(table, keys, complete=False)
     lacking = base.Excluded if card.incomplete == "leave_out" else base.Problem
@@ -91,9 +76,6 @@ def _volumes(
             row |= {"label": classes[record["label"]], "site": case.site}
             files = {"path": modality, "mask": "mask", "reference": reference}
             yield row | {column: by_modality.get(name, [""])[0] for column, name in files.items()}
-
-
-GRADES = {"HGG": "HGG", "LGG": "LGG"}
 
 
 def brats(
@@ -117,9 +99,9 @@ def brats(
     """
     folders = _case_folders(folder, "BraTS??_*_*", "BraTS2021_?????", "BraTS-*-?????-???")
     above = {(c.name, p.upper()) for c in folders for p in c.relative_to(folder).parts}
-    above = pd.DataFrame(sorted(a for a in above if a[1] in GRADES), columns=["image", "label"])
-    above.attrs["name"] = "the names of its folders"
-    table, classes, key_of = above, GRADES, str
+    classes, key_of = {"HGG": "HGG", "LGG": "LGG"}, str
+    above = pd.DataFrame(sorted(a for a in above if a[1] in classes), columns=["image", "label"])
+    above.attrs["name"], table = "the names of its folders", above
     if labels:
         if not (id and label):
             raise ManifestError("layout_options: with labels, id and label name its columns.")
@@ -154,7 +136,7 @@ def brats(
             yield base.Excluded(case.name, "of the validation set, whose grades are not public")
         else:
             cases.append(Case(case.name, patient, key, site[1] if site else "", volumes))
-    yield from _volumes(cases, table, classes, card, modality, require, reference)
+    yield from _volumes(cases, table, classes, card, (modality, require, reference))
 
 
 def _brats_number(name: str) -> str:
@@ -192,23 +174,7 @@ def ucsf_pdgm(
             patient = match[1] + FOLLOW_UPS.get(match[2], match[2])
             cases.append(Case(sample, patient, sample, "", volumes))
     grades = {grade: f"grade_{grade}" for grade in "234"}
-    yield from _volumes(cases, table, grades, card, modality, require, reference)
-
-
-TCGA_LABELS = {  # where each grading stands: file, its columns, those it may have, its codes
-    "histology": (
-        "data.csv",
-        {"image": "Patient", "label": "neoplasm_histologic_grade"},
-        {"age": "age_at_initial_pathologic", "sex": "gender"},
-        {"1": "grade_II", "2": "grade_III"},
-    ),
-    "who2021": (
-        "tcga_2021_who_labels.csv",
-        {"image": "case_id", "label": "WHO_CNS5_grade"},
-        {"age": "Age (years at diagnosis)"},
-        {f"Grade {grade}": f"grade_{grade}" for grade in "234"},
-    ),
-}
+    yield from _volumes(cases, table, grades, card, (modality, require, reference))
 
 
 def tcga_lgg(
@@ -226,10 +192,17 @@ def tcga_lgg(
     2019) or the WHO 2021 grade of ``tcga_2021_who_labels.csv``. Nothing says which sex a code of
     ``data.csv`` means, so the code stays.
     """
-    if labels not in TCGA_LABELS:
-        raise ManifestError(unknown("grading (labels)", labels, list(TCGA_LABELS)))
-    file, columns, also, grades = TCGA_LABELS[labels]
-    table, cases = base.find_table(folder, file, columns, also), []
+    if labels == "histology":
+        file, image, label = "data.csv", "Patient", "neoplasm_histologic_grade"
+        also = {"age": "age_at_initial_pathologic", "sex": "gender"}
+        grades = {"1": "grade_II", "2": "grade_III"}
+    elif labels == "who2021":
+        file, image, label = "tcga_2021_who_labels.csv", "case_id", "WHO_CNS5_grade"
+        also = {"age": "Age (years at diagnosis)"}
+        grades = {f"Grade {grade}": f"grade_{grade}" for grade in "234"}
+    else:
+        raise ManifestError(unknown("grading (labels)", labels, ["histology", "who2021"]))
+    table, cases = base.find_table(folder, file, {"image": image, "label": label}, also), []
     for case, volumes in _case_folders(folder, "TCGA[_-]??[_-]*").items():
         match = re.match(r"TCGA_([^_]+)_[^_]+", case.name.replace("-", "_"))
         patient, site = (match[0], match[1]) if match else (case.name, "")
@@ -240,4 +213,4 @@ def tcga_lgg(
         table = table.drop_duplicates(["image", "label"])
     if "sex" in table:
         table["sex"] = table["sex"].where(table["sex"] == "", "gender " + table["sex"])
-    yield from _volumes(cases, table, grades, card, modality, require, reference)
+    yield from _volumes(cases, table, grades, card, (modality, require, reference))

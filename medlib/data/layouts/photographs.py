@@ -41,8 +41,7 @@ def kermany(folder: Path, card: Card) -> base.Items:
             yield base.Problem(sample, "no patient number in the file name")
         elif split in ("train", "test"):
             whose, label = match[2] or f"{split}-{match[1]}", path.parent.name.lower()
-            row = {"sample_id": sample, "patient_id": whose, "path": path}
-            yield row | {"label": label, "split": split}
+            yield base.row(sample, path, label, patient_id=whose, split=split)
 
 
 ANNOTATIONS = ("annotation", "mask", "lesion", "disc", "fovea")  # in names of their folders
@@ -61,15 +60,14 @@ def ichallenge(
     in the order of the card's classes, by a table. One image is one patient.
     """
     by_letter = {k.upper(): v for k, v in base.classes_of(card, "letters", letters).items()}
-    by_folder = base.classes_of(card, "folders", folders) if folders else {}
-    by_folder = {k.lower(): v for k, v in by_folder.items()}
+    by_folder = base.classes_of(card, "folders", folders).items() if folders else ()
+    by_folder = {k.lower(): v for k, v in by_folder}
     for path in _photographs(folder, "*Training400"):
         sample, within = base.stem(path.name), path.parent.name
         letter = path.name[0].upper() if re.match(r"[A-Za-z]\d", path.name) else ""
         told = {by_letter.get(letter), by_folder.get(within.lower())} - {None}
         if len(told) == 1:
-            row = {"sample_id": sample, "patient_id": sample, "path": path}
-            yield row | {"label": told.pop(), "split": "train"}
+            yield base.row(sample, path, told.pop(), split="train")
         elif told:
             yield base.Problem(sample, f"its name and its folder {within} tell different classes")
         else:
@@ -142,8 +140,8 @@ def ham10000(folder: Path, card: Card) -> base.Items:
         table["label"] = base.one_hot(table, LESIONS)
         columns = {"image": "image", "patient_id": "lesion_id"}
         lesions = base.find_table(folder, "*LesionGroupings.csv", columns)
-        ids = [base.stem(path.name) for path in images]
-        yield from base.match(lesions, dict(zip(ids, ids, strict=True)), "lesion")
+        ids = (base.stem(path.name) for path in images)
+        yield from base.match(lesions, {name: name for name in ids}, "lesion")
         table = _with(table, lesions)
     yield from base.labelled(images, table, {name: name for name in LESIONS})
 

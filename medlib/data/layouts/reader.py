@@ -3,9 +3,7 @@
 A layout is a generator ``(folder, card, **options)`` over a data set's folder. It yields rows
 (dicts of the columns of ``base.Found``; path, mask and reference as Path), and Excluded and Problem
 with name and reason. Its keyword arguments are the card's ``layout_options``. What every layout
-needs (one file for an id, labels that are classes, paths below the data folder) is checked once, in
-:func:`read`.
-
+needs (one file for an id, labels that are classes, paths below the data folder) is checked once.
 Hidden names (``._x.jpg``, ``.DS_Store``) and ``__MACOSX`` are no part of any data set.
 """
 
@@ -13,7 +11,7 @@ from __future__ import annotations
 
 import filecmp
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -42,20 +40,17 @@ def read(card: Card, data: Path | str) -> base.Found:
     if card.layout not in LAYOUTS:
         way_out = f"Correct `layout` in data_manifests/{card.task}.yaml."
         raise ManifestError(unknown("layout", card.layout, list(LAYOUTS), way_out))
-    options = _options(card)
-    names = (card.folder, *card.other_folders)
-    folder = cards.data_set_folder(card, data)
+    options, folder = _options(card), cards.data_set_folder(card, data)
     if folder is None:
+        names = (card.folder, *card.other_folders)
         raise ManifestError(
             f"{card.task}: there is no folder {' or '.join(map(repr, names))} in {data}. Get the "
             f"data set from {card.source} and put it there, or name another data folder."
         )
     items = list(LAYOUTS[card.layout](folder, card, **options))
-    rows = [
-        row | {c: base.shown(row[c], data) if row[c] else "" for c in base.FILES if c in row}
-        for row in items
-        if isinstance(row, dict)
-    ]
+    rows = [item for item in items if isinstance(item, dict)]
+    for row in rows:
+        row |= {c: base.shown(row[c], data) if row[c] else "" for c in base.FILES if c in row}
     items += [problem for row in rows for problem in _row_problems(row, card)]
     rows, copies = _one_file_an_id(rows, data)
     items += copies
@@ -105,19 +100,17 @@ def _row_problems(row: dict, card: Card) -> Iterator[base.Problem]:
 
 def _one_file_an_id(rows: list[dict], data: Path) -> tuple[list[dict], list[Left]]:
     """The first row of every id, and what becomes of further ones: copies, or other images."""
-    groups: dict[str, list[dict]] = {}
+    groups, further = {}, []
     for row in rows:
         groups.setdefault(row["sample_id"], []).append(row)
-    further: list[Left] = []
     for sample, (first, *others) in groups.items():
         if all(_is_copy(first, other, data) for other in others):
             reason = f"a second copy of {first['path']}"
             further += [base.Excluded(other["path"], reason) for other in others]
         else:
-            files = ", ".join(row["path"] for row in groups[sample])
-            further.append(
-                base.Problem(sample, f"{len(groups[sample])} files have this id: {files}")
-            )
+            paths = [row["path"] for row in groups[sample]]
+            reason = f"{len(paths)} files have this id: {', '.join(paths)}"
+            further.append(base.Problem(sample, reason))
     return [group[0] for group in groups.values()], further
 
 
@@ -129,22 +122,12 @@ def _is_copy(row: dict, other: dict, data: Path) -> bool:
 
 def _frame(items: Iterable[Left]) -> pd.DataFrame:
     """Names and reasons; a name that comes several times has all its reasons in one row."""
-    reasons: dict[str, list[str]] = {}
-    for name, reason in items:
-        reasons.setdefault(name, []).append(reason)
-    joined = [(name, "; ".join(dict.fromkeys(of_one))) for name, of_one in reasons.items()]
-    return pd.DataFrame(joined, columns=["name", "reason"], dtype=str)
+    table = pd.DataFrame([*items], columns=["name", "reason"], dtype=str).drop_duplicates()
+    return table.groupby("name", sort=False)["reason"].agg("; ".join).reset_index()
 
 
-LAYOUTS: dict[str, Callable[..., base.Items]] = {
-    "kermany": photographs.kermany,
-    "ichallenge": photographs.ichallenge,
-    "ham10000": photographs.ham10000,
-    "isic2017": photographs.isic2017,
-    "brats": mri.brats,
-    "ucsf_pdgm": mri.ucsf_pdgm,
-    "tcga_lgg": mri.tcga_lgg,
-    "folder_per_class": generic.folder_per_class,
-    "table": generic.own_table,
-    "medmnist": generic.medmnist,
-}
+LAYOUTS = {"kermany": photographs.kermany, "ichallenge": photographs.ichallenge}
+LAYOUTS |= {"ham10000": photographs.ham10000, "isic2017": photographs.isic2017}
+LAYOUTS |= {"brats": mri.brats, "ucsf_pdgm": mri.ucsf_pdgm, "tcga_lgg": mri.tcga_lgg}
+LAYOUTS |= {"folder_per_class": generic.folder_per_class, "table": generic.own_table}
+LAYOUTS |= {"medmnist": generic.medmnist}
