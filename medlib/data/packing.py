@@ -122,7 +122,7 @@ def _each(
             small = duplicates.thumbnail(middle), min(middle.size) < duplicates.TINY
             images = [np.stack([decoding.resize(p, *how) for p in pictures]) for how in sizes]
         except Exception as error:  # any decoder's error: named with its file, all together
-            text = f"{error or type(error).__name__}".replace(f"{Path(data)}{os.sep}", "")
+            text = (str(error) or type(error).__name__).replace(f"{Path(data)}{os.sep}", "")
             return "broken", f"{row['path']} cannot be read: {text}"
         return "read", (hashes, small, list(drawn), images)
 
