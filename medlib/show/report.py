@@ -1,9 +1,4 @@
-"""One HTML page with all figures and tables of a grid: opens from disk, needs no network.
-
-What it says of the grid comes as frames and texts; `medlib.grid.page` gathers them.
-"""
-
-from __future__ import annotations
+"""One HTML page with all figures and tables of a grid: opens from disk, needs no network."""
 
 import base64
 from collections.abc import Sequence
