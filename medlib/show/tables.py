@@ -86,15 +86,10 @@ def claims_table(verdicts: pd.DataFrame) -> pd.DataFrame:
     pairs = zip(verdicts["expected"], verdicts["margin"], strict=True)
     # of "task: backbone, regime; …" the backbones, each once
     missing = [dict.fromkeys(re.findall(": (.*?),", arms)) for arms in verdicts["missing"]]
-    columns = {
-        "claim": verdicts["claim"],
-        "contrast": verdicts["part"],
-        "expected": [words.get(expected, expected).format(margin) for expected, margin in pairs],
-        "difference in AUROC": _effects(verdicts),
-        "verdict": verdicts["verdict"],
-        "missing": list(map(", ".join, missing)),
-    }
-    return pd.DataFrame(columns)
+    expected = [words.get(expected, expected).format(margin) for expected, margin in pairs]
+    columns = {"claim": verdicts["claim"], "contrast": verdicts["part"], "expected": expected}
+    columns |= {"difference in AUROC": _effects(verdicts), "verdict": verdicts["verdict"]}
+    return pd.DataFrame(columns | {"missing": list(map(", ".join, missing))})
 
 
 def confounds_table(parts: pd.DataFrame, tasks: names.Tasks) -> pd.DataFrame:

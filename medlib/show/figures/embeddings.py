@@ -68,7 +68,19 @@ def embeddings(points: pd.DataFrame, classes: Sequence[str], title: str = "") ->
     fig, axes = plt.subplots(len(rows), len(columns), squeeze=False, figsize=size)
     for line, (name, part) in zip(axes, rows.items(), strict=True):
         for ax, (column, groups) in zip(line, columns.items(), strict=True):
-            _scatter(ax, part, column, groups)
+            rest, by_label = part[~part[column].isin(groups)], column == "label"
+            ax.scatter(rest["x"], rest["y"], s=3, color="0.85", linewidths=0, rasterized=True)
+            look = {"s": 5 if by_label else 9, "alpha": 0.8, "linewidths": 0}
+            look["rasterized"] = len(part) > 3000
+            for group, colour, mark in zip(groups, style.COLOURS, style.MARKERS, strict=False):
+                some, words = (
+                    part[part[column] == group],
+                    names.spoken(group) if by_label else group,
+                )
+                look |= {"color": colour, "marker": mark, "label": words}
+                above = 2 - len(some) / len(part)  # small groups over large ones
+                ax.scatter(some["x"], some["y"], zorder=above, **look)
+            ax.set(xticks=[], yticks=[])
         words = style.wrapped(name, 1.9, 7) + "\n" + part["shares"].iloc[0]
         line[0].set_ylabel(words, fontsize=6.5)
     for ax, column in zip(axes[0], columns, strict=True):
@@ -90,20 +102,6 @@ def _groups(points: pd.DataFrame) -> dict[str, list]:
         if len(sizes) > 1 and sizes.iloc[0] > 1:
             groups[column] = list(sizes.index[:8])
     return groups
-
-
-def _scatter(ax: plt.Axes, points: pd.DataFrame, column: str, groups: Sequence) -> None:
-    """Points in the colours of their groups; small groups are drawn above large ones."""
-    rest = points[~points[column].isin(groups)]
-    ax.scatter(rest["x"], rest["y"], s=3, color="0.85", linewidths=0, rasterized=True)
-    by_label = column == "label"
-    look = {"s": 5 if by_label else 9, "alpha": 0.8, "linewidths": 0}
-    look["rasterized"] = len(points) > 3000
-    for group, colour, marker in zip(groups, style.COLOURS, style.MARKERS, strict=False):
-        some = points[points[column] == group]
-        look |= {"color": colour, "marker": marker, "zorder": 2 - len(some) / len(points)}
-        ax.scatter(some["x"], some["y"], label=names.spoken(group) if by_label else group, **look)
-    ax.set(xticks=[], yticks=[])
 
 
 @style.styled
