@@ -1,7 +1,5 @@
 """Names as they are printed: backbones, metrics, heads, regimes, classes; and their order."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,29 +7,20 @@ import pandas as pd
 
 from medlib.core import backbones
 
-METRICS = {  # as printed
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "precision_weighted": "precision (weighted)",
-    "recall_weighted": "recall (weighted)",
-    "f1_weighted": "F1 (weighted)",
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "precision_macro": "precision (macro)",
-    "recall_macro": "recall (macro)",
-    "f1_macro": "F1 (macro)",
-    "kappa": "kappa",
-    "kappa_quadratic": "kappa (quadratic)",
-    "sensitivity_at_95_specificity": "sensitivity at 95 % specificity",
-    "log_loss": "log-loss",
-    "brier": "Brier score",
-    "ece": "calibration error",
-}
-PAPER_METRICS = list(METRICS)[:6]  # the paper's, and two that a majority class cannot flatter
+METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}  # as printed
+METRICS |= {"precision_weighted": "precision (weighted)", "recall_weighted": "recall (weighted)"}
+METRICS |= {"f1_weighted": "F1 (weighted)", "auroc": "AUROC"}
+PAPER_METRICS = list(METRICS)  # so far: the paper's, and two that a majority class cannot flatter
+METRICS |= {"auprc": "AUPRC", "precision_macro": "precision (macro)"}
+METRICS |= {"recall_macro": "recall (macro)", "f1_macro": "F1 (macro)"}
+METRICS |= {"kappa": "kappa", "kappa_quadratic": "kappa (quadratic)"}
+METRICS |= {"sensitivity_at_95_specificity": "sensitivity at 95 % specificity"}
+METRICS |= {"log_loss": "log-loss", "brier": "Brier score", "ece": "calibration error"}
 
 HEADS = {"linear": "linear head", "knn": "nearest neighbours", "mlp": "MLP head"}
 REGIMES = {"frozen": "frozen", "finetuned": "fine-tuned", "lora": "LoRA"}
 PRETRAININGS = {"imagenet": "ImageNet", "dinov2": "DINOv2"}  # any other is printed as its key
+Tasks = Mapping[str, Mapping]  # a task's key -> its card: {"title": as printed, …}
 RANDOM, UNKNOWN = "random weights", "family unknown"
 
 
@@ -106,9 +95,7 @@ def full_name(backbone: str, pretraining: str) -> str:
     return name
 
 
-def shown_rows(
-    table: pd.DataFrame, tasks: Mapping[str, Mapping], metrics: Sequence[str]
-) -> pd.DataFrame:
+def shown_rows(table: pd.DataFrame, tasks: Tasks, metrics: Sequence[str]) -> pd.DataFrame:
     """The rows of the tasks and metrics, with the columns `name` and `random`.
 
     From here on a backbone goes by `name`, as printed, so that random weights always show.

@@ -1,7 +1,5 @@
 """The figure of a split passport."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,8 +7,6 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
 
 from medlib.data.passport import ALL, REST, UNKNOWN, table
 from medlib.show.names import spoken
@@ -24,7 +20,7 @@ def draw(
     duplicates: pd.DataFrame,
     excluded: pd.DataFrame,
     title: str = "",
-) -> Figure:
+) -> plt.Figure:
     """What the later numbers rest on: who is on which side, and how else the classes differ.
 
     Takes the frames of `data.passport.table`, and draws its numbers: a row a class and one for all;
@@ -36,7 +32,7 @@ def draw(
     names = _class_labels(numbers)
     room = PAGE - max(map(text_width, names)) - 0.2  # inches beside the names
     bands = _in_bands(_panels_of_passport(numbers, room), room)
-    words = [_wrapped_lines(_duplicate_lines(numbers)), _wrapped_lines(_excluded_lines(numbers))]
+    words = _texts_below(numbers)
     title = wrapped(title, PAGE - 0.2, 8, weight="bold")
 
     rows_height = len(names) * max(0.3, 0.1 * max(name.count("\n") + 1 for name in names) + 0.1)
@@ -47,7 +43,12 @@ def draw(
     fig.get_layout_engine().set(w_pad=0.06, h_pad=0.06, wspace=0, hspace=0)
     *parts, bottom = fig.subfigures(len(heights), 1, height_ratios=heights)
     for part, band in zip(parts, bands, strict=True):
-        _draw_band(part, band, names, room)
+        widths = [panel.width for panel in band]
+        spare = max(0.01, 0.7 * room - sum(widths))  # a few panels do not fill the page
+        places = part.add_gridspec(1, len(band) + 1, width_ratios=[*widths, spare])
+        for at, panel in enumerate(band):
+            _draw_panel(part.add_subplot(places[at]), panel)
+        part.axes[0].set_yticks(np.arange(len(names))[::-1] + 0.35, names, parse_math=False)
     for x, (heading, text) in zip((0.01, 0.51), words, strict=True):
         top, below = 1 - np.array([0.05, 0.23]) / heights[-1]
         bottom.text(x, top, heading, va="top", fontsize=8, fontweight="bold")
@@ -118,17 +119,7 @@ def _in_bands(panels: list[_Panel], room: float) -> list[list[_Panel]]:
     return bands
 
 
-def _draw_band(part: SubFigure, band: list[_Panel], names: list[str], room: float) -> None:
-    """Panels side by side with the classes' names at the left; a few do not fill the page."""
-    widths = [panel.width for panel in band]
-    spare = max(0.01, 0.7 * room - sum(widths))
-    places = part.add_gridspec(1, len(band) + 1, width_ratios=[*widths, spare])
-    for at, panel in enumerate(band):
-        _draw_panel(part.add_subplot(places[at]), panel)
-    part.axes[0].set_yticks(np.arange(len(names))[::-1] + 0.35, names, parse_math=False)
-
-
-def _draw_panel(ax: Axes, panel: _Panel) -> None:
+def _draw_panel(ax: plt.Axes, panel: _Panel) -> None:
     """A row of bars per class; the highest bar of the panel fills its row."""
     x = np.arange(len(panel.ticks))
     highest = max(panel.shares.max(axis=None), 0.01)
@@ -148,32 +139,23 @@ def _draw_panel(ax: Axes, panel: _Panel) -> None:
     ax.spines[:].set_visible(False)
 
 
-def _duplicate_lines(table: pd.DataFrame) -> list[str]:
-    """A heading, and what the passport says on duplicates."""
+def _texts_below(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Headings and texts, as wide as half a page: duplicates found, and what was left out."""
     columns = ["part", "name", "count", "correlation", "detail"]
     pairs = table.loc[table["part"].isin(["duplicates", "pairs"]), columns]
     (_, _, total, _, _), *kinds = pairs.itertuples(index=False)
-    lines = [f"duplicates found: {total:,} pairs" if total else "duplicates found: none"]
+    found = [f"duplicates found: {total:,} pairs" if total else "duplicates found: none"]
     for part, name, count, correlation, detail in kinds:
         r = "" if pd.isna(correlation) else f", r\u00a0=\u00a0{correlation:.3f}"  # no break
         words = f"{name}{r}: {detail}"
         words = f"{count:,} × {words}" if part == "duplicates" else words
-        lines.append(f"and {count:,} more" if name == REST else words)
-    return lines
-
-
-def _excluded_lines(table: pd.DataFrame) -> list[str]:
-    """A heading, and what the passport says on what was left out."""
-    left_out = table.loc[table["part"] == "left out", ["name", "count", "detail"]]
-    (_, total, _), *reasons = left_out.itertuples(index=False)
-    lines = [f"left out: {total:,}" if total else "left out: nothing"]
+        found.append(f"and {count:,} more" if name == REST else words)
+    excluded = table.loc[table["part"] == "left out", ["name", "count", "detail"]]
+    (_, total, _), *reasons = excluded.itertuples(index=False)
+    left_out = [f"left out: {total:,}" if total else "left out: nothing"]
     for name, count, detail in reasons:
-        words = f"× {name} ({detail})" if name != REST else "for other reasons"
-        lines.append(f"{'and ' if name == REST else ''}{count:,} {words}")
-    return lines
-
-
-def _wrapped_lines(lines: list[str]) -> tuple[str, str]:
-    """The heading, and the other lines as one text as wide as half a page."""
-    heading, *rest = lines
-    return heading, "\n".join(wrapped(line, PAGE / 2 - 0.2, 6.5, indent="    ") for line in rest)
+        words = f"{count:,} × {name} ({detail})"
+        left_out.append(f"and {count:,} for other reasons" if name == REST else words)
+    look = {"inches": PAGE / 2 - 0.2, "size": 6.5, "indent": "    "}
+    texts = [[wrapped(line, **look) for line in lines] for lines in (found[1:], left_out[1:])]
+    return [(found[0], "\n".join(texts[0])), (left_out[0], "\n".join(texts[1]))]

@@ -1,9 +1,4 @@
-"""One HTML page with all figures and tables of a grid: opens from disk, needs no network.
-
-What it says of the grid comes as frames and texts; `medlib.grid.page` gathers them.
-"""
-
-from __future__ import annotations
+"""One HTML page with all figures and tables of a grid: opens from disk, needs no network."""
 
 import base64
 from collections.abc import Sequence
@@ -43,18 +38,17 @@ def write(
         (key, heading, words, Markup().join(_shown(path.with_name(stem)) for stem in own))
         for key, heading, words, own in registry.sections(stems)
     ]
+    words = {"title": title, "caption": caption, "citations": citations}
+    words["version"] = version("medlib")
     template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), autoescape=True)
     page = template.render(
-        title=title,
-        caption=caption,
+        words,
         whole=not gaps.any(),
         counts=", ".join(f"{n} runs {state}" for state, n in counts.items() if n),
         gaps=tables.html(states[gaps], lacking[gaps], tag="mark"),
         sections=sections,
         states=tables.html(states, lacking, tag="mark"),
         environment=tables.html(environment, environment.isna()),
-        citations=citations,
-        version=version("medlib"),
     )
     files.save_text(path, page)
 

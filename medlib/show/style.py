@@ -1,16 +1,13 @@
 """The house style: sizes, colours, legends, captions, and how a figure is saved."""
 
-from __future__ import annotations
-
 import functools
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.textpath import text_to_path
@@ -28,36 +25,22 @@ GREY = "0.42"  # random weights, and only they
 CHOSEN = {"marker": "*", "linestyle": "none", "color": VERMILION, "markersize": 8, "zorder": 5}
 CHOSEN |= {"markeredgecolor": "black", "markeredgewidth": 0.5}
 
-STYLE = {
-    "figure.dpi": 120,
-    "figure.constrained_layout.use": True,
-    "savefig.dpi": 200,
-    "font.family": "DejaVu Sans",  # ships with matplotlib: the same text everywhere
-    "font.size": 7.5,
-    "axes.titlesize": 8,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
+STYLE = {"figure.dpi": 120, "savefig.dpi": 200, "figure.constrained_layout.use": True}
+STYLE |= {"font.size": 7.5, "font.family": "DejaVu Sans"}  # ships with matplotlib: same everywhere
+STYLE |= {"axes.titlesize": 8, "axes.titleweight": "bold", "axes.titlelocation": "left"}
+STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
+STYLE |= {
     "axes.labelsize": 7.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "axes.linewidth": 0.6,
-    "axes.axisbelow": True,
     "axes.prop_cycle": mpl.cycler(color=COLOURS),
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "grid.color": "0.9",
-    "grid.linewidth": 0.5,
-    "lines.linewidth": 1.3,
-    "lines.markersize": 4,
-    "legend.fontsize": 7,
-    "legend.frameon": False,
-    "pdf.fonttype": 42,  # TrueType, embedded: editable, and accepted by journals
-    "svg.hashsalt": "medlib",  # else the ids in an SVG are random
 }
+STYLE |= dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 7)
+STYLE |= dict.fromkeys(("xtick.major.width", "ytick.major.width"), 0.6)
+STYLE |= dict.fromkeys(("xtick.major.size", "ytick.major.size"), 2.5)
+STYLE |= {"grid.color": "0.9", "grid.linewidth": 0.5, "lines.linewidth": 1.3, "lines.markersize": 4}
+STYLE |= {"legend.fontsize": 7, "legend.frameon": False}
+STYLE |= {"pdf.fonttype": 42}  # TrueType, embedded: editable, and accepted by journals
+STYLE |= {"svg.hashsalt": "medlib"}  # else the ids in an SVG are random
 
 
 def use_style() -> None:
@@ -66,7 +49,7 @@ def use_style() -> None:
 
 
 def save(
-    fig: Figure, path_stem: Path, data: pd.DataFrame | None = None, caption: str = ""
+    fig: plt.Figure, path_stem: Path, data: pd.DataFrame | None = None, caption: str = ""
 ) -> list[Path]:
     """Write a figure as `<stem>.png` (200 dpi), `.pdf` and `.svg`, and its data as `<stem>.csv`.
 
@@ -88,11 +71,11 @@ def save(
     return paths
 
 
-def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+def styled(draw: Callable[..., plt.Figure]) -> Callable[..., plt.Figure]:
     """A decorator: draw in the house style, whatever the rcParams, and close pyplot's figure."""
 
     @functools.wraps(draw)
-    def styled(*args, **kwargs) -> Figure:
+    def styled(*args, **kwargs) -> plt.Figure:
         with mpl.rc_context(STYLE):
             fig = draw(*args, **kwargs)
         plt.close(fig)
@@ -101,23 +84,23 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return styled
 
 
-def legend_above(fig: Figure, handles: list, names: list[str]) -> None:
+def legend_above(fig: plt.Figure, entries: Mapping[str, object]) -> None:
     """A legend above the panels, in as many columns as fit; the figure grows by its height."""
     look = {"loc": "outside upper center", "columnspacing": 1.4}
     look["handler_map"] = {tuple: HandlerTuple(ndivide=None, pad=0.3)}
-    for columns in range(len(names), 0, -1):
-        legend = fig.legend(handles, names, ncols=columns, **look)
+    for columns in range(len(entries), 0, -1):
+        legend = fig.legend(list(entries.values()), list(entries), ncols=columns, **look)
         if columns == 1 or legend.get_window_extent().width <= fig.bbox.width:
             break
         legend.remove()
     fig.set_figheight(fig.get_figheight() + legend.get_window_extent().height / fig.dpi)
 
 
-def title_above(fig: Figure, title: str) -> None:
+def title_above(fig: plt.Figure, title: str) -> None:
     fig.suptitle(title, x=0.01, ha="left", fontsize=8, fontweight="bold")
 
 
-def caption_below(fig: Figure, caption: str) -> None:
+def caption_below(fig: plt.Figure, caption: str) -> None:
     """Print words under the panels in full lines; the figure grows by their height.
 
     They are appended to the existing caption, unless it already ends with this text.

@@ -1,13 +1,7 @@
-"""Tables of the study, from tidy frames, as CSV, Markdown, LaTeX and HTML.
-
-A table's CSV holds the frame as it is. The others have readable headings, and in bold the best of
-each task and what is shown to be equivalent to it (`ties`).
-"""
-
-from __future__ import annotations
+"""Tables of the study, from tidy frames, as CSV, Markdown, LaTeX and HTML."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -16,7 +10,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from medlib.files import save_csv, save_text
-from medlib.show.names import HEADS, METRICS, PAPER_METRICS, REGIMES, in_order, shown_rows
+from medlib.show import names
 from medlib.stats.metrics import LOSSES
 
 LONG = 44  # letters; a longer column is set in lines
@@ -31,7 +25,7 @@ HTML = jinja2.Template(
 
 
 def main_table(
-    table: pd.DataFrame, tasks: Mapping[str, Mapping], metrics: Sequence[str] = PAPER_METRICS
+    table: pd.DataFrame, tasks: names.Tasks, metrics: Sequence[str] = names.PAPER_METRICS
 ) -> pd.DataFrame:
     """The long table made wide: one row per task, backbone, regime, head and label fraction.
 
@@ -40,7 +34,7 @@ def main_table(
     three decimals, empty where there is no result. Rows come in the order of `tasks`, then of
     the figure's backbones, then regimes, heads, and the larger fraction first.
     """
-    rows = shown_rows(table, tasks, metrics)
+    rows = names.shown_rows(table, tasks, metrics)
     cells = [
         f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if pd.notna(low) else "")
         for value, low, high in rows[["value", "ci_low", "ci_high"]].itertuples(index=False)
@@ -51,7 +45,7 @@ def main_table(
 
 
 def ties(
-    table: pd.DataFrame, tasks: Mapping[str, Mapping], metrics: Sequence[str] = PAPER_METRICS
+    table: pd.DataFrame, tasks: names.Tasks, metrics: Sequence[str] = names.PAPER_METRICS
 ) -> pd.DataFrame:
     """Which cells of :func:`main_table` hold the best of their task, or what is equivalent to it.
 
@@ -59,16 +53,16 @@ def ties(
     `differences.tied_with_best`. A column a metric; rows in the order of :func:`main_table`.
     """
     tied = table[["task", "backbone", "pretraining", "regime", "head", "label_fraction", "metric"]]
-    rows = shown_rows(table, tasks, metrics).merge(tied.assign(cell=table["tied"]))
+    rows = names.shown_rows(table, tasks, metrics).merge(tied.assign(cell=table["tied"]))
     return _wide(rows, tasks, metrics, False)[list(metrics)].astype(bool)
 
 
 def _wide(
-    rows: pd.DataFrame, tasks: Mapping[str, Mapping], metrics: Sequence[str], empty: object
+    rows: pd.DataFrame, tasks: names.Tasks, metrics: Sequence[str], empty: object
 ) -> pd.DataFrame:
     """The column `cell` of long rows, a column a metric, in the order of tables."""
-    names = list(in_order(rows)["name"])
-    order = {"task": list(tasks), "name": names, "regime": list(REGIMES), "head": list(HEADS)}
+    order = {"task": list(tasks), "name": list(names.in_order(rows)["name"])}
+    order |= {"regime": list(names.REGIMES), "head": list(names.HEADS)}
     for column, categories in order.items():
         rows[column] = pd.Categorical(rows[column], categories)
     keys = ["task", "name", "pretraining", "regime", "head", "label_fraction", "n_patients"]
@@ -83,30 +77,25 @@ def _wide(
 
 def all_metrics(table: pd.DataFrame) -> list[str]:
     """The metrics of a long table, in the order in which they are printed."""
-    return [name for name in METRICS if name in set(table["metric"])]
+    return [name for name in names.METRICS if name in set(table["metric"])]
 
 
 def claims_table(verdicts: pd.DataFrame) -> pd.DataFrame:
     """`claims.verdicts` as it is printed: a row a part of a claim, its effect and its verdict."""
     words = {"within the margin": "within ± {:g}", "above -margin": "above −{:g}"}
     pairs = zip(verdicts["expected"], verdicts["margin"], strict=True)
-    columns = {
-        "claim": verdicts["claim"],
-        "contrast": verdicts["part"],
-        "expected": [words.get(expected, expected).format(margin) for expected, margin in pairs],
-        "difference in AUROC": _effects(verdicts),
-        "verdict": verdicts["verdict"],
-        "missing": [_missing_backbones(words) for words in verdicts["missing"]],
-    }
-    return pd.DataFrame(columns)
+    # of "task: backbone, regime; …" the backbones, each once
+    missing = [dict.fromkeys(re.findall(": (.*?),", arms)) for arms in verdicts["missing"]]
+    expected = [words.get(expected, expected).format(margin) for expected, margin in pairs]
+    columns = {"claim": verdicts["claim"], "contrast": verdicts["part"], "expected": expected}
+    columns |= {"difference in AUROC": _effects(verdicts), "verdict": verdicts["verdict"]}
+    return pd.DataFrame(columns | {"missing": list(map(", ".join, missing))})
 
 
-def confounds_table(parts: pd.DataFrame, tasks: Mapping[str, Mapping]) -> pd.DataFrame:
+def confounds_table(parts: pd.DataFrame, tasks: names.Tasks) -> pd.DataFrame:
     """`claims.confounds` as it is printed: a row a task, regime and size, a column a part."""
-    titles = [
-        tasks[task]["title"] if task in tasks else f"mean over {task} tasks"
-        for task in parts["task"]
-    ]
+    of = parts["task"]
+    titles = [tasks[t]["title"] if t in tasks else f"mean over {t} tasks" for t in of]
     cells = parts.assign(cell=_effects(parts), task=titles)
     keys = ["task", "regime", "size"]
     wide = cells.pivot(index=keys, columns="part", values="cell")
@@ -117,18 +106,9 @@ def confounds_table(parts: pd.DataFrame, tasks: Mapping[str, Mapping]) -> pd.Dat
 
 def _effects(table: pd.DataFrame) -> list[str]:
     """Differences with their intervals; what was not tested says so."""
-    return [
-        "not tested"
-        if pd.isna(row.difference)
-        else f"{row.difference:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]"
-        for row in table.itertuples()
-    ]
-
-
-def _missing_backbones(words: str) -> str:
-    """Of "task: backbone, regime; …" the backbones, each once."""
-    arms = [arm.partition(": ")[2].partition(", ")[0] for arm in words.split("; ") if arm]
-    return ", ".join(dict.fromkeys(arms))
+    words = "{:+.3f} [{:+.3f}, {:+.3f}]".format
+    rows = table[["difference", "ci_low", "ci_high"]].itertuples(index=False)
+    return [words(*row) if pd.notna(row.difference) else "not tested" for row in rows]
 
 
 def save_table(
@@ -151,13 +131,11 @@ def save_table(
     bold = _best_cells(readable)
     if best is not None:
         bold[:] = False
-        best = best.reset_index(drop=True).rename(columns=METRICS)
+        best = best.reset_index(drop=True).rename(columns=names.METRICS)
         bold[list(best)] = best
-    texts = {
-        "md": _markdown(readable, bold, caption, note),
-        "tex": _latex(readable, bold, caption, note, label=Path(path_stem).name),
-        "html": html(readable, bold, caption, note),
-    }
+    shown = readable, bold, caption, note
+    texts = {"md": _markdown(*shown), "tex": _latex(*shown, Path(path_stem).name)}
+    texts["html"] = html(*shown)
     paths = [Path(f"{path_stem}.{kind}") for kind in ("csv", *texts)]
     save_csv(paths[0], df if data is None else data)
     for path, text in zip(paths[1:], texts.values(), strict=True):
@@ -169,9 +147,9 @@ def _best_cells(df: pd.DataFrame) -> pd.DataFrame:
     """Where the readable `df` holds the best of at least two cells of its task, by metric."""
     best = pd.DataFrame(False, df.index, df.columns)
     if "task" in df:
-        for column in df.columns.intersection(list(METRICS.values())):
+        for column in df.columns.intersection(list(names.METRICS.values())):
             values = pd.to_numeric(df[column].astype(str).str.split().str[0], errors="coerce")
-            if column in [METRICS[name] for name in LOSSES]:
+            if column in [names.METRICS[name] for name in LOSSES]:
                 values = -values
             of_task = values.groupby(df["task"])
             best[column] = (values == of_task.transform("max")) & (of_task.transform("count") > 1)
@@ -188,8 +166,8 @@ def _readable(df: pd.DataFrame) -> pd.DataFrame:
     if "label_fraction" in df:
         df["label_fraction"] = [f"{100 * fraction:g} %" for fraction in df["label_fraction"]]
     if "regime" in df:
-        df["regime"] = df["regime"].replace(REGIMES)
-    headings = {"label_fraction": "labels", "n_patients": "patients", **METRICS}
+        df["regime"] = df["regime"].replace(names.REGIMES)
+    headings = {"label_fraction": "labels", "n_patients": "patients", **names.METRICS}
     return df.rename(columns=lambda name: headings.get(name, name.replace("_", " ")))
 
 
@@ -220,7 +198,7 @@ def html(
 def _latex(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str, label: str) -> str:
     """One table, or several where one would leave the page: by task, and by groups of metrics."""
     letters = df.map(_text).apply(lambda column: column.str.len().max()).clip(upper=LONG)
-    metrics = [column for column in df if column in METRICS.values()]
+    metrics = [column for column in df if column in names.METRICS.values()]
     keys = [column for column in df if column not in metrics]
     groups = [list(df)]
     if letters.sum() > WIDE and metrics:

@@ -1,27 +1,19 @@
 """Figures of the comparison: every arm of a task, and frozen against fine-tuned."""
 
-from __future__ import annotations
-
 import itertools
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from medlib.show import style
+from medlib.show import names, style
 from medlib.show.figures import parts
-from medlib.show.names import METRICS, REGIMES, in_order, series_names, shown_rows
-from medlib.show.style import COLUMN, GREY, PAGE, legend_above, styled
 
 
-@styled
-def main_comparison(
-    table: pd.DataFrame, tasks: Mapping[str, Mapping], metric: str = "auroc"
-) -> Figure:
+@style.styled
+def main_comparison(table: pd.DataFrame, tasks: names.Tasks, metric: str = "auroc") -> plt.Figure:
     """The study in one figure: a panel per task, a row per backbone, the regimes side by side.
 
     `table` is long form: task, backbone, pretraining, regime, head, label_fraction (1.0: all
@@ -32,35 +24,38 @@ def main_comparison(
     hollow. The panel's title says the share of labels used in fine-tuning. Missing combinations
     stay empty.
     """
-    arms = shown_rows(table, tasks, [metric])
+    arms = names.shown_rows(table, tasks, [metric])
     arms = arms[(arms["regime"] != "frozen") | (arms["head"] == "linear")]
-    arms = arms.assign(series=series_names(arms))
-    networks = in_order(arms)
+    arms = arms.assign(series=names.series_names(arms))
+    networks = names.in_order(arms)
     # in the order of REGIMES, and the larger share of labels first
-    by = arms.assign(regime=arms["regime"].map(list(REGIMES).index))
+    by = arms.assign(regime=arms["regime"].map(list(names.REGIMES).index))
     series = by.sort_values(["regime", "label_fraction"], ascending=[True, False])["series"]
-    series = series.unique()
-    looks = _looks(series)
-    fig, axes = _panels(len(tasks), len(networks) * (0.07 + 0.08 * max(len(series), 2)))
-    titles = {task: textwrap.fill(card["title"], 28) for task, card in tasks.items()}
-    notes = {task: _note(part) for task, part in parts.by_task(arms, tasks)}
-    deepest = max(note.count("\n") + 1 for note in notes.values())
+    looks = _looks(series.unique())
+    n, height = len(tasks), 0.85 + len(networks) * (0.07 + 0.08 * max(len(looks), 2))
+    columns, width = {1: 1, 2: 2, 4: 2}.get(n, 3), style.COLUMN if n == 1 else style.PAGE
+    fig, axes = parts.panels_in_rows(n, columns, height, width=width, **parts.SHARED)
+    fig.get_layout_engine().set(hspace=0.04)
+    for ax in axes.flat:
+        ax.tick_params(axis="x", labelbottom=True)
+        ax.tick_params(axis="y", length=0)
+    notes = {task: _note(arms[arms["task"] == task]) for task in tasks}
+    room = 5 + 8 * max(note.count("\n") + 1 for note in notes.values())  # points, for the notes
     for ax, (task, card) in zip(axes.flat, tasks.items(), strict=False):
         _draw_task(ax, arms[arms["task"] == task], networks, looks)
         if card["chance"] is not None:
             ax.axvline(card["chance"], color="0.3", linewidth=0.8, linestyle=":", zorder=1)
-        ax.set_title(titles[task], pad=5 + 8 * deepest)  # points; room for the note under it
+        ax.set_title(textwrap.fill(card["title"], 28), pad=room)
         parts.note_above(ax, notes[task], 3, va="bottom", linespacing=1.1)
-    names = [name.replace(" (", "\n(") if len(name) > 24 else name for name in networks["name"]]
-    axes[0, 0].set(ylim=(len(names) - 0.5, -0.5))  # the first row on top
+    rows = [name.replace(" (", "\n(") if len(name) > 24 else name for name in networks["name"]]
+    axes[0, 0].set(ylim=(len(rows) - 0.5, -0.5))  # the first row on top
     for ax in axes[:, 0]:
-        ax.set_yticks(range(len(names)), names, linespacing=0.95)
+        ax.set_yticks(range(len(rows)), rows, linespacing=0.95)
         for text, random in zip(ax.get_yticklabels(), networks["random"], strict=True):
-            text.set_color(GREY if random else "black")
-    for ax in axes.flat[max(0, len(tasks) - axes.shape[1]) : len(tasks)]:
-        ax.set_xlabel(f"{METRICS[metric]} (95 % interval)")
+            text.set_color(style.GREY if random else "black")
+    parts.label_below(axes, n, f"{names.METRICS[metric]} (95 % interval)", size=7.5)
     chance = any(card["chance"] is not None for card in tasks.values())
-    legend_above(fig, *_comparison_legend(arms, looks, chance))
+    style.legend_above(fig, _comparison_legend(arms, looks, chance))
     return fig
 
 
@@ -69,32 +64,18 @@ def _looks(series: Sequence[str]) -> dict[str, dict]:
     frozen = [("o", style.BLUE, 4), ("v", style.SKY, 4.2), ("^", style.GREEN, 4.2)]
     tuned = [("s", style.VERMILION, 3.6), ("D", style.ORANGE, 3.4), ("P", style.BROWN, 4)]
     frozen, tuned = itertools.cycle(frozen), itertools.cycle(tuned)
-    looks = {}
-    for name in series:
-        marker, colour, size = next(frozen if name.startswith("frozen") else tuned)
-        looks[name] = {"marker": marker, "color": colour, "markersize": size}
-    return looks
+    looks = {name: next(frozen if name.startswith("frozen") else tuned) for name in series}
+    keys = ("marker", "color", "markersize")
+    return {name: dict(zip(keys, look, strict=True)) for name, look in looks.items()}
 
 
 def _mark(look: dict, random: bool) -> dict:
     """Line2D settings of a value: filled if pretrained, grey and hollow if random."""
-    grey = {"color": GREY, "markerfacecolor": "white"} if random else {}
+    grey = {"color": style.GREY, "markerfacecolor": "white"} if random else {}
     return look | grey | {"linestyle": "none", "markeredgewidth": 0.8}
 
 
-def _panels(n: int, height: float) -> tuple[Figure, np.ndarray]:
-    """A figure of `n` panels with an area of `height` inches each, sharing both of their axes."""
-    columns, width = {1: 1, 2: 2, 4: 2}.get(n, 3), COLUMN if n == 1 else PAGE
-    shared = {"width": width, "sharex": True, "sharey": True}
-    fig, axes = parts.panels_in_rows(n, columns, height + 0.85, **shared)  # with titles and labels
-    fig.get_layout_engine().set(hspace=0.04)
-    for ax in axes.flat:
-        ax.tick_params(axis="x", labelbottom=True)
-        ax.tick_params(axis="y", length=0)
-    return fig, axes
-
-
-def _draw_task(ax: Axes, arms: pd.DataFrame, networks: pd.DataFrame, looks: dict) -> None:
+def _draw_task(ax: plt.Axes, arms: pd.DataFrame, networks: pd.DataFrame, looks: dict) -> None:
     """Draw one task: rows of backbones, a band behind every other architecture, the series."""
     ax.grid(axis="x")
     for band, (_, twins) in enumerate(networks.groupby("architecture", sort=False)):
@@ -125,22 +106,22 @@ def _note(arms: pd.DataFrame) -> str:
     return words + (share if (arms["label_fraction"] < 1).any() else "")
 
 
-def _comparison_legend(arms: pd.DataFrame, looks: dict, chance: bool) -> tuple[list, list[str]]:
-    """Handles and words; a series of random weights alone is shown as it is drawn, in grey."""
+def _comparison_legend(arms: pd.DataFrame, looks: dict, chance: bool) -> dict[str, object]:
+    """The entries; a series of random weights alone is shown as it is drawn, in grey."""
     only_random = arms.groupby("series")["random"].all()
-    entries = {name: Line2D([], [], **_mark(looks[name], only_random[name])) for name in looks}
+    entries = {name: plt.Line2D([], [], **_mark(looks[name], only_random[name])) for name in looks}
     if arms["random"].any():
-        hollow = [Line2D([], [], **_mark(look, True)) for look in looks.values()]
+        hollow = [plt.Line2D([], [], **_mark(look, True)) for look in looks.values()]
         entries["random weights"] = tuple(hollow)
     if arms["sd"].notna().any():
-        entries["± 1 SD over seeds"] = Line2D([], [], color="0.3", linewidth=3.4, alpha=0.4)
+        entries["± 1 SD over seeds"] = plt.Line2D([], [], color="0.3", linewidth=3.4, alpha=0.4)
     if chance:
-        entries["chance"] = Line2D([], [], color="0.3", linewidth=0.8, linestyle=":")
-    return list(entries.values()), list(entries)
+        entries["chance"] = plt.Line2D([], [], color="0.3", linewidth=0.8, linestyle=":")
+    return entries
 
 
-@styled
-def freezing(table: pd.DataFrame, tasks: Mapping[str, Mapping], metric: str = "auroc") -> Figure:
+@style.styled
+def freezing(table: pd.DataFrame, tasks: names.Tasks, metric: str = "auroc") -> plt.Figure:
     """What freezing costs: each backbone frozen and fine-tuned on the same labels, a panel a task.
 
     `table` and `tasks` are as `main_comparison` takes them. A slope leads from the frozen
@@ -148,30 +129,27 @@ def freezing(table: pd.DataFrame, tasks: Mapping[str, Mapping], metric: str = "a
     left out.
     """
     arms = parts.linear(table, tasks, metric)
-    tuned = arms[arms["regime"] == "finetuned"]
+    frozen, tuned = (arms[arms["regime"] == regime] for regime in ("frozen", "finetuned"))
     keys = ["task", "backbone", "label_fraction"]
-    pairs = arms[arms["regime"] == "frozen"].merge(tuned, on=keys, suffixes=("", "_tuned"))
-    fig, axes = parts.panels(tasks, 2.1)
-    for ax, (task, part) in zip(axes, parts.by_task(pairs, tasks), strict=True):
-        ends, labels = [], []
+    pairs = frozen.merge(tuned, on=keys, suffixes=("", "_tuned"))
+    fig, places = parts.panels(pairs, tasks, 2.1)
+    for ax, card, part in places:
+        ends = []
         for step, row in enumerate(part.itertuples()):
             shift = 0.03 * (step - (len(part) - 1) / 2)  # else intervals cover each other
-            mark, x = parts.look(row.family), np.array([shift, 1 + shift])
-            dashes = parts.dashes(row.family)
-            ax.plot(x, [row.value, row.value_tuned], linestyle=dashes, linewidth=1, **mark)
+            mark, x = parts.line_look(row.family), np.array([shift, 1 + shift])
+            ax.plot(x, [row.value, row.value_tuned], **mark)
             lows, highs = (row.ci_low, row.ci_low_tuned), (row.ci_high, row.ci_high_tuned)
             for interval in zip(x, lows, highs, strict=True):
                 ax.vlines(*interval, color=mark["color"], linewidth=0.7)
-            ends.append(row.value_tuned)
-            labels.append((row.name, mark["color"]))
-        ax.set(xlim=(-0.25, 2.15), ylabel=METRICS[metric])
+            ends.append((row.value_tuned, row.name, mark["color"]))
+        ax.set(xlim=(-0.25, 2.15), ylabel=names.METRICS[metric])
         ax.set_xticks([0, 1], ["frozen", "fine-tuned"])
         ax.grid(axis="y")
-        parts.name_ends(ax, 1.2, ends, labels)
+        parts.name_ends(ax, 1.2, ends)
         shares = [share for share in part["label_fraction"].unique() if share < 1]
         note = parts.people(part) + "".join(f", {100 * share:g} % of labels" for share in shares)
-        parts.titles(ax, tasks[task], "no backbone in both regimes" if part.empty else note)
-    handles, families = parts.family_handles(pairs)
-    if handles:
-        legend_above(fig, handles, families)
+        parts.titles(ax, card, "no backbone in both regimes" if part.empty else note)
+    if len(pairs):
+        style.legend_above(fig, parts.family_handles(pairs))
     return fig

@@ -1,27 +1,18 @@
 """Figures of what a result costs: size, labels, time and memory."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from medlib.show import names, style
 from medlib.show.figures import parts
-from medlib.show.names import METRICS, RANDOM, REGIMES, is_vit
-from medlib.show.style import PAGE, legend_above, styled
 
 
-@styled
+@style.styled
 def size(
-    table: pd.DataFrame, tasks: Mapping[str, Mapping], metric: str = "auroc", margin: float = 0.02
-) -> Figure:
+    table: pd.DataFrame, tasks: names.Tasks, metric: str = "auroc", margin: float = 0.02
+) -> plt.Figure:
     """Does size pay: the metric against the number of parameters, within vision transformers.
 
     `table` is as `comparison.freezing` takes it, with the column `parameters`. A line joins the
@@ -30,50 +21,43 @@ def size(
     better in practice.
     """
     arms = parts.linear(table, tasks, metric)
-    arms = arms[arms["backbone"].map(is_vit).astype(bool) & (arms["family"] != RANDOM)]
+    arms = arms[arms["backbone"].map(names.is_vit).astype(bool) & (arms["family"] != names.RANDOM)]
     most = arms.groupby(["task", "backbone", "regime"])["label_fraction"].transform("max")
     arms = arms[arms["label_fraction"] == most].sort_values("parameters")
-    fig, axes = parts.panels(tasks, 1.9)
-    for ax, (task, part) in zip(axes, parts.by_task(arms, tasks), strict=True):
-        _draw_sizes(ax, part, margin)
-        ax.set(xlabel="parameters (millions)", ylabel=METRICS[metric])
+    fig, places = parts.panels(arms, tasks, 1.9)
+    for ax, card, part in places:
+        for (family, regime), line in part.groupby(["family", "regime"]):
+            mark, frozen = parts.look(family), regime == "frozen"
+            x = line["parameters"] / 1e6
+            if frozen:
+                first = line["value"].iloc[0]
+                band = {"color": mark["color"], "alpha": 0.10, "linewidth": 0}
+                ax.axhspan(first - margin, first + margin, **band)
+            mark |= {} if frozen else {"markerfacecolor": "white"}
+            ax.plot(x, line["value"], linestyle="-" if frozen else ":", **mark)
+            ax.vlines(x, line["ci_low"], line["ci_high"], color=mark["color"], linewidth=0.7)
+        parts.log_axis(ax, part["parameters"] / 1e6)
+        ax.set_ylim(top=min(ax.get_ylim()[1], 1.005))  # no band above what can be
+        ax.set(xlabel="parameters (millions)", ylabel=names.METRICS[metric])
         ax.grid(axis="y")
         note = "no vision transformer" if part.empty else parts.people(part)
         sizes = part.groupby("family")["backbone"].nunique()
         one = ", one size only" if (sizes == 1).all() and len(sizes) else ""
-        parts.titles(ax, tasks[task], note + one)
-    handles, words = parts.family_handles(arms)
-    regimes = [regime for regime in REGIMES if regime in set(arms["regime"])]
-    for regime in regimes:
+        parts.titles(ax, card, note + one)
+    entries = parts.family_handles(arms)
+    for regime in [regime for regime in names.REGIMES if regime in set(arms["regime"])]:
         line, inside = ("-", "0.3") if regime == "frozen" else (":", "white")
         look = {"color": "0.3", "marker": "o", "markersize": 4, "markerfacecolor": inside}
-        handles.append(Line2D([], [], linestyle=line, **look))
-        words.append(REGIMES[regime])
-    handles.append(Patch(color="0.85"))
-    legend_above(fig, handles, [*words, f"± {margin:g} of the smallest, frozen"])
+        entries[names.REGIMES[regime]] = plt.Line2D([], [], linestyle=line, **look)
+    entries[f"± {margin:g} of the smallest, frozen"] = Patch(color="0.85")
+    style.legend_above(fig, entries)
     return fig
 
 
-def _draw_sizes(ax: Axes, arms: pd.DataFrame, margin: float) -> None:
-    """A line for each family and regime, with a band for each frozen one."""
-    for (family, regime), line in arms.groupby(["family", "regime"]):
-        mark, frozen = parts.look(family), regime == "frozen"
-        x = line["parameters"] / 1e6
-        if frozen:
-            first = line["value"].iloc[0]
-            band = {"color": mark["color"], "alpha": 0.10, "linewidth": 0}
-            ax.axhspan(first - margin, first + margin, **band)
-        mark |= {} if frozen else {"markerfacecolor": "white"}
-        ax.plot(x, line["value"], linestyle="-" if frozen else ":", **mark)
-        ax.vlines(x, line["ci_low"], line["ci_high"], color=mark["color"], linewidth=0.7)
-    parts.log_axis(ax, arms["parameters"] / 1e6)
-    ax.set_ylim(top=min(ax.get_ylim()[1], 1.005))  # no band above what can be
-
-
-@styled
+@style.styled
 def label_efficiency(
-    by_seed: pd.DataFrame, tasks: Mapping[str, Mapping], metric: str = "auroc"
-) -> Figure:
+    by_seed: pd.DataFrame, tasks: names.Tasks, metric: str = "auroc"
+) -> plt.Figure:
     """How many labels does it take: the metric against training patients, a panel a task.
 
     `by_seed` is `summary.csv`'s long form with the column `train_patients`. A line is the mean over
@@ -86,68 +70,47 @@ def label_efficiency(
     columns |= {"low": ("value", "min"), "high": ("value", "max")}
     columns |= {name: (name, "max") for name in ("n_patients", "n_images")}
     points = draws.groupby(keys, as_index=False).agg(**columns)
-    fig, axes = parts.panels(tasks, 2.1)
-    for ax, (task, part) in zip(axes, parts.by_task(points, tasks), strict=True):
-        frozen = part[part["regime"] == "frozen"]
-        ends, labels = _draw_draws(ax, frozen)
+    fig, places = parts.panels(points, tasks, 2.1)
+    for ax, card, part in places:
+        frozen, ends = part[part["regime"] == "frozen"], []
+        for (name, family), line in frozen.groupby(["name", "family"]):
+            line, mark = line.sort_values("patients"), parts.line_look(family)
+            ax.plot(line["patients"], line["value"], **mark)
+            band = {"color": mark["color"], "alpha": 0.15, "linewidth": 0}
+            ax.fill_between(line["patients"], line["low"], line["high"], **band)
+            ends.append((line["value"].iloc[-1], name, mark["color"]))
         for row in part[part["regime"] == "finetuned"].itertuples():
             ax.plot(row.patients, row.value, **parts.look(row.family) | parts.TUNED)
         ax.set_xscale("log")
-        ax.xaxis.set_major_formatter(FuncFormatter("{0:g}".format))
-        ax.set(xlabel="training patients", ylabel=METRICS[metric])
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.set(xlabel="training patients", ylabel=names.METRICS[metric])
         ax.grid(axis="y")
         if len(frozen):
-            right = _patients_axis(ax, frozen["patients"])
-            parts.name_ends(ax, right, ends, labels)
-        parts.titles(ax, tasks[task], "no results" if part.empty else parts.people(part))
-    handles, words = parts.family_handles(points)
-    if (points["regime"] == "finetuned").any():
-        parts.add_fine_tuned(handles, words)
-    handles.append(Patch(color="0.85"))
-    legend_above(fig, handles, [*words, "worst to best draw of patients"])
+            low, high = frozen["patients"].min(), frozen["patients"].max()
+            span = max(np.log(high / low), np.log(2))
+            ax.set_xlim(low * np.exp(-0.08 * span), high * np.exp(1.1 * span))  # room for names
+            shown = frozen["patients"].round().drop_duplicates().sort_values()
+            ax.set_xticks([shown.iloc[0], shown.iloc[len(shown) // 2], shown.iloc[-1]])
+            ax.set_xticks(shown, minor=True)
+            ax.xaxis.set_minor_formatter("")
+            parts.name_ends(ax, high * np.exp(0.06 * span), ends)
+        parts.titles(ax, card, "no results" if part.empty else parts.people(part))
+    entries = parts.family_handles(points, (points["regime"] == "finetuned").any())
+    style.legend_above(fig, entries | {"worst to best draw of patients": Patch(color="0.85")})
     return fig
 
 
-def _draw_draws(ax: Axes, frozen: pd.DataFrame) -> tuple[Sequence[float], Sequence[tuple]]:
-    """A line and a band for each backbone; where the lines end, and their names with colours."""
-    ends, labels = [], []
-    for (name, family), line in frozen.groupby(["name", "family"]):
-        line, mark = line.sort_values("patients"), parts.look(family)
-        dashes = parts.dashes(family)
-        ax.plot(line["patients"], line["value"], linestyle=dashes, linewidth=1, **mark)
-        band = {"color": mark["color"], "alpha": 0.15, "linewidth": 0}
-        ax.fill_between(line["patients"], line["low"], line["high"], **band)
-        ends.append(line["value"].iloc[-1])
-        labels.append((name, mark["color"]))
-    return ends, labels
-
-
-def _patients_axis(ax: Axes, patients: pd.Series) -> float:
-    """Limits and ticks of a logarithmic axis, with room for names; returns where names begin."""
-    low, high = patients.min(), patients.max()
-    span = max(np.log(high / low), np.log(2))
-    ax.set_xlim(low * np.exp(-0.08 * span), high * np.exp(1.1 * span))
-    shown = patients.round().drop_duplicates().sort_values()
-    ax.set_xticks([shown.iloc[0], shown.iloc[len(shown) // 2], shown.iloc[-1]])
-    ax.set_xticks(shown, minor=True)
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    return high * np.exp(0.06 * span)
-
-
-@styled
-def cost(table: pd.DataFrame, metric: str = "auroc") -> Figure:
+@style.styled
+def cost(table: pd.DataFrame, metric: str = "auroc") -> plt.Figure:
     """What it costs: the metric, as the mean over tasks, against time, parameters and memory.
 
     `table` has a row per backbone and regime: backbone, pretraining, regime, value, seconds,
     parameters, memory (bytes). The line is the Pareto front: no other arm is better at that cost.
     """
     arms = parts.named(table)
-    costs = {
-        "seconds": ("minutes", 60),
-        "parameters": ("parameters (millions)", 1e6),
-        "memory": ("peak memory (GiB)", 2**30),
-    }
-    fig, axes = plt.subplots(1, 3, figsize=(PAGE, 2.5), sharey=True)
+    costs = {"seconds": ("minutes", 60), "parameters": ("parameters (millions)", 1e6)}
+    costs["memory"] = ("peak memory (GiB)", 2**30)
+    fig, axes = plt.subplots(1, 3, figsize=(style.PAGE, 2.5), sharey=True)
     for ax, (column, (words, unit)) in zip(axes, costs.items(), strict=True):
         x = arms[column] / unit
         order = arms.assign(x=x).sort_values(["x", "value"], ascending=[True, False])
@@ -164,10 +127,9 @@ def cost(table: pd.DataFrame, metric: str = "auroc") -> Figure:
         ax.margins(y=0.12)
         ax.set_xlabel(words)
         ax.grid(axis="y")
-    axes[0].set_ylabel(f"{METRICS[metric]}, mean over tasks")
-    handles, words = parts.family_handles(arms)
-    if (arms["regime"] != "frozen").any():
-        parts.add_fine_tuned(handles, words)
-    handles.append(Line2D([], [], color="0.6", linewidth=1))
-    legend_above(fig, handles, [*words, "Pareto front"])
+    axes[0].set_ylabel(f"{names.METRICS[metric]}, mean over tasks")
+    entries = parts.family_handles(arms, (arms["regime"] != "frozen").any())
+    style.legend_above(
+        fig, entries | {"Pareto front": plt.Line2D([], [], color="0.6", linewidth=1)}
+    )
     return fig

@@ -1,33 +1,26 @@
 """Figures of differences: ranks over tasks, and paired differences."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from medlib.show import names, style
 from medlib.show.figures import parts
-from medlib.show.style import COLUMN, PAGE, styled
 
-# How a difference is drawn, by what is shown of it: marker, colour, inside.
-LOOKS = {
-    "different": ("o", style.VERMILION, style.VERMILION),
-    "equivalent": ("s", style.BLUE, style.BLUE),
-    "neither shown": ("o", "0.35", "white"),
-}
+# How a difference is drawn, by what is shown of it.
+LOOKS = {"different": {"marker": "o", "color": style.VERMILION}}
+LOOKS["equivalent"] = {"marker": "s", "color": style.BLUE}
+LOOKS["neither shown"] = {"marker": "o", "color": "0.35", "markerfacecolor": "white"}
+MARK = {"linestyle": "none", "markersize": 3.6}
 
 
-@styled
+@style.styled
 def critical_difference(
     ranks: Mapping[str, pd.Series], tests: Mapping[str, Mapping], note: str = ""
-) -> Figure:
+) -> plt.Figure:
     """Mean ranks over tasks, and which of them differ: a panel for each regime.
 
     `ranks` maps a panel's title to mean ranks indexed by printed names, `tests` to the test of
@@ -35,12 +28,12 @@ def critical_difference(
     (Demšar, JMLR 7, 2006).
     """
     if not ranks:
-        fig, ax = plt.subplots(figsize=(COLUMN, 0.6))
+        fig, ax = plt.subplots(figsize=(style.COLUMN, 0.6))
         ax.axis("off")
         ax.text(0, 0.5, "Fewer than two backbones in every task: no ranks.", va="center")
         return fig
     heights = [0.75 + 0.16 * len(values) for values in ranks.values()]
-    size = {"figsize": (PAGE * 0.75, sum(heights) + 0.2), "height_ratios": heights}
+    size = {"figsize": (style.PAGE * 0.75, sum(heights) + 0.2), "height_ratios": heights}
     fig, axes = plt.subplots(len(ranks), 1, squeeze=False, **size)
     for ax, (title, values) in zip(axes[:, 0], ranks.items(), strict=True):
         test, values = tests[title], values.sort_values()
@@ -61,7 +54,7 @@ def critical_difference(
     return fig
 
 
-def _draw_ranks(ax: Axes, values: pd.Series, reach: float) -> None:
+def _draw_ranks(ax: plt.Axes, values: pd.Series, reach: float) -> None:
     """An axis of ranks on top, names at both sides, and bars over what is within `reach`."""
     groups = _cliques(values.to_numpy(), reach)
     for step, (first, last) in enumerate(groups):
@@ -105,10 +98,10 @@ def _each(function, table: pd.DataFrame, side: str) -> list[str]:
     return [function(*pair) for pair in pairs]
 
 
-@styled
+@style.styled
 def forest(
-    table: pd.DataFrame, tasks: Mapping[str, Mapping], margin: float = 0.02, unit: str = "AUROC"
-) -> Figure:
+    table: pd.DataFrame, tasks: names.Tasks, margin: float = 0.02, unit: str = "AUROC"
+) -> plt.Figure:
     """Differences with 95 % intervals over the equivalence margin: a panel a task, a row a pair.
 
     `table` is `differences.differences`', or rows of it: one backbone minus another, or one regime
@@ -122,50 +115,38 @@ def forest(
     order = list(dict.fromkeys(pairs.sort_values(["one_backbone", "other_backbone"])["label"]))
     full = [style.wrapped(parts.short(name), 1.9, 6.5) for name in order]
     columns = min(len(tasks), 3)
-    room = (PAGE - max(map(style.text_width, [*full, ""])) - 0.2) / columns - 0.1  # of a panel
+    beside = max(map(style.text_width, [*full, ""])) + 0.2
+    room = (style.PAGE - beside) / columns - 0.1  # of a panel
     height = 0.3 + sum(0.16 if "\n" not in name else 0.25 for name in full)
-    shared = {"sharex": True, "sharey": True}
-    fig, axes = parts.panels_in_rows(len(tasks), columns, height + 0.8, **shared)
-    for ax, (task, part) in zip(axes.flat, parts.by_task(pairs, tasks), strict=False):
-        _draw_pairs(ax, part, order, margin)
+    fig, axes = parts.panels_in_rows(len(tasks), columns, height + 0.8, **parts.SHARED)
+    for ax, (task, card) in zip(axes.flat, tasks.items(), strict=False):
+        part = pairs[pairs["task"] == task]
+        ax.axvspan(-margin, margin, color=parts.BAND, linewidth=0, zorder=0)
+        ax.axvline(0, color="0.3", linewidth=0.8, zorder=1)
+        for kind, look in LOOKS.items():
+            some = part[part["kind"] == kind]
+            y = some["label"].map(order.index)
+            ax.hlines(y, some["ci_low"], some["ci_high"], color=look["color"], linewidth=0.9)
+            ax.plot(some["difference"], y, markeredgewidth=0.8, **MARK, **look)
+        ax.tick_params(axis="y", length=0)
+        ax.tick_params(axis="x", labelbottom=True)
+        ax.grid(axis="x")
         ax.set_yticks(range(len(order)), full, fontsize=6.5)
         ax.set_ylim(max(len(order), 1) - 0.5, -0.5)
-        note = "no pair" if part.empty else parts.shares_of_labels(part)
-        parts.titles(ax, tasks[task], note, room)
+        shares = sorted(set(part["label_fraction"]), reverse=True)
+        words = ["all labels" if f == 1 else f"{100 * f:g} % of labels" for f in shares]
+        parts.titles(ax, card, " and ".join(words) or "no pair", room)
         ax.set_xlabel(f"difference in {unit}")
-    handles = [Line2D([], [], linestyle="none", **_mark(*look)) for look in LOOKS.values()]
-    handles.append(Patch(color=parts.BAND))
-    style.legend_above(fig, handles, [*LOOKS, f"± {margin:g}: equivalence margin"])
-    words = _regimes(pairs)
+    entries = {kind: plt.Line2D([], [], **MARK, **look) for kind, look in LOOKS.items()}
+    entries[f"± {margin:g}: equivalence margin"] = Patch(color=parts.BAND)
+    style.legend_above(fig, entries)
+    regimes = zip(pairs["one_regime"], pairs["other_regime"], strict=True)
+    printed = [[names.REGIMES[regime] for regime in both] for both in dict.fromkeys(regimes)]
+    words = [one if one == other else f"{one} minus {other}" for one, other in printed]
     if words:
         note = ", ".join(words).capitalize() + ", 95 % intervals over patients."
         style.caption_below(fig, note)
     return fig
-
-
-def _mark(marker: str, colour: str, inside: str) -> dict:
-    return {"marker": marker, "color": colour, "markerfacecolor": inside, "markersize": 3.6}
-
-
-def _draw_pairs(ax: Axes, pairs: pd.DataFrame, order: Sequence[str], margin: float) -> None:
-    """The margin as a band, and each difference with its interval in the row of its label."""
-    ax.axvspan(-margin, margin, color=parts.BAND, linewidth=0, zorder=0)
-    ax.axvline(0, color="0.3", linewidth=0.8, zorder=1)
-    for kind, look in LOOKS.items():
-        some = pairs[pairs["kind"] == kind]
-        y = some["label"].map(order.index)
-        ax.hlines(y, some["ci_low"], some["ci_high"], color=look[1], linewidth=0.9)
-        ax.plot(some["difference"], y, linestyle="none", markeredgewidth=0.8, **_mark(*look))
-    ax.tick_params(axis="y", length=0)
-    ax.tick_params(axis="x", labelbottom=True)
-    ax.grid(axis="x")
-
-
-def _regimes(pairs: pd.DataFrame) -> list[str]:
-    """Which regimes are compared, in words."""
-    both = dict.fromkeys(zip(pairs["one_regime"], pairs["other_regime"], strict=True))
-    printed = [(names.REGIMES[one], names.REGIMES[other]) for one, other in both]
-    return [one if one == other else f"{one} minus {other}" for one, other in printed]
 
 
 def _cliques(ranks: np.ndarray, reach: float) -> list[tuple[int, int]]:

@@ -1,26 +1,21 @@
 """Figures of embeddings, and of what a backbone sees in an image."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from medlib.show import style
+from medlib.show import names, style
 from medlib.show.figures import parts
-from medlib.show.names import in_order, spoken
-from medlib.show.style import COLOURS, COLUMN, MARKERS, PAGE, legend_above, styled
+
+Maps = Mapping[str, np.ndarray]  # a backbone's printed name -> what it sees, an image at a time
 
 
-@styled
+@style.styled
 def projection(
     embeddings: np.ndarray, labels: Sequence[str], classes: Sequence[str], title: str = ""
-) -> Figure:
+) -> plt.Figure:
     """Embeddings on their first two principal components, a colour and a marker per class.
 
     `embeddings` is float of shape (n, d), each column standardised first; the axes state the
@@ -28,20 +23,20 @@ def projection(
     """
     labels = np.asarray(labels)
     points, shares = components(embeddings)
-    fig, ax = plt.subplots(figsize=(COLUMN, 2.9))
+    fig, ax = plt.subplots(figsize=(style.COLUMN, 2.9))
     look = {"s": np.clip(2500 / len(points), 3, 18), "alpha": 0.7, "linewidths": 0}
     look["rasterized"] = len(points) > 3000  # else a PDF of ten thousand marks
-    handles, words = [], []
-    for name, marker, colour in zip(classes, MARKERS, COLOURS, strict=False):
+    entries = {}
+    for name, marker, colour in zip(classes, style.MARKERS, style.COLOURS, strict=False):
         members = points[labels == name]
         ax.scatter(*members.T, color=colour, marker=marker, **look)
-        handles.append(Line2D([], [], linestyle="none", color=colour, marker=marker))
-        words.append(f"{spoken(name)} ({len(members):,})")
+        mark = {"linestyle": "none", "color": colour, "marker": marker}
+        entries[f"{names.spoken(name)} ({len(members):,})"] = plt.Line2D([], [], **mark)
     first, second = 100 * shares
     ax.set(xticks=[], yticks=[], title=title)
     ax.set_xlabel(f"component 1 ({first:.1f} % of variance)")
     ax.set_ylabel(f"component 2 ({second:.1f} % of variance)")
-    legend_above(fig, handles, words)
+    style.legend_above(fig, entries)
     return fig
 
 
@@ -59,23 +54,33 @@ def components(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return points.round(3), pca.explained_variance_ratio_
 
 
-@styled
-def embeddings(points: pd.DataFrame, classes: Sequence[str], title: str = "") -> Figure:
+@style.styled
+def embeddings(points: pd.DataFrame, classes: Sequence[str], title: str = "") -> plt.Figure:
     """Embeddings in two dimensions, a row a backbone, by label, by patient and by site.
 
     `points` has the columns backbone, pretraining, x, y, shares (of the variance, in words), label,
     patient and, where it is known, site. Coloured are the eight patients with the most images, and
     the eight largest sites; a column without any such groups is left out.
     """
-    points = parts.named(points)
+    rows = parts.by_backbone(points)
     columns = {"label": list(classes)} | _groups(points)
-    shown = list(in_order(points)["name"])
-    size = (PAGE, 2.1 * len(shown) + 0.5)
-    fig, axes = plt.subplots(len(shown), len(columns), squeeze=False, figsize=size)
-    for line, name in zip(axes, shown, strict=True):
-        part = points[points["name"] == name]
+    size = (style.PAGE, 2.1 * len(rows) + 0.5)
+    fig, axes = plt.subplots(len(rows), len(columns), squeeze=False, figsize=size)
+    for line, (name, part) in zip(axes, rows.items(), strict=True):
         for ax, (column, groups) in zip(line, columns.items(), strict=True):
-            _scatter(ax, part, column, groups)
+            rest, by_label = part[~part[column].isin(groups)], column == "label"
+            ax.scatter(rest["x"], rest["y"], s=3, color="0.85", linewidths=0, rasterized=True)
+            look = {"s": 5 if by_label else 9, "alpha": 0.8, "linewidths": 0}
+            look["rasterized"] = len(part) > 3000
+            for group, colour, mark in zip(groups, style.COLOURS, style.MARKERS, strict=False):
+                some, words = (
+                    part[part[column] == group],
+                    names.spoken(group) if by_label else group,
+                )
+                look |= {"color": colour, "marker": mark, "label": words}
+                above = 2 - len(some) / len(part)  # small groups over large ones
+                ax.scatter(some["x"], some["y"], zorder=above, **look)
+            ax.set(xticks=[], yticks=[])
         words = style.wrapped(name, 1.9, 7) + "\n" + part["shares"].iloc[0]
         line[0].set_ylabel(words, fontsize=6.5)
     for ax, column in zip(axes[0], columns, strict=True):
@@ -99,47 +104,29 @@ def _groups(points: pd.DataFrame) -> dict[str, list]:
     return groups
 
 
-def _scatter(ax: Axes, points: pd.DataFrame, column: str, groups: Sequence) -> None:
-    """Points in the colours of their groups; small groups are drawn above large ones."""
-    rest = points[~points[column].isin(groups)]
-    ax.scatter(rest["x"], rest["y"], s=3, color="0.85", linewidths=0, rasterized=True)
-    by_label = column == "label"
-    look = {"s": 5 if by_label else 9, "alpha": 0.8, "linewidths": 0}
-    look["rasterized"] = len(points) > 3000
-    for group, colour, marker in zip(groups, COLOURS, MARKERS, strict=False):
-        some = points[points[column] == group]
-        look |= {"color": colour, "marker": marker, "zorder": 2 - len(some) / len(points)}
-        ax.scatter(some["x"], some["y"], label=spoken(group) if by_label else group, **look)
-    ax.set(xticks=[], yticks=[])
-
-
-@styled
+@style.styled
 def what_it_sees(
-    images: np.ndarray,
-    labels: Sequence[str],
-    colours: Mapping[str, np.ndarray],
-    evidence: Mapping[str, np.ndarray],
-    title: str = "",
-) -> Figure:
+    images: np.ndarray, labels: Sequence[str], colours: Maps, evidence: Maps, title: str = ""
+) -> plt.Figure:
     """The same images through several backbones: what their features say of each place.
 
     `images` is uint8 (n, H, W, 3). `colours` maps a backbone's printed name to its first three
     principal components (n, h, w, 3), 0 to 1, `evidence` to class-activation maps (n, h, w) for the
     image's own label, drawn over it: red speaks for it, blue against.
     """
-    n, shown = len(images), [*colours, *evidence]
-    names = [style.wrapped(name, 1.2, 7) for name in shown]
-    left = max(map(style.text_width, ["ImageNet", *names]))
-    side = min((PAGE - left - 0.15) / n, 1.3)
-    size = (left + 0.15 + n * side, 0.45 + (len(names) + 1) * side)
-    fig, axes = plt.subplots(len(names) + 1, n, figsize=size, squeeze=False)
+    n, rows = len(images), [style.wrapped(name, 1.2, 7) for name in [*colours, *evidence]]
+    left = max(map(style.text_width, ["ImageNet", *rows]))
+    side = min((style.PAGE - left - 0.15) / n, 1.3)
+    size = (left + 0.15 + n * side, 0.45 + (len(rows) + 1) * side)
+    fig, axes = plt.subplots(len(rows) + 1, n, figsize=size, squeeze=False)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
     for ax, image, label in zip(axes[0], images, labels, strict=True):
         ax.imshow(image)
-        ax.set_title(style.wrapped(spoken(label), side, 6.5), fontsize=6.5, fontweight="normal")
-    for line, name in zip(axes[1:], names, strict=True):
+        words = style.wrapped(names.spoken(label), side, 6.5)
+        ax.set_title(words, fontsize=6.5, fontweight="normal")
+    for line, name in zip(axes[1:], rows, strict=True):
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=7)
     for line, maps in zip(axes[1:], colours.values(), strict=False):
         for ax, values in zip(line, maps, strict=True):
@@ -147,18 +134,13 @@ def what_it_sees(
     for line, maps in zip(axes[1 + len(colours) :], evidence.values(), strict=True):
         most = np.abs(maps).max() or 1
         for ax, image, values in zip(line, images, maps, strict=True):
-            _draw_evidence(ax, image, values, most)
+            ax.imshow(image.mean(2), cmap="gray", vmin=0, vmax=255)
+            edges = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
+            look = {"cmap": "RdBu_r", "alpha": 0.5, "interpolation": "bilinear"}
+            ax.imshow(values, vmin=-most, vmax=most, extent=edges, **look)
     style.title_above(fig, title)
     note = "Colours: the first three principal components of local features, over all images."
     if evidence:
         note += " Red and blue: evidence for and against the image's label, by a linear head."
     style.caption_below(fig, note)
     return fig
-
-
-def _draw_evidence(ax: Axes, image: np.ndarray, values: np.ndarray, most: float) -> None:
-    """A map from -most (blue) to most (red) over the image in grey."""
-    ax.imshow(image.mean(2), cmap="gray", vmin=0, vmax=255)
-    edges = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
-    look = {"cmap": "RdBu_r", "alpha": 0.5, "interpolation": "bilinear"}
-    ax.imshow(values, vmin=-most, vmax=most, extent=edges, **look)

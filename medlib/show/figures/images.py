@@ -1,29 +1,24 @@
 """Figures of packed images: examples of each class, slices of a volume."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from medlib.show.names import spoken
-from medlib.show.style import PAGE, styled, text_width, wrapped
+from medlib.show import names, style
 
 
-@styled
+@style.styled
 def sample_grid(
     images: np.ndarray,
     labels: Sequence[str],
     classes: Sequence[str],
     per_class: int = 6,
     title: str = "",
-) -> Figure:
+) -> plt.Figure:
     """Example images, one row per class, with the class's name and its number of images at left.
 
     `images` is uint8 of shape (N, H, W, 3), `labels` the N class names. The examples are spread
@@ -33,15 +28,15 @@ def sample_grid(
     rows = {}
     for name in classes:
         members = np.flatnonzero(np.asarray(labels) == name)
-        words = f"{textwrap.fill(spoken(name), 18)}\n{len(members):,} images"
+        words = f"{textwrap.fill(names.spoken(name), 18)}\n{len(members):,} images"
         rows[words] = members[_spread(len(members), per_class)]
     return _picture_rows(images, rows, per_class, title)[0]
 
 
-@styled
+@style.styled
 def slice_strip(
     images: np.ndarray, index: pd.DataFrame, classes: Sequence[str] | None = None, title: str = ""
-) -> Figure:
+) -> plt.Figure:
     """The packed slices of one volume of each class, in order, each with its slice's number.
 
     `images` is uint8 of shape (N, H, W, 3); `index` has N rows in the same order, with sample_id,
@@ -54,7 +49,7 @@ def slice_strip(
         sample = index["sample_id"][index["label"] == name].head(1)
         members = np.flatnonzero(index["sample_id"].isin(sample))
         members = members[np.argsort(index["slice"].iloc[members].astype(int), kind="stable")]
-        words = [*textwrap.wrap(spoken(name), 18), *textwrap.wrap("".join(sample), 18)]
+        words = [*textwrap.wrap(names.spoken(name), 18), *textwrap.wrap("".join(sample), 18)]
         rows["\n".join(words)] = members[_spread(len(members), 8)]
     fig, axes = _picture_rows(images, rows, max(1, *map(len, rows.values())), title)
     for row, members in zip(axes, rows.values(), strict=True):
@@ -72,16 +67,16 @@ def _spread(n: int, most: int) -> np.ndarray:
 
 def _picture_rows(
     images: np.ndarray, rows: Mapping[str, np.ndarray], columns: int, title: str
-) -> tuple[Figure, np.ndarray]:
+) -> tuple[plt.Figure, np.ndarray]:
     """A figure of rows of pictures: `rows` maps the words at a row's left to its positions."""
     if images.dtype != np.uint8 or images.ndim != 4:
         raise ValueError(f"images must be uint8, (N, H, W, 3); got {images.dtype} {images.shape}")
     # All sizes (inches) are set here: a layout engine would leave room around the pictures.
-    left, gap = max(text_width(words, 7.5) for words in rows) + 0.12, 0.03
-    width = min((PAGE - left) / columns - gap, 1.5)
+    left, gap = max(style.text_width(words, 7.5) for words in rows) + 0.12, 0.03
+    width = min((style.PAGE - left) / columns - gap, 1.5)
     height = width * images.shape[1] / images.shape[2]
     full = left + columns * (width + gap)
-    heading = wrapped(title, full - 0.1, 8, weight="bold")
+    heading = style.wrapped(title, full - 0.1, 8, weight="bold")
     top = 0.05 + 0.15 * len(heading.splitlines())
     size = full, top + len(rows) * (height + gap)
     places = {"left": left / size[0], "right": 1 - gap / size[0], "wspace": gap / width}
@@ -99,7 +94,7 @@ def _picture_rows(
     return fig, axes
 
 
-def _on_picture(ax: Axes, x: float, y: float, words: str, **look) -> None:
+def _on_picture(ax: plt.Axes, x: float, y: float, words: str, **look) -> None:
     """White words with a black rim at a place (0 to 1), inside the picture's edges."""
     sides = {"ha": ("left", "center", "right"), "va": ("bottom", "center", "top")}
     for (name, choices), at in zip(sides.items(), (x, y), strict=True):

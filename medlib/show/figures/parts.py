@@ -1,23 +1,18 @@
 """What figures of backbones share: families, panels, legends, labels."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator
 
 from medlib.show import names, style
-from medlib.show.style import COLUMN, PAGE
 
 FAMILY_COLOURS = (style.BLUE, style.GREEN, style.VERMILION, style.PURPLE, style.ORANGE, style.SKY)
 FAMILY_MARKERS = ("o", "^", "D", "s", "v", "P")  # X marks a fine-tuned backbone
 BAND = "0.92"  # of an equivalence margin
+SHARED = {"sharex": True, "sharey": True}
 TUNED = {"marker": "X", "markersize": 5, "linestyle": "none"}
 
 
@@ -42,102 +37,93 @@ def named(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(name=[names.full_name(*pair) for pair in pairs], family=families)
 
 
-def linear(table: pd.DataFrame, tasks: Mapping[str, Mapping], metric: str) -> pd.DataFrame:
+def by_backbone(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of each backbone, by printed name and in order, with the columns of `named`."""
+    table = named(table)
+    return {name: table[table["name"] == name] for name in names.in_order(table)["name"]}
+
+
+def linear(table: pd.DataFrame, tasks: names.Tasks, metric: str) -> pd.DataFrame:
     """The results of linear heads in one metric, with the columns of :func:`named`."""
     shown = (table["metric"] == metric) & table["task"].isin(list(tasks))
     return named(table[shown & (table["head"] == "linear")])
 
 
-def colours(table: pd.DataFrame, shown: Sequence[str]) -> list[str]:
-    """The colours of printed names, by their families."""
-    family = table.drop_duplicates("name").set_index("name")["family"]
-    return [look(family[name])["color"] for name in shown]
+def line_look(family: str) -> dict:
+    """Line2D settings of a thin line with a family's marks, dashed for random weights."""
+    return look(family) | {"linestyle": "--" if family == names.RANDOM else "-", "linewidth": 1}
 
 
-def dashes(family: str) -> str:
-    return "--" if family == names.RANDOM else "-"
-
-
-def by_task(table: pd.DataFrame, tasks: Mapping[str, Mapping]) -> list[tuple[str, pd.DataFrame]]:
-    return [(task, table[table["task"] == task]) for task in tasks]
-
-
-def panels(tasks: Mapping, height: float) -> tuple[Figure, list[Axes]]:
-    """A panel a task, `height` inches each, with axes of their own."""
+def panels(table: pd.DataFrame, tasks: names.Tasks, height: float) -> tuple[plt.Figure, list]:
+    """A panel a task, `height` inches each, with axes of their own; its card and its rows."""
     n = len(tasks)
-    width = PAGE if n > 1 else COLUMN
+    width = style.PAGE if n > 1 else style.COLUMN
     fig, axes = panels_in_rows(n, min(n, 3), height + 0.45, width=width)
-    return fig, list(axes.flat[:n])
+    rows = [table[table["task"] == task] for task in tasks]
+    return fig, list(zip(axes.flat[:n], tasks.values(), rows, strict=True))
 
 
 def panels_in_rows(
-    n: int, columns: int, height: float, more: float = 0.0, width: float = PAGE, **shared
-) -> tuple[Figure, np.ndarray]:
-    """`n` panels in rows of so many columns, `height` inches a row, and `more` for the figure."""
+    n: int, columns: int, height: float, more: float = 0.0, width: float = style.PAGE, **shared
+) -> tuple[plt.Figure, np.ndarray]:
+    """`n` panels in rows of so many columns, `height` inches a row, and `more` for the figure.
+
+    Places after the last are empty; the panel above such a place has the ticks' names.
+    """
     lines = -(-n // columns)
     size = (width, lines * height + more)
     fig, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, **shared)
-    empty(axes, n)
-    return fig, axes
-
-
-def empty(axes: np.ndarray, n: int) -> None:
-    """Leave out all panels but the first n; the one above an empty place has the ticks' names."""
-    columns = axes.shape[1]
     for at in range(n, axes.size):
         axes.flat[at].axis("off")
         if at >= columns:
             axes.flat[at - columns].tick_params(labelbottom=True)
+    return fig, axes
 
 
-def label_below(axes: np.ndarray, n: int, words: str) -> None:
+def label_below(axes: np.ndarray, n: int, words: str, size: float = 6.5) -> None:
     """What the horizontal axis says, under the last of the first n panels in each column."""
     for ax in axes.flat[max(0, n - axes.shape[1]) : n]:
-        ax.set_xlabel(words, fontsize=6.5)
+        ax.set_xlabel(words, fontsize=size)
 
 
-def titles(ax: Axes, card: Mapping, note: str, width: float = 1.7) -> None:
+def titles(ax: plt.Axes, card: Mapping, note: str, width: float = 1.7) -> None:
     """The task's title in lines of at most so many inches, and a note under it."""
     ax.set_title(style.wrapped(card["title"], width, 7.5, weight="bold"), pad=13, fontsize=7.5)
     note_above(ax, note, 3, va="bottom")
 
 
-def note_above(ax: Axes, note: str, points: float, **more) -> None:
+def note_above(ax: plt.Axes, note: str, points: float, **more) -> None:
     """Small grey words so many points above a panel."""
     look = {"fontsize": 6.5, "color": "0.25"} | more
     ax.annotate(note, (0, 1), (0, points), "axes fraction", "offset points", **look)
 
 
-def log_axis(ax: Axes, values: pd.Series) -> None:
+def log_axis(ax: plt.Axes, values: pd.Series) -> None:
     """A logarithmic x axis over the values, no narrower than a factor of four, with plain ticks."""
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(FuncFormatter("{0:g}".format))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter("")
     if len(values):
         middle = np.sqrt(values.min() * values.max())
         reach = max(np.sqrt(values.max() / values.min()) * 1.25, 2)
         ax.set_xlim(middle / reach, middle * reach)
 
 
-def shares_of_labels(table: pd.DataFrame) -> str:
-    shares = sorted(set(table["label_fraction"]), reverse=True)
-    return " and ".join("all labels" if f == 1 else f"{100 * f:g} % of labels" for f in shares)
-
-
 def people(table: pd.DataFrame) -> str:
     return f"{table['n_patients'].max():,} test patients"
 
 
-def name_ends(ax: Axes, x: float, ends: Sequence[float], labels: Sequence[tuple]) -> None:
-    """Names (with their colours) beside the ends of lines, moved apart until none overlap."""
-    if not ends:
+def name_ends(ax: plt.Axes, x: float, lines: Sequence[tuple[float, str, str]]) -> None:
+    """Names beside the ends of lines (end, name, colour), moved apart until none overlap."""
+    if not lines:
         return
     low, high = ax.get_ylim()
     box = ax.figure.get_size_inches()[1] / max(len(ax.figure.axes) // 3, 1) * 0.6  # inches, or so
     gap = (high - low) * 0.088 / box
+    ends = np.array([end for end, _, _ in lines], dtype=float)
     order = np.argsort(ends)
-    places = np.array(ends, dtype=float)[order]
+    places = ends[order]
     for _ in range(200):
         apart = np.diff(places)
         close = np.flatnonzero(apart < gap * 0.999)
@@ -148,9 +134,9 @@ def name_ends(ax: Axes, x: float, ends: Sequence[float], labels: Sequence[tuple]
             places[i] -= max(push, 0)
             places[i + 1] += max(push, 0)
     for place, i in zip(places, order, strict=True):
-        name, colour = labels[i]
+        end, name, colour = lines[i]
         words, look = short(name).replace(" (ImageNet)", ""), {"fontsize": 5.8, "color": colour}
-        ax.annotate(words, (x, ends[i]), (x, place), va="center", annotation_clip=False, **look)
+        ax.annotate(words, (x, end), (x, place), va="center", annotation_clip=False, **look)
     ax.set_ylim(min(low, places[0] - gap / 2), max(high, places[-1] + gap / 2))
 
 
@@ -158,14 +144,9 @@ def short(name: str) -> str:
     return name.replace("architecture", "arch.").replace(" (random weights)", " (random)")
 
 
-def family_handles(table: pd.DataFrame) -> tuple[list, list[str]]:
-    """Legend entries of the families that a table has."""
+def family_handles(table: pd.DataFrame, crosses: bool = False) -> dict[str, plt.Line2D]:
+    """Legend entries of the families that a table has, and of what a cross means."""
     order = [*names.families(), names.RANDOM, names.UNKNOWN]
     shown = [family for family in order if family in set(table["family"])]
-    return [Line2D([], [], linestyle="none", **look(family)) for family in shown], shown
-
-
-def add_fine_tuned(handles: list, words: list[str]) -> None:
-    """Add to a legend what a cross means."""
-    handles.append(Line2D([], [], color="0.3", **TUNED))
-    words.append("fine-tuned")
+    entries = {family: plt.Line2D([], [], linestyle="none", **look(family)) for family in shown}
+    return entries | ({"fine-tuned": plt.Line2D([], [], color="0.3", **TUNED)} if crosses else {})

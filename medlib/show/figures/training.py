@@ -1,50 +1,45 @@
 """Figures of choosing and training: validation and learning curves."""
 
-from __future__ import annotations
-
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from medlib.show.names import HEADS
-from medlib.show.style import BLUE, CHOSEN, COLUMN, PAGE, SKY, legend_above, styled
+from medlib.show import names, style
 
 
-@styled
-def validation_curve(history: pd.DataFrame) -> Figure:
+@style.styled
+def validation_curve(history: pd.DataFrame) -> plt.Figure:
     """Validation AUROC against each head's hyper-parameter, and which value was chosen.
 
     `history` has the columns head, hyperparameter (its name), value, fold, val_auroc and chosen
     (bool), one row per head, value and fold. A panel a head; a thin line a fold, a thick one for
     the mean, a star for a fold's choice.
     """
-    heads = [head for head in HEADS if head in set(history["head"])]
-    width = COLUMN if len(heads) == 1 else PAGE
+    heads = [head for head in names.HEADS if head in set(history["head"])]
+    width = style.COLUMN if len(heads) == 1 else style.PAGE
     fig, axes = plt.subplots(1, len(heads), figsize=(width, 2.2), sharey=True, squeeze=False)
-    thin, thick = {"color": SKY, "linewidth": 0.7}, {"color": BLUE, "linewidth": 1.8}
+    thin, thick = {"color": style.SKY, "linewidth": 0.7}, {"color": style.BLUE, "linewidth": 1.8}
     for ax, head in zip(axes[0], heads, strict=True):
         tried = history[history["head"] == head]
         folds = tried.pivot(index="value", columns="fold", values="val_auroc")
         ax.plot(folds, **thin)
         ax.plot(folds.mean(axis=1), **thick)
         chosen = tried[tried["chosen"]]
-        ax.plot(chosen["value"], chosen["val_auroc"], **CHOSEN)
-        ax.set(title=HEADS[head], xlabel=tried["hyperparameter"].iloc[0].replace("_", " "))
+        ax.plot(chosen["value"], chosen["val_auroc"], **style.CHOSEN)
+        ax.set(title=names.HEADS[head], xlabel=tried["hyperparameter"].iloc[0].replace("_", " "))
         ax.set_xscale("log")
         short = [f"{v:g}" if v < 1000 else f"{v / 1000:g}k" for v in folds.index]
         ax.set_xticks(folds.index, short)
         ax.minorticks_off()
         ax.grid(axis="y")
     axes[0, 0].set_ylabel("validation AUROC")
-    handles = [Line2D([], [], **look) for look in (thin, thick, CHOSEN)]
-    legend_above(fig, handles, ["one fold", "mean over folds", "chosen"])
+    looks = {"one fold": thin, "mean over folds": thick, "chosen": style.CHOSEN}
+    style.legend_above(fig, {words: plt.Line2D([], [], **look) for words, look in looks.items()})
     return fig
 
 
-@styled
-def learning_curves(history: pd.DataFrame) -> Figure:
+@style.styled
+def learning_curves(history: pd.DataFrame) -> plt.Figure:
     """Fine-tuning: loss (left) and validation AUROC (right) over epochs, by learning rate.
 
     `history` has the columns fold, learning_rate, epoch (from 1), train_loss, val_loss,
@@ -53,9 +48,9 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     """
     import seaborn as sns  # here, because it is slow to import and no other figure needs it
 
-    fig, (loss, auroc) = plt.subplots(1, 2, figsize=(PAGE, 2.3))
-    names = history["learning_rate"].map("{:g}".format).str.replace("e-0", "e-")
-    history = history.assign(rate=names).sort_values("learning_rate")
+    fig, (loss, auroc) = plt.subplots(1, 2, figsize=(style.PAGE, 2.3))
+    rates = history["learning_rate"].map("{:g}".format).str.replace("e-0", "e-")
+    history = history.assign(rate=rates).sort_values("learning_rate")
     keys = {"train_loss": "training", "val_loss": "validation"}
     losses = history.melt(["rate", "fold", "epoch"], list(keys), "part", "loss").replace(keys)
     look = {"x": "epoch", "hue": "rate", "palette": "viridis", "linewidth": 0.9}
@@ -64,8 +59,8 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     sns.lineplot(losses, y="loss", style="part", dashes=dashes, ax=loss, **look)
     sns.lineplot(history, y="val_auroc", legend=False, ax=auroc, **look)
     kept = history[history["chosen"]]
-    loss.plot(kept["epoch"], kept["val_loss"], label="kept", **CHOSEN)
-    auroc.plot(kept["epoch"], kept["val_auroc"], **CHOSEN)
+    loss.plot(kept["epoch"], kept["val_loss"], label="kept", **style.CHOSEN)
+    auroc.plot(kept["epoch"], kept["val_auroc"], **style.CHOSEN)
     loss.set(title="loss", ylabel="cross-entropy")
     auroc.set(title="validation AUROC", ylabel="AUROC")
     for ax in (loss, auroc):
@@ -74,5 +69,6 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     handles, words = loss.get_legend_handles_labels()
     loss.get_legend().remove()
     headings = {"rate": "learning rate:", "part": "loss in:"}
-    legend_above(fig, handles, [headings.get(word, word) for word in words])
+    words = [headings.get(word, word) for word in words]
+    style.legend_above(fig, dict(zip(words, handles, strict=True)))
     return fig
