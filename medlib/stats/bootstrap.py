@@ -10,7 +10,7 @@ from threading import Lock
 import joblib
 import numpy as np
 import pandas as pd
-from scipy import special
+from scipy import special, stats
 
 from medlib import files
 from medlib.stats import metrics, prediction
@@ -60,19 +60,13 @@ def bootstrap(
         drawn = _draw_confusion(y, proba, owner, resamples, rng, threads)
         values |= metrics.confusion_metrics(drawn, by_matrix)
     if by_patient:
-        evaluate = metrics.evaluator(y, proba, owner, by_patient)
-        at_once = max(1, CHUNK // len(y))
-        values |= _draw_patients(evaluate, len(patients), resamples, at_once, rng, threads)
+        evaluate, shape = metrics.evaluator(y, proba, owner, by_patient), (resamples, len(patients))
+        values |= _draw_patients(evaluate, shape, max(1, CHUNK // len(y)), rng, threads)
     return {name: values[name] for name in names}
 
 
 def _draw_confusion(
-    y: np.ndarray,
-    proba: np.ndarray,
-    owner: np.ndarray,
-    resamples: int,
-    rng: np.random.Generator,
-    threads: int,
+    y: np.ndarray, proba: np.ndarray, owner: np.ndarray, resamples: int, rng, threads: int
 ) -> np.ndarray:
     """Confusion matrices (resamples, K, K), each of as many patients as there are.
 
@@ -105,14 +99,13 @@ def counts(draws: np.ndarray) -> np.ndarray:
 
 
 def _draw_patients(
-    evaluate: Callable[[np.ndarray], dict[str, np.ndarray]],
-    n_patients: int,
-    resamples: int,
-    at_once: int,
-    rng: np.random.Generator,
-    threads: int,
+    evaluate: Callable, shape: tuple[int, int], at_once: int, rng: np.random.Generator, threads: int
 ) -> dict[str, np.ndarray]:
-    """``evaluate`` on how often each patient is drawn, ``at_once`` resamples at a time."""
+    """``evaluate`` on how often each patient is drawn, ``at_once`` resamples at a time.
+
+    ``shape`` is (resamples, patients).
+    """
+    resamples, n_patients = shape
     starts, lock, parts = iter(range(0, max(resamples, 1), at_once)), Lock(), {}
 
     def work(_: int) -> None:
@@ -121,14 +114,16 @@ def _draw_patients(
                 start = next(starts, None)
                 if start is None:
                     return
-                size = (min(at_once, resamples - start), n_patients)
-                draws = rng.integers(n_patients, size=size)
+                draws = rng.integers(n_patients, size=(min(at_once, resamples - start), n_patients))
             parts[start] = evaluate(counts(draws))
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, range(threads)))
-    ordered = [parts[start] for start in sorted(parts)]
-    return {name: np.concatenate([part[name] for part in ordered]) for name in ordered[0]}
+    return _joined([parts[start] for start in sorted(parts)])
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def jackknife(
@@ -144,11 +139,9 @@ def jackknife(
     evaluate, n, parts = metrics.evaluator(y, proba, owner, names), len(patients), []
     at_once = max(1, CHUNK // len(y))
     for start in range(0, n, at_once):
-        left_out = np.arange(start, min(start + at_once, n))
-        weights = np.ones((len(left_out), n), dtype=np.int64)
-        weights[np.arange(len(left_out)), left_out] = 0
-        parts.append(evaluate(weights))
-    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+        left_out = np.eye(min(at_once, n - start), n, start, dtype=np.int64)
+        parts.append(evaluate(1 - left_out))
+    return _joined(parts)
 
 
 def points_and_draws(
@@ -156,19 +149,14 @@ def points_and_draws(
 ) -> tuple[list[dict], list[dict]]:
     """The metrics of each seed's predictions, and their values on the same draws of patients."""
     points = [prediction.point(frame, classes, names) for frame in frames]
-    draws = [
-        bootstrap(frame, classes, resamples, stream(frame), names=names, threads=1)
-        for frame in frames
-    ]
-    return points, draws
+    how = {"names": names, "threads": 1}
+    return points, [bootstrap(f, classes, resamples, stream(f), **how) for f in frames]
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
     """95 % percentile interval of bootstrap values; undefined ones (NaN) are left out."""
     values = values[np.isfinite(values)]
-    if not len(values):
-        return float("nan"), float("nan")
-    low, high = np.quantile(values, TAILS)
+    low, high = np.quantile(values, TAILS) if len(values) else (np.nan, np.nan)
     return float(low), float(high)
 
 
@@ -180,10 +168,8 @@ def bca_interval(values: np.ndarray, point: float, left_out: np.ndarray) -> tupl
     all values lie on one side of the point.
     """
     values, left_out = values[np.isfinite(values)], left_out[np.isfinite(left_out)]
-    if not len(values) or not len(left_out):
-        return float("nan"), float("nan")
-    below = ((values < point).mean() + (values <= point).mean()) / 2
-    if not 0 < below < 1:
+    below = ((values < point).mean() + (values <= point).mean()) / 2 if len(values) else 0
+    if not len(left_out) or not 0 < below < 1:
         return float("nan"), float("nan")
     apart = left_out.mean() - left_out
     spread = (apart**2).sum()
@@ -211,21 +197,16 @@ def delong(
     if min(n_positive, n_negative) < 2:
         return np.full(m, np.nan), np.full((m, m), np.nan)
     # A sample's placement: the share of the other class that it is ranked correctly against.
-    placement = np.empty_like(scores)
-    for row, score in zip(placement, scores, strict=True):
-        up, down = np.sort(score[~y]), np.sort(score[y])
-        sides = [np.searchsorted(up, score[y], side) for side in ("left", "right")]
-        row[y] = sum(sides) / (2 * negative)
-        sides = [np.searchsorted(down, score[~y], side) for side in ("left", "right")]
-        row[~y] = 1 - sum(sides) / (2 * positive)
+    ranks, placement = stats.rankdata(scores, axis=1), np.empty_like(scores)
+    placement[:, y] = (ranks[:, y] - stats.rankdata(scores[:, y], axis=1)) / negative
+    placement[:, ~y] = 1 - (ranks[:, ~y] - stats.rankdata(scores[:, ~y], axis=1)) / positive
     areas = placement[:, y].mean(1)
     apart = placement - areas[:, None]
     # For each patient, the sums over its positive and over its negative samples.
-    by_patient = np.zeros((2, m, len(names)))
-    for side, chosen in enumerate((y, ~y)):
-        for row, values in zip(by_patient[side], apart, strict=True):
-            np.add.at(row, owner[chosen], values[chosen])
-    up, down = by_patient[0] / positive, by_patient[1] / negative
+    up, down = (
+        np.array([np.bincount(owner[side], row[side], len(names)) for row in apart]) / side.sum()
+        for side in (y, ~y)
+    )
     across = up @ down.T
     covariance = (
         n_positive / (n_positive - 1) * up @ up.T

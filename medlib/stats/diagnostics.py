@@ -41,8 +41,8 @@ def roc_and_pr(
     parts = []
     for kind, values in drawn.items():
         low, high = np.nanquantile(values[1:], [0.025, 0.975], axis=0)
-        part = {"curve": kind, "x": RATES, "y": values[0], "low": low, "high": high}
-        parts.append(pd.DataFrame(part))
+        columns = {"curve": kind, "x": RATES, "y": values[0], "low": low, "high": high}
+        parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -122,14 +122,14 @@ def interval_widths(frame: pd.DataFrame, classes: list[str], resamples: int = 50
     an interval of the bootstrap's mean, too narrow by the square root of the number of values.
     """
     alone = frame.assign(patient_id=frame["sample_id"])
-    ways = {
-        way: bootstrap.bootstrap(table, classes, resamples, names=["accuracy"])["accuracy"]
-        for way, table in (("patients", frame), ("images", alone))
-    }
-    values = ways["images"][np.isfinite(ways["images"])]
-    rng = np.random.default_rng(0)
-    means = [rng.choice(values, len(values)).mean() for _ in range(1000)]
-    ways["means of bootstrap values"] = np.array(means)
+    drawn = [
+        bootstrap.bootstrap(each, classes, resamples, names=["accuracy"])["accuracy"]
+        for each in (frame, alone)
+    ]
+    ways = dict(zip(("patients", "images"), drawn, strict=True))
+    values = drawn[1][np.isfinite(drawn[1])]
+    rng, n = np.random.default_rng(0), len(values)
+    ways["means of bootstrap values"] = rng.choice(values, (1000, n)).mean(1)
     table = pd.DataFrame([ends("ci", bootstrap.interval(drawn)) for drawn in ways.values()])
     table.insert(0, "way", list(ways))
     table.insert(1, "value", prediction.point(frame, classes, ["accuracy"])["accuracy"])
@@ -145,8 +145,7 @@ def principal_colours(maps: np.ndarray) -> np.ndarray:
     """
     places = maps.reshape(-1, maps.shape[-1]).astype(np.float64)
     places -= places.mean(0)
-    _, _, directions = np.linalg.svd(places, full_matrices=False)
-    directions = directions[:3]
+    directions = np.linalg.svd(places, full_matrices=False)[2][:3]
     # The sign of a component is arbitrary: let its largest loading be positive.
     largest = np.abs(directions).argmax(1)
     directions = directions * np.sign(directions[np.arange(len(directions)), largest])[:, None]

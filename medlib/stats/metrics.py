@@ -1,10 +1,8 @@
 """Metrics of predictions, for one set of sample weights or for many at once.
 
-Everything is computed from class probabilities ``(n, K)``, labels ``(n,)`` in 0 … K-1 and weights.
 A resample of patients is a vector of weights: how often each patient was drawn. Samples are sorted
 once; a resample then costs, for each class, cumulated sums of whole numbers, made for many
-resamples at once without a copy of the data. Where a resample lacks a class, the metrics that need
-it (:data:`RANKS`) are NaN.
+resamples at once without a copy of the data. Where it lacks a class, :data:`RANKS` are NaN.
 """
 
 from __future__ import annotations
@@ -80,9 +78,8 @@ def evaluator(
     """
     y, proba = np.asarray(y), np.asarray(proba, dtype=np.float64)
     k = proba.shape[1]
-    of_matrix, areas, losses = (
-        [name for name in names if name in group] for group in (CONFUSION, RANKS, LOSSES)
-    )
+    groups = CONFUSION, RANKS, LOSSES
+    of_matrix, areas, losses = ([name for name in names if name in group] for group in groups)
     rankings = [_ranking(y == c, proba[:, c], owner) for c in ranked_classes(k)] if areas else []
     cells = y * k + proba.argmax(1)
     by_cell = np.argsort(cells, kind="stable")
@@ -114,11 +111,8 @@ def confusion_metrics(confusion: np.ndarray, names: Sequence[str]) -> dict[str, 
     total, present = support.sum(1), (support > 0).sum(1)
     share = support / total[:, None]
     seen = ((support > 0) | (called > 0)).sum(1)
-    by_class = {
-        "precision": lambda: _ratio(hits, called),
-        "recall": lambda: _ratio(hits, support),
-        "f1": lambda: _ratio(2 * hits, support + called),
-    }
+    by_class = {"precision": (hits, called), "recall": (hits, support)}
+    by_class["f1"] = 2 * hits, support + called
     apart = np.abs(np.subtract.outer(np.arange(k), np.arange(k)))
     found = {}
     for name in names:
@@ -128,9 +122,9 @@ def confusion_metrics(confusion: np.ndarray, names: Sequence[str]) -> dict[str, 
         elif name == "balanced_accuracy":
             found[name] = _ratio(hits, support).sum(1) / present
         elif mean == "weighted":
-            found[name] = (by_class[part]() * share).sum(1)
+            found[name] = (_ratio(*by_class[part]) * share).sum(1)
         elif mean == "macro":
-            found[name] = by_class[part]().sum(1) / seen
+            found[name] = _ratio(*by_class[part]).sum(1) / seen
         else:  # Cohen's kappa: one minus the disagreement, as a share of that expected by chance
             cost = apart**2 if name == "kappa_quadratic" else apart > 0
             observed = np.einsum("bij,ij->b", confusion, cost) * total
@@ -156,12 +150,9 @@ def _loss_sums(y: np.ndarray, proba: np.ndarray, owner: np.ndarray) -> np.ndarra
 
 def _losses(sums: np.ndarray) -> dict[str, np.ndarray]:
     """The metrics of :data:`LOSSES` from the weighted sums (B, 3 + BINS) over all owners."""
-    total = sums[:, 0]
-    return {
-        "log_loss": sums[:, 1] / total,
-        "brier": sums[:, 2] / total,
-        "ece": np.abs(sums[:, 3:]).sum(1) / total,
-    }
+    number, log_loss, brier = sums[:, :3].T
+    losses = log_loss, brier, np.abs(sums[:, 3:]).sum(1)
+    return {name: loss / number for name, loss in zip(LOSSES, losses, strict=True)}
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:

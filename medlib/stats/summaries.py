@@ -1,8 +1,5 @@
 """Complete runs -> the tables that every figure is drawn from.
 
-``summary.csv`` has a row for each run and metric, ``summary_over_seeds.csv`` a row for each cell
-and metric: the mean over seeds, its interval, and the standard deviation over seeds.
-
 Metrics of a task are computed on the same draws of its patients, so that they can be compared. The
 random stream of these draws (:func:`bootstrap.stream`) follows from the patients: tasks about the
 same people, such as three modalities of one scan, share their draws, other tasks do not.
@@ -35,7 +32,8 @@ def summarise(
     threads: int | None = None,
     kept: Callable[[str, str], Path] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The metrics of complete runs with 95 % intervals, by seed and over seeds.
+    """The metrics of complete runs with 95 % intervals, by seed and over seeds: a row for each run
+    and metric, and a row for each cell and metric.
 
     Intervals come from ``resamples`` draws of patients: ``ci_low`` and ``ci_high`` are percentiles,
     ``bca_low`` and ``bca_high`` bias-corrected and accelerated (of main cells alone:
@@ -104,25 +102,23 @@ def _read_or_make(
     if made := read_kept(*of_cell[0].cell[:2]).get(key):
         runs.each(of_cell, runs.content)
         return (key, made, False), made["samples"]
-    frames, classes, samples = runs.read(of_cell)
-    names = metrics.applicable(len(classes), in_order)
-    seeds = [run.seed for run in of_cell]
-    made = _summarise_cell(seeds, frames, classes, names, resamples, main)
-    return (key, made | {"samples": samples}, True), samples
+    made = _summarise_cell(of_cell, runs.read(of_cell), in_order, resamples)
+    return (key, made, True), made["samples"]
 
 
 def _summarise_cell(
-    seeds: list[int],
-    frames: list[pd.DataFrame],
-    classes: list[str],
-    names: tuple[str, ...],
-    resamples: int,
-    main: bool,
-) -> dict[str, dict[str, list]]:
-    """The columns of one cell's rows: for each seed and metric, and for each metric."""
+    of_cell: list[runs.Run], read: tuple, in_order: bool, resamples: int
+) -> dict[str, dict | str]:
+    """The columns of a cell's rows, for each seed and metric and for each metric; ``samples``.
+
+    ``read`` is what :func:`runs.read` returns for ``of_cell``.
+    """
+    frames, classes, samples = read
+    names = metrics.applicable(len(classes), in_order)
     points, draws = bootstrap.points_and_draws(frames, classes, names, resamples)
-    none = dict.fromkeys(names, np.array([]))
-    left_out = [bootstrap.jackknife(frame, classes, names) if main else none for frame in frames]
+    left_out = [dict.fromkeys(names, np.array([]))] * len(frames)
+    if of_cell[0].main:
+        left_out = [bootstrap.jackknife(frame, classes, names) for frame in frames]
     covariance = bootstrap.delong_of_frames(frames, classes)[1]
     size = {"n_patients": frames[0]["patient_id"].nunique(), "n_images": len(frames[0])}
 
@@ -140,12 +136,13 @@ def _summarise_cell(
 
     every, by_seed, over_seeds = list(range(len(frames))), [], []
     for name in names:
-        by_seed += [row(name, [i], {"seed": seed}, {}) for i, seed in enumerate(seeds)]
+        by_seed += [row(name, [i], {"seed": run.seed}, {}) for i, run in enumerate(of_cell)]
         values = [points[i][name] for i in every]
         sd = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
         over_seeds.append(row(name, every, {"n_seeds": len(every)}, {"sd": sd}))
     tables = {"by_seed": by_seed, "over_seeds": over_seeds}
-    return {name: {c: [row[c] for row in rows] for c in rows[0]} for name, rows in tables.items()}
+    columns = {name: pd.DataFrame(rows).to_dict("list") for name, rows in tables.items()}
+    return columns | {"samples": samples}
 
 
 def ends(name: str, ends: tuple[float, float]) -> dict[str, float]:
@@ -174,10 +171,8 @@ def costs(folders: list[Path]) -> pd.DataFrame:
         took = {"seconds": seconds, "parameters": how["parameters"], "device": gpu or "CPU"}
         took["memory"] = max(peak["gpu"] or peak["resident"] for peak in peaks)
         costs.append({name: cell[name] for name in runs.CELL} | took)
-    if lacking:
-        n = len(lacking)
-        raise ValueError(
-            f"{n} records do not say what embedding took. Run again:\n{listed(lacking)}"
-        )
+    if n := len(lacking):
+        words = f"{n} records do not say what embedding took. Run again:\n{listed(lacking)}"
+        raise ValueError(words)
     of_cell = {"seconds": "mean", "parameters": "first", "memory": "max", "device": "first"}
     return pd.DataFrame(costs).groupby(runs.CELL, as_index=False).agg(of_cell)
