@@ -1,8 +1,7 @@
 """The table of backbones: how each is built, and where its weights come from.
 
 A backbone is one row of ``backbones.yaml``; its key carries its pretraining: ``vit_tiny-imagenet``.
-Every row has a control arm with the same architecture at random initialisation:
-``vit_tiny-random``.
+Its control arm has the same architecture at random initialisation: ``vit_tiny-random``.
 """
 
 from __future__ import annotations

@@ -132,9 +132,8 @@ def parameter_groups(
     groups = {}
     for name, parameter in named.items():
         # Weight decay is for the weights of projections, not for norms and biases.
-        shrunk = parameter.ndim > 1
-        group = {"params": [], "weight_decay": weight_decay if shrunk else 0}
-        group["lr"] = learning_rate * layer_decay ** above[name]
+        shrunk, rate = parameter.ndim > 1, learning_rate * layer_decay ** above[name]
+        group = {"params": [], "weight_decay": weight_decay if shrunk else 0, "lr": rate}
         groups.setdefault((above[name], shrunk), group)["params"].append(parameter)
     return list(groups.values())
 

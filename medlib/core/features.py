@@ -124,7 +124,6 @@ def _save_piece(path: Path, values: np.ndarray, first: int, n: int) -> None:
 
 
 def _rows_done(partial: Path, progress: Path, wanted: str) -> int:
-    if not (partial.is_file() and progress.is_file()):
-        return 0
-    record = files.read_json(progress)
+    there = partial.is_file() and progress.is_file()
+    record = files.read_json(progress) if there else {"hash": None}
     return record["done"] if record["hash"] == wanted else 0

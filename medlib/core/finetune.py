@@ -55,10 +55,9 @@ class Data:
 def _schedule(steps: int, warmup: float) -> Callable[[int], float]:
     """The factor on the learning rate at each step: linear warm-up, then half a cosine."""
     first = max(1, round(warmup * steps))
+    rest = max(1, steps - first)
     return lambda step: (
-        (step + 1) / first
-        if step < first
-        else 0.5 * (1 + math.cos(math.pi * (step - first) / max(1, steps - first)))
+        (step + 1) / first if step < first else (1 + math.cos(math.pi * (step - first) / rest)) / 2
     )
 
 
@@ -250,10 +249,7 @@ def run(
 def _prepare(
     model: Classifier, data: Data, rotations: list[Rotation], settings: FineTuning
 ) -> tuple[dict, int]:
-    """Compile the model and make it checkpoint activations, where that pays.
-
-    Returns how it is, and on how many images the run trains.
-    """
+    """Compile and checkpoint where that pays; how the model is, and the images it trains on."""
     parameters, modules = list(model.parameters()), model.modules()
     cuda, size, batch_size = parameters[0].is_cuda, data.images.shape[1], settings.batch_size
     # An epoch leaves out its last, smaller batch.
@@ -305,10 +301,7 @@ def _improves(at: Progress, row: tuple) -> bool:
 
 
 def _choose(at: Progress, fold: int) -> None:
-    """Mark the best epoch of a rotation in the history, and begin the next rotation's.
-
-    Raises ValueError where no epoch has a validation AUROC.
-    """
+    """Mark the best epoch of a rotation in the history, and begin the next rotation's."""
     if at.best[0] < 0:
         raise ValueError(
             f"Fold {fold}: no epoch has a validation AUROC. The val part needs samples of every "

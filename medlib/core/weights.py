@@ -91,8 +91,8 @@ def load(model: nn.Module, backbone: Backbone, path: Path) -> None:
     try:
         result = model.load_state_dict(state, strict=False)
     except RuntimeError as error:  # the same names, other shapes
-        shapes = [line.strip() for line in str(error).splitlines()[1:4]]
-        raise ValueError(f"{misfit}: {' '.join(shapes)}") from error
+        shapes = " ".join(line.strip() for line in str(error).splitlines()[1:4])
+        raise ValueError(f"{misfit}: {shapes}") from error
     unexpected = [key for key in result.unexpected_keys if not key.startswith(f"{classifier}.")]
     if result.missing_keys or unexpected:
         lacks, extra = result.missing_keys[:5], unexpected[:5]

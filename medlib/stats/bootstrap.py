@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from threading import Lock
 
 import joblib
 import numpy as np
@@ -41,8 +39,8 @@ def bootstrap(
     ``seed`` get the same draws in any order of their rows, so their differences are paired. The
     metrics of one frame are paired too. ``paired=False`` gives this up for speed: the metrics of
     :data:`metrics.CONFUSION` then come from one multinomial draw over the patients' distinct
-    confusion matrices (few, unless patients have many samples). The distribution is the same. Use
-    it for the interval of one metric of one frame, never for a difference or a mean.
+    confusion matrices. The distribution is the same. Use it for the interval of one metric of one
+    frame, never for a difference or a mean.
 
     The values are the same, to the bit, for any number of ``threads`` (default: one a core, at
     most :data:`MAX_THREADS`). Each thread holds at most 100 bytes × the larger of :data:`CHUNK` and
@@ -83,11 +81,9 @@ def _draw_confusion(
     # blocks are the same for any number of threads, and each has its own random stream.
     at_once = max(1, CHUNK // 8 // len(kinds))
 
-    def draw(stream: np.random.Generator) -> np.ndarray:
-        return stream.multinomial(n_patients, share, size=at_once)
-
-    with ThreadPoolExecutor(threads) as pool:
-        counts = np.concatenate(list(pool.map(draw, rng.spawn(-(-max(resamples, 1) // at_once)))))
+    streams = rng.spawn(-(-max(resamples, 1) // at_once))
+    draw = joblib.delayed(lambda stream: stream.multinomial(n_patients, share, size=at_once))
+    counts = np.concatenate(joblib.Parallel(threads, backend="threading")(map(draw, streams)))
     # One product for all: within each thread NumPy would start further threads.
     return (counts[:resamples] @ matrices).reshape(-1, k, k)
 
@@ -106,20 +102,13 @@ def _draw_patients(
     ``shape`` is (resamples, patients).
     """
     resamples, n_patients = shape
-    starts, lock, parts = iter(range(0, max(resamples, 1), at_once)), Lock(), {}
-
-    def work(_: int) -> None:
-        while True:
-            with lock:  # the order of draws must not depend on the threads
-                start = next(starts, None)
-                if start is None:
-                    return
-                draws = rng.integers(n_patients, size=(min(at_once, resamples - start), n_patients))
-            parts[start] = evaluate(counts(draws))
-
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, range(threads)))
-    return _joined([parts[start] for start in sorted(parts)])
+    starts = range(0, max(resamples, 1), at_once)
+    sizes = ((min(at_once, resamples - start), n_patients) for start in starts)
+    # Drawn one after another, when a thread is free for the next.
+    drawn = (rng.integers(n_patients, size=size) for size in sizes)
+    work = joblib.delayed(lambda draws: evaluate(counts(draws)))
+    parallel = joblib.Parallel(threads, backend="threading", pre_dispatch=threads, batch_size=1)
+    return _joined(parallel(map(work, drawn)))
 
 
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -139,8 +128,7 @@ def jackknife(
     evaluate, n, parts = metrics.evaluator(y, proba, owner, names), len(patients), []
     at_once = max(1, CHUNK // len(y))
     for start in range(0, n, at_once):
-        left_out = np.eye(min(at_once, n - start), n, start, dtype=np.int64)
-        parts.append(evaluate(1 - left_out))
+        parts.append(evaluate(1 - np.eye(min(at_once, n - start), n, start, dtype=np.int64)))
     return _joined(parts)
 
 

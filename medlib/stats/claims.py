@@ -17,9 +17,9 @@ Both kinds of p-values are corrected by Holm's method for the number of claims.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,17 +34,15 @@ APART = {"frozen": 1, "finetuned": -1}
 SUPERVISED = {"S": "vit_small-imagenet", "B": "vit_base-imagenet"}  # as large as DINOv2's
 
 
-def mean_of(backbones: Iterable[str], weight: float = 1.0) -> dict[str, float]:
+def mean_of(backbones: Collection[str], weight: float = 1.0) -> dict[str, float]:
     """Weights of the mean of backbones, times ``weight``."""
-    backbones = list(backbones)
     return dict.fromkeys(backbones, weight / len(backbones))
 
 
 DINOV2_MINUS_CNNS = mean_of(DINOV2.values()) | mean_of(CNNS, -1)
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A contrast, and what a claim expects of it.
 
     ``backbones`` and ``regimes`` map names to weights; an arm's weight is their product.
@@ -54,11 +52,10 @@ class Part:
     words: str
     backbones: Mapping[str, float]
     expected: str
-    regimes: Mapping[str, float] = field(default_factory=lambda: BOTH)
+    regimes: Mapping[str, float] = BOTH
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """What is claimed, of which tasks; a difference in AUROC below ``margin`` counts as none."""
 
     name: str
@@ -96,8 +93,7 @@ def by_place(arms: Iterable[differences.Arm]) -> dict[str, dict[float, dict]]:
     for arm in arms:
         cell = arm.cell
         if cell["head"] == "linear" and arm.metric == "auroc":
-            fractions = places.setdefault(cell["task"], {})
-            here = fractions.setdefault(cell["label_fraction"], {})
+            here = places.setdefault(cell["task"], {}).setdefault(cell["label_fraction"], {})
             here[cell["backbone"], cell["regime"]] = arm
     return places
 

@@ -77,8 +77,7 @@ def confusion(frames: Sequence[pd.DataFrame], classes: list[str]) -> pd.DataFram
     k, counts = len(classes), 0.0
     for frame in frames:
         y, proba = prediction.arrays(frame, classes)
-        cells = np.bincount(y * k + proba.argmax(1), minlength=k * k)
-        counts = counts + cells / len(frames)
+        counts = counts + np.bincount(y * k + proba.argmax(1), minlength=k * k) / len(frames)
     pairs = pd.MultiIndex.from_product([classes, classes], names=["label", "called"])
     return pd.DataFrame({"count": counts}, pairs).reset_index()
 
@@ -122,14 +121,11 @@ def interval_widths(frame: pd.DataFrame, classes: list[str], resamples: int = 50
     an interval of the bootstrap's mean, too narrow by the square root of the number of values.
     """
     alone = frame.assign(patient_id=frame["sample_id"])
-    drawn = [
-        bootstrap.bootstrap(each, classes, resamples, names=["accuracy"])["accuracy"]
-        for each in (frame, alone)
-    ]
-    ways = dict(zip(("patients", "images"), drawn, strict=True))
-    values = drawn[1][np.isfinite(drawn[1])]
-    rng, n = np.random.default_rng(0), len(values)
-    ways["means of bootstrap values"] = rng.choice(values, (1000, n)).mean(1)
+    how = {"resamples": resamples, "names": ["accuracy"]}
+    people, images = (bootstrap.bootstrap(f, classes, **how)["accuracy"] for f in (frame, alone))
+    values = images[np.isfinite(images)]
+    means = np.random.default_rng(0).choice(values, (1000, len(values))).mean(1)
+    ways = {"patients": people, "images": images, "means of bootstrap values": means}
     table = pd.DataFrame([ends("ci", bootstrap.interval(drawn)) for drawn in ways.values()])
     table.insert(0, "way", list(ways))
     table.insert(1, "value", prediction.point(frame, classes, ["accuracy"])["accuracy"])

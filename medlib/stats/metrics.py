@@ -94,7 +94,10 @@ def evaluator(
             confusion[:, occupied] = np.add.reduceat(ordered, starts, axis=1)
             values |= confusion_metrics(confusion.reshape(-1, k, k), of_matrix)
         if losses:
-            values |= _losses(weights @ sums)
+            found = weights @ sums
+            number, log_loss, brier = found[:, :3].T
+            totals = log_loss, brier, np.abs(found[:, 3:]).sum(1)
+            values |= {name: total / number for name, total in zip(LOSSES, totals, strict=True)}
         if areas:
             parts = [_areas(weights, ranking, areas) for ranking in rankings]
             values |= {name: np.mean([part[name] for part in parts], axis=0) for name in areas}
@@ -134,8 +137,8 @@ def confusion_metrics(confusion: np.ndarray, names: Sequence[str]) -> dict[str, 
 
 
 def _loss_sums(y: np.ndarray, proba: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """For every owner the sums over its samples for :func:`_losses` (owners, 3 + BINS): their
-    number, log-loss, Brier score and, per bin of confidence, correct ones minus confidence."""
+    """For every owner the sums over its samples (owners, 3 + BINS): their number, log-loss, Brier
+    score and, per bin of confidence, correct ones minus confidence."""
     n, k = proba.shape
     kept = np.clip(proba[np.arange(n), y], np.finfo(float).eps, 1 - np.finfo(float).eps)
     brier = ((proba - np.eye(k)[y]) ** 2).sum(1) * (0.5 if k == 2 else 1)
@@ -148,26 +151,16 @@ def _loss_sums(y: np.ndarray, proba: np.ndarray, owner: np.ndarray) -> np.ndarra
     return sums
 
 
-def _losses(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """The metrics of :data:`LOSSES` from the weighted sums (B, 3 + BINS) over all owners."""
-    number, log_loss, brier = sums[:, :3].T
-    losses = log_loss, brier, np.abs(sums[:, 3:]).sum(1)
-    return {name: loss / number for name, loss in zip(LOSSES, losses, strict=True)}
-
-
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a / b, where b is 0 only if a is: 0 there."""
     return a / (b + (b == 0))
 
 
-def _ranking(
-    positive: np.ndarray, score: np.ndarray, owner: np.ndarray
-) -> tuple[np.ndarray, ...] | None:
+def _ranking(positive: np.ndarray, score: np.ndarray, owner: np.ndarray) -> tuple | None:
     """The order of the scores for :func:`_areas`; None when one is not finite.
 
-    The owners of the samples, highest score first (n,); then for every positive sample, in that
-    order, (P,) each: its place, the first and the last place with its score, and the last positive
-    sample with its score.
+    The owners of the samples, highest score first (n,); then for every positive sample (P,): its
+    place, the first and the last place with its score, and the last positive sample with its score.
     """
     if not np.isfinite(score).all():  # NaN would be ranked by the order of its rows
         return None
@@ -178,9 +171,7 @@ def _ranking(
     return owner[order], places, first, last, np.searchsorted(places, last, "right") - 1
 
 
-def _areas(
-    weights: np.ndarray, ranking: tuple[np.ndarray, ...] | None, names: Sequence[str]
-) -> dict[str, np.ndarray]:
+def _areas(weights: np.ndarray, ranking: tuple | None, names: Sequence[str]) -> dict:
     """The metrics of :data:`RANKS` for every row of weights, ties counted as scikit-learn does.
 
     Sums over the positive samples alone: AUROC is the share of pairs (positive, negative) in

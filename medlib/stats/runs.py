@@ -176,9 +176,8 @@ def read(runs: list[Run]) -> tuple[list[pd.DataFrame], list[str], str]:
 
     frames, classes = zip(*each(runs, read_one), strict=True)
     samples = [frame[IDENTITY].to_numpy().tolist() for frame in frames]
-    others = [run.folder for run, s in zip(runs, samples, strict=True) if s != samples[0]]
-    if others:
-        raise Refused([_differing(folder, runs[0].folder) for folder in others])
+    if others := [run for run, s in zip(runs, samples, strict=True) if s != samples[0]]:
+        raise Refused([_differing(run.folder, runs[0].folder) for run in others])
     return list(frames), classes[0], files.content_hash(samples[0])
 
 

@@ -32,8 +32,7 @@ def summarise(
     threads: int | None = None,
     kept: Callable[[str, str], Path] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The metrics of complete runs with 95 % intervals, by seed and over seeds: a row for each run
-    and metric, and a row for each cell and metric.
+    """The metrics of complete runs with 95 % intervals, by seed and over seeds.
 
     Intervals come from ``resamples`` draws of patients: ``ci_low`` and ``ci_high`` are percentiles,
     ``bca_low`` and ``bca_high`` bias-corrected and accelerated (of main cells alone:
@@ -48,17 +47,20 @@ def summarise(
     of the predictions and of all else that they depend on: rows with this hash are read, others
     made again. With None nothing is kept.
 
-    Raises ValueError that names all runs that are not complete, that cannot be read, whose
-    predictions are not those of their record, or that were judged on other samples than most runs
-    of their task.
+    Raises ValueError that names all runs that are incomplete or unreadable, whose predictions are
+    not those of their record, or that were judged on other samples than most runs of their task.
     """
 
     @functools.lru_cache(16)  # of the cells at hand, not of all
     def read_kept(task: str, backbone: str) -> dict:
-        return _read_kept(kept(task, backbone)) if kept else {}
+        with contextlib.suppress(FileNotFoundError, ValueError):  # missing or damaged
+            rows = files.read_json(kept(task, backbone)) if kept else {}
+            return rows if isinstance(rows, dict) else {}
+        return {}
 
     def work(of_cell: list[runs.Run]) -> tuple:
-        return _read_or_make(of_cell, of_cell[0].cell[0] in ordered, resamples, read_kept)
+        task, backbone, *_ = of_cell[0].cell
+        return _read_or_make(of_cell, task in ordered, resamples, read_kept(task, backbone))
 
     tables: dict[str, dict[str, list]] = {"by_seed": {}, "over_seeds": {}}
     cells = runs.by_cell(runs.runs_by_cell(folders, trained), work, "intervals", threads)
@@ -85,21 +87,13 @@ def _code() -> list[str]:
     return [files.file_sha256(path) for path in (__file__, *(m.__file__ for m in modules))]
 
 
-def _read_kept(path: Path) -> dict:
-    """Rows by their hash; none where the file is missing or damaged."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        kept = files.read_json(path)
-        return kept if isinstance(kept, dict) else {}
-    return {}
-
-
 def _read_or_make(
-    of_cell: list[runs.Run], in_order: bool, resamples: int, read_kept: Callable[[str, str], dict]
+    of_cell: list[runs.Run], in_order: bool, resamples: int, kept: dict
 ) -> tuple[tuple[str, dict, bool], str]:
     """A cell's rows with their hash, and whether they are new; and the hash of its samples."""
-    main, made_of = of_cell[0].main, [[run.seed, run.predictions_sha256] for run in of_cell]
-    key = files.content_hash([_code(), resamples, in_order, main, made_of])
-    if made := read_kept(*of_cell[0].cell[:2]).get(key):
+    made_of = [[run.seed, run.predictions_sha256] for run in of_cell]
+    key = files.content_hash([_code(), resamples, in_order, of_cell[0].main, made_of])
+    if made := kept.get(key):
         runs.each(of_cell, runs.content)
         return (key, made, False), made["samples"]
     made = _summarise_cell(of_cell, runs.read(of_cell), in_order, resamples)
