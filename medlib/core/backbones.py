@@ -1,8 +1,7 @@
 """The table of backbones: how each is built, and where its weights come from.
 
-A backbone is one row of ``backbones.yaml``. Its key carries its pretraining: ``vit_tiny-imagenet``,
-``dinov2_small``. Every row has a control arm with the same architecture at random
-initialisation: ``vit_tiny-random``, ``dinov2_small-random``.
+A backbone is one row of ``backbones.yaml``; its key carries its pretraining: ``vit_tiny-imagenet``.
+Its control arm has the same architecture at random initialisation: ``vit_tiny-random``.
 """
 
 from __future__ import annotations
@@ -61,16 +60,12 @@ class Backbone:
 
 def read_table(path: Path = TABLE_FILE) -> dict[str, Backbone]:
     """The rows of a table of backbones; raises ValueError that lists all that is wrong in it."""
-    table, problems = {}, []
-    for name, row in yaml.safe_load(path.read_text(encoding="utf-8")).items():
-        row = row if isinstance(row, dict) else {}
-        wrong = [f"{name}: {problem}" for problem in _problems(row)]
-        if not wrong:
-            table[name] = Backbone(name, **row)
-        problems += wrong
+    rows = yaml.safe_load(path.read_text(encoding="utf-8"))
+    rows = {name: row if isinstance(row, dict) else {} for name, row in rows.items()}
+    problems = [f"{name}: {problem}" for name, row in rows.items() for problem in _problems(row)]
     if problems:
         raise ValueError(f"{path} cannot be used:\n{listed(problems)}")
-    return table
+    return {name: Backbone(name, **row) for name, row in rows.items()}
 
 
 def _problems(row: dict) -> list[str]:

@@ -47,10 +47,9 @@ class Classifier(nn.Module):
     def train(self, mode: bool = True) -> Classifier:
         """Training mode, but for batch norm that must keep its statistics."""
         super().train(mode)
-        if self.frozen_norm:
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+        for module in self.modules():
+            if self.frozen_norm and isinstance(module, nn.BatchNorm2d):
+                module.eval()
         return self
 
     def forward(self, normalised: torch.Tensor) -> torch.Tensor:
@@ -71,10 +70,8 @@ def add_lora(network: nn.Module, rank: int, alpha: float) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ImportError(
-            f"The regime lora needs peft ({error}): pip install -r requirements.txt, or leave lora "
-            "out of the grid."
-        ) from error
+        way_out = "pip install -r requirements.txt, or leave lora out of the grid."
+        raise ImportError(f"The regime lora needs peft ({error}): {way_out}") from error
     layers = dict(network.named_modules())
     linear = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
     plain = [n for n, layer in layers.items() if isinstance(layer, nn.Conv2d) and layer.groups == 1]
@@ -102,10 +99,8 @@ def drawn(n: int, generator: torch.Generator) -> torch.Tensor:
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
     # affine_grid is in half image widths: ±0.1 is a shift by ±5 % of the width.
     right, down = (0.1 * draw(n, 2)).unbind(1)
-    contrast, brightness = 0.2 * draw(n), 0.2 * draw(n)
-    return torch.stack(
-        [mirror * cos, -sin, right, mirror * sin, cos, down, contrast, brightness], dim=1
-    )
+    matrix = mirror * cos, -sin, right, mirror * sin, cos, down
+    return torch.stack([*matrix, 0.2 * draw(n), 0.2 * draw(n)], dim=1)
 
 
 def augmented(images: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
@@ -137,9 +132,8 @@ def parameter_groups(
     groups = {}
     for name, parameter in named.items():
         # Weight decay is for the weights of projections, not for norms and biases.
-        shrunk = parameter.ndim > 1
-        group = {"params": [], "weight_decay": weight_decay if shrunk else 0}
-        group["lr"] = learning_rate * layer_decay ** above[name]
+        shrunk, rate = parameter.ndim > 1, learning_rate * layer_decay ** above[name]
+        group = {"params": [], "weight_decay": weight_decay if shrunk else 0, "lr": rate}
         groups.setdefault((above[name], shrunk), group)["params"].append(parameter)
     return list(groups.values())
 

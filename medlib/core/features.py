@@ -62,17 +62,11 @@ def extract(
         if len(look_at):
             _write_maps(images, np.asarray(look_at), row, model, folder)
         made = _write(images, row, model, folder, wanted, settings)
-        meta = depends_on | {
-            "hash": wanted,
-            "pretraining": row.pretraining,
-            "seed": seed,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "device": device,
-            **made,
-            "seconds": round(time.perf_counter() - start, 3),
-            "peak_memory_bytes": files.peak_memory_bytes(),
-        }
-        files.save_json(meta_file, meta | files.environment())
+        made |= {"hash": wanted, "pretraining": row.pretraining, "seed": seed, "device": device}
+        made["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+        made["seconds"] = round(time.perf_counter() - start, 3)
+        made["peak_memory_bytes"] = files.peak_memory_bytes()
+        files.save_json(meta_file, depends_on | made | files.environment())
         (folder / "progress.json").unlink()
     return np.load(folder / "embeddings.npy", mmap_mode="r"), files.read_json(meta_file)
 
@@ -130,7 +124,6 @@ def _save_piece(path: Path, values: np.ndarray, first: int, n: int) -> None:
 
 
 def _rows_done(partial: Path, progress: Path, wanted: str) -> int:
-    if not (partial.is_file() and progress.is_file()):
-        return 0
-    record = files.read_json(progress)
+    there = partial.is_file() and progress.is_file()
+    record = files.read_json(progress) if there else {"hash": None}
     return record["done"] if record["hash"] == wanted else 0

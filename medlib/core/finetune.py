@@ -2,15 +2,11 @@
 
 Two regimes: ``finetuned`` trains all weights; ``lora`` (Hu et al., arXiv 2106.09685) trains the
 head and low-rank additions to the weights, which themselves stay as they are. AdamW with linear
-warm-up and cosine decay, light augmentation. The learning rate and the epoch are chosen by the
-macro AUROC of the validation samples, from the same list for every backbone.
+warm-up and cosine decay, light augmentation.
 
 On a CPU everything is float32, and the same seed gives the same predictions, bit for bit. On CUDA
 the networks compute in bfloat16, images stay on the device where they fit, a long training is
 compiled, and a step is one CUDA graph: within an epoch the host never waits for the device.
-
-A run that is given a file writes into it, after each epoch, all that it needs to go on. Stopped at
-any moment and called again, it ends with the same predictions.
 """
 
 from __future__ import annotations
@@ -23,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim import AdamW
 from tqdm.auto import tqdm
 
 from medlib import files
@@ -48,7 +45,7 @@ COMPILE_FROM = {"plain": 3000, "batch norm": 10_000}  # steps
 class Data:
     """Images with their labels: what a backbone is fine-tuned and judged on."""
 
-    images: np.ndarray | torch.Tensor  # (n, H, W, 3) uint8, square; may be memory-mapped
+    images: np.ndarray | Tensor  # (n, H, W, 3) uint8, square; may be memory-mapped
     y: np.ndarray  # (n,) classes as numbers 0 … n_classes - 1
     samples: np.ndarray  # (n,) ids; rows with one id are slices of one volume, judged together
     n_classes: int
@@ -58,26 +55,23 @@ class Data:
 def _schedule(steps: int, warmup: float) -> Callable[[int], float]:
     """The factor on the learning rate at each step: linear warm-up, then half a cosine."""
     first = max(1, round(warmup * steps))
+    rest = max(1, steps - first)
     return lambda step: (
-        (step + 1) / first
-        if step < first
-        else 0.5 * (1 + math.cos(math.pi * (step - first) / max(1, steps - first)))
+        (step + 1) / first if step < first else (1 + math.cos(math.pi * (step - first) / rest)) / 2
     )
 
 
 @torch.inference_mode()
 def predict(
-    model: Classifier, images: np.ndarray | torch.Tensor, rows: np.ndarray, batch_size: int = 32
+    model: Classifier, images: np.ndarray | Tensor, rows: np.ndarray, batch_size: int = 32
 ) -> np.ndarray:
     """Class probabilities (len(rows), K), float64, of the images with these row numbers."""
     model.eval()
     device = next(model.parameters()).device
     parts = np.split(rows, range(batch_size, len(rows), batch_size))
     # model.forward is not compiled: evaluation, and a last, smaller batch, would compile again.
-    logits = [
-        model.forward(networks.normalise(model.row, batch))
-        for batch in loading.batches(images, parts, device)
-    ]
+    batches = loading.batches(images, parts, device)
+    logits = [model.forward(networks.normalise(model.row, batch)) for batch in batches]
     return torch.cat(logits).double().softmax(1).cpu().numpy()
 
 
@@ -145,13 +139,12 @@ def train(
 
 def _optimiser(
     model: Classifier, learning_rate: float, settings: FineTuning
-) -> tuple[torch.optim.Optimizer, list[float]]:
+) -> tuple[AdamW, list[float]]:
     """AdamW on what is to be trained, and the highest learning rate of each of its groups."""
     cuda = next(model.parameters()).is_cuda
-    groups = classifier.parameter_groups(
-        model, learning_rate, settings.weight_decay, settings.layer_decay
-    )
-    optimiser = torch.optim.AdamW(groups, fused=True, capturable=cuda)
+    decay = settings.weight_decay, settings.layer_decay
+    groups = classifier.parameter_groups(model, learning_rate, *decay)
+    optimiser = AdamW(groups, fused=True, capturable=cuda)
     peaks = [group["lr"] for group in optimiser.param_groups]
     for group in optimiser.param_groups:  # a tensor, which a CUDA graph reads at every replay
         device = group["params"][0].device
@@ -159,7 +152,7 @@ def _optimiser(
     return optimiser, peaks
 
 
-def _class_weights(model: Classifier, y: np.ndarray) -> torch.Tensor:
+def _class_weights(model: Classifier, y: np.ndarray) -> Tensor:
     """Of each class (K,) the number of images over the number of its images; 0 without any."""
     counts = np.bincount(y, minlength=model.head.out_features)
     inverse = np.divide(len(y), counts, out=np.zeros(len(counts)), where=counts > 0)
@@ -167,20 +160,16 @@ def _class_weights(model: Classifier, y: np.ndarray) -> torch.Tensor:
 
 
 def _step(
-    model: Classifier,
-    optimiser: torch.optim.Optimizer,
-    weight: torch.Tensor | None,
-    course: Course,
-    sums: tuple[torch.Tensor, torch.Tensor],
-) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]:
+    model: Classifier, optimiser: AdamW, weight: Tensor | None, course: Course, sums: tuple
+) -> Callable[[Tensor, Tensor, Tensor], None]:
     """One training step: a function of uint8 images, labels and what augmentation has drawn.
 
-    ``sums`` on the device: the mean loss is added to the first; 1 to the second while that sum is
-    finite.
+    ``sums`` are two tensors on the device: the mean loss is added to the first, and 1 to the second
+    while the first is finite.
     """
     total, finite = sums
 
-    def step(images: torch.Tensor, target: torch.Tensor, draws: torch.Tensor) -> None:
+    def step(images: Tensor, target: Tensor, draws: Tensor) -> None:
         inputs = classifier.augmented(networks.normalise(model.row, images), draws)
         whole = len(target) if weight is None else weight[target].sum()
         mean = torch.zeros_like(total)
@@ -216,16 +205,18 @@ def run(
     ``regime`` is one of :data:`TRAINED`. ``seed`` draws the head, the order of the images, their
     augmentation and, in a random control arm, the weights. ``resume`` is the file of a checkpoint:
     it is written after each epoch, and the run continues from one of the same data, settings and
-    code. Returns for each rotation the probabilities (m, K) of its test rows; a history, a dict an
-    epoch with the keys :data:`HISTORY`; and how it was done, with ``resumed`` (how often) and
-    ``seconds_before`` (of earlier attempts, up to the checkpoint). Raises ValueError for an unknown
-    regime, and where no epoch has a validation AUROC; what :func:`train` and
-    :func:`networks.build` raise.
+    code, to the same predictions. Returns for each rotation the probabilities (m, K) of its test
+    rows; a history, a dict an epoch with the keys :data:`HISTORY`; and how it was done, with
+    ``resumed`` (how often) and ``seconds_before`` (of earlier attempts, up to the checkpoint).
+    Raises ValueError for an unknown regime, and where no epoch has a validation AUROC; what
+    :func:`train` and :func:`networks.build` raise.
     """
     if regime not in TRAINED:
         raise ValueError(unknown("regime", regime, TRAINED))
     settings = FineTuning() if settings is None else settings
-    model = _classifier(backbone, data, settings, regime, seed)
+    options = {"frozen_norm": settings.frozen_norm, "lora_alpha": settings.lora_alpha}
+    options["lora_rank"] = settings.lora_rank if regime == "lora" else 0
+    model = Classifier(backbone, data.images.shape[1], data.n_classes, seed, **options)
     start, best = classifier.copied(model), classifier.copied(model)  # in the host's memory
     model = fusing.place(model, torch.device(loading.device_name(device)))
     images = loading.resident(data.images, next(model.parameters()).device)
@@ -255,22 +246,10 @@ def run(
     return at.probabilities, at.history, how | {"seconds_before": round(at.seconds, 3)}
 
 
-def _classifier(
-    backbone: str, data: Data, settings: FineTuning, regime: str, seed: int
-) -> Classifier:
-    lora_rank = settings.lora_rank if regime == "lora" else 0
-    lora = {"lora_rank": lora_rank, "lora_alpha": settings.lora_alpha}
-    size, norm = data.images.shape[1], settings.frozen_norm
-    return Classifier(backbone, size, data.n_classes, seed, frozen_norm=norm, **lora)
-
-
 def _prepare(
     model: Classifier, data: Data, rotations: list[Rotation], settings: FineTuning
 ) -> tuple[dict, int]:
-    """Compile the model and make it checkpoint activations, where that pays.
-
-    Returns how it is, and on how many images the run trains.
-    """
+    """Compile and checkpoint where that pays; how the model is, and the images it trains on."""
     parameters, modules = list(model.parameters()), model.modules()
     cuda, size, batch_size = parameters[0].is_cuda, data.images.shape[1], settings.batch_size
     # An epoch leaves out its last, smaller batch.
@@ -285,7 +264,7 @@ def _prepare(
         "precision": "bfloat16" if cuda else "float32",
         "compiled": cuda and n_images >= COMPILE_FROM[kind] * batch_size,
         "checkpointing": memory.checkpoint(model, settings.checkpointing, size, batch_size),
-        "images_on_device": isinstance(data.images, torch.Tensor),
+        "images_on_device": isinstance(data.images, Tensor),
     }
     if how["compiled"]:
         model.compile()
@@ -317,17 +296,12 @@ def _improves(at: Progress, row: tuple) -> bool:
     at.records.append(dict(zip(HISTORY, row, strict=False)))
     *_, loss, auroc = row
     # Small validation sets tie often in AUROC; the loss then decides.
-    better = (auroc, -loss) > at.best
-    if better:
-        at.best = (auroc, -loss)
-    return better
+    before, at.best = at.best, max(at.best, (auroc, -loss))
+    return at.best > before
 
 
 def _choose(at: Progress, fold: int) -> None:
-    """Mark the best epoch of a rotation in the history, and begin the next rotation's.
-
-    Raises ValueError where no epoch has a validation AUROC.
-    """
+    """Mark the best epoch of a rotation in the history, and begin the next rotation's."""
     if at.best[0] < 0:
         raise ValueError(
             f"Fold {fold}: no epoch has a validation AUROC. The val part needs samples of every "

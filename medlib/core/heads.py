@@ -1,10 +1,9 @@
 """Heads on frozen embeddings: L2-regularised logistic regression, kNN, and the paper's MLP.
 
 Every head has one hyper-parameter, chosen among its candidates by the macro AUROC of the validation
-samples. The test part is predicted once, after the choice, by the chosen model. This is not fitted
-again on training and validation data, so that a frozen backbone learns from no more labels than a
-fine-tuned one. All candidates, and all seeds that train on the same rows, are fitted at once: one
-batched solver for the regressions, one search for every k, stacked parameters for the MLPs.
+samples. The test part is predicted once, by the chosen model. This is not fitted again on training
+and validation data, so that a frozen backbone learns from no more labels than a fine-tuned one. All
+candidates, and all seeds that train on the same rows, are fitted at once.
 """
 
 from __future__ import annotations
@@ -167,7 +166,7 @@ def sweep(
             head, _, rotations = runs[positions[0]]
             seeds = [runs[position][1] for position in positions]
             for rotation in rotations:
-                parts.append(_rotate(x, y, samples, n_classes, rotation, head, seeds))
+                parts.append(_rotate((x, y, samples), n_classes, rotation, head, seeds))
                 progress.update(len(seeds) * len(HEADS[head].candidates))
             share = (time.perf_counter() - start) / len(positions)
             for position, of_run in zip(positions, zip(*parts, strict=True), strict=True):
@@ -185,15 +184,10 @@ def _together(runs: list[tuple[str, int, list[Rotation]]]) -> list[list[int]]:
 
 
 def _rotate(
-    x: Tensor,
-    y: np.ndarray,
-    samples: np.ndarray,
-    n_classes: int,
-    rotation: Rotation,
-    head: str,
-    seeds: list[int],
+    data: tuple, n_classes: int, rotation: Rotation, head: str, seeds: list[int]
 ) -> list[tuple[np.ndarray, list[dict]]]:
     """Test probabilities (m, K) and history of one rotation, for every seed."""
+    x, y, samples = data
     fit, hyperparameter, candidates = HEADS[head]
     sides = (np.flatnonzero(side) for side in (rotation.train, rotation.val, rotation.test))
     train, val, test = (torch.as_tensor(rows, device=x.device) for rows in sides)
@@ -209,12 +203,10 @@ def _rotate(
     chosen = [i * len(candidates) + b for i, b in enumerate(best)]
     same, histories = {"head": head, "hyperparameter": hyperparameter}, []
     for aurocs, choice in zip(scores.tolist(), best.tolist(), strict=True):
-        tried = [
-            {"value": float(v), "fold": rotation.fold, "val_auroc": auroc, "chosen": False}
-            for v, auroc in zip(candidates, aurocs, strict=True)
-        ]
-        tried[choice]["chosen"] = True
-        histories.append([same | one for one in tried])
+        histories.append([])
+        for place, (value, auroc) in enumerate(zip(candidates, aurocs, strict=True)):
+            tried = {"value": float(value), "fold": rotation.fold, "val_auroc": auroc}
+            histories[-1].append(same | tried | {"chosen": place == choice})
     return list(zip(predict((x[test] - shift) / scale, chosen), histories, strict=True))
 
 

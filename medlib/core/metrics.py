@@ -1,7 +1,4 @@
-"""What chooses among candidates: the macro AUROC of samples, and the mean over their slices.
-
-All other metrics, and the intervals of all, are a matter of statistics, above the core.
-"""
+"""What chooses among candidates: the macro AUROC of samples, and the mean over their slices."""
 
 from __future__ import annotations
 
@@ -37,8 +34,7 @@ def auroc(y: np.ndarray, proba: np.ndarray) -> float | np.ndarray:
 def codes(labels: Sequence, classes: Sequence[str]) -> np.ndarray:
     """Labels (n,) as their positions in ``classes``; ValueError for one that is no class."""
     places = {name: place for place, name in enumerate(classes)}
-    strangers = sorted({label for label in labels if label not in places}, key=str)
-    if strangers:
+    if strangers := sorted({label for label in labels if label not in places}, key=str):
         raise ValueError(
             f"The label {strangers[0]!r} is none of the classes ({', '.join(classes)}). Labels are "
             "text: read tables of predictions or samples with their labels as text."

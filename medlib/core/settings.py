@@ -10,15 +10,14 @@ REGIMES = ("frozen", "finetuned", "lora")
 TRAINED = REGIMES[1:]  # those in which the backbone itself learns
 HEADS = ("linear", "knn", "mlp")
 CHECKPOINTING = ("auto", "always", "never")
+SEVERAL = "positive numbers, at least one"
 RANGES = {
     "": lambda value: True,
     "0 or more": lambda value: value >= 0,
     "1 or more": lambda value: value >= 1,
     "from 0 to 1": lambda value: 0 <= value <= 1,
     "more than 0": lambda value: value > 0,
-    "positive numbers, at least one": lambda values: (
-        bool(values) and all(_fits(value, 0.0) and value > 0 for value in values)
-    ),
+    SEVERAL: lambda values: bool(values) and all(_fits(v, 0.0) and v > 0 for v in values),
 }
 
 
@@ -35,9 +34,7 @@ class FineTuning:
     """
 
     learning_rates: tuple[float, ...] = _setting(
-        (0.001, 0.003),
-        "tried in turn; chosen on validation patients",
-        "positive numbers, at least one",
+        (0.001, 0.003), "tried in turn; chosen on validation patients", SEVERAL
     )
     epochs: int = _setting(10, "for each learning rate; the best one is kept", "1 or more")
     batch_size: int = _setting(16, "images a step", "1 or more")

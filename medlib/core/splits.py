@@ -41,9 +41,7 @@ def rotations(
     rotated = []
     for fold, train, val, test in _parts(side):
         if label_fraction < 1:
-            train, val = (
-                mask & _few(patients, labels, mask, label_fraction, seed) for mask in (train, val)
-            )
+            train, val = (_few(patients, labels, m, label_fraction, seed) for m in (train, val))
         rotated.append(Rotation(fold, train, val, test))
     problems = _on_several_sides(side, patients)
     for rotation in rotated:
@@ -79,7 +77,7 @@ def _on_several_sides(side: np.ndarray, patients: np.ndarray) -> list[str]:
 def _few(
     patients: np.ndarray, labels: np.ndarray, inside: np.ndarray, fraction: float, seed: int
 ) -> np.ndarray:
-    """The mask (n,) of a share of the patients ``inside``: of each class, at least two."""
+    """A share of the patients of the mask ``inside`` (n,): of each class, at least two."""
     # One draw ranks all patients, so that a smaller fraction is a subset of a larger one.
     names, first = np.unique(patients[inside], return_index=True)
     order = np.random.default_rng(seed).permutation(len(names))
@@ -87,4 +85,4 @@ def _few(
     for label in np.unique(classes):
         members = names[classes == label]
         kept += list(members[: max(2, round(fraction * len(members)))])
-    return np.isin(patients, kept)
+    return inside & np.isin(patients, kept)

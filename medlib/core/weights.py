@@ -27,7 +27,7 @@ def find_weights(backbone: Backbone) -> Path:
     """
     if (path := weights_file(backbone)) is not None:
         return path
-    folder = os.environ.get("MEDLIB_WEIGHTS", "")
+    folder, file = os.environ.get("MEDLIB_WEIGHTS", ""), f"{backbone.timm_name}.safetensors"
     where = f"={folder!r} (not there)" if folder else " (not set)"
     reason = "which does not have these weights"
     if backbone.hub:
@@ -36,10 +36,9 @@ def find_weights(backbone: Backbone) -> Path:
         except Exception as error:  # offline, refused, gated, not found: all have one way out
             reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     raise FileNotFoundError(
-        f"No weights for {backbone.name}. Looked for {backbone.timm_name}.safetensors in "
-        f"MEDLIB_WEIGHTS{where}, then on the hub ({reason}). Either "
-        f"put {backbone.timm_name}.safetensors into a folder and name that (make … WEIGHTS=folder, "
-        "or MEDLIB_WEIGHTS), or run where the hub can be reached. Random weights are a backbone of "
+        f"No weights for {backbone.name}. Looked for {file} in MEDLIB_WEIGHTS{where}, then on the "
+        f"hub ({reason}). Either put {file} into a folder and name that (make … WEIGHTS=folder, or "
+        "MEDLIB_WEIGHTS), or run where the hub can be reached. Random weights are a backbone of "
         f"their own: {control(backbone)}."
     )
 
@@ -92,8 +91,8 @@ def load(model: nn.Module, backbone: Backbone, path: Path) -> None:
     try:
         result = model.load_state_dict(state, strict=False)
     except RuntimeError as error:  # the same names, other shapes
-        shapes = [line.strip() for line in str(error).splitlines()[1:4]]
-        raise ValueError(f"{misfit}: {' '.join(shapes)}") from error
+        shapes = " ".join(line.strip() for line in str(error).splitlines()[1:4])
+        raise ValueError(f"{misfit}: {shapes}") from error
     unexpected = [key for key in result.unexpected_keys if not key.startswith(f"{classifier}.")]
     if result.missing_keys or unexpected:
         lacks, extra = result.missing_keys[:5], unexpected[:5]
@@ -113,7 +112,5 @@ def folded_norm(model: nn.Module) -> bool:
     from torch.nn import BatchNorm2d
 
     norms = [module for module in model.modules() if isinstance(module, BatchNorm2d)]
-    return bool(norms) and all(
-        norm.running_mean.eq(0).all() and norm.running_var.sub(1).abs().max() < 1e-3
-        for norm in norms
-    )
+    centred = all(norm.running_mean.eq(0).all() for norm in norms)
+    return bool(norms) and centred and all((n.running_var - 1).abs().max() < 1e-3 for n in norms)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from threading import Lock
 
 import joblib
 import numpy as np
 import pandas as pd
-from scipy import special
+from scipy import special, stats
 
 from medlib import files
 from medlib.stats import metrics, prediction
@@ -41,8 +39,8 @@ def bootstrap(
     ``seed`` get the same draws in any order of their rows, so their differences are paired. The
     metrics of one frame are paired too. ``paired=False`` gives this up for speed: the metrics of
     :data:`metrics.CONFUSION` then come from one multinomial draw over the patients' distinct
-    confusion matrices (few, unless patients have many samples). The distribution is the same. Use
-    it for the interval of one metric of one frame, never for a difference or a mean.
+    confusion matrices. The distribution is the same. Use it for the interval of one metric of one
+    frame, never for a difference or a mean.
 
     The values are the same, to the bit, for any number of ``threads`` (default: one a core, at
     most :data:`MAX_THREADS`). Each thread holds at most 100 bytes × the larger of :data:`CHUNK` and
@@ -60,19 +58,13 @@ def bootstrap(
         drawn = _draw_confusion(y, proba, owner, resamples, rng, threads)
         values |= metrics.confusion_metrics(drawn, by_matrix)
     if by_patient:
-        evaluate = metrics.evaluator(y, proba, owner, by_patient)
-        at_once = max(1, CHUNK // len(y))
-        values |= _draw_patients(evaluate, len(patients), resamples, at_once, rng, threads)
+        evaluate, shape = metrics.evaluator(y, proba, owner, by_patient), (resamples, len(patients))
+        values |= _draw_patients(evaluate, shape, max(1, CHUNK // len(y)), rng, threads)
     return {name: values[name] for name in names}
 
 
 def _draw_confusion(
-    y: np.ndarray,
-    proba: np.ndarray,
-    owner: np.ndarray,
-    resamples: int,
-    rng: np.random.Generator,
-    threads: int,
+    y: np.ndarray, proba: np.ndarray, owner: np.ndarray, resamples: int, rng, threads: int
 ) -> np.ndarray:
     """Confusion matrices (resamples, K, K), each of as many patients as there are.
 
@@ -89,11 +81,9 @@ def _draw_confusion(
     # blocks are the same for any number of threads, and each has its own random stream.
     at_once = max(1, CHUNK // 8 // len(kinds))
 
-    def draw(stream: np.random.Generator) -> np.ndarray:
-        return stream.multinomial(n_patients, share, size=at_once)
-
-    with ThreadPoolExecutor(threads) as pool:
-        counts = np.concatenate(list(pool.map(draw, rng.spawn(-(-max(resamples, 1) // at_once)))))
+    streams = rng.spawn(-(-max(resamples, 1) // at_once))
+    draw = joblib.delayed(lambda stream: stream.multinomial(n_patients, share, size=at_once))
+    counts = np.concatenate(joblib.Parallel(threads, backend="threading")(map(draw, streams)))
     # One product for all: within each thread NumPy would start further threads.
     return (counts[:resamples] @ matrices).reshape(-1, k, k)
 
@@ -105,30 +95,24 @@ def counts(draws: np.ndarray) -> np.ndarray:
 
 
 def _draw_patients(
-    evaluate: Callable[[np.ndarray], dict[str, np.ndarray]],
-    n_patients: int,
-    resamples: int,
-    at_once: int,
-    rng: np.random.Generator,
-    threads: int,
+    evaluate: Callable, shape: tuple[int, int], at_once: int, rng: np.random.Generator, threads: int
 ) -> dict[str, np.ndarray]:
-    """``evaluate`` on how often each patient is drawn, ``at_once`` resamples at a time."""
-    starts, lock, parts = iter(range(0, max(resamples, 1), at_once)), Lock(), {}
+    """``evaluate`` on how often each patient is drawn, ``at_once`` resamples at a time.
 
-    def work(_: int) -> None:
-        while True:
-            with lock:  # the order of draws must not depend on the threads
-                start = next(starts, None)
-                if start is None:
-                    return
-                size = (min(at_once, resamples - start), n_patients)
-                draws = rng.integers(n_patients, size=size)
-            parts[start] = evaluate(counts(draws))
+    ``shape`` is (resamples, patients).
+    """
+    resamples, n_patients = shape
+    starts = range(0, max(resamples, 1), at_once)
+    sizes = ((min(at_once, resamples - start), n_patients) for start in starts)
+    # Drawn one after another, when a thread is free for the next.
+    drawn = (rng.integers(n_patients, size=size) for size in sizes)
+    work = joblib.delayed(lambda draws: evaluate(counts(draws)))
+    parallel = joblib.Parallel(threads, backend="threading", pre_dispatch=threads, batch_size=1)
+    return _joined(parallel(map(work, drawn)))
 
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, range(threads)))
-    ordered = [parts[start] for start in sorted(parts)]
-    return {name: np.concatenate([part[name] for part in ordered]) for name in ordered[0]}
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def jackknife(
@@ -144,11 +128,8 @@ def jackknife(
     evaluate, n, parts = metrics.evaluator(y, proba, owner, names), len(patients), []
     at_once = max(1, CHUNK // len(y))
     for start in range(0, n, at_once):
-        left_out = np.arange(start, min(start + at_once, n))
-        weights = np.ones((len(left_out), n), dtype=np.int64)
-        weights[np.arange(len(left_out)), left_out] = 0
-        parts.append(evaluate(weights))
-    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+        parts.append(evaluate(1 - np.eye(min(at_once, n - start), n, start, dtype=np.int64)))
+    return _joined(parts)
 
 
 def points_and_draws(
@@ -156,19 +137,14 @@ def points_and_draws(
 ) -> tuple[list[dict], list[dict]]:
     """The metrics of each seed's predictions, and their values on the same draws of patients."""
     points = [prediction.point(frame, classes, names) for frame in frames]
-    draws = [
-        bootstrap(frame, classes, resamples, stream(frame), names=names, threads=1)
-        for frame in frames
-    ]
-    return points, draws
+    how = {"names": names, "threads": 1}
+    return points, [bootstrap(f, classes, resamples, stream(f), **how) for f in frames]
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
     """95 % percentile interval of bootstrap values; undefined ones (NaN) are left out."""
     values = values[np.isfinite(values)]
-    if not len(values):
-        return float("nan"), float("nan")
-    low, high = np.quantile(values, TAILS)
+    low, high = np.quantile(values, TAILS) if len(values) else (np.nan, np.nan)
     return float(low), float(high)
 
 
@@ -180,10 +156,8 @@ def bca_interval(values: np.ndarray, point: float, left_out: np.ndarray) -> tupl
     all values lie on one side of the point.
     """
     values, left_out = values[np.isfinite(values)], left_out[np.isfinite(left_out)]
-    if not len(values) or not len(left_out):
-        return float("nan"), float("nan")
-    below = ((values < point).mean() + (values <= point).mean()) / 2
-    if not 0 < below < 1:
+    below = ((values < point).mean() + (values <= point).mean()) / 2 if len(values) else 0
+    if not len(left_out) or not 0 < below < 1:
         return float("nan"), float("nan")
     apart = left_out.mean() - left_out
     spread = (apart**2).sum()
@@ -211,21 +185,16 @@ def delong(
     if min(n_positive, n_negative) < 2:
         return np.full(m, np.nan), np.full((m, m), np.nan)
     # A sample's placement: the share of the other class that it is ranked correctly against.
-    placement = np.empty_like(scores)
-    for row, score in zip(placement, scores, strict=True):
-        up, down = np.sort(score[~y]), np.sort(score[y])
-        sides = [np.searchsorted(up, score[y], side) for side in ("left", "right")]
-        row[y] = sum(sides) / (2 * negative)
-        sides = [np.searchsorted(down, score[~y], side) for side in ("left", "right")]
-        row[~y] = 1 - sum(sides) / (2 * positive)
+    ranks, placement = stats.rankdata(scores, axis=1), np.empty_like(scores)
+    placement[:, y] = (ranks[:, y] - stats.rankdata(scores[:, y], axis=1)) / negative
+    placement[:, ~y] = 1 - (ranks[:, ~y] - stats.rankdata(scores[:, ~y], axis=1)) / positive
     areas = placement[:, y].mean(1)
     apart = placement - areas[:, None]
     # For each patient, the sums over its positive and over its negative samples.
-    by_patient = np.zeros((2, m, len(names)))
-    for side, chosen in enumerate((y, ~y)):
-        for row, values in zip(by_patient[side], apart, strict=True):
-            np.add.at(row, owner[chosen], values[chosen])
-    up, down = by_patient[0] / positive, by_patient[1] / negative
+    up, down = (
+        np.array([np.bincount(owner[side], row[side], len(names)) for row in apart]) / side.sum()
+        for side in (y, ~y)
+    )
     across = up @ down.T
     covariance = (
         n_positive / (n_positive - 1) * up @ up.T

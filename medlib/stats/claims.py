@@ -1,9 +1,8 @@
 """The paper's claims, written down before any result was seen, and the verdict on each.
 
-A claim has one or more parts. A part is a contrast, and what the claim expects of it: a weighted
-sum of the AUROC of backbones, taken in each regime and task, averaged over tasks. From predictions
-it gets an effect with its 95 % interval over patients and two p-values, for and against the claim.
-A claim is
+A part of a claim is a contrast, and what the claim expects of it: a weighted sum of the AUROC of
+backbones, taken in each regime and task, averaged over tasks. From predictions it gets an effect
+with its 95 % interval over patients and two p-values, for and against the claim. A claim is
 
 - **supported** when all its parts are: the effect lies on the claimed side of zero, or within the
   margin where the claim is that nothing differs (two one-sided tests);
@@ -18,9 +17,9 @@ Both kinds of p-values are corrected by Holm's method for the number of claims.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -31,20 +30,19 @@ from medlib.stats import differences
 CNNS = ("vgg16-imagenet", "resnet50-imagenet", "densenet121-imagenet")
 DINOV2 = {"S": "dinov2_small", "B": "dinov2_base", "L": "dinov2_large"}
 BOTH = {"frozen": 0.5, "finetuned": 0.5}  # the mean of the two regimes
+APART = {"frozen": 1, "finetuned": -1}
 SUPERVISED = {"S": "vit_small-imagenet", "B": "vit_base-imagenet"}  # as large as DINOv2's
 
 
-def mean_of(backbones: Iterable[str], weight: float = 1.0) -> dict[str, float]:
+def mean_of(backbones: Collection[str], weight: float = 1.0) -> dict[str, float]:
     """Weights of the mean of backbones, times ``weight``."""
-    backbones = list(backbones)
     return dict.fromkeys(backbones, weight / len(backbones))
 
 
 DINOV2_MINUS_CNNS = mean_of(DINOV2.values()) | mean_of(CNNS, -1)
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A contrast, and what a claim expects of it.
 
     ``backbones`` and ``regimes`` map names to weights; an arm's weight is their product.
@@ -54,11 +52,10 @@ class Part:
     words: str
     backbones: Mapping[str, float]
     expected: str
-    regimes: Mapping[str, float] = field(default_factory=lambda: BOTH)
+    regimes: Mapping[str, float] = BOTH
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """What is claimed, of which tasks; a difference in AUROC below ``margin`` counts as none."""
 
     name: str
@@ -70,19 +67,13 @@ class Claim:
 
 WEAKER = Part("DINOv2 (S, B, L) minus CNNs", DINOV2_MINUS_CNNS, "below 0")
 STRONGER = Part("DINOv2 (S, B, L) minus CNNs", DINOV2_MINUS_CNNS, "above 0")
-MOST_WHEN_FROZEN = Part(
-    words="the same, frozen minus fine-tuned",
-    backbones=DINOV2_MINUS_CNNS,
-    expected="above 0",
-    regimes={"frozen": 1, "finetuned": -1},
-)
+MOST_WHEN_FROZEN = Part("the same, frozen minus fine-tuned", DINOV2_MINUS_CNNS, "above 0", APART)
 ALIKE = tuple(
     Part(f"DINOv2 {a} minus {b}", {DINOV2[a]: 1, DINOV2[b]: -1}, "within the margin")
     for a, b in combinations(DINOV2, 2)
 )
 ADEQUATE = tuple(
-    Part(f"DINOv2 S minus {b}", {DINOV2["S"]: 1, DINOV2[b]: -1}, "above -margin")
-    for b in ("B", "L")
+    Part(f"DINOv2 S minus {b}", {DINOV2["S"]: 1, DINOV2[b]: -1}, "above -margin") for b in "BL"
 )
 C1 = "On clinical MRI, DINOv2 is weaker than the ImageNet-pretrained networks."
 C2 = "On public photographs and radiographs, DINOv2 is stronger, most of all when frozen."
@@ -102,8 +93,7 @@ def by_place(arms: Iterable[differences.Arm]) -> dict[str, dict[float, dict]]:
     for arm in arms:
         cell = arm.cell
         if cell["head"] == "linear" and arm.metric == "auroc":
-            fractions = places.setdefault(cell["task"], {})
-            here = fractions.setdefault(cell["label_fraction"], {})
+            here = places.setdefault(cell["task"], {}).setdefault(cell["label_fraction"], {})
             here[cell["backbone"], cell["regime"]] = arm
     return places
 
@@ -120,16 +110,16 @@ def contrast(
     largest at which none is missing: frozen and fine-tuned backbones have seen the same labels.
     """
     weights = {(b, r): x * y for b, x in backbones.items() for r, y in regimes.items()}
-    missing, values, draws = [], [], []
+    factors, missing, values, draws = list(weights.values()), [], [], []
     for task in tasks:
         fractions = sorted(places.get(task, {1.0: {}}).items(), reverse=True)
         here = min((arms for _, arms in fractions), key=lambda arms: len(weights.keys() - arms))
-        absent = [place for place in weights if place not in here]
-        missing += [f"{task}: {backbone}, {regime}" for backbone, regime in absent]
-        if not absent:
+        if absent := [place for place in weights if place not in here]:
+            missing += [f"{task}: {backbone}, {regime}" for backbone, regime in absent]
+        else:
             chosen = [here[place] for place in weights]
-            values.append(np.dot(list(weights.values()), [arm.value for arm in chosen]))
-            draws.append(np.tensordot(list(weights.values()), [arm.draws for arm in chosen], 1))
+            values.append(np.dot(factors, [arm.value for arm in chosen]))
+            draws.append(np.tensordot(factors, [arm.draws for arm in chosen], 1))
     if missing:
         return float("nan"), np.array([]), missing
     return float(np.mean(values)), np.mean(draws, axis=0), []
@@ -178,14 +168,12 @@ def _sides(expected: str, draws: np.ndarray, margin: float) -> dict[str, float]:
         return {"p_for": float("nan"), "p_against": float("nan")}
     below = {t: differences.share(draws <= t) for t in (-margin, 0, margin)}
     above = {t: differences.share(draws >= t) for t in (-margin, 0, margin)}
+    alike = max(below[-margin], above[margin]), 2 * min(below[margin], above[-margin])
     p_for, p_against = {
         "above 0": (2 * below[0], 2 * above[margin]),
         "below 0": (2 * above[0], 2 * below[-margin]),
         "above -margin": (2 * below[-margin], 2 * above[-margin]),
-        "within the margin": (
-            max(below[-margin], above[margin]),
-            2 * min(below[margin], above[-margin]),
-        ),
+        "within the margin": alike,
     }[expected]
     return {"p_for": min(p_for, 1.0), "p_against": min(p_against, 1.0)}
 

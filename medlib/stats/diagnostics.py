@@ -41,8 +41,8 @@ def roc_and_pr(
     parts = []
     for kind, values in drawn.items():
         low, high = np.nanquantile(values[1:], [0.025, 0.975], axis=0)
-        part = {"curve": kind, "x": RATES, "y": values[0], "low": low, "high": high}
-        parts.append(pd.DataFrame(part))
+        columns = {"curve": kind, "x": RATES, "y": values[0], "low": low, "high": high}
+        parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -77,8 +77,7 @@ def confusion(frames: Sequence[pd.DataFrame], classes: list[str]) -> pd.DataFram
     k, counts = len(classes), 0.0
     for frame in frames:
         y, proba = prediction.arrays(frame, classes)
-        cells = np.bincount(y * k + proba.argmax(1), minlength=k * k)
-        counts = counts + cells / len(frames)
+        counts = counts + np.bincount(y * k + proba.argmax(1), minlength=k * k) / len(frames)
     pairs = pd.MultiIndex.from_product([classes, classes], names=["label", "called"])
     return pd.DataFrame({"count": counts}, pairs).reset_index()
 
@@ -122,14 +121,11 @@ def interval_widths(frame: pd.DataFrame, classes: list[str], resamples: int = 50
     an interval of the bootstrap's mean, too narrow by the square root of the number of values.
     """
     alone = frame.assign(patient_id=frame["sample_id"])
-    ways = {
-        way: bootstrap.bootstrap(table, classes, resamples, names=["accuracy"])["accuracy"]
-        for way, table in (("patients", frame), ("images", alone))
-    }
-    values = ways["images"][np.isfinite(ways["images"])]
-    rng = np.random.default_rng(0)
-    means = [rng.choice(values, len(values)).mean() for _ in range(1000)]
-    ways["means of bootstrap values"] = np.array(means)
+    how = {"resamples": resamples, "names": ["accuracy"]}
+    people, images = (bootstrap.bootstrap(f, classes, **how)["accuracy"] for f in (frame, alone))
+    values = images[np.isfinite(images)]
+    means = np.random.default_rng(0).choice(values, (1000, len(values))).mean(1)
+    ways = {"patients": people, "images": images, "means of bootstrap values": means}
     table = pd.DataFrame([ends("ci", bootstrap.interval(drawn)) for drawn in ways.values()])
     table.insert(0, "way", list(ways))
     table.insert(1, "value", prediction.point(frame, classes, ["accuracy"])["accuracy"])
@@ -145,8 +141,7 @@ def principal_colours(maps: np.ndarray) -> np.ndarray:
     """
     places = maps.reshape(-1, maps.shape[-1]).astype(np.float64)
     places -= places.mean(0)
-    _, _, directions = np.linalg.svd(places, full_matrices=False)
-    directions = directions[:3]
+    directions = np.linalg.svd(places, full_matrices=False)[2][:3]
     # The sign of a component is arbitrary: let its largest loading be positive.
     largest = np.abs(directions).argmax(1)
     directions = directions * np.sign(directions[np.arange(len(directions)), largest])[:, None]

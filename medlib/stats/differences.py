@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -131,9 +132,9 @@ def differences(arms: Iterable[Arm], margin: float = MARGIN) -> pd.DataFrame:
         else:
             continue
         family += f", {a['task']}, {a['head']}, {a['label_fraction']:g} of labels"
-        sides = [cell[name] for cell in (a, b) for name in OF_A_SIDE]
-        pair = shared | {"contrast": contrast, "family": family}
-        pairs.append(pair | dict(zip(SIDES, sides, strict=True)) | difference(one, other, margin))
+        pair = shared | {"contrast": contrast, "family": family} | difference(one, other, margin)
+        pair |= zip(SIDES, [cell[name] for cell in (a, b) for name in OF_A_SIDE], strict=True)
+        pairs.append(pair)
     table = pd.DataFrame(pairs, columns=[*DIFFERENCES, "p_delong"])
     for name in ("p_value", "p_equivalence"):
         table[f"{name}_holm"] = table.groupby("family")[name].transform(holm) if pairs else []
@@ -162,10 +163,8 @@ def mean_ranks(values: pd.DataFrame) -> tuple[pd.Series, dict]:
     differ at the 5 % level by Nemenyi's test (Demšar, JMLR 7, 2006). Raises ValueError when a value
     is missing: ranks of this task would then have another meaning.
     """
-    if values.isna().any(axis=None):
-        missing = [
-            f"{task} × {name}" for (task, name), hole in values.isna().stack().items() if hole
-        ]
+    holes = values.isna().stack()
+    if missing := [f"{task} × {name}" for (task, name), hole in holes.items() if hole]:
         raise ValueError(f"{len(missing)} values are missing:\n{listed(missing)}")
     n, k = values.shape
     ranks = values.rank(axis=1, ascending=False)
@@ -197,10 +196,9 @@ def tied_with_best(arms: Iterable[Arm], margin: float = MARGIN) -> pd.DataFrame:
     For each metric, two one-sided tests of the difference to the best arm, corrected by Holm's
     method within the task.
     """
-    together: dict = {}
+    together, ties = defaultdict(list), []
     for arm in arms:
-        together.setdefault((arm.cell["task"], arm.metric), []).append(arm)
-    ties = []
+        together[arm.cell["task"], arm.metric].append(arm)
     for (_, metric), rivals in together.items():
         sign = -1 if metric in metrics.LOSSES else 1
         best = max(rivals, key=lambda arm: sign * arm.value)

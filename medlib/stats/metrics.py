@@ -1,10 +1,8 @@
 """Metrics of predictions, for one set of sample weights or for many at once.
 
-Everything is computed from class probabilities ``(n, K)``, labels ``(n,)`` in 0 … K-1 and weights.
 A resample of patients is a vector of weights: how often each patient was drawn. Samples are sorted
 once; a resample then costs, for each class, cumulated sums of whole numbers, made for many
-resamples at once without a copy of the data. Where a resample lacks a class, the metrics that need
-it (:data:`RANKS`) are NaN.
+resamples at once without a copy of the data. Where it lacks a class, :data:`RANKS` are NaN.
 """
 
 from __future__ import annotations
@@ -80,9 +78,8 @@ def evaluator(
     """
     y, proba = np.asarray(y), np.asarray(proba, dtype=np.float64)
     k = proba.shape[1]
-    of_matrix, areas, losses = (
-        [name for name in names if name in group] for group in (CONFUSION, RANKS, LOSSES)
-    )
+    groups = CONFUSION, RANKS, LOSSES
+    of_matrix, areas, losses = ([name for name in names if name in group] for group in groups)
     rankings = [_ranking(y == c, proba[:, c], owner) for c in ranked_classes(k)] if areas else []
     cells = y * k + proba.argmax(1)
     by_cell = np.argsort(cells, kind="stable")
@@ -97,7 +94,10 @@ def evaluator(
             confusion[:, occupied] = np.add.reduceat(ordered, starts, axis=1)
             values |= confusion_metrics(confusion.reshape(-1, k, k), of_matrix)
         if losses:
-            values |= _losses(weights @ sums)
+            found = weights @ sums
+            number, log_loss, brier = found[:, :3].T
+            totals = log_loss, brier, np.abs(found[:, 3:]).sum(1)
+            values |= {name: total / number for name, total in zip(LOSSES, totals, strict=True)}
         if areas:
             parts = [_areas(weights, ranking, areas) for ranking in rankings]
             values |= {name: np.mean([part[name] for part in parts], axis=0) for name in areas}
@@ -114,11 +114,8 @@ def confusion_metrics(confusion: np.ndarray, names: Sequence[str]) -> dict[str, 
     total, present = support.sum(1), (support > 0).sum(1)
     share = support / total[:, None]
     seen = ((support > 0) | (called > 0)).sum(1)
-    by_class = {
-        "precision": lambda: _ratio(hits, called),
-        "recall": lambda: _ratio(hits, support),
-        "f1": lambda: _ratio(2 * hits, support + called),
-    }
+    by_class = {"precision": (hits, called), "recall": (hits, support)}
+    by_class["f1"] = 2 * hits, support + called
     apart = np.abs(np.subtract.outer(np.arange(k), np.arange(k)))
     found = {}
     for name in names:
@@ -128,9 +125,9 @@ def confusion_metrics(confusion: np.ndarray, names: Sequence[str]) -> dict[str, 
         elif name == "balanced_accuracy":
             found[name] = _ratio(hits, support).sum(1) / present
         elif mean == "weighted":
-            found[name] = (by_class[part]() * share).sum(1)
+            found[name] = (_ratio(*by_class[part]) * share).sum(1)
         elif mean == "macro":
-            found[name] = by_class[part]().sum(1) / seen
+            found[name] = _ratio(*by_class[part]).sum(1) / seen
         else:  # Cohen's kappa: one minus the disagreement, as a share of that expected by chance
             cost = apart**2 if name == "kappa_quadratic" else apart > 0
             observed = np.einsum("bij,ij->b", confusion, cost) * total
@@ -140,8 +137,8 @@ def confusion_metrics(confusion: np.ndarray, names: Sequence[str]) -> dict[str, 
 
 
 def _loss_sums(y: np.ndarray, proba: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """For every owner the sums over its samples for :func:`_losses` (owners, 3 + BINS): their
-    number, log-loss, Brier score and, per bin of confidence, correct ones minus confidence."""
+    """For every owner the sums over its samples (owners, 3 + BINS): their number, log-loss, Brier
+    score and, per bin of confidence, correct ones minus confidence."""
     n, k = proba.shape
     kept = np.clip(proba[np.arange(n), y], np.finfo(float).eps, 1 - np.finfo(float).eps)
     brier = ((proba - np.eye(k)[y]) ** 2).sum(1) * (0.5 if k == 2 else 1)
@@ -154,29 +151,16 @@ def _loss_sums(y: np.ndarray, proba: np.ndarray, owner: np.ndarray) -> np.ndarra
     return sums
 
 
-def _losses(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """The metrics of :data:`LOSSES` from the weighted sums (B, 3 + BINS) over all owners."""
-    total = sums[:, 0]
-    return {
-        "log_loss": sums[:, 1] / total,
-        "brier": sums[:, 2] / total,
-        "ece": np.abs(sums[:, 3:]).sum(1) / total,
-    }
-
-
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a / b, where b is 0 only if a is: 0 there."""
     return a / (b + (b == 0))
 
 
-def _ranking(
-    positive: np.ndarray, score: np.ndarray, owner: np.ndarray
-) -> tuple[np.ndarray, ...] | None:
+def _ranking(positive: np.ndarray, score: np.ndarray, owner: np.ndarray) -> tuple | None:
     """The order of the scores for :func:`_areas`; None when one is not finite.
 
-    The owners of the samples, highest score first (n,); then for every positive sample, in that
-    order, (P,) each: its place, the first and the last place with its score, and the last positive
-    sample with its score.
+    The owners of the samples, highest score first (n,); then for every positive sample (P,): its
+    place, the first and the last place with its score, and the last positive sample with its score.
     """
     if not np.isfinite(score).all():  # NaN would be ranked by the order of its rows
         return None
@@ -187,9 +171,7 @@ def _ranking(
     return owner[order], places, first, last, np.searchsorted(places, last, "right") - 1
 
 
-def _areas(
-    weights: np.ndarray, ranking: tuple[np.ndarray, ...] | None, names: Sequence[str]
-) -> dict[str, np.ndarray]:
+def _areas(weights: np.ndarray, ranking: tuple | None, names: Sequence[str]) -> dict:
     """The metrics of :data:`RANKS` for every row of weights, ties counted as scikit-learn does.
 
     Sums over the positive samples alone: AUROC is the share of pairs (positive, negative) in

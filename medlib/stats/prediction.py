@@ -23,10 +23,9 @@ def prediction_frame(index: pd.DataFrame, proba: np.ndarray, classes: list[str])
     fold.
     """
     columns = probability_columns(classes)
-    side = "split" if "split" in index else "fold"
-    frame = index[["sample_id", "patient_id", side]].assign(y_true=index["label"])
+    keys = ["sample_id", "patient_id", "split" if "split" in index else "fold", "y_true"]
+    frame = index.assign(y_true=index["label"])[keys].copy()
     frame[columns] = proba
-    keys = ["sample_id", "patient_id", side, "y_true"]
     return frame.groupby(keys, sort=False, as_index=False)[columns].mean()
 
 

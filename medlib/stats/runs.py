@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -48,8 +49,7 @@ def read_predictions(source: Path | io.BytesIO) -> tuple[pd.DataFrame, list[str]
     """Predictions from a run's folder or from their bytes, and classes in the columns' order."""
     path = source / "predictions.csv" if isinstance(source, Path) else source
     frame = manifest.read_samples(path)
-    classes = [c.removeprefix("prob_") for c in frame.columns if c.startswith("prob_")]
-    return frame, classes
+    return frame, [c.removeprefix("prob_") for c in frame if c.startswith("prob_")]
 
 
 def read_records(folders: list[Path]) -> list[dict]:
@@ -68,14 +68,13 @@ def read_records(folders: list[Path]) -> list[dict]:
             missing.append(folder)
         except (OSError, ValueError) as error:
             broken.append(f"{folder / 'run.json'}: {error}")
-    parts = [
-        f"{len(offenders)} of {len(folders)} runs {words}:\n{listed(offenders)}\n"
-        for offenders, words in ((missing, "are not complete"), (broken, "have no readable record"))
-        if offenders
-    ]
-    if parts:
+    message = ""
+    for offenders, words in ((missing, "are not complete"), (broken, "have no readable record")):
+        if n := len(offenders):
+            message += f"{n} of {len(folders)} runs {words}:\n{listed(offenders)}\n"
+    if message:
         way_out = "Run them with notebooks 03 and 04, or remove them from the grid file."
-        raise ValueError("".join(parts) + way_out)
+        raise ValueError(message + way_out)
     return records
 
 
@@ -101,7 +100,7 @@ def runs_by_cell(
         at = record["coordinates"]
         cell = tuple(at[name] for name in CELL)
         runs.append(Run(cell, at["seed"], folder, record["predictions_sha256"], bool(of_main)))
-    runs.sort(key=lambda run: (run.cell, run.seed))
+    runs.sort(key=lambda run: run[:2])
     return [list(part) for _, part in itertools.groupby(runs, key=lambda run: run.cell)]
 
 
@@ -115,7 +114,7 @@ def by_cell(
     than most runs of its task.
     """
     refused: list[str] = []
-    firsts: dict[str, dict[str, list[Path]]] = {}  # task -> samples -> first run of each cell
+    firsts: dict = defaultdict(lambda: defaultdict(list))  # task -> samples -> a run of each cell
 
     def guarded(runs: list[Run]) -> object:
         try:
@@ -131,17 +130,16 @@ def by_cell(
                 refused += result.lines
                 continue
             made, samples = result
-            of_task = firsts.setdefault(runs[0].cell[0], {})
-            of_task.setdefault(samples, []).append(runs[0].folder)
+            firsts[runs[0].cell[0]][samples].append(runs[0].folder)
             yield runs, made
     for of_task in firsts.values():
         usual, *others = sorted(of_task.values(), key=len, reverse=True)
         folders = sorted(itertools.chain(*others))
         refused += [_differing(folder, usual[0]) for folder in folders[:MAX_LISTED]]
         refused += map(str, folders[MAX_LISTED:])
-    if refused:
-        n = sum(map(len, cells))
-        raise ValueError(f"{len(refused)} of {n} runs cannot be used:\n{listed(refused)}")
+    if n := len(refused):
+        all_of = sum(map(len, cells))
+        raise ValueError(f"{n} of {all_of} runs cannot be used:\n{listed(refused)}")
 
 
 def each(runs: list[Run], function: Callable[[Run], object]) -> list:
@@ -178,18 +176,15 @@ def read(runs: list[Run]) -> tuple[list[pd.DataFrame], list[str], str]:
 
     frames, classes = zip(*each(runs, read_one), strict=True)
     samples = [frame[IDENTITY].to_numpy().tolist() for frame in frames]
-    others = [run.folder for run, s in zip(runs, samples, strict=True) if s != samples[0]]
-    if others:
-        raise Refused([_differing(folder, runs[0].folder) for folder in others])
+    if others := [run for run, s in zip(runs, samples, strict=True) if s != samples[0]]:
+        raise Refused([_differing(run.folder, runs[0].folder) for run in others])
     return list(frames), classes[0], files.content_hash(samples[0])
 
 
 def _differing(folder: Path, other: Path) -> str:
     """The message about two runs of a task that were judged on different samples."""
-    one, two = (
-        set(read_predictions(f)[0][IDENTITY].itertuples(index=False, name=None))
-        for f in (folder, other)
-    )
+    frames = [read_predictions(each)[0][IDENTITY] for each in (folder, other)]
+    one, two = (set(frame.itertuples(index=False, name=None)) for frame in frames)
     differing = sorted({sample for sample, *_ in one ^ two})
     return (
         f"{folder} and {other} were judged on different samples ({len(differing)}, such as "

@@ -1,8 +1,5 @@
 """Complete runs -> the tables that every figure is drawn from.
 
-``summary.csv`` has a row for each run and metric, ``summary_over_seeds.csv`` a row for each cell
-and metric: the mean over seeds, its interval, and the standard deviation over seeds.
-
 Metrics of a task are computed on the same draws of its patients, so that they can be compared. The
 random stream of these draws (:func:`bootstrap.stream`) follows from the patients: tasks about the
 same people, such as three modalities of one scan, share their draws, other tasks do not.
@@ -50,17 +47,20 @@ def summarise(
     of the predictions and of all else that they depend on: rows with this hash are read, others
     made again. With None nothing is kept.
 
-    Raises ValueError that names all runs that are not complete, that cannot be read, whose
-    predictions are not those of their record, or that were judged on other samples than most runs
-    of their task.
+    Raises ValueError that names all runs that are incomplete or unreadable, whose predictions are
+    not those of their record, or that were judged on other samples than most runs of their task.
     """
 
     @functools.lru_cache(16)  # of the cells at hand, not of all
     def read_kept(task: str, backbone: str) -> dict:
-        return _read_kept(kept(task, backbone)) if kept else {}
+        with contextlib.suppress(FileNotFoundError, ValueError):  # missing or damaged
+            rows = files.read_json(kept(task, backbone)) if kept else {}
+            return rows if isinstance(rows, dict) else {}
+        return {}
 
     def work(of_cell: list[runs.Run]) -> tuple:
-        return _read_or_make(of_cell, of_cell[0].cell[0] in ordered, resamples, read_kept)
+        task, backbone, *_ = of_cell[0].cell
+        return _read_or_make(of_cell, task in ordered, resamples, read_kept(task, backbone))
 
     tables: dict[str, dict[str, list]] = {"by_seed": {}, "over_seeds": {}}
     cells = runs.by_cell(runs.runs_by_cell(folders, trained), work, "intervals", threads)
@@ -87,42 +87,32 @@ def _code() -> list[str]:
     return [files.file_sha256(path) for path in (__file__, *(m.__file__ for m in modules))]
 
 
-def _read_kept(path: Path) -> dict:
-    """Rows by their hash; none where the file is missing or damaged."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        kept = files.read_json(path)
-        return kept if isinstance(kept, dict) else {}
-    return {}
-
-
 def _read_or_make(
-    of_cell: list[runs.Run], in_order: bool, resamples: int, read_kept: Callable[[str, str], dict]
+    of_cell: list[runs.Run], in_order: bool, resamples: int, kept: dict
 ) -> tuple[tuple[str, dict, bool], str]:
     """A cell's rows with their hash, and whether they are new; and the hash of its samples."""
-    main, made_of = of_cell[0].main, [[run.seed, run.predictions_sha256] for run in of_cell]
-    key = files.content_hash([_code(), resamples, in_order, main, made_of])
-    if made := read_kept(*of_cell[0].cell[:2]).get(key):
+    made_of = [[run.seed, run.predictions_sha256] for run in of_cell]
+    key = files.content_hash([_code(), resamples, in_order, of_cell[0].main, made_of])
+    if made := kept.get(key):
         runs.each(of_cell, runs.content)
         return (key, made, False), made["samples"]
-    frames, classes, samples = runs.read(of_cell)
-    names = metrics.applicable(len(classes), in_order)
-    seeds = [run.seed for run in of_cell]
-    made = _summarise_cell(seeds, frames, classes, names, resamples, main)
-    return (key, made | {"samples": samples}, True), samples
+    made = _summarise_cell(of_cell, runs.read(of_cell), in_order, resamples)
+    return (key, made, True), made["samples"]
 
 
 def _summarise_cell(
-    seeds: list[int],
-    frames: list[pd.DataFrame],
-    classes: list[str],
-    names: tuple[str, ...],
-    resamples: int,
-    main: bool,
-) -> dict[str, dict[str, list]]:
-    """The columns of one cell's rows: for each seed and metric, and for each metric."""
+    of_cell: list[runs.Run], read: tuple, in_order: bool, resamples: int
+) -> dict[str, dict | str]:
+    """The columns of a cell's rows, for each seed and metric and for each metric; ``samples``.
+
+    ``read`` is what :func:`runs.read` returns for ``of_cell``.
+    """
+    frames, classes, samples = read
+    names = metrics.applicable(len(classes), in_order)
     points, draws = bootstrap.points_and_draws(frames, classes, names, resamples)
-    none = dict.fromkeys(names, np.array([]))
-    left_out = [bootstrap.jackknife(frame, classes, names) if main else none for frame in frames]
+    left_out = [dict.fromkeys(names, np.array([]))] * len(frames)
+    if of_cell[0].main:
+        left_out = [bootstrap.jackknife(frame, classes, names) for frame in frames]
     covariance = bootstrap.delong_of_frames(frames, classes)[1]
     size = {"n_patients": frames[0]["patient_id"].nunique(), "n_images": len(frames[0])}
 
@@ -140,12 +130,13 @@ def _summarise_cell(
 
     every, by_seed, over_seeds = list(range(len(frames))), [], []
     for name in names:
-        by_seed += [row(name, [i], {"seed": seed}, {}) for i, seed in enumerate(seeds)]
+        by_seed += [row(name, [i], {"seed": run.seed}, {}) for i, run in enumerate(of_cell)]
         values = [points[i][name] for i in every]
         sd = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
         over_seeds.append(row(name, every, {"n_seeds": len(every)}, {"sd": sd}))
     tables = {"by_seed": by_seed, "over_seeds": over_seeds}
-    return {name: {c: [row[c] for row in rows] for c in rows[0]} for name, rows in tables.items()}
+    columns = {name: pd.DataFrame(rows).to_dict("list") for name, rows in tables.items()}
+    return columns | {"samples": samples}
 
 
 def ends(name: str, ends: tuple[float, float]) -> dict[str, float]:
@@ -174,10 +165,8 @@ def costs(folders: list[Path]) -> pd.DataFrame:
         took = {"seconds": seconds, "parameters": how["parameters"], "device": gpu or "CPU"}
         took["memory"] = max(peak["gpu"] or peak["resident"] for peak in peaks)
         costs.append({name: cell[name] for name in runs.CELL} | took)
-    if lacking:
-        n = len(lacking)
-        raise ValueError(
-            f"{n} records do not say what embedding took. Run again:\n{listed(lacking)}"
-        )
+    if n := len(lacking):
+        words = f"{n} records do not say what embedding took. Run again:\n{listed(lacking)}"
+        raise ValueError(words)
     of_cell = {"seconds": "mean", "parameters": "first", "memory": "max", "device": "first"}
     return pd.DataFrame(costs).groupby(runs.CELL, as_index=False).agg(of_cell)

@@ -40,9 +40,7 @@ def fastest(
     model, how = suitable(row, model, settings.precision, sample)
     embed = embedder(row, model)
     batch_size = settings.batch_size or find_batch_size(embed, images, str(device))
-    compiled = settings.compiled
-    if compiled is None:
-        compiled = n >= COMPILE_FROM[device.type]
+    compiled = n >= COMPILE_FROM[device.type] if settings.compiled is None else settings.compiled
     if compiled:
         first = next(batches(images, [np.arange(min(batch_size, n))], device))
         embed, compiled = _compiled(row, model, first, embed)

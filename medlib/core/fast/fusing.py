@@ -83,8 +83,7 @@ def fold_scales(model: nn.Module, images: torch.Tensor) -> nn.Module:
                 if layer.bias is not None:
                     layer.bias.mul_(scaling.gamma)
             else:
-                fused = nn.utils.fuse_conv_bn_eval(layer, scaling)
-                folded.set_submodule(names[layer], fused)
+                folded.set_submodule(names[layer], nn.utils.fuse_conv_bn_eval(layer, scaling))
             # timm's BatchNormAct2d ends in an activation; what is left of the others is nothing.
             folded.set_submodule(names[scaling], getattr(scaling, "act", nn.Identity()))
         return folded if _close(folded.forward_features(images), expected, 1e-3) else model
@@ -118,11 +117,8 @@ def lowered(model: nn.Module, dtype: torch.dtype, images: torch.Tensor) -> nn.Mo
 def _followers(
     model: nn.Module, images: torch.Tensor, kinds: Mapping[type, type]
 ) -> tuple[dict[nn.Module, nn.Module], torch.Tensor]:
-    """Which modules of a key's type take the output of a layer of its value's type as input.
-
-    A forward pass shows it; its feature maps are returned as well. Modules that are used more than
-    once are left out.
-    """
+    """Which modules of a key's type take the output of a layer of its value's type as input, by a
+    forward pass; and its feature maps. Modules that are used more than once are left out."""
     outputs, sources, calls, hooks = {}, {}, Counter(), []
 
     def after(module, inputs, output):

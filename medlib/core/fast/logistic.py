@@ -106,9 +106,9 @@ def _minimise(
                 part[open_] for part in (gradient, direction, slope, turn, curvature)
             )
             history = [tuple(part[open_] for part in pair) for pair in history]
-        derivatives = _dot(penalty * weights, direction), _dot(penalty * direction, direction)
+        of_penalty = _dot(penalty * weights, direction), _dot(penalty * direction, direction)
         length, logits, proba, residual = _line_search(
-            logits, direction @ z.T, proba, hot, slope, *derivatives
+            logits, direction @ z.T, proba, hot, slope, of_penalty
         )
         step = length[:, None, None] * direction
         weights, before = weights + step, gradient
@@ -181,20 +181,14 @@ def _pair(step: Tensor, change: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _line_search(
-    logits: Tensor,
-    change: Tensor,
-    proba: Tensor,
-    hot: Tensor,
-    slope: Tensor,
-    linear: Tensor,
-    quadratic: Tensor,
+    logits: Tensor, change: Tensor, proba: Tensor, hot: Tensor, slope: Tensor, of_penalty: tuple
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Step lengths (P,) that at least halve the slope; logits, probabilities and residuals there.
 
-    ``change`` is what a step of 1 adds to the logits (P, k, n); ``linear`` and ``quadratic`` are
-    the penalty's derivatives. Newton's method in a bracket: along a line the objective is convex.
+    ``change`` is what a step of 1 adds to the logits (P, k, n); ``of_penalty`` are the penalty's
+    two derivatives along it. Newton's method in a bracket: along a line the objective is convex.
     """
-    n = logits.shape[2]
+    n, (linear, quadratic) = logits.shape[2], of_penalty
     length = -slope / (_variance(proba, change) / n + quadratic)
     low, high = torch.zeros_like(length), torch.full_like(length, torch.inf)
     for trial in range(TRIALS):

@@ -53,10 +53,8 @@ def checkpoint(model: Classifier, checkpointing: str, image_size: int, batch_siz
         except AssertionError as error:  # timm's way to refuse
             if checkpointing == "auto":
                 return False
-            raise ValueError(
-                f'{model.row.name} cannot checkpoint: take checkpointing="never" and a smaller '
-                "batch_size."
-            ) from error
+            way_out = 'take checkpointing="never" and a smaller batch_size.'
+            raise ValueError(f"{model.row.name} cannot checkpoint: {way_out}") from error
     return wanted
 
 

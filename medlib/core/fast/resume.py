@@ -87,11 +87,7 @@ IN_WORDS = ("rate", "best", "records", "history", "images", "resumed")  # stored
 
 
 def keep(
-    path: Path | None,
-    identity: str,
-    at: Progress,
-    model: Classifier,
-    best_state: dict[str, torch.Tensor],
+    path: Path | None, identity: str, at: Progress, model: Classifier, best: dict[str, torch.Tensor]
 ) -> None:
     """Write a checkpoint after an epoch: one safetensors file, under a temporary name, renamed.
 
@@ -104,10 +100,10 @@ def keep(
     if path is None or begun < at.rests_until:
         return
     tested = {str(i): torch.from_numpy(p) for i, p in enumerate(at.probabilities)}
-    parts = {"model": learnt(model), "best": best_state, "course": at.course.tensors}
+    parts = {"model": learnt(model), "best": best, "course": at.course.tensors, "test": tested}
     tensors = {
         f"{part}/{name}": value.detach().cpu().contiguous()
-        for part, values in (parts | {"test": tested}).items()
+        for part, values in parts.items()
         for name, value in values.items()
     }
     words = {name: getattr(at, name) for name in IN_WORDS}
@@ -136,10 +132,8 @@ def restored(
     except SafetensorError:
         fits = False
     if not fits:
-        warnings.warn(
-            f"{path} is not a checkpoint of these images, settings and code: starting anew.",
-            stacklevel=3,
-        )
+        words = f"{path} is not a checkpoint of these images, settings and code: starting anew."
+        warnings.warn(words, stacklevel=3)
         return Progress()
     parts: dict = {"model": {}, "best": {}, "course": {}, "test": {}}
     for name, value in tensors.items():
