@@ -113,9 +113,14 @@ def main() -> None:
         sides = contestants(n, k, per_patient, resamples, part, names)
         times = interleaved({side: sides[side] for side in (draws, "peer")}, options.repeats)
         report(
-            f"bootstrap, {what}, n = {n}, K = {k}", PEER, times["peer"] / times[draws],
-            target=target, value=float(np.median(times[draws])), unit="s", quick=options.quick,
-        )  # fmt: skip
+            f"bootstrap, {what}, n = {n}, K = {k}",
+            PEER,
+            times["peer"] / times[draws],
+            target=target,
+            value=float(np.median(times[draws])),
+            unit="s",
+            quick=options.quick,
+        )
 
 
 if __name__ == "__main__":

@@ -37,12 +37,14 @@ INTERPOLATIONS = {
     "both": list(decoding.RESAMPLING),
 }
 TRANSFORMS = {
-    name: transforms.Compose([
-        transforms.Resize((SIZE, SIZE), InterpolationMode(name), antialias=True),
-        transforms.PILToTensor(),
-    ])
+    name: transforms.Compose(
+        [
+            transforms.Resize((SIZE, SIZE), InterpolationMode(name), antialias=True),
+            transforms.PILToTensor(),
+        ]
+    )
     for name in decoding.RESAMPLING
-}  # fmt: skip
+}
 PEER = "Pillow + torchvision v1"
 
 
@@ -97,8 +99,15 @@ def per_core(
         ratios[interpolation] = times["peer"] / times["ours"]
         rate = rounds * len(paths) / float(np.median(times["ours"]))
         title = f"decode, {name}, {interpolation}"
-        report(title, PEER, ratios[interpolation], target=None, value=rate, unit="images/s",
-               quick=quick)  # fmt: skip
+        report(
+            title,
+            PEER,
+            ratios[interpolation],
+            target=None,
+            value=rate,
+            unit="images/s",
+            quick=quick,
+        )
     print(f"    at most {apart.max()} grey level(s) apart, {(apart > 0).mean():.2%} of the values")
     return ratios
 
@@ -116,8 +125,15 @@ def scaling(paths: list[Path], repeats: int, quick: bool) -> None:
 
     times = interleaved({"one": lambda: pack(1), "all": lambda: pack(cores)}, repeats)
     rate = len(paths) / float(np.median(times["all"]))
-    report(f"pack both, {cores} threads", "one thread", times["one"] / times["all"],
-           target=0.9 * cores, value=rate, unit="images/s", quick=quick)  # fmt: skip
+    report(
+        f"pack both, {cores} threads",
+        "one thread",
+        times["one"] / times["all"],
+        target=0.9 * cores,
+        value=rate,
+        unit="images/s",
+        quick=quick,
+    )
 
 
 def main() -> None:
@@ -145,8 +161,15 @@ def main() -> None:
         for kind, (interpolations, target) in kinds.items():
             logs = [np.log(ratios[i]) for ratios in counted for i in interpolations]
             mean = np.exp(np.mean(logs, axis=0))
-            report(f"decode, mean, {kind}", PEER, mean, target=target, value=float(np.median(mean)),
-                   unit="×", quick=options.quick)  # fmt: skip
+            report(
+                f"decode, mean, {kind}",
+                PEER,
+                mean,
+                target=target,
+                value=float(np.median(mean)),
+                unit="×",
+                quick=options.quick,
+            )
         files = [path for paths in written.values() for path in paths]
         scaling(files * (1 if options.quick else 16), options.repeats, options.quick)
 

@@ -33,9 +33,12 @@ def draw(summary: pd.DataFrame) -> plt.Figure:
     groups = {title: summary[panel == title] for title in PANELS if (panel == title).any()}
     heights = [len(rows) + 2.5 for rows in groups.values()]
     fig, axes = plt.subplots(
-        len(groups), 1, figsize=(style.PAGE, 0.135 * sum(heights)), height_ratios=heights,
+        len(groups),
+        1,
+        figsize=(style.PAGE, 0.135 * sum(heights)),
+        height_ratios=heights,
         squeeze=False,
-    )  # fmt: skip
+    )
     for ax, (title, rows) in zip(axes.flat, groups.items(), strict=True):
         places = range(len(rows))
         reached = rows["ratio"] >= rows["target"]
@@ -56,8 +59,11 @@ def draw(summary: pd.DataFrame) -> plt.Figure:
         ax.grid(axis="x")
     fig.supxlabel(
         "Dots: medians over repeats; lines: their range; bars: targets; red: below its target.",
-        x=0.01, ha="left", fontsize=6.5, color="0.25",
-    )  # fmt: skip
+        x=0.01,
+        ha="left",
+        fontsize=6.5,
+        color="0.25",
+    )
     return fig
 
 

@@ -39,14 +39,16 @@ RATE = 1e-4
 
 def augmented(size: int) -> Callable:
     """The peer's transform: the same draws as ours, image by image, by torchvision."""
-    return transforms.Compose([
-        transforms.Resize((size, size)),
-        transforms.RandomHorizontalFlip(),
-        transforms.RandomAffine(10, translate=(0.05, 0.05), scale=(0.9, 1.1)),
-        transforms.ColorJitter(brightness=0.2, contrast=0.2),
-        transforms.ToTensor(),
-        transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    ])  # fmt: skip
+    return transforms.Compose(
+        [
+            transforms.Resize((size, size)),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomAffine(10, translate=(0.05, 0.05), scale=(0.9, 1.1)),
+            transforms.ColorJitter(brightness=0.2, contrast=0.2),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
 
 
 def plain_network(backbone: str, size: int) -> torch.nn.Module:
@@ -149,16 +151,25 @@ def on_cpu(options: argparse.Namespace) -> None:
                 ("fp32 rate of oneDNN", "oneDNN", None),
             ):
                 harness.report(
-                    name, peer, times[key] / times["ours"], target=target, value=speed,
-                    unit="images/s", quick=quick,
-                )  # fmt: skip
+                    name,
+                    peer,
+                    times[key] / times["ours"],
+                    target=target,
+                    value=speed,
+                    unit="images/s",
+                    quick=quick,
+                )
 
 
 def on_cuda(options: argparse.Namespace) -> None:
     quick, repeats = options.quick, options.repeats
     size, batch, steps = (32, 8, 4) if quick else (SIZE, 64, 20)
-    transformers = {"dinov2_small-random": None, "vit_base-random": 0.4, "dinov2_base-random": 0.4,
-                    "dinov2_large-random": 0.4}  # fmt: skip
+    transformers = {
+        "dinov2_small-random": None,
+        "vit_base-random": 0.4,
+        "dinov2_base-random": 0.4,
+        "dinov2_large-random": 0.4,
+    }
     cnns = {"resnet50-random": 4, "vgg16-random": 4, "densenet121-random": 4}
     if quick:
         transformers, cnns = {"vit_tiny-random": None}, {"micro_resnet-random": None}

@@ -122,10 +122,14 @@ def main() -> None:
             }
             times = harness.interleaved(contestants, options.repeats)
             harness.report(
-                f"frozen study, {title}, {n} images", "the paper's way, 100 epochs",
-                times["paper"] / times["ours"], target=110,
-                value=float(np.median(times["ours"])), unit="s", quick=options.quick,
-            )  # fmt: skip
+                f"frozen study, {title}, {n} images",
+                "the paper's way, 100 epochs",
+                times["paper"] / times["ours"],
+                target=110,
+                value=float(np.median(times["ours"])),
+                unit="s",
+                quick=options.quick,
+            )
 
 
 if __name__ == "__main__":

@@ -131,11 +131,13 @@ class Files(torch.utils.data.Dataset):
 
 def resized(row: backbones.Backbone, size: int) -> Callable:
     """The peers' transform of an image: as the backbone wants it, by torchvision."""
-    return transforms.Compose([
-        transforms.Resize((size, size)),
-        transforms.ToTensor(),
-        transforms.Normalize(row.preprocessing["mean"], row.preprocessing["std"]),
-    ])  # fmt: skip
+    return transforms.Compose(
+        [
+            transforms.Resize((size, size)),
+            transforms.ToTensor(),
+            transforms.Normalize(row.preprocessing["mean"], row.preprocessing["std"]),
+        ]
+    )
 
 
 def timm_model(row: backbones.Backbone, size: int) -> torch.nn.Module:
@@ -201,10 +203,18 @@ def report(
         return
     records = json.loads(SUMMARY.read_text("utf-8")) if SUMMARY.is_file() else []
     records = [r for r in records if (r["name"], r["peer"]) != (name, peer)]
-    records.append({
-        "name": name, "peer": peer, "ratio": _digits(ratio), "target": target,
-        "value": _digits(value), "unit": unit, "low": _digits(low), "high": _digits(high),
-    })  # fmt: skip
+    records.append(
+        {
+            "name": name,
+            "peer": peer,
+            "ratio": _digits(ratio),
+            "target": target,
+            "value": _digits(value),
+            "unit": unit,
+            "low": _digits(low),
+            "high": _digits(high),
+        }
+    )
     files.save_json(SUMMARY, records)
 
 

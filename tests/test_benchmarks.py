@@ -49,8 +49,10 @@ def test_make_runs_every_benchmark():
 def test_what_a_job_spends_on_beginning_is_what_its_work_leaves(tmp_path):
     """A job of 20 s, of which papermill had 17, its cells 0.5 (parameters), 4 (imports) and 8."""
     sources = {"task: str = 'a'": 0.5, "import time": 4.0, "work()": 8.0}
-    cells = [nbformat.v4.new_code_cell(source, metadata={"papermill": {"duration": seconds}})
-             for source, seconds in sources.items()]  # fmt: skip
+    cells = [
+        nbformat.v4.new_code_cell(source, metadata={"papermill": {"duration": seconds}})
+        for source, seconds in sources.items()
+    ]
     span = {"start_time": "2026-01-01T10:00:00+00:00", "end_time": "2026-01-01T10:00:17+00:00"}
     notebook = nbformat.v4.new_notebook(cells=cells, metadata={"papermill": span})
     path = Path("results/demo/03_probe_features.ipynb")
@@ -60,13 +62,24 @@ def test_what_a_job_spends_on_beginning_is_what_its_work_leaves(tmp_path):
     records.mkdir(parents=True)
     record = {"log": [str(path)], "starttime": 100.0, "endtime": 120.0}
     (records / "a").write_text(json.dumps(record))
-    done = subprocess.run([sys.executable, ROOT / "benchmarks" / "overhead.py"], cwd=tmp_path,
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "overhead.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
-    found = {" ".join(line.split()[:-3]): line.split()[-3] for line in done.stdout.splitlines()
-             if line.endswith("%")}  # fmt: skip
-    assert found == {"Snakemake and process": "3", "papermill and kernel": "4", "imports": "4",
-                     "work": "8"}  # fmt: skip
+    found = {
+        " ".join(line.split()[:-3]): line.split()[-3]
+        for line in done.stdout.splitlines()
+        if line.endswith("%")
+    }
+    assert found == {
+        "Snakemake and process": "3",
+        "papermill and kernel": "4",
+        "imports": "4",
+        "work": "8",
+    }
 
 
 def test_contestants_take_turns_and_may_time_themselves(harness):
@@ -90,9 +103,15 @@ def test_the_summary_holds_the_median_ratio_and_replaces_an_older_one(harness, c
     harness.report("quick", "b", 1.5, target=None, value=0.25, unit="s", quick=True)
     first, second = json.loads(harness.SUMMARY.read_text("utf-8"))
     assert first == {
-        "name": "a", "peer": "b", "ratio": 4.0, "target": 5, "value": 0.25, "unit": "s",
-        "low": 2.0, "high": 9.0,
-    }  # fmt: skip
+        "name": "a",
+        "peer": "b",
+        "ratio": 4.0,
+        "target": 5,
+        "value": 0.25,
+        "unit": "s",
+        "low": 2.0,
+        "high": 9.0,
+    }
     assert second["peer"] == "another peer" and second["target"] is None
     printed = capsys.readouterr().out.splitlines()
     assert "MISSED" in printed[1] and "MISSED" not in printed[2] and "[2, 9]" in printed[1]

@@ -13,9 +13,18 @@ from medlib.data import cards, phantoms
 from medlib.grid import address, jobs
 from medlib.grid.notebooks import execute
 
-NAMES = ["00_core_in_a_page", "01_prepare_data", "02_extract_features", "03_probe_features",
-         "04_fine_tune", "05_collect_results", "06_compare_backbones", "07_weigh_costs",
-         "08_test_claims", "09_look_closer"]  # fmt: skip
+NAMES = [
+    "00_core_in_a_page",
+    "01_prepare_data",
+    "02_extract_features",
+    "03_probe_features",
+    "04_fine_tune",
+    "05_collect_results",
+    "06_compare_backbones",
+    "07_weigh_costs",
+    "08_test_claims",
+    "09_look_closer",
+]
 
 
 @pytest.fixture(params=NAMES)
@@ -73,8 +82,12 @@ def test_cells_are_few_and_short_and_define_nothing(cells):
     code = ["".join(cell["source"]) for cell in code_of(cells)]
     assert 15 <= len(cells) <= 25
     assert sum(len(c.splitlines()) <= 8 for c in code) >= len(code) / 2
-    defined = [n for c in code for n in ast.walk(ast.parse(c))
-               if isinstance(n, ast.FunctionDef | ast.ClassDef)]  # fmt: skip
+    defined = [
+        n
+        for c in code
+        for n in ast.walk(ast.parse(c))
+        if isinstance(n, ast.FunctionDef | ast.ClassDef)
+    ]
     assert defined == []
 
 
@@ -103,12 +116,23 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
     steps = {
         "00_core_in_a_page": (shared, [results / "core" / "micro_resnet-random" / "meta.json"]),
         "01_prepare_data": (
-            shared | {"task": "glioma_flair", "image_sizes": [32], "folds": 3,
-                      "phantom_scale": 0.2, "figures": str(figures),
-                      "volumes": {"choice": "largest_tumour", "slices": 3}},
-            [results / "manifests" / "glioma_flair.csv",
-             *(figures / f"passport_glioma_flair.{kind}" for kind in ("png", "pdf", "svg", "csv")),
-             results / "images" / "glioma_flair" / "32-bilinear" / "images.npy"],
+            shared
+            | {
+                "task": "glioma_flair",
+                "image_sizes": [32],
+                "folds": 3,
+                "phantom_scale": 0.2,
+                "figures": str(figures),
+                "volumes": {"choice": "largest_tumour", "slices": 3},
+            },
+            [
+                results / "manifests" / "glioma_flair.csv",
+                *(
+                    figures / f"passport_glioma_flair.{kind}"
+                    for kind in ("png", "pdf", "svg", "csv")
+                ),
+                results / "images" / "glioma_flair" / "32-bilinear" / "images.npy",
+            ],
         ),
         "02_extract_features": (
             task | {"image_size": 32},
@@ -116,9 +140,12 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
         ),
         "03_probe_features": (
             task | {"image_size": 32, "seeds": [0, 1], "label_fractions": [1.0, 0.5, 0.4]},
-            [runs / "frozen-linear" / "seed0" / "run.json",
-             runs / "frozen-knn-fraction0.5" / "seed1" / "predictions.csv",
-             runs / "frozen-mlp" / "seed1" / "run.json", runs / "frozen.csv"],
+            [
+                runs / "frozen-linear" / "seed0" / "run.json",
+                runs / "frozen-knn-fraction0.5" / "seed1" / "predictions.csv",
+                runs / "frozen-mlp" / "seed1" / "run.json",
+                runs / "frozen.csv",
+            ],
         ),
         "04_fine_tune": (
             task | {"image_size": 32, "epochs": 2, "label_fraction": 0.5},
@@ -136,14 +163,19 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
         "08_test_claims": (
             shown | {"resamples": 200},
             drawn("critical_difference", "differences_frozen", "differences_regimes")
-            + written("claims", "confounds") + [results / "differences.csv"],
+            + written("claims", "confounds")
+            + [results / "differences.csv"],
         ),
         "09_look_closer": (
             shown | {"task": "glioma_flair", "resamples": 200, "drawn_bands": 50},
-            drawn(*(f"{name}_glioma_flair" for name in
-                    ("curves", "confusion", "reliability", "embeddings", "seen"))),
+            drawn(
+                *(
+                    f"{name}_glioma_flair"
+                    for name in ("curves", "confusion", "reliability", "embeddings", "seen")
+                )
+            ),
         ),
-    }  # fmt: skip
+    }
     assert list(steps) == NAMES
     # The third regime, through the same notebook, collected and compared with the others.
     tuned, _ = steps["04_fine_tune"]
@@ -184,7 +216,7 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
     assert (embedded["site"] == where).all() and embedded["site"].nunique() > 1
     ends = pd.read_csv(results / "summary_over_seeds.csv").query(
         "metric == 'auprc' and regime == 'frozen' and head == 'linear' and label_fraction == 1"
-    )  # fmt: skip
+    )
     curves = pd.read_csv(figures / "curves_glioma_flair.csv")
     printed = curves[curves["curve"] == "pr"].groupby("backbone")["area"].first()
     assert printed.to_dict() == {
@@ -211,8 +243,13 @@ def test_bad_files_stop_the_notebook_with_a_list_or_are_set_aside(repository, tm
     folder = phantoms.write("ichallenge_pm", tmp_path / "data", scale=0.05)
     for name in ("N0001.jpg", "P0002.jpg"):
         (folder / "PALM-Training400" / name).write_bytes(b"half a download")
-    parameters = {"task": "fundus_pm", "data": str(tmp_path / "data"), "results": str(results),
-                  "image_sizes": [28], "from_folder": True}  # fmt: skip
+    parameters = {
+        "task": "fundus_pm",
+        "data": str(tmp_path / "data"),
+        "results": str(results),
+        "image_sizes": [28],
+        "from_folder": True,
+    }
     notebook = repository / "notebooks" / "01_prepare_data.ipynb"
     with pytest.raises(jobs.ExecutionError) as error:
         execute(notebook, tmp_path / "out.ipynb", parameters)

@@ -51,9 +51,13 @@ def follow(repository, clone, task):
     command = command.replace(".venv/bin/python", shlex.quote(sys.executable))
     command = command.replace("[224]", "[32]")  # the one thing that is not literal: it is faster
     done = subprocess.run(
-        command, shell=True, cwd=clone, capture_output=True, text=True,
+        command,
+        shell=True,
+        cwd=clone,
+        capture_output=True,
+        text=True,
         env=os.environ | {"PYTHONPATH": str(clone)},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (clone / "prepared.ipynb").is_file()
     images = clone / "results" / "own" / "images" / task / "32-bicubic" / "images.npy"
