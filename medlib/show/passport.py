@@ -144,12 +144,12 @@ def _texts_below(table: pd.DataFrame) -> list[tuple[str, str]]:
     columns = ["part", "name", "count", "correlation", "detail"]
     pairs = table.loc[table["part"].isin(["duplicates", "pairs"]), columns]
     (_, _, total, _, _), *kinds = pairs.itertuples(index=False)
-    found = [f"duplicates found: {total:,} pairs" if total else "duplicates found: none"]
+    doubled = [f"duplicates found: {total:,} pairs" if total else "duplicates found: none"]
     for part, name, count, correlation, detail in kinds:
         r = "" if pd.isna(correlation) else f", r\u00a0=\u00a0{correlation:.3f}"  # no break
         words = f"{name}{r}: {detail}"
         words = f"{count:,} × {words}" if part == "duplicates" else words
-        found.append(f"and {count:,} more" if name == REST else words)
+        doubled.append(f"and {count:,} more" if name == REST else words)
     excluded = table.loc[table["part"] == "left out", ["name", "count", "detail"]]
     (_, total, _), *reasons = excluded.itertuples(index=False)
     left_out = [f"left out: {total:,}" if total else "left out: nothing"]
@@ -157,5 +157,5 @@ def _texts_below(table: pd.DataFrame) -> list[tuple[str, str]]:
         words = f"{count:,} × {name} ({detail})"
         left_out.append(f"and {count:,} for other reasons" if name == REST else words)
     look = {"inches": PAGE / 2 - 0.2, "size": 6.5, "indent": "    "}
-    texts = [[wrapped(line, **look) for line in lines] for lines in (found[1:], left_out[1:])]
-    return [(found[0], "\n".join(texts[0])), (left_out[0], "\n".join(texts[1]))]
+    texts = [[wrapped(line, **look) for line in lines] for lines in (doubled[1:], left_out[1:])]
+    return [(doubled[0], "\n".join(texts[0])), (left_out[0], "\n".join(texts[1]))]

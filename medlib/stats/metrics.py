@@ -94,9 +94,9 @@ def evaluator(
             confusion[:, occupied] = np.add.reduceat(ordered, starts, axis=1)
             values |= confusion_metrics(confusion.reshape(-1, k, k), of_matrix)
         if losses:
-            found = weights @ sums
-            number, log_loss, brier = found[:, :3].T
-            totals = log_loss, brier, np.abs(found[:, 3:]).sum(1)
+            weighted = weights @ sums
+            number, log_loss, brier = weighted[:, :3].T
+            totals = log_loss, brier, np.abs(weighted[:, 3:]).sum(1)
             values |= {name: total / number for name, total in zip(LOSSES, totals, strict=True)}
         if areas:
             parts = [_areas(weights, ranking, areas) for ranking in rankings]
@@ -117,23 +117,23 @@ def confusion_metrics(confusion: np.ndarray, names: Sequence[str]) -> dict[str, 
     by_class = {"precision": (hits, called), "recall": (hits, support)}
     by_class["f1"] = 2 * hits, support + called
     apart = np.abs(np.subtract.outer(np.arange(k), np.arange(k)))
-    found = {}
+    computed = {}
     for name in names:
         part, _, mean = name.rpartition("_")
         if name == "accuracy":
-            found[name] = hits.sum(1) / total
+            computed[name] = hits.sum(1) / total
         elif name == "balanced_accuracy":
-            found[name] = _ratio(hits, support).sum(1) / present
+            computed[name] = _ratio(hits, support).sum(1) / present
         elif mean == "weighted":
-            found[name] = (_ratio(*by_class[part]) * share).sum(1)
+            computed[name] = (_ratio(*by_class[part]) * share).sum(1)
         elif mean == "macro":
-            found[name] = _ratio(*by_class[part]).sum(1) / seen
+            computed[name] = _ratio(*by_class[part]).sum(1) / seen
         else:  # Cohen's kappa: one minus the disagreement, as a share of that expected by chance
             cost = apart**2 if name == "kappa_quadratic" else apart > 0
             observed = np.einsum("bij,ij->b", confusion, cost) * total
             expected = np.einsum("bi,bj,ij->b", support, called, cost, optimize=True)
-            found[name] = 1 - ratio_or_nan(observed, expected)
-    return found
+            computed[name] = 1 - ratio_or_nan(observed, expected)
+    return computed
 
 
 def _loss_sums(y: np.ndarray, proba: np.ndarray, owner: np.ndarray) -> np.ndarray:
@@ -185,23 +185,23 @@ def _areas(weights: np.ndarray, ranking: tuple | None, names: Sequence[str]) -> 
     above = np.zeros((len(weights), len(owners) + 1), dtype=weights.dtype)
     np.cumsum(ordered, axis=1, out=above[:, 1:])  # above[:, i]: the weight of the first i places
     hits, upto = ordered.take(places, axis=1), above.take(last + 1, axis=1)
-    positive, found = hits.sum(1), {}
+    positive, computed = hits.sum(1), {}
     negative = above[:, -1] - positive
     if "auroc" in names:
         pairs = 2 * positive * negative
         # Twice the pairs (positive, any sample) with the other one higher, a tie counting half;
         # positive² of them are pairs of two positive samples, or of one with itself.
         wrong = np.einsum("bp,bp->b", hits, above.take(first, axis=1) + upto) - positive**2
-        found["auroc"] = ratio_or_nan(pairs - wrong, pairs)
+        computed["auroc"] = ratio_or_nan(pairs - wrong, pairs)
     if {"auprc", "sensitivity_at_95_specificity"} & set(names):
         right = np.cumsum(hits, axis=1).take(last_hit, axis=1)
     if "auprc" in names:
-        found["auprc"] = ratio_or_nan(np.einsum("bp,bp->b", hits, _ratio(right, upto)), positive)
+        computed["auprc"] = ratio_or_nan(np.einsum("bp,bp->b", hits, _ratio(right, upto)), positive)
     if "sensitivity_at_95_specificity" in names:
         few = 20 * (upto - right) <= negative[:, None]  # no more than 5 % of the negatives
         best = np.where(few, right, 0).max(1, initial=0)
-        found["sensitivity_at_95_specificity"] = ratio_or_nan(best, positive * (negative > 0))
-    return found
+        computed["sensitivity_at_95_specificity"] = ratio_or_nan(best, positive * (negative > 0))
+    return computed
 
 
 def confidence_bins(confidence: np.ndarray, n: int) -> np.ndarray:
