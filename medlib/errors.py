@@ -1,7 +1,5 @@
 """The wording of errors: every offender is named, with the valid choices and the way out."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ A backbone is one row of ``backbones.yaml``; its key carries its pretraining: ``
 Its control arm has the same architecture at random initialisation: ``vit_tiny-random``.
 """
 
-from __future__ import annotations
-
 import functools
 import types
 import typing

@@ -7,8 +7,6 @@ being made, ``embeddings.partial.npy`` and ``progress.json`` are there instead, 
 extraction goes on.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Sequence

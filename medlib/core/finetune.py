@@ -9,8 +9,6 @@ the networks compute in bfloat16, images stay on the device where they fit, a lo
 compiled, and a step is one CUDA graph: within an epoch the host never waits for the device.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace

@@ -6,8 +6,6 @@ and validation data, so that a frozen backbone learns from no more labels than a
 candidates, and all seeds that train on the same rows, are fitted at once.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple

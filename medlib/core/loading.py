@@ -1,7 +1,5 @@
 """Images on their way to the network: read in batches, sent to the device."""
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator

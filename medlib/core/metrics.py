@@ -1,7 +1,5 @@
 """What chooses among candidates: the macro AUROC of samples, and the mean over their slices."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

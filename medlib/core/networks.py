@@ -1,7 +1,5 @@
 """A backbone as a network: built with its weights, and what it gives for an image."""
 
-from __future__ import annotations
-
 import hashlib
 
 import timm

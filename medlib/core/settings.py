@@ -1,7 +1,5 @@
 """What can be chosen: regimes, heads, and the settings of extraction and of training."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields
 
 from medlib.errors import listed, unknown

@@ -1,7 +1,5 @@
 """Who trains, validates and tests: rotations of a split by patient, and label fractions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -6,8 +6,6 @@ transform (Zauner, Implementation and Benchmarking of Perceptual Image Hash Func
 as numbers that bound the correlation. Cropped, turned or mirrored copies are not found.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import combinations_with_replacement

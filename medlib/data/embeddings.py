@@ -4,8 +4,6 @@ A folder holds what :mod:`medlib.core.features` writes and ``index.csv``, a row 
 the pack's. Its ``meta.json`` says also how the pack was made.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

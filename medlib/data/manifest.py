@@ -6,8 +6,6 @@ official test set) or ``fold`` (0 … k-1, for cross-validation), and ``sha256``
 hand. ``path`` is relative to the data folder.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 from functools import lru_cache

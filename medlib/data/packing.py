@@ -5,8 +5,6 @@ card's ``volumes`` ask for the tumour's box). Large plain JPEGs go through torch
 in about half of Pillow's time (see :func:`medlib.data.decoding.resize`).
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

@@ -5,8 +5,6 @@ order: sample_id, patient_id, label, split or fold, slice) and ``meta.json``. A 
 image per slice. Packs are written by :mod:`medlib.data.packing`.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The numbers of a split passport: patients and images by side, and how else classes differ."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -9,8 +9,6 @@ part of it, while a small convolutional network learns it in seconds.
 Drawings are float32 in [0, 1] with x (to the right) and y (downwards) from -1 to 1.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json

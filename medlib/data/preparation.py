@@ -4,8 +4,6 @@ Everything that would make it unsound is searched for before anything is written
 be read, samples without patient or label, and duplicate images.
 """
 
-from __future__ import annotations
-
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple

@@ -4,8 +4,6 @@ A volume, its mask and its patient's reference volume may be stored along any ax
 bring them to RAS+ (x to the patient's right, y to the front, z up), where they are compared.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import math

@@ -7,8 +7,6 @@
 fields of :class:`medlib.core.settings.FineTuning`. Any regime may be left out.
 """
 
-from __future__ import annotations
-
 import re
 import reprlib
 from collections.abc import Callable

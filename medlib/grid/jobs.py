@@ -1,7 +1,5 @@
 """One job of a grid: it records its failure, claims a GPU, and ends with its controller."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import itertools

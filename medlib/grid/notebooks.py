@@ -7,8 +7,6 @@ is ``python3``, started in the notebook's folder. Why a run failed is recorded b
 notebook.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import functools

@@ -6,8 +6,6 @@ The page of an incomplete grid has another name: a file that stands for the comp
 only when the grid is complete.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

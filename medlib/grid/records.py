@@ -1,7 +1,5 @@
 """The record of a run: what made it, and its predictions."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Which runs of a grid are done, failed, stale and missing."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Collection
 from pathlib import Path

@@ -10,8 +10,6 @@ Snakemake runs the jobs. This module adds: a grid is run only once at a time, a 
 continued, progress is printed, and the end lists what failed, why, and how to run only that again.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import fcntl

@@ -3,8 +3,6 @@
 python -m medlib.grid.summarise GRID_FILE RESULTS TASK BACKBONE
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import sys

@@ -1,7 +1,5 @@
 """What a running grid is doing, from Snakemake's events."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import re

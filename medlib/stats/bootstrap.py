@@ -1,7 +1,5 @@
 """Confidence intervals: bootstrap over patients, jackknife, BCa, DeLong."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 

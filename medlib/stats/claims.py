@@ -15,8 +15,6 @@ with its 95 % interval over patients and two p-values, for and against the claim
 Both kinds of p-values are corrected by Holm's method for the number of claims.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping
 from itertools import combinations
 from typing import NamedTuple

@@ -4,8 +4,6 @@ Functions of predictions take those of one arm, a frame for each seed, and retur
 a figure. Bands and intervals are pointwise 95 % percentiles over draws of patients.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Paired differences between arms, tests of equivalence, and ranks over tasks."""
 
-from __future__ import annotations
-
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence

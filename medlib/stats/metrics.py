@@ -5,8 +5,6 @@ once; a resample then costs, for each class, cumulated sums of whole numbers, ma
 resamples at once without a copy of the data. Where it lacks a class, :data:`RANKS` are NaN.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

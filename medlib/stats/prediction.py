@@ -1,7 +1,5 @@
 """Predictions as a table: a row for each sample, a column of probabilities for each class."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

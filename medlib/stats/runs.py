@@ -1,7 +1,5 @@
 """Reading complete runs: their records, cells and predictions, checked."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import itertools

@@ -5,8 +5,6 @@ random stream of these draws (:func:`bootstrap.stream`) follows from the patient
 same people, such as three modalities of one scan, share their draws, other tasks do not.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import itertools

@@ -1,7 +1,5 @@
 """The fastest way to embed images: precision, compilation and the size of a batch."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The same network with fewer or faster layers."""
 
-from __future__ import annotations
-
 import copy
 import functools
 from collections import Counter

@@ -1,7 +1,5 @@
 """A training step as one CUDA graph."""
 
-from __future__ import annotations
-
 import itertools
 import warnings
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Logistic regressions, for many strengths of the penalty at once."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 

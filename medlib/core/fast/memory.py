@@ -1,7 +1,5 @@
 """A training step in the memory of its device: activation checkpointing and micro-batches."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Checkpoints of fine-tuning, written after each epoch, from which a killed run continues."""
 
-from __future__ import annotations
-
 import json
 import math
 import time

@@ -1,7 +1,5 @@
 """Images read without filling memory, and copied to a CUDA device while it computes."""
 
-from __future__ import annotations
-
 import functools
 import mmap
 from collections import deque

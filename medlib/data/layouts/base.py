@@ -1,7 +1,5 @@
 """What all layouts share: what they yield, and the search for files, tables and classes."""
 
-from __future__ import annotations
-
 import os
 import re
 import zipfile

@@ -1,7 +1,5 @@
 """Layouts of any data set: a folder per class, a table, MedMNIST."""
 
-from __future__ import annotations
-
 import re
 import zipfile
 from collections import Counter

@@ -1,7 +1,5 @@
 """Layouts of glioma MRI: BraTS, UCSF-PDGM, TCGA-LGG."""
 
-from __future__ import annotations
-
 import glob
 import re
 from collections import namedtuple

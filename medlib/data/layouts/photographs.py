@@ -1,7 +1,5 @@
 """Layouts of radiographs and photographs: Kermany, iChallenge, HAM10000, ISIC 2017."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -7,8 +7,6 @@ needs (one file for an id, labels that are classes, paths below the data folder)
 Hidden names (``._x.jpg``, ``.DS_Store``) and ``__MACOSX`` are no part of any data set.
 """
 
-from __future__ import annotations
-
 import filecmp
 import inspect
 from collections.abc import Iterable, Iterator
