@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,16 @@ def environment(folder: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(folder), "PATH": tools, "OMP_NUM_THREADS": "1"}
 
 
+def as_in_a_terminal() -> None:
+    """Before a process starts: what stops it elsewhere stops it here, too.
+
+    What a shell starts in the background ignores SIGINT, what `nohup` starts SIGHUP, and so do all
+    of its children.
+    """
+    for name in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(name, signal.SIG_DFL)
+
+
 class Study:
     """The parts of a repository that a run needs, in a folder of their own."""
 
@@ -84,7 +95,8 @@ class Study:
         cores = ["--cores", "2"] if command in ("run", "figures") else []
         line = [sys.executable, *STUDY, command, "small", *cores, *map(str, arguments)]
         pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(line, cwd=self.folder, env=self.environment, **pipe)
+        how = pipe | {"cwd": self.folder, "env": self.environment}
+        return subprocess.Popen(line, preexec_fn=as_in_a_terminal, **how)
 
     def call(self, command="run", *arguments):
         """Exit status and all that was printed."""

@@ -13,7 +13,7 @@ import subprocess
 import time
 
 import pytest
-from small_grid import CALLED_COMPLETE, REPOSITORY, SMALL, Study
+from small_grid import CALLED_COMPLETE, REPOSITORY, SMALL, Study, as_in_a_terminal
 
 # How many times a grid is attacked in each way. Too long to be part of every test.
 ATTACKS = int(os.environ.get("MEDLIB_ATTACKS", "0"))
@@ -63,6 +63,7 @@ class Attacked:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # a process group of its own, as a shell gives
+                preexec_fn=as_in_a_terminal,
             )
 
     def judge(self):
@@ -146,6 +147,7 @@ def test_stopped_by_a_time_limit_around_make(expected, tmp_path):
 
     def call(*before):
         how = {"cwd": study.folder, "env": study.environment, "capture_output": True, "text": True}
+        how["preexec_fn"] = as_in_a_terminal
         done = subprocess.run([*before, *make], **how)
         return done.returncode, done.stdout + done.stderr
 

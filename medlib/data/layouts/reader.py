@@ -71,7 +71,7 @@ def _options(card: Card) -> dict:
     taken = {name: p for name, p in arguments.items() if p.kind is p.KEYWORD_ONLY}
     problems = [unknown("option", o, list(taken) or ["none"]) for o in given if o not in taken]
     for name, option in taken.items():
-        kind = {"str": str, "int": int, "list": list}.get(option.annotation, dict)
+        kind = option.annotation if option.annotation in (str, int, list) else dict
         if name not in given and option.default is option.empty:
             problems.append(f"The option {name!r} is missing. There are: {', '.join(taken)}.")
         elif name in given and not isinstance(given[name], kind):
