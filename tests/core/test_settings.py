@@ -30,7 +30,7 @@ def test_notebook_04_takes_every_setting_with_its_default_type_and_help(reposito
     }
     fields = {}
     for field in dataclasses.fields(FineTuning):
-        default, kind = field.default, field.type.partition("[")[0]
+        default, kind = field.default, field.type.__name__
         if isinstance(default, tuple):  # a notebook's parameter is what JSON can hold
             default, kind = list(default), "list"
         fields[field.name] = (default, kind, field.metadata["help"])
