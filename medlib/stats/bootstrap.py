@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import joblib
 import numpy as np
 import pandas as pd
-from scipy import special, stats
+from scipy import special
 
 from medlib import files
 from medlib.stats import metrics, prediction
@@ -183,16 +183,21 @@ def delong(
     if min(n_positive, n_negative) < 2:
         return np.full(m, np.nan), np.full((m, m), np.nan)
     # A sample's placement: the share of the other class that it is ranked correctly against.
-    ranks, placement = stats.rankdata(scores, axis=1), np.empty_like(scores)
-    placement[:, y] = (ranks[:, y] - stats.rankdata(scores[:, y], axis=1)) / negative
-    placement[:, ~y] = 1 - (ranks[:, ~y] - stats.rankdata(scores[:, ~y], axis=1)) / positive
+    placement = np.empty_like(scores)
+    for row, score in zip(placement, scores, strict=True):
+        up, down = np.sort(score[~y]), np.sort(score[y])
+        sides = [np.searchsorted(up, score[y], side) for side in ("left", "right")]
+        row[y] = sum(sides) / (2 * negative)
+        sides = [np.searchsorted(down, score[~y], side) for side in ("left", "right")]
+        row[~y] = 1 - sum(sides) / (2 * positive)
     areas = placement[:, y].mean(1)
     apart = placement - areas[:, None]
     # For each patient, the sums over its positive and over its negative samples.
-    up, down = (
-        np.array([np.bincount(owner[side], row[side], len(names)) for row in apart]) / side.sum()
-        for side in (y, ~y)
-    )
+    by_patient = np.zeros((2, m, len(names)))
+    for side, chosen in enumerate((y, ~y)):
+        for row, values in zip(by_patient[side], apart, strict=True):
+            np.add.at(row, owner[chosen], values[chosen])
+    up, down = by_patient[0] / positive, by_patient[1] / negative
     across = up @ down.T
     covariance = (
         n_positive / (n_positive - 1) * up @ up.T
