@@ -1,4 +1,4 @@
-"""Made-up predictions with ties, their frames, and scikit-learn's metrics of them."""
+"""Random predictions with ties, as arrays and tables, and their metrics by scikit-learn."""
 
 import numpy as np
 import pandas as pd

@@ -282,7 +282,10 @@ def _identity(model: Classifier, data: Data, rotations: list[Rotation], asked: l
 
 
 def _judge(model: Classifier, data: Data, rows: np.ndarray) -> tuple[float, float]:
-    """Mean cross-entropy and macro AUROC of the samples (means over their slices) of some rows."""
+    """The mean cross-entropy and the macro AUROC on the samples that these rows belong to.
+
+    A sample's probabilities are the mean over its slices.
+    """
     proba = predict(model, data.images, rows)
     y, proba = metrics.by_sample(data.y[rows], proba, data.samples[rows])
     loss = -np.log(proba[np.arange(len(y)), y].clip(1e-12)).mean()

@@ -15,7 +15,7 @@ RANGES = {
     "1 or more": lambda value: value >= 1,
     "from 0 to 1": lambda value: 0 <= value <= 1,
     "more than 0": lambda value: value > 0,
-    SEVERAL: lambda values: bool(values) and all(_fits(v, 0.0) and v > 0 for v in values),
+    SEVERAL: lambda values: bool(values) and all(fits(v, 0.0) and v > 0 for v in values),
 }
 
 
@@ -59,7 +59,7 @@ class FineTuning:
         problems = []
         for each in fields(self):
             value, must_be = getattr(self, each.name), each.metadata["must be"]
-            if not _fits(value, each.default):
+            if not fits(value, each.default):
                 must_be = must_be or type(each.default).__name__
             elif each.name == "checkpointing" and value not in CHECKPOINTING:
                 problems.append(unknown(each.name, value, CHECKPOINTING))
@@ -71,7 +71,7 @@ class FineTuning:
             raise ValueError(f"These settings of training cannot be used:\n{listed(problems)}")
 
 
-def _fits(value: object, default: object) -> bool:
+def fits(value: object, default: object) -> bool:
     """Whether a value has its default's type; a whole number passes as a float."""
     if isinstance(default, float):
         return isinstance(value, int | float) and not isinstance(value, bool)

@@ -297,7 +297,7 @@ def drop_duplicates(
 
 
 def assign_splits(rows: pd.DataFrame, card: Card, seed: int = 0, pairs: Pairs = ()) -> pd.DataFrame:
-    """Give every row its side of the split, by patient and stratified by label.
+    """Assign every row to a part of the split. Patients stay together; labels are stratified.
 
     Rows that come with a ``split`` keep it; if none is ``val``, a fifth of the training patients
     become it. Other rows get a ``fold``. Patients who share an identical file (sha256), or one of

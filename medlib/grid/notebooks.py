@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from medlib.core.settings import fits
 from medlib.errors import listed, unknown
 from medlib.grid.jobs import CONTROLLER, ExecutionError, failed, room, run_job
 
@@ -50,12 +51,10 @@ def check_parameters(notebook: Path | str, parameters: dict) -> None:
 
 
 def _fits(value: object, default: object) -> bool:
-    """Whether a value has its default's type; whole numbers pass as float, anything for None."""
-    if isinstance(default, float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(default, list) and isinstance(value, list):
-        return not default or all(_fits(item, default[0]) for item in value)
-    return default is None or type(value) is type(default)
+    """As :func:`settings.fits`, also for the items of a list. A default of None takes anything."""
+    if default and isinstance(default, list) and isinstance(value, list):
+        return all(_fits(item, default[0]) for item in value)
+    return default is None or fits(value, default)
 
 
 def execute(

@@ -72,7 +72,7 @@ WORDS = {  # under a heading, where it needs some
 
 
 def files(rule: str, frozen: bool) -> list[str]:
-    """The names of the files that a rule promises, figures first, with ``{task}`` as it is."""
+    """The names of the files that a rule must write. ``{task}`` is not filled in."""
     own = [entry for entry in ENTRIES if entry.rule == rule and entry.promised]
     own = [entry for entry in own if frozen or not entry.frozen]
     own.sort(key=lambda entry: list(FILES).index(entry.kind))

@@ -68,9 +68,9 @@ def _curves_of(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> 
 
 
 def confusion(frames: Sequence[pd.DataFrame], classes: list[str]) -> pd.DataFrame:
-    """How many samples of each ``label`` were ``called`` each class: label, called, count.
+    """A confusion matrix in long form: label, called (the predicted class) and count.
 
-    With several seeds, the mean count.
+    With several seeds, count is the mean over seeds.
     """
     k, counts = len(classes), 0.0
     for frame in frames:

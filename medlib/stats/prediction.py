@@ -37,7 +37,7 @@ def out_of_fold(
 
 
 def arrays(predictions: pd.DataFrame, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (n,) in 0 … K-1 and probabilities (n, K) of a predictions frame."""
+    """The labels (n,), as numbers from 0 to K-1, and the probabilities (n, K) in a table."""
     proba = predictions[probability_columns(classes)].to_numpy()
     return codes(predictions["y_true"], classes), proba
 
@@ -45,6 +45,9 @@ def arrays(predictions: pd.DataFrame, classes: list[str]) -> tuple[np.ndarray, n
 def point(
     predictions: pd.DataFrame, classes: list[str], names: Sequence[str] | None = None
 ) -> dict[str, float]:
-    """Metrics of a predictions frame (one row a sample), as :func:`metrics.compute` has them."""
+    """The metrics of a table of predictions with one row for each sample.
+
+    See :func:`metrics.compute`.
+    """
     values = metrics.compute(*arrays(predictions, classes), names=names)
     return {name: float(value[0]) for name, value in values.items()}

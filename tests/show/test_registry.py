@@ -1,4 +1,5 @@
-"""The registry is what notebooks save, what README lists, and what git leaves out."""
+"""Notebooks save exactly the figures and tables of the registry. README lists them all, and git
+ignores those that show patients."""
 
 import ast
 import json
