@@ -155,8 +155,8 @@ def reported(rule):
 def drawn(*rules):
     """The files of the figures and tables of these rules, of all tasks."""
     tasks = {rule: looked_at() if rule == "look" else TASKS for rule in rules}
-    names = (name.format(task=task) for rule in rules for task in tasks[rule] for name in shown(rule))
-    return list(dict.fromkeys(names))
+    files = (name.format(task=task) for rule in rules for task in tasks[rule] for name in shown(rule))
+    return list(dict.fromkeys(files))
 
 
 # The files that say that the runs of a backbone on a task are complete.

@@ -42,9 +42,12 @@ def room(message: str, output: Path) -> str:
     """What to do, if an error's message says that the disk is full; else ""."""
     if os.strerror(errno.ENOSPC) not in message and os.strerror(errno.EDQUOT) not in message:
         return ""
-    kept = "Nothing half-written is left, and what is done is kept."
+    return f". {full_disk(output)} Nothing half-written is left, and what is done is kept."
+
+
+def full_disk(output: Path) -> str:
     full = f"The disk of {output.parent} is full, or your quota"
-    return f". {full}: make room and call the same command again. {kept}"
+    return f"{full}: make room and call the same command again."
 
 
 def failure_record(output: Path | str) -> Path:

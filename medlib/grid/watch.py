@@ -174,11 +174,10 @@ def why(job: dict) -> tuple[str, str, str]:
     notebook = job["writes"] if job["writes"].endswith(".ipynb") else ""
     record = jobs.failed(job["writes"]) if job["writes"] else None
     if record is None:
+        output = Path(job["writes"])
         with contextlib.suppress(OSError):
-            folder = Path(job["writes"]).parent
-            if shutil.disk_usage(folder).free < 2**20:  # not even the record could be written
-                full = f"The disk of {folder} is full, or your quota"
-                return "", f"{full}: make room and call the same command again.", notebook
+            if shutil.disk_usage(output.parent).free < 2**20:  # no room for a record either
+                return "", jobs.full_disk(output), notebook
         return "", "it ended without a message: killed, or out of memory?", notebook
     where, line = Path(record["source"]).name, record["line"]
     if record["cell"] is not None:

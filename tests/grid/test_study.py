@@ -511,6 +511,15 @@ def test_a_job_without_a_notebook_says_why_it_failed_as_well(tmp_path):
     assert jobs.failures(tmp_path)[output]["outputs"] == [str(output)]
 
 
+def test_a_job_whose_record_found_no_room_says_that_the_disk_is_full(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 9, 0))
+    watch = Watch(out=io.StringIO(), clock=lambda: 0.0)
+    watch(event(LogEvent.RUN_INFO, stats={"probe": 1, "total": 1}))
+    watch(failure(1, "probe", log=[str(tmp_path / "n.ipynb")]))
+    told = f"The disk of {tmp_path} is full, or your quota: make room"
+    assert told in watch.out.getvalue() and "killed" not in watch.out.getvalue()
+
+
 def test_three_days_of_progress_are_some_hundred_lines():
     clock, out = [0.0], io.StringIO()
     watch = Watch(out=out, clock=lambda: clock[0])
