@@ -151,7 +151,7 @@ def _optimiser(
 
 
 def _class_weights(model: Classifier, y: np.ndarray) -> Tensor:
-    """Of each class (K,) the number of images over the number of its images; 0 without any."""
+    """A weight for each class (K,): all images over the images of the class, or 0 if none."""
     counts = np.bincount(y, minlength=model.head.out_features)
     inverse = np.divide(len(y), counts, out=np.zeros(len(counts)), where=counts > 0)
     return torch.tensor(inverse, dtype=torch.float32, device=next(model.parameters()).device)
@@ -247,7 +247,7 @@ def run(
 def _prepare(
     model: Classifier, data: Data, rotations: list[Rotation], settings: FineTuning
 ) -> tuple[dict, int]:
-    """Compile and checkpoint where that pays; how the model is, and the images it trains on."""
+    """Compile and checkpoint where that pays. Returns what was done, and the number of images."""
     parameters, modules = list(model.parameters()), model.modules()
     cuda, size, batch_size = parameters[0].is_cuda, data.images.shape[1], settings.batch_size
     # An epoch leaves out its last, smaller batch.
@@ -293,7 +293,7 @@ def _judge(model: Classifier, data: Data, rows: np.ndarray) -> tuple[float, floa
 
 
 def _improves(at: Progress, row: tuple) -> bool:
-    """Add an epoch to the history; whether it is the best of this rotation so far."""
+    """Add an epoch to the history. Returns whether it is the best of this rotation so far."""
     at.records.append(dict(zip(HISTORY, row, strict=False)))
     *_, loss, auroc = row
     # Small validation sets tie often in AUROC; the loss then decides.

@@ -173,7 +173,7 @@ def sweep(
 
 
 def _together(runs: list[tuple[str, int, list[Rotation]]]) -> list[list[int]]:
-    """Positions of the runs, grouped by head and by the rows that they train on and choose with."""
+    """Groups of runs with the same head, the same training rows and the same validation rows."""
     groups: dict = {}
     for position, (head, _, rotations) in enumerate(runs):
         rows = b"".join(side.tobytes() for r in rotations for side in (r.train, r.val))

@@ -12,14 +12,14 @@ from medlib.core.fast import transfer
 
 
 def device_name(device: str = "auto") -> str:
-    """``"auto"`` as what this machine has: cuda or cpu; any other name as it is."""
+    """The device to use: ``"auto"`` becomes cuda if there is a GPU, else cpu."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device
 
 
 def send(values: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """To the device; on CUDA through pinned memory, so that the host need not wait."""
+    """Copy values to the device. On CUDA, pinned memory lets the host go on meanwhile."""
     if torch.device(device).type == "cuda":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)

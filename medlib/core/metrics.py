@@ -30,7 +30,7 @@ def auroc(y: np.ndarray, proba: np.ndarray) -> float | np.ndarray:
 
 
 def codes(labels: Sequence, classes: Sequence[str]) -> np.ndarray:
-    """Labels (n,) as their positions in ``classes``; ValueError for one that is no class."""
+    """The position of each label (n,) in ``classes``. Raises ValueError for any other label."""
     places = {name: place for place, name in enumerate(classes)}
     if strangers := sorted({label for label in labels if label not in places}, key=str):
         raise ValueError(
@@ -53,7 +53,7 @@ def by_sample(y: np.ndarray, proba: np.ndarray, samples: Sequence) -> tuple[np.n
 
 
 def ranked_classes(k: int) -> list[int]:
-    """The classes over which metrics of ranks are means: of two the second alone."""
+    """The classes over which a rank metric is averaged. With two classes it is only the second."""
     return [1] if k == 2 else list(range(k))
 
 

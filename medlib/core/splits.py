@@ -75,7 +75,7 @@ def _on_several_sides(side: np.ndarray, patients: np.ndarray) -> list[str]:
 def _few(
     patients: np.ndarray, labels: np.ndarray, inside: np.ndarray, fraction: float, seed: int
 ) -> np.ndarray:
-    """A share of the patients of the mask ``inside`` (n,): of each class, at least two."""
+    """The mask ``inside`` (n,) with a share of its patients; at least two of each class stay."""
     # One draw ranks all patients, so that a smaller fraction is a subset of a larger one.
     names, first = np.unique(patients[inside], return_index=True)
     order = np.random.default_rng(seed).permutation(len(names))

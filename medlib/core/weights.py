@@ -108,7 +108,7 @@ def load(model: nn.Module, backbone: Backbone, path: Path) -> None:
 
 
 def folded_norm(model: nn.Module) -> bool:
-    """Whether a model has batch norm, and all of it has the statistics of no data at all."""
+    """Whether a model has batch norm whose running statistics were never updated from data."""
     from torch.nn import BatchNorm2d
 
     norms = [module for module in model.modules() if isinstance(module, BatchNorm2d)]

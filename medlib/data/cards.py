@@ -114,7 +114,7 @@ class Card(BaseModel):
         return self.classes + self.optional_classes
 
     def with_settings(self, folds: int = 0, volumes: dict | None = None) -> Card:
-        """The card with as many ``folds`` (0: its own) and these settings of its ``volumes``.
+        """A copy of the card with other ``folds`` (0: unchanged) and settings of ``volumes``.
 
         Raises ManifestError that lists all invalid settings, also for ``volumes`` of images.
         """
@@ -139,7 +139,7 @@ def tasks(folder: Path | str = FOLDER) -> list[str]:
 
 
 def in_order(tasks: Iterable[str]) -> list[str]:
-    """Each task once: those of the paper in its order, then others by name."""
+    """The tasks without repetition: first the paper's in its order, then the others by name."""
     first = MRI + PUBLIC
     return sorted(set(tasks), key=lambda t: (first.index(t) if t in first else len(first), t))
 

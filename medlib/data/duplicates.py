@@ -141,7 +141,7 @@ def _unit(images: np.ndarray) -> np.ndarray:
 
 
 def _detail(thumbnails: np.ndarray) -> np.ndarray:
-    """What tells similar pictures apart, as unit rows: middle frequencies of even contrast.
+    """The middle frequencies of pictures, with equal contrast: they tell similar ones apart.
 
     A difference of Gaussians removes slow shading, which different patients share, and the finest
     grain, which compression changes. It is divided by its local strength (as in Jarrett et

@@ -21,7 +21,7 @@ def draw(
     excluded: pd.DataFrame,
     title: str = "",
 ) -> plt.Figure:
-    """What the later numbers rest on: who is on which side, and how else the classes differ.
+    """Draw the split passport: who is in which part of the split, and how the classes differ.
 
     Takes the frames of `data.passport.table`, and draws its numbers: a row a class and one for all;
     a panel each for patients and images by side, images per patient, and the patients' age, sex
@@ -65,7 +65,7 @@ def draw(
 
 
 class _Panel(NamedTuple):
-    """A table of the passport as it is drawn: a row a class, a column a bar."""
+    """One table of the passport as it is drawn: a row for each class, a column for each bar."""
 
     title: str
     counts: pd.DataFrame

@@ -81,7 +81,7 @@ def all_metrics(table: pd.DataFrame) -> list[str]:
 
 
 def claims_table(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """`claims.verdicts` as it is printed: a row a part of a claim, its effect and its verdict."""
+    """`claims.verdicts` as printed: a row for each part of a claim, its effect and verdict."""
     words = {"within the margin": "within ± {:g}", "above -margin": "above −{:g}"}
     pairs = zip(verdicts["expected"], verdicts["margin"], strict=True)
     # of "task: backbone, regime; …" the backbones, each once
@@ -93,7 +93,7 @@ def claims_table(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 
 def confounds_table(parts: pd.DataFrame, tasks: names.Tasks) -> pd.DataFrame:
-    """`claims.confounds` as it is printed: a row a task, regime and size, a column a part."""
+    """`claims.confounds` as printed: a row for each task, regime and size, a column a part."""
     of = parts["task"]
     titles = [tasks[t]["title"] if t in tasks else f"mean over {t} tasks" for t in of]
     cells = parts.assign(cell=_effects(parts), task=titles)
@@ -105,7 +105,7 @@ def confounds_table(parts: pd.DataFrame, tasks: names.Tasks) -> pd.DataFrame:
 
 
 def _effects(table: pd.DataFrame) -> list[str]:
-    """Differences with their intervals; what was not tested says so."""
+    """Differences with their intervals, or "not tested"."""
     words = "{:+.3f} [{:+.3f}, {:+.3f}]".format
     rows = table[["difference", "ci_low", "ci_high"]].itertuples(index=False)
     return [words(*row) if pd.notna(row.difference) else "not tested" for row in rows]

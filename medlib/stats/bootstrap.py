@@ -116,7 +116,7 @@ def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def jackknife(
     predictions: pd.DataFrame, classes: list[str], names: Sequence[str] | None = None
 ) -> dict[str, np.ndarray]:
-    """Metrics without one patient, for each patient in turn: arrays (patients,) by name.
+    """Leave out each patient in turn and compute the metrics: arrays (patients,) by name.
 
     Patients are in the order of their sorted ids, so that the seeds of a cell can be averaged.
     """

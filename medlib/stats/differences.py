@@ -143,7 +143,7 @@ def differences(arms: Iterable[Arm], margin: float = MARGIN) -> pd.DataFrame:
 
 
 def holm(p: pd.Series | np.ndarray) -> np.ndarray:
-    """P-values corrected for their number (Holm, Scand. J. Statist. 6, 1979); NaN is no test."""
+    """P-values corrected by Holm's method (Scand. J. Statist. 6, 1979). NaN counts as no test."""
     p = np.asarray(p, dtype=float)
     corrected = np.full(p.shape, np.nan)
     tested = np.flatnonzero(np.isfinite(p))

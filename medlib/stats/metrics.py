@@ -150,7 +150,7 @@ def _loss_sums(y: np.ndarray, proba: np.ndarray, owner: np.ndarray) -> np.ndarra
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a / b, where b is 0 only if a is: 0 there."""
+    """a / b, and 0 where both are 0."""
     return a / (b + (b == 0))
 
 
@@ -203,5 +203,5 @@ def _areas(weights: np.ndarray, ranking: tuple | None, names: Sequence[str]) -> 
 
 
 def confidence_bins(confidence: np.ndarray, n: int) -> np.ndarray:
-    """The bin, of ``n`` of equal width, of each confidence in 0 to 1; each holds its upper edge."""
+    """The number of the bin of each confidence (0 to 1). The ``n`` bins are equally wide."""
     return np.searchsorted(np.arange(1, n) / n, confidence)

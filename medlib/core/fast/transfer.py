@@ -61,5 +61,5 @@ def copied(pinned: Iterator[torch.Tensor], device: torch.device) -> Iterator[tor
 
 @functools.cache
 def _copying_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all: memory that has been used on one stream is not given to another."""
+    """One stream for all copies: torch does not reuse the memory of one stream in another."""
     return torch.cuda.Stream(device)

@@ -79,7 +79,7 @@ def like(path: Path, *patterns: str) -> bool:
 
 
 def the_one(paths: list[Path], folder: Path, what: str) -> Path:
-    """The path that lies least deep; ManifestError where there is none, or more than one."""
+    """The path nearest to the top. Raises ManifestError if there is none, or more than one."""
     least = min((len(path.parts) for path in paths), default=0)
     first = [path for path in paths if len(path.parts) == least]
     if not first:

@@ -108,7 +108,7 @@ def _groups(points: pd.DataFrame) -> dict[str, list]:
 def what_it_sees(
     images: np.ndarray, labels: Sequence[str], colours: Maps, evidence: Maps, title: str = ""
 ) -> plt.Figure:
-    """The same images through several backbones: what their features say of each place.
+    """The same images for several backbones, coloured by the features at each position.
 
     `images` is uint8 (n, H, W, 3). `colours` maps a backbone's printed name to its first three
     principal components (n, h, w, 3), 0 to 1, `evidence` to class-activation maps (n, h, w) for the

@@ -55,7 +55,7 @@ def line_look(family: str) -> dict:
 
 
 def panels(table: pd.DataFrame, tasks: names.Tasks, height: float) -> tuple[plt.Figure, list]:
-    """A panel a task, `height` inches each, with axes of their own; its card and its rows."""
+    """One panel for each task, `height` inches high; yields its axes, its card and its rows."""
     n = len(tasks)
     width = style.PAGE if n > 1 else style.COLUMN
     fig, axes = panels_in_rows(n, min(n, 3), height + 0.45, width=width)
@@ -81,7 +81,7 @@ def panels_in_rows(
 
 
 def label_below(axes: np.ndarray, n: int, words: str, size: float = 6.5) -> None:
-    """What the horizontal axis says, under the last of the first n panels in each column."""
+    """Print the label of the x axis below the lowest of the first n panels in each column."""
     for ax in axes.flat[max(0, n - axes.shape[1]) : n]:
         ax.set_xlabel(words, fontsize=size)
 

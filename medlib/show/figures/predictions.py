@@ -70,7 +70,7 @@ def curves(table: pd.DataFrame, title: str = "") -> plt.Figure:
 
 @style.styled
 def confusion(table: pd.DataFrame, classes: Sequence[str], title: str = "") -> plt.Figure:
-    """Confusion matrices, a panel a backbone: which share of a label's samples was called what.
+    """Confusion matrices, one panel for each backbone, as shares of the samples of each label.
 
     `table` has the columns backbone, pretraining, label, called, count. A cell shows the share of
     its row and, in matrices of up to four classes, the count.
@@ -105,7 +105,7 @@ def confusion(table: pd.DataFrame, classes: Sequence[str], title: str = "") -> p
 
 @style.styled
 def reliability(table: pd.DataFrame, title: str = "") -> plt.Figure:
-    """Reliability diagrams, a panel a backbone: how often it is right, against how sure it is.
+    """Reliability diagrams, one panel for each backbone: accuracy against confidence.
 
     `table` has a row per backbone and bin of confidence: backbone, pretraining, confidence (mean),
     accuracy, low, high (95 % over patients), count, ece (in words). The grey bars are the share of
