@@ -128,12 +128,14 @@ def belongs_to(path: Path | str) -> tuple[str | None, str | None]:
 
 
 def frozen_runs(
+    task: str,
+    backbone: str,
     heads: Iterable[str],
     label_fractions: Iterable[float],
     seeds: Iterable[int],
     random_weights: bool = False,
-) -> list[dict]:
-    """What tells the probes of one frozen backbone apart: head, label_fraction, seed.
+) -> list[Address]:
+    """The probes of one frozen backbone on a task.
 
     A seed draws the labelled patients, the MLP and, of a random control, the backbone's weights.
     Logistic regression and kNN on all labels of a pretrained backbone depend on none of these: they
@@ -141,7 +143,7 @@ def frozen_runs(
     """
     seeds, label_fractions = list(seeds), list(label_fractions)
     return [
-        {"head": head, "label_fraction": fraction, "seed": seed}
+        Address(task, backbone, "frozen", head, fraction, seed)
         for head in heads
         for fraction in label_fractions
         for seed in (seeds if random_weights or head == "mlp" or fraction != 1 else seeds[:1])

@@ -276,12 +276,9 @@ def runs(grid: dict) -> list[Address]:
     heads, addresses = grid["frozen"].get("heads", ()), []
     for task in grid["tasks"]:
         asked = heads, label_fractions(grid, task), seeds(grid, "frozen")
-        probes = {drawn: frozen_runs(*asked, drawn) for drawn in (False, True)}
-        addresses += [
-            Address(task, backbone, "frozen", **probe)
-            for backbone in grid["frozen"].get("backbones", ())
-            for probe in probes[backbones.get(backbone).pretraining == "random"]
-        ]
+        for backbone in grid["frozen"].get("backbones", ()):
+            random_weights = backbones.get(backbone).pretraining == "random"
+            addresses += frozen_runs(task, backbone, *asked, random_weights)
         addresses += [
             Address(task, backbone, regime, "linear", label_fraction(grid, task, regime), seed)
             for regime in settings.TRAINED
