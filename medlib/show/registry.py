@@ -60,7 +60,7 @@ WORDS = {  # under a heading, where it needs some
     "Architecture or pretraining?": "What DINOv2 minus the CNNs is made of.",
     "What freezing costs": "From frozen to fine-tuned, on the same labels.",
     "Does size pay?": "Within vision transformers of one pretraining.",
-    "How many labels does it take?": "Over draws of the labelled patients.",
+    "How many labels does it take?": "A seed draws patients, and the weights of a random control.",
     "What does it cost?": "Time, parameters and memory of a result, means over tasks.",
     "Curves": "ROC and precision-recall, with bands over patients.",
     "Confusions": "Which class is taken for which.",

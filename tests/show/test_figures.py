@@ -35,7 +35,7 @@ def table(tasks=TASKS, backbones=BACKBONES):
 
 
 def by_seed():
-    """Three draws of patients at three shares of the labels."""
+    """Three seeds at three shares of the labels."""
     parts = []
     for share, patients in ((0.1, 7), (0.5, 33), (1.0, 66)):
         for seed in range(3):
@@ -197,7 +197,7 @@ def test_label_efficiency_shows_means_over_draws_and_their_range():
     lines = [line for line in fig.axes[0].lines if list(line.get_xdata()) == [7, 33, 66]]
     assert len(lines) == len(BACKBONES)
     assert any(np.allclose(line.get_ydata(), own.mean()) for line in lines)
-    assert {"fine-tuned", "worst to best draw of patients"} <= set(legend_words(fig))
+    assert {"fine-tuned", "worst to best seed"} <= set(legend_words(fig))
     edges = [path.vertices[:, 1] for c in fig.axes[0].collections for path in c.get_paths()]
     ends = [own.min().min(), own.max().max()]
     assert any(np.allclose([edge.min(), edge.max()], ends) for edge in edges)

@@ -61,15 +61,16 @@ def label_efficiency(
     """How many labels does it take: the metric against training patients, a panel a task.
 
     `by_seed` is `summary.csv`'s long form with the column `train_patients`. A line is the mean over
-    draws of patients (seeds) of one backbone, frozen with a linear head; its band reaches from
-    the worst draw to the best. Fine-tuned networks are single crosses.
+    seeds of one backbone, frozen with a linear head. Its band reaches from the worst seed to the
+    best. A seed draws the labelled patients, and also the weights of a random control. Fine-tuned
+    networks are single crosses.
     """
-    draws = parts.linear(by_seed, tasks, metric)
+    seeds = parts.linear(by_seed, tasks, metric)
     keys = ["task", "backbone", "name", "family", "regime", "label_fraction"]
     columns = {"patients": ("train_patients", "mean"), "value": ("value", "mean")}
     columns |= {"low": ("value", "min"), "high": ("value", "max")}
     columns |= {name: (name, "max") for name in ("n_patients", "n_images")}
-    points = draws.groupby(keys, as_index=False).agg(**columns)
+    points = seeds.groupby(keys, as_index=False).agg(**columns)
     fig, places = parts.panels(points, tasks, 2.1)
     for ax, card, part in places:
         frozen, ends = part[part["regime"] == "frozen"], []
@@ -96,7 +97,7 @@ def label_efficiency(
             parts.name_ends(ax, high * np.exp(0.06 * span), ends)
         parts.titles(ax, card, "no results" if part.empty else parts.people(part))
     entries = parts.family_handles(points, (points["regime"] == "finetuned").any())
-    style.legend_above(fig, entries | {"worst to best draw of patients": Patch(color="0.85")})
+    style.legend_above(fig, entries | {"worst to best seed": Patch(color="0.85")})
     return fig
 
 
