@@ -144,7 +144,7 @@ def one(name, title, target, paths, pack, options) -> np.ndarray:
         work = harness.flops(lambda: networks.embed(row, peer, blank))
         model, _ = suitable(row, model, "auto", first)
         plain, rounds = embedder(row, model), 1
-        size = find_batch_size(plain, pack, harness.DEVICE)
+        size = find_batch_size(plain, first)
         if cuda:  # what is over in a tenth of a second cannot be timed: two seconds of it
             ours(plain, pack, size)
             rounds = math.ceil(2 / harness.seconds(lambda: ours(plain, pack, size)))

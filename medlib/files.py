@@ -1,7 +1,5 @@
 """Files written whole or not at all, content hashes, and the record of the environment."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib.metadata
@@ -15,12 +13,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 PACKAGES = ("medlib", "torch", "torchvision", "timm", "peft", "numpy", "scikit-learn", "pandas")
 
@@ -34,19 +28,16 @@ def replacing(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    temporary = handle / path.name
+    temporary, aside = handle / path.name, handle / f"{path.name}.replaced"
     try:
         yield temporary
         if temporary.is_dir() and path.exists():
             # A folder cannot be renamed over a full one; set the old one aside first.
-            os.rename(path, handle / "replaced")
-        try:
-            os.replace(temporary, path)
-        except OSError:
-            if (handle / "replaced").exists() and not path.exists():
-                os.rename(handle / "replaced", path)
-            raise
+            os.rename(path, aside)
+        os.replace(temporary, path)
     finally:
+        if aside.exists() and not path.exists():
+            os.rename(aside, path)
         shutil.rmtree(handle, ignore_errors=True)
 
 
@@ -59,7 +50,7 @@ def save_json(path: Path | str, value: object) -> None:
     save_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def save_csv(path: Path | str, frame: pd.DataFrame) -> None:
+def save_csv(path: Path | str, frame) -> None:
     """Write a DataFrame with floats at full precision: reading it back loses nothing."""
     with replacing(path) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n")

@@ -5,8 +5,6 @@ Its control arm has the same architecture at random initialisation: ``vit_tiny-r
 """
 
 import functools
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -40,7 +38,7 @@ class Backbone:
     family: str = field(repr=False)
     patch: int = 1
     hub: bool = True  # False: timm's hub does not have these weights, only a file
-    fixed_norm: bool = False  # batch norm is folded into the convolutions: see weights.load
+    fixed_norm: bool = False  # batch norm is folded into the convolutions: see networks.load
     build: Mapping = field(default_factory=dict)
     config: Mapping = field(default_factory=dict)
 
@@ -68,28 +66,21 @@ def read_table(path: Path = TABLE_FILE) -> dict[str, Backbone]:
 
 def _problems(row: dict) -> list[str]:
     """Fields of a row that are unknown, missing or of the wrong type."""
-    kinds = typing.get_type_hints(Backbone)
     known = [each for each in fields(Backbone) if each.name != "name"]
     names = [each.name for each in known]
     problems = [unknown("field", name, names) for name in row if name not in names]
     for each in known:
         must = each.default is MISSING and each.default_factory is MISSING
+        value, kind = row.get(each.name), each.type
         if each.name not in row:
             problems += [f"{each.name} is missing"] * must
-        elif not _fits(row[each.name], kinds[each.name]):
-            value, kind = row[each.name], getattr(kinds[each.name], "__name__", kinds[each.name])
-            problems.append(f"{each.name} is {value!r}, but must be {kind}")
-        elif must and row[each.name] == "":
+        elif not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            problems.append(f"{each.name} is {value!r}, but must be {kind.__name__}")
+        elif must and value == "":
             problems.append(f"{each.name} is empty")
-        elif each.name == "embedding" and row["embedding"] not in EMBEDDINGS:
-            problems.append(unknown("embedding", row["embedding"], EMBEDDINGS))
+        elif each.name == "embedding" and value not in EMBEDDINGS:
+            problems.append(unknown("embedding", value, EMBEDDINGS))
     return problems
-
-
-def _fits(value: object, kind: type) -> bool:
-    if not isinstance(kind, types.UnionType):
-        kind = typing.get_origin(kind) or kind
-    return isinstance(value, kind) and (kind is not int or not isinstance(value, bool))
 
 
 TABLE = read_table()

@@ -1,8 +1,7 @@
 """A backbone and a linear head on its embedding, as it is trained."""
 
-from __future__ import annotations
-
 import math
+from typing import Self
 
 import torch
 from torch import nn
@@ -44,7 +43,7 @@ class Classifier(nn.Module):
             if lora_rank:
                 add_lora(self.backbone, lora_rank, lora_alpha)
 
-    def train(self, mode: bool = True) -> Classifier:
+    def train(self, mode: bool = True) -> Self:
         """Training mode, but for batch norm that must keep its statistics."""
         super().train(mode)
         for module in self.modules():
@@ -62,10 +61,10 @@ def add_lora(network: nn.Module, rank: int, alpha: float) -> None:
     """Freeze a network in place, and add to its layers the low-rank matrices that will be trained.
 
     Their product is scaled by ``alpha / rank`` and starts at zero: at first the network computes
-    the same. They are added to every linear layer (qkv, proj, fc1, fc2 of a vision transformer),
-    where there is none to every convolution that is not grouped. (A ResNet's random control learns
-    little so: its blocks end in a batch norm that is zero, and frozen.) Raises ImportError where
-    peft is missing.
+    the same. They are added to every linear layer (qkv, proj, fc1, fc2 of a vision transformer); in
+    a network without linear layers, to every convolution that is not grouped. (A ResNet's random
+    control then learns little: each of its blocks ends in a batch norm whose weights are zero and
+    frozen.) Raises ImportError where peft is missing.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model

@@ -76,7 +76,8 @@ def _write(images, row, model, folder, wanted, settings: Extraction) -> dict:
     embed, how = engine.fastest(row, model, images, settings)
     n, size, device = len(images), how["batch_size"], next(model.parameters()).device
     partial, progress = folder / "embeddings.partial.npy", folder / "progress.json"
-    done = _rows_done(partial, progress, wanted)
+    record = files.read_json(progress) if partial.is_file() and progress.is_file() else {}
+    done = record["done"] if record.get("hash") == wanted else 0
     if not done:
         progress.unlink(missing_ok=True)  # it may belong to other embeddings
     parts = [np.arange(i, min(i + size, n)) for i in range(done, n, size)]
@@ -113,15 +114,7 @@ def _write_maps(images, rows: np.ndarray, row, model: torch.nn.Module, folder: P
 def _save_piece(path: Path, values: np.ndarray, first: int, n: int) -> None:
     """Write rows into a file of ``n`` rows; it is opened each time, so that it holds no memory."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if first == 0:
-        array = np.lib.format.open_memmap(path, "w+", np.float32, (n, values.shape[1]))
-    else:
-        array = np.load(path, mmap_mode="r+")
+    mode, shape = "r+" if first else "w+", (n, values.shape[1])
+    array = np.lib.format.open_memmap(path, mode, np.float32, shape)
     array[first : first + len(values)] = values
     array.flush()
-
-
-def _rows_done(partial: Path, progress: Path, wanted: str) -> int:
-    there = partial.is_file() and progress.is_file()
-    record = files.read_json(progress) if there else {"hash": None}
-    return record["done"] if record["hash"] == wanted else 0

@@ -34,7 +34,7 @@ from medlib.errors import unknown
 
 HISTORY = ["fold", "learning_rate", "epoch", "train_loss", "val_loss", "val_auroc", "chosen"]
 # Compiling a network and its gradient takes 10 to 40 s and saves milliseconds a step. On an H200
-# it has paid after 1218 steps of ViT-L, 2143 of VGG16 and 3235 of ViT-B, but after 9855 of
+# it pays from 1218 steps of ViT-L on, 2143 of VGG16 and 3235 of ViT-B, but only from 9855 of
 # ResNet50, whose many layers have kernels of their own (benchmarks/finetuning.py prints this).
 COMPILE_FROM = {"plain": 3000, "batch norm": 10_000}  # steps
 
@@ -67,7 +67,7 @@ def predict(
     model.eval()
     device = next(model.parameters()).device
     parts = np.split(rows, range(batch_size, len(rows), batch_size))
-    # model.forward is not compiled: evaluation, and a last, smaller batch, would compile again.
+    # Not model(...): if compiled, it would compile again for evaluation and a smaller last batch.
     batches = loading.batches(images, parts, device)
     logits = [model.forward(networks.normalise(model.row, batch)) for batch in batches]
     return torch.cat(logits).double().softmax(1).cpu().numpy()
@@ -139,13 +139,11 @@ def _optimiser(
     model: Classifier, learning_rate: float, settings: FineTuning
 ) -> tuple[AdamW, list[float]]:
     """AdamW on what is to be trained, and the highest learning rate of each of its groups."""
-    cuda = next(model.parameters()).is_cuda
-    decay = settings.weight_decay, settings.layer_decay
+    device, decay = next(model.parameters()).device, (settings.weight_decay, settings.layer_decay)
     groups = classifier.parameter_groups(model, learning_rate, *decay)
-    optimiser = AdamW(groups, fused=True, capturable=cuda)
+    optimiser = AdamW(groups, fused=True, capturable=device.type == "cuda")
     peaks = [group["lr"] for group in optimiser.param_groups]
     for group in optimiser.param_groups:  # a tensor, which a CUDA graph reads at every replay
-        device = group["params"][0].device
         group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
     return optimiser, peaks
 
@@ -204,7 +202,7 @@ def run(
     augmentation and, in a random control arm, the weights. ``resume`` is the file of a checkpoint:
     it is written after each epoch, and the run continues from one of the same data, settings and
     code, to the same predictions. Returns for each rotation the probabilities (m, K) of its test
-    rows; a history, a dict an epoch with the keys :data:`HISTORY`; and how it was done, with
+    rows; a history, one dict per epoch (keys: :data:`HISTORY`); and how it was done, with
     ``resumed`` (how often) and ``seconds_before`` (of earlier attempts, up to the checkpoint).
     Raises ValueError for an unknown regime, and where no epoch has a validation AUROC; what
     :func:`train` and :func:`networks.build` raise.

@@ -1,9 +1,9 @@
 """Heads on frozen embeddings: L2-regularised logistic regression, kNN, and the paper's MLP.
 
 Every head has one hyper-parameter, chosen among its candidates by the macro AUROC of the validation
-samples. The test part is predicted once, by the chosen model. This is not fitted again on training
-and validation data, so that a frozen backbone learns from no more labels than a fine-tuned one. All
-candidates, and all seeds that train on the same rows, are fitted at once.
+samples. The test part is predicted once, by the chosen model. That model is not fitted again on
+training and validation data together: a frozen backbone must not learn from more labels than a
+fine-tuned one. All candidates, and all seeds that train on the same rows, are fitted at once.
 """
 
 import time
@@ -141,14 +141,14 @@ def sweep(
     n_classes: int,
     device: str = "auto",
 ) -> Iterator[tuple[int, list[np.ndarray], list[dict], float]]:
-    """Every run's test predictions, how its candidate was chosen, and its share of the seconds.
+    """Every run's test predictions, how its candidate was chosen, and its share of the time.
 
     ``embeddings`` (n, d), which each training part standardises; ``y`` (n,) classes as numbers
     0 … n_classes - 1; ``samples`` (n,) ids: rows with one id are slices of one volume, and are
     judged together; ``runs``: (head, seed, rotations). Runs of one head that learn from the same
     rows are computed together. Each is yielded as soon as it is done: its position in ``runs``; for
-    each rotation the probabilities (m, K) of its test rows; a history, a dict a candidate and
-    rotation with head, hyperparameter, value, fold, val_auroc, chosen; and seconds. ``device``
+    each rotation the probabilities (m, K) of its test rows; a history, one dict for each candidate
+    and rotation (head, hyperparameter, value, fold, val_auroc, chosen); and seconds. ``device``
     "auto" is the GPU where there is one. Raises ValueError for an unknown head.
     """
     runs = list(runs)
@@ -195,7 +195,7 @@ def _rotate(
     predict = fit((x[train] - shift) / scale, labels, n_classes, problems)
     proba = predict((x[val] - shift) / scale, range(len(problems)))
     truth, proba = metrics.by_sample(y[rotation.val], proba, samples[rotation.val])
-    scores = np.array([metrics.auroc(truth, p) for p in proba]).reshape(len(seeds), -1)
+    scores = metrics.auroc(truth, proba).reshape(len(seeds), -1)
     # On a tie the first candidate wins: the strongest penalty, the smallest k or rate.
     best = scores.argmax(1)
     chosen = [i * len(candidates) + b for i, b in enumerate(best)]

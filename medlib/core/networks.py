@@ -1,14 +1,18 @@
-"""A backbone as a network: built with its weights, and what it gives for an image."""
+"""A backbone as a network: how it is built and loaded, and how it embeds images."""
 
 import hashlib
+from pathlib import Path
 
 import timm
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
 from medlib import files
-from medlib.core.backbones import Backbone, check_image_size, get
-from medlib.core.weights import find_weights, load
+from medlib.core.backbones import Backbone, check_image_size, get, timm_config
+from medlib.core.weights import find_weights
 
 
 def build(name: str, image_size: int, seed: int = 0) -> tuple[nn.Module, str]:
@@ -22,12 +26,10 @@ def build(name: str, image_size: int, seed: int = 0) -> tuple[nn.Module, str]:
     backbone = get(name)
     check_image_size(backbone, image_size)
     path = None if backbone.pretraining == "random" else find_weights(backbone)
-    arguments = dict(backbone.build)
-    if backbone.patch > 1:
-        arguments["img_size"] = image_size
+    size = {"img_size": image_size} if backbone.patch > 1 else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = timm.create_model(backbone.architecture, num_classes=0, **arguments)
+        model = timm.create_model(backbone.architecture, num_classes=0, **size, **backbone.build)
     if path is None:
         digest = "random-" + state_digest(model)
     else:
@@ -36,6 +38,42 @@ def build(name: str, image_size: int, seed: int = 0) -> tuple[nn.Module, str]:
     if hasattr(model, "pre_logits"):  # VGG's fully connected layers come after the embedding
         model.pre_logits = nn.Identity()
     return model.eval(), digest
+
+
+def load(model: nn.Module, backbone: Backbone, path: Path) -> None:
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
+    if backbone.patch > 1:
+        # Position embeddings come for the size of pretraining; timm resamples them for ours.
+        state = checkpoint_filter_fn(state, model)
+    classifier = timm_config(backbone)["classifier"]
+    misfit = f"{path} does not fit {backbone.name} ({backbone.architecture})"
+    try:
+        result = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # the same names, other shapes
+        shapes = " ".join(line.strip() for line in str(error).splitlines()[1:4])
+        raise ValueError(f"{misfit}: {shapes}") from error
+    unexpected = [key for key in result.unexpected_keys if not key.startswith(f"{classifier}.")]
+    if result.missing_keys or unexpected:
+        lacks, extra = result.missing_keys[:5], unexpected[:5]
+        raise ValueError(f"{misfit}: it lacks {lacks} and has {extra} too many.")
+    # Batch norm that was folded into the convolutions is the identity. In training it would
+    # standardise by the batch after all, and destroy what was learned.
+    if (folded := folded_norm(model)) != backbone.fixed_norm:
+        raise ValueError(
+            f"In {path} batch norm is {'' if folded else 'not '}folded into the "
+            f"convolutions: set fixed_norm={folded} in the row of {backbone.name} in "
+            "medlib/core/backbones.yaml, so that it is fine-tuned accordingly."
+        )
+
+
+def folded_norm(model: nn.Module) -> bool:
+    """Whether a model has batch norm whose running statistics were never updated from data."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    centred = all(norm.running_mean.eq(0).all() for norm in norms)
+    return bool(norms) and centred and all((n.running_var - 1).abs().max() < 1e-3 for n in norms)
 
 
 def state_digest(model: nn.Module) -> str:
@@ -50,7 +88,7 @@ def state_digest(model: nn.Module) -> str:
 def normalise(backbone: Backbone, images: torch.Tensor) -> torch.Tensor:
     """uint8 images (B, H, W, 3) -> float32 (B, 3, H, W), channels-last, on the backbone's scale."""
     scale = backbone.preprocessing
-    factor, offset = _scale(tuple(scale["mean"]), tuple(scale["std"]), images.device)
+    factor, offset = _scale(scale["mean"], scale["std"], images.device)
     return torch.addcmul(offset, images.permute(0, 3, 1, 2).float(), factor)
 
 

@@ -7,7 +7,7 @@ from medlib.errors import listed, unknown
 REGIMES = ("frozen", "finetuned", "lora")
 TRAINED = REGIMES[1:]  # those in which the backbone itself learns
 HEADS = ("linear", "knn", "mlp")
-CHECKPOINTING = ("auto", "always", "never")
+WHEN = ("auto", "always", "never")  # to recompute activations
 SEVERAL = "positive numbers, at least one"
 RANGES = {
     "": lambda value: True,
@@ -15,13 +15,13 @@ RANGES = {
     "1 or more": lambda value: value >= 1,
     "from 0 to 1": lambda value: 0 <= value <= 1,
     "more than 0": lambda value: value > 0,
-    SEVERAL: lambda values: bool(values) and all(fits(v, 0.0) and v > 0 for v in values),
+    SEVERAL: lambda values: bool(values) and all(value > 0 for value in values),
 }
 
 
-def _setting(default: object, help: str, must_be: str = ""):
-    """A field of :class:`FineTuning`: its default, what it means and its range, in words."""
-    return field(default=default, metadata={"help": help, "must be": must_be})
+def _setting(default: object, help: str, must_be: str = "", choices: tuple[str, ...] = ()):
+    """A field of :class:`FineTuning`: its default, what it means, its range in words or choices."""
+    return field(default=default, metadata={"help": help, "must be": must_be, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class FineTuning:
         (0.001, 0.003), "tried in turn; chosen on validation patients", SEVERAL
     )
     epochs: int = _setting(10, "for each learning rate; the best one is kept", "1 or more")
-    batch_size: int = _setting(16, "images a step", "1 or more")
+    batch_size: int = _setting(16, "images per step", "1 or more")
     weight_decay: float = _setting(0.05, "of AdamW, on weight matrices only", "0 or more")
     warmup: float = _setting(
         0.1, "share of all steps over which the learning rate rises", "from 0 to 1"
@@ -46,11 +46,11 @@ class FineTuning:
     )
     frozen_norm: bool = _setting(False, "batch norm keeps the statistics of pretraining")
     checkpointing: str = _setting(
-        "auto", 'recompute to save memory: "always", "never", "auto" (GPU too small)'
+        "auto", 'recompute to save memory: "always", "never", "auto" (GPU too small)', "", WHEN
     )
     lora_rank: int = _setting(8, "of the additions; regime lora only", "1 or more")
     lora_alpha: float = _setting(
-        16.0, "they are scaled by lora_alpha / lora_rank; regime lora only", "more than 0"
+        16.0, "additions are scaled by lora_alpha / lora_rank; regime lora only", "more than 0"
     )
 
     def __post_init__(self) -> None:
@@ -59,23 +59,21 @@ class FineTuning:
         problems = []
         for each in fields(self):
             value, must_be = getattr(self, each.name), each.metadata["must be"]
-            if not fits(value, each.default):
+            if not fits(value, each.default) or not RANGES[must_be](value):
                 must_be = must_be or type(each.default).__name__
-            elif each.name == "checkpointing" and value not in CHECKPOINTING:
-                problems.append(unknown(each.name, value, CHECKPOINTING))
-                continue
-            elif RANGES[must_be](value):
-                continue
-            problems.append(f"{each.name} is {value!r}, but must be {must_be}")
+                problems.append(f"{each.name} is {value!r}, but must be {must_be}")
+            elif (choices := each.metadata["choices"]) and value not in choices:
+                problems.append(unknown(each.name, value, choices))
         if problems:
             raise ValueError(f"These settings of training cannot be used:\n{listed(problems)}")
 
 
 def fits(value: object, default: object) -> bool:
-    """Whether a value has its default's type; a whole number passes as a float."""
+    """Whether a value, and each item of a list, has its default's type; 1 passes as 1.0."""
     if isinstance(default, float):
         return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is type(default)
+    items = value if default and isinstance(default, list | tuple) else ()
+    return type(value) is type(default) and all(fits(item, default[0]) for item in items)
 
 
 @dataclass(frozen=True)

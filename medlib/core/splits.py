@@ -29,24 +29,21 @@ def rotations(
     class. A side is one of :data:`SPLITS` (an official split: one rotation) or the number of a
     fold: of k folds, fold i is tested, fold i+1 validates and the others train.
     ``label_fraction`` < 1 keeps that share of the labelled patients, in training and in validation
-    alike: whoever has few labels has few to choose with. ``seed`` draws these patients. Raises
+    alike: with few labels there are also few to choose with. ``seed`` draws these patients. Raises
     ManifestError when a patient stands on two sides, or a class is missing on one; ValueError for
     a label fraction outside (0, 1].
     """
     side, patients, labels = (np.asarray(values) for values in (side, patients, labels))
     if not 0 < label_fraction <= 1:
         raise ValueError(f"label_fraction must lie in (0, 1], not {label_fraction}.")
-    rotated = []
+    rotated, problems = [], _on_several_sides(side, patients)
     for fold, train, val, test in _parts(side):
         if label_fraction < 1:
             train, val = (_few(patients, labels, m, label_fraction, seed) for m in (train, val))
         rotated.append(Rotation(fold, train, val, test))
-    problems = _on_several_sides(side, patients)
-    for rotation in rotated:
-        for name in SPLITS:
-            lacking = set(labels.tolist()) - set(labels[getattr(rotation, name)].tolist())
-            where = f"fold {rotation.fold}: no sample of class"
-            problems += [f"{where} {label!r} in {name}" for label in sorted(lacking)]
+        for name, inside in zip(SPLITS, (train, val, test), strict=True):
+            lacking = np.setdiff1d(labels, labels[inside]).tolist()
+            problems += [f"fold {fold}: no sample of class {one!r} in {name}" for one in lacking]
     if problems:
         raise ManifestError(f"The split cannot be used:\n{listed(problems)}")
     return rotated

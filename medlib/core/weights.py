@@ -1,15 +1,12 @@
-"""Pretrained weights: where their file is found, and how it is loaded and checked."""
-
-from __future__ import annotations
+"""Where the files of pretrained weights are found."""
 
 import os
+import urllib.error
+import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from medlib.core.backbones import Backbone, control, timm_config
 
-if TYPE_CHECKING:
-    from torch import nn
 HUB_TIMEOUT = 5  # seconds; a hub that cannot be reached must be an error, soon
 
 
@@ -57,9 +54,6 @@ def _from_hub(backbone: Backbone) -> Path:
 
 def _reach_hub(repository: str, file: str) -> None:
     """Fail at once where there is no hub: the hub's own client would retry for minutes."""
-    import urllib.error
-    import urllib.request
-
     import huggingface_hub
 
     if huggingface_hub.constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "") == "1":
@@ -71,46 +65,3 @@ def _reach_hub(repository: str, file: str) -> None:
     except urllib.error.HTTPError as error:
         if error.code >= 500:  # the client would retry these; others it reports at once
             raise
-
-
-def load(model: nn.Module, backbone: Backbone, path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
-    if backbone.patch > 1:
-        # Position embeddings come for the size of pretraining; timm resamples them for ours.
-        from timm.models.vision_transformer import checkpoint_filter_fn
-
-        state = checkpoint_filter_fn(state, model)
-    classifier = timm_config(backbone)["classifier"]
-    misfit = f"{path} does not fit {backbone.name} ({backbone.architecture})"
-    try:
-        result = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # the same names, other shapes
-        shapes = " ".join(line.strip() for line in str(error).splitlines()[1:4])
-        raise ValueError(f"{misfit}: {shapes}") from error
-    unexpected = [key for key in result.unexpected_keys if not key.startswith(f"{classifier}.")]
-    if result.missing_keys or unexpected:
-        lacks, extra = result.missing_keys[:5], unexpected[:5]
-        raise ValueError(f"{misfit}: it lacks {lacks} and has {extra} too many.")
-    # Batch norm that was folded into the convolutions is the identity. In training it would
-    # standardise by the batch after all, and destroy what was learned.
-    if folded_norm(model) != backbone.fixed_norm:
-        raise ValueError(
-            f"In {path} batch norm is {'' if folded_norm(model) else 'not '}folded into the "
-            f"convolutions: set fixed_norm={folded_norm(model)} in the row of {backbone.name} in "
-            "medlib/core/backbones.yaml, so that it is fine-tuned accordingly."
-        )
-
-
-def folded_norm(model: nn.Module) -> bool:
-    """Whether a model has batch norm whose running statistics were never updated from data."""
-    from torch.nn import BatchNorm2d
-
-    norms = [module for module in model.modules() if isinstance(module, BatchNorm2d)]
-    centred = all(norm.running_mean.eq(0).all() for norm in norms)
-    return bool(norms) and centred and all((n.running_var - 1).abs().max() < 1e-3 for n in norms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,7 +11,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
 
-from medlib.errors import ManifestError, listed, problems_of, unknown
+from medlib.errors import ManifestError, listed, unknown
 
 FOLDER = Path(__file__).resolve().parents[2] / "data_manifests"
 # The paper's tasks, in its order: clinical MRI, and public photographs and radiographs.
@@ -47,7 +48,7 @@ class Volumes(BaseModel):
     @field_validator("slices")
     @classmethod
     def _enough(cls, slices: int, info) -> int:
-        if slices < (info.data.get("choice") != "all_head"):
+        if slices < (0 if info.data.get("choice") == "all_head" else 1):
             raise ValueError("not 1 or more (or 0 with `choice: all_head`)")
         return slices
 
@@ -126,11 +127,46 @@ class Card(BaseModel):
         try:
             return Card(**content)
         except ValidationError as error:
-            raise ManifestError(f"{self.task}:\n{listed(problems_of(error, NAMES))}") from None
+            raise ManifestError(f"{self.task}:\n{listed(_problems(error))}") from None
 
 
 # The names that a card knows, at its top and in its parts.
 NAMES = {"": [*Card.model_fields][1:], "volumes": [*Volumes.model_fields]}  # [0] is task
+
+
+# What pydantic expected, by the kind of the problem, in the words of a YAML file.
+EXPECTED = {
+    "string_type": "a text (write it in quotes)",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "greater_than_equal": "{ge} or more",
+    "too_short": "{min_length} or more entries",
+}
+
+
+def _problems(error: ValidationError) -> list[str]:
+    """A line for each problem; an unknown name or value is answered with the closest valid one."""
+    lines = []
+    for problem in error.errors():
+        kind, given, facts = problem["type"], problem["input"], problem.get("ctx", {})
+        *part, name = map(str, problem["loc"])
+        part = ".".join(part)
+        where = re.sub(r"\.(\d+)", r"[\1]", f"{part}.{name}".strip("."))
+        if kind == "extra_forbidden":
+            lines.append(unknown(f"{part} field".strip(), name, NAMES.get(part, ())))
+        elif kind == "literal_error":
+            lines.append(unknown(where, given, re.findall("'(.*?)'", facts["expected"])))
+        elif kind in ("missing", "string_too_short"):
+            lines.append(f"{where} is missing")
+        elif kind in EXPECTED:
+            lines.append(f"{where} is {given!r}, not {EXPECTED[kind].format(**facts)}")
+        else:  # "value_error" was raised by a validator of ours: its message follows the value
+            lines.append(f"{where} is {given!r}, {facts.get('error', problem['msg'])}")
+    return lines
 
 
 def tasks(folder: Path | str = FOLDER) -> list[str]:
@@ -168,7 +204,7 @@ def read(task: str, folder: Path | str = FOLDER) -> Card:
     try:
         return Card(**content | {"task": task})
     except ValidationError as error:
-        problems = listed(problems_of(error, NAMES))
+        problems = listed(_problems(error))
         raise ManifestError(f"{path}: fix the card:\n{problems}") from None
 
 
@@ -225,10 +261,7 @@ def data_folder(data: str, results: Path | str) -> Path:
     folder = os.environ.get("MEDLIB_DATA", "") if data == "real" else data
     if folder and Path(folder).is_dir():
         return Path(folder)
-    problem = f"The data folder {folder!r} does not exist. Give"
-    if not folder:
-        problem = "The grid asks for real data, but MEDLIB_DATA is not set. Name"
-    raise FileNotFoundError(
-        f"{problem} the folder that holds the data sets (make … DATA=folder, or the environment "
-        "variable MEDLIB_DATA), or use data='phantoms'."
-    )
+    unset = "The grid asks for real data, but MEDLIB_DATA is not set."
+    problem = f"The data folder {folder!r} does not exist." if folder else unset
+    ways = "(make … DATA=folder, or the environment variable MEDLIB_DATA), or use data='phantoms'."
+    raise FileNotFoundError(f"{problem} Name the folder that holds the data sets {ways}")

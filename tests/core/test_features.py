@@ -264,7 +264,7 @@ def test_a_lower_precision_is_used_where_the_network_bears_it(
             engine.suitable(row, model, "float16", red)
 
 
-def test_compiling_changes_no_embedding_and_is_done_once_for_all_batches(tmp_path):
+def test_compiling_changes_no_embedding_and_is_recorded(tmp_path):
     pack = make_pack(7)
     plain = extract(pack, CNN, tmp_path / "plain", batch_size=3, compiled=False)
     fast = extract(pack, CNN, tmp_path / "fast", batch_size=3, compiled=True)
@@ -288,23 +288,12 @@ def test_where_nothing_can_be_compiled_it_is_said_and_recorded(tmp_path, monkeyp
 
 def test_whether_to_compile_follows_from_the_number_of_images(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        engine, "_compiled", lambda *args: (args[-1], bool(asked.append(1)) or True)
-    )
+    monkeypatch.setattr(engine, "_compiled", lambda *args: asked.append(1) or (args[-1], True))
     monkeypatch.setitem(engine.COMPILE_FROM, "cpu", 7)
     for n, expected in ((6, 0), (7, 1)):
         pack = make_pack(n)
         made = extract(pack, CNN, tmp_path / f"f{n}", device="cpu")
         assert len(asked) == expected and made.meta["compiled"] == bool(expected)
-
-
-def test_batches_come_in_order_whoever_reads_them():
-    pictures = np.arange(40, dtype=np.uint8).reshape(10, 2, 2, 1)
-    parts = [np.array([7, 1]), np.array([0]), np.array([9, 9, 2])]
-    found = list(loading.batches(pictures, parts, "cpu"))
-    assert [len(batch) for batch in found] == [2, 1, 3]
-    for batch, rows in zip(found, parts, strict=True):
-        np.testing.assert_array_equal(batch.numpy(), pictures[rows])
 
 
 def test_a_batch_on_a_cuda_device_is_held_until_its_work_is_done(monkeypatch):

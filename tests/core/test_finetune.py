@@ -124,7 +124,7 @@ def test_training_moves_every_parameter_and_the_batch_norm_statistics():
     pixels, index, rotations = problem()
     model = classifier.Classifier(CNN, 32, 2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    y = np.array([CLASSES.index(label) for label in index["label"]])
+    y = metrics.codes(index["label"], CLASSES)
     rows = np.flatnonzero(rotations[0].train)
     losses = dict(train(model, pixels, y, rows, learning_rate=3e-3, epochs=4, weight_decay=0.05))
     assert list(losses) == [1, 2, 3, 4] and losses[4] < losses[1]
@@ -138,7 +138,7 @@ def test_batch_norm_that_must_keep_its_statistics_keeps_them_while_all_else_lear
     pixels, index, rotations = problem()
     model = classifier.Classifier(CNN, 32, 2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    y = np.array([CLASSES.index(label) for label in index["label"]])
+    y = metrics.codes(index["label"], CLASSES)
     rows = np.flatnonzero(rotations[0].train)
     for _ in train(model, pixels, y, rows, learning_rate=3e-3, weight_decay=0.05):
         finetune.predict(model, pixels, rows)  # evaluation in between changes nothing of it
@@ -257,7 +257,7 @@ def test_the_kept_weights_are_those_of_the_chosen_epoch_and_not_of_the_last(lear
     assert history.loc[history["chosen"], "epoch"].item() == best["epoch"]
     # Train once more with the same seed, and stop at that epoch.
     model = fusing.place(classifier.Classifier(CNN, 32, 2, seed=0), "cpu")
-    y = np.array([CLASSES.index(label) for label in index["label"]])
+    y = metrics.codes(index["label"], CLASSES)
     for epoch, loss in train(
         model,
         pixels,
@@ -345,13 +345,9 @@ def test_weights_that_are_not_numbers_are_never_chosen(monkeypatch):
     parts = {(0.1, 1): [0.7, 0.3, 0.4, 0.2], (0.1, 2): [np.nan] * 4}
     table = {key: [0.5] * 4 + val + val for key, val in parts.items()}
     scripted(monkeypatch, pixels, index, table)
-    try:
-        found, history, _ = run((pixels, index, rotations), learning_rates=[0.1], epochs=2)
-    except (FloatingPointError, ValueError) as error:
-        assert "finite" in str(error)  # to refuse is as good
-    else:
-        assert history["chosen"].tolist() == [True, False]
-        assert found["prob_down"].tolist() == parts[0.1, 1]
+    found, history, _ = run((pixels, index, rotations), learning_rates=[0.1], epochs=2)
+    assert history["chosen"].tolist() == [True, False]
+    assert found["prob_down"].tolist() == parts[0.1, 1]
 
 
 def test_a_validation_part_that_cannot_choose_is_refused(monkeypatch):
@@ -361,7 +357,7 @@ def test_a_validation_part_that_cannot_choose_is_refused(monkeypatch):
     part = splits.Rotation(0, train, val & (index["label"] == "across").to_numpy(), test)
     table = {(0.1, 1): [0.5] * 4 + [0.3] * 4 + [0.9] * 4}
     scripted(monkeypatch, pixels, index, table)
-    with pytest.raises(ValueError, match="val"):
+    with pytest.raises(ValueError, match="no epoch has a validation AUROC"):
         run((pixels, index, [part]), learning_rates=[0.1], epochs=1)
 
 

@@ -11,7 +11,6 @@ from torch.nn import functional
 from medlib.core import networks
 from medlib.core.backbones import Backbone
 from medlib.core.fast import fusing
-from medlib.core.fast.transfer import take
 from medlib.core.loading import batches
 from medlib.core.settings import Extraction
 from medlib.errors import unknown
@@ -23,7 +22,7 @@ SIMILAR, SURELY_SIMILAR, SAMPLE = 0.999, 0.9998, 64
 # Compiling takes 8 to 50 s. On a CPU it saves a tenth with ResNets and nothing with other networks;
 # on an H200 it saves a vision transformer 10 s in a million images (benchmarks/README.md).
 COMPILE_FROM = {"cpu": math.inf, "cuda": 1_000_000}  # images
-CPU_BATCH = 16  # the least with which one thread uses oneDNN, too; larger batches gain nothing
+CPU_BATCH = 16  # the smallest for which a single thread, too, uses oneDNN; more gains nothing
 
 
 def fastest(
@@ -37,7 +36,7 @@ def fastest(
     model = fusing.fold_scales(model, networks.normalise(row, sample[:1]))
     model, how = suitable(row, model, settings.precision, sample)
     embed = embedder(row, model)
-    batch_size = settings.batch_size or find_batch_size(embed, images, str(device))
+    batch_size = settings.batch_size or find_batch_size(embed, sample)
     compiled = n >= COMPILE_FROM[device.type] if settings.compiled is None else settings.compiled
     if compiled:
         first = next(batches(images, [np.arange(min(batch_size, n))], device))
@@ -98,11 +97,11 @@ def _compiled(row, model, batch, plain: Callable) -> tuple[Callable, bool]:
     return padded, True
 
 
-def find_batch_size(embed: Callable, images: np.ndarray, device: str) -> int:
+def find_batch_size(embed: Callable, sample: torch.Tensor) -> int:
     """The batch size: fixed on a CPU; on a GPU, what half of its free memory holds."""
-    if torch.device(device).type != "cuda":
+    device, few = sample.device, sample[:8]
+    if device.type != "cuda":
         return CPU_BATCH
-    few = torch.from_numpy(take(images, np.arange(min(8, len(images))))).to(device)
     embed(few)  # the first call allocates what later ones share
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)

@@ -1,7 +1,6 @@
 """The same network with fewer or faster layers."""
 
 import copy
-import functools
 from collections import Counter
 from collections.abc import Mapping
 
@@ -123,19 +122,17 @@ def _followers(
         calls[module] += 1
         outputs[id(output)] = module, output  # held, so that no other tensor gets its id
 
-    def before(module, inputs, kind):
+    def before(module, inputs):
         calls[module] += 1
         source = outputs.pop(id(inputs[0]), (None,))[0]
-        if isinstance(source, kind):
+        if any(isinstance(module, f) and isinstance(source, kind) for f, kind in kinds.items()):
             sources[module] = source
 
     for module in model.modules():
         if isinstance(module, tuple(kinds.values())):
             hooks.append(module.register_forward_hook(after))
-        for follower, kind in kinds.items():
-            if isinstance(module, follower):
-                hook = functools.partial(before, kind=kind)
-                hooks.append(module.register_forward_pre_hook(hook))
+        if isinstance(module, tuple(kinds)):
+            hooks.append(module.register_forward_pre_hook(before))
     features = model.forward_features(images)
     for hook in hooks:
         hook.remove()

@@ -10,8 +10,8 @@ RECORD_AFTER = 3  # steps, before a CUDA graph is made of one
 
 
 def replayed(step: Callable[..., None], stream: torch.cuda.Stream) -> Callable[..., None]:
-    """A training step as a CUDA graph, recorded on a stream: launched as a whole, where launching
-    it kernel by kernel takes the host longer than the device takes to run them.
+    """A training step as a CUDA graph: recorded once, on a stream, and then launched as a whole.
+    (To launch its kernels one by one can take the host longer than the device takes to run them.)
 
     The first calls run as they are, to allocate and to choose kernels; the next one is recorded.
     Inputs keep their shapes. A step that cannot be recorded runs on as it is, after a warning.

@@ -105,9 +105,8 @@ def _minimise(
             )
             history = [tuple(part[open_] for part in pair) for pair in history]
         of_penalty = _dot(penalty * weights, direction), _dot(penalty * direction, direction)
-        length, logits, proba, residual = _line_search(
-            logits, direction @ z.T, proba, hot, slope, of_penalty
-        )
+        line = direction @ z.T, proba, hot, slope, of_penalty
+        length, logits, proba, residual = _line_search(logits, *line)
         step = length[:, None, None] * direction
         weights, before = weights + step, gradient
         gradient = residual @ z / n + penalty * weights
@@ -157,9 +156,7 @@ def _solve(vector: Tensor, turn: Tensor, curvature: Tensor) -> Tensor:
     return turn @ (turn.transpose(1, 2) @ vector / curvature)
 
 
-def _lbfgs(
-    gradient: Tensor, turn: Tensor, curvature: Tensor, history: list[tuple[Tensor, ...]]
-) -> Tensor:
+def _lbfgs(gradient: Tensor, turn: Tensor, curvature: Tensor, history: list[tuple]) -> Tensor:
     """The descent direction (P, k, r): the two-loop recursion over what :func:`_pair` remembers."""
     direction, shares = -gradient, []
     for step, change, inverse in reversed(history):

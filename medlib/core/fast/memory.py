@@ -65,11 +65,10 @@ def fitted(
     Raises MemoryError when not even one image fits the GPU.
     """
     device = next(model.parameters()).device
-    cuda = device.type == "cuda"
     # Checkpointing asks for the state of the random numbers, which a graph cannot hold.
-    recorded = cuda and not getattr(model.backbone, "grad_checkpointing", False)
+    recorded = device.type == "cuda" and not getattr(model.backbone, "grad_checkpointing", False)
     # One stream for all attempts: cuBLAS keeps a workspace for each stream, for good.
-    stream = torch.cuda.Stream(device) if cuda else None
+    stream = torch.cuda.Stream(device) if recorded else None
 
     def prepared() -> Callable[..., None]:
         return graph.replayed(step, stream) if recorded else step

@@ -17,7 +17,7 @@ from medlib.core.classifier import Classifier, assign, learnt
 
 @dataclass
 class Course:
-    """How far one training has come: beside the model, all that its next epoch depends on."""
+    """How far one training has come: all that its next epoch needs, except the model itself."""
 
     epoch: int = 0  # the last one that is done
     micro_batches: int = 1  # into which a step is cut, as the GPU's memory demands
@@ -49,15 +49,14 @@ def restore(
     parameters = _trained(optimiser)
     if "random_cuda" in state:
         torch.cuda.set_rng_state(state["random_cuda"], parameters[0].device)
-    for number, parameter in enumerate(parameters):
-        moments = {}
-        for key, value in state.items():
-            if key.startswith(f"{number}."):
-                # The memory layout is the parameter's, as the fused optimiser wants it.
-                like = parameter if value.shape == parameter.shape else value
-                place = torch.empty_like(like, dtype=value.dtype, device=parameter.device)
-                moments[key.partition(".")[2]] = place.copy_(value)
-        optimiser.state[parameter] = moments
+    for key, value in state.items():
+        number, _, name = key.partition(".")
+        if name:  # a moment, and not a random state
+            parameter = parameters[int(number)]
+            # The memory layout is the parameter's, as the fused optimiser wants it.
+            like = parameter if value.shape == parameter.shape else value
+            place = torch.empty_like(like, dtype=value.dtype, device=parameter.device)
+            optimiser.state[parameter][name] = place.copy_(value)
 
 
 WORST = (-1.0, -math.inf)  # an AUROC and a negative loss that every epoch beats
@@ -66,7 +65,7 @@ LONG = 1.0  # seconds: a checkpoint that takes longer to write is not written af
 
 @dataclass
 class Progress:
-    """How far a run has come: beside the model and its best state, all that the rest depends on."""
+    """How far a run has come: all that the rest needs, except the model and its best state."""
 
     rate: int = 0  # the position of the learning rate in use
     course: Course = field(default_factory=Course)  # of the training at this rate
@@ -89,8 +88,8 @@ def keep(
 ) -> None:
     """Write a checkpoint after an epoch: one safetensors file, under a temporary name, renamed.
 
-    Where writing takes longer than :data:`LONG` it may take a tenth of the time at most, so some
-    epochs are left out: with few images, a large network trains faster than it is written.
+    If writing takes longer than :data:`LONG`, at most a tenth of the time is spent on it: after
+    some epochs nothing is written. (On few images, a large network trains faster than it is saved.)
     """
     from safetensors.torch import save_file
 

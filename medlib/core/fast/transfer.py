@@ -44,7 +44,7 @@ def copied(pinned: Iterator[torch.Tensor], device: torch.device) -> Iterator[tor
     ahead of the device waits, or it would fill the device's memory.
     """
     copying, at_work = _copying_stream(device), deque()
-    # It may get memory that work queued by now still reads.
+    # The copying stream may be given memory that work which is already queued still reads.
     copying.wait_stream(torch.cuda.current_stream(device))
     for batch in pinned:
         with torch.cuda.stream(copying):
