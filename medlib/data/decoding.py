@@ -55,10 +55,8 @@ def _opened(path: Path | str, content: bytes | None) -> Image.Image:
         raise ValueError("its content is no image in a format that can be read") from error
     if image.width * image.height > Image.MAX_IMAGE_PIXELS:
         image.close()
-        raise ValueError(
-            f"it has {image.width} × {image.height} pixels, more than "
-            f"{Image.MAX_IMAGE_PIXELS:,}: a decompression bomb, or to be made smaller first"
-        )
+        many = f"{image.width} × {image.height} pixels, more than {Image.MAX_IMAGE_PIXELS:,}"
+        raise ValueError(f"it has {many}: a decompression bomb, or to be made smaller first")
     return image
 
 

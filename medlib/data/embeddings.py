@@ -1,7 +1,7 @@
 """The embeddings of a task: a pack embedded by a frozen backbone, with the index of its images.
 
-A folder holds what :mod:`medlib.core.features` writes and ``index.csv``, a row per embedding, as
-the pack's. Its ``meta.json`` says also how the pack was made.
+A folder holds what :mod:`medlib.core.features` writes and the pack's ``index.csv``, one row for
+each embedding. ``meta.json`` also says how the pack was made.
 """
 
 from pathlib import Path
@@ -14,10 +14,10 @@ from medlib import files
 from medlib.core import backbones, features
 from medlib.core.settings import Extraction
 from medlib.data import manifest
-from medlib.data.packs import Pack
+from medlib.data.packs import Pack, recorded
 
 LOOKED_AT = 8  # images of which local features are kept
-OF_PACK = ("interpolation", "mask_at_test_time")
+OF_PACK = ("interpolation", "mask_at_test_time")  # of a pack's meta; written last
 
 
 class Features(NamedTuple):
@@ -29,12 +29,7 @@ class Features(NamedTuple):
 
 
 def extract(
-    pack: Pack,
-    backbone: str,
-    folder: Path | str,
-    *,
-    seed: int = 0,
-    settings: Extraction | None = None,
+    pack: Pack, backbone: str, folder: Path | str, seed: int = 0, settings: Extraction | None = None
 ) -> Features:
     """Embed all images of a pack with a frozen backbone, and cache the result in ``folder``.
 
@@ -49,18 +44,18 @@ def extract(
     if OF_PACK[-1] not in meta:
         files.save_csv(Path(folder) / "index.csv", pack.index)
         # Last: without these the folder counts as incomplete.
-        meta |= {name: pack.meta.get(name, False) for name in OF_PACK}
+        meta |= {name: pack.meta[name] for name in OF_PACK}
         files.save_json(Path(folder) / "meta.json", meta)
     return load(folder)
 
 
-def looked_at(index: pd.DataFrame, n: int = LOOKED_AT) -> np.ndarray:
-    """The rows of about ``n`` images, spread over each class: the same for every backbone."""
+def looked_at(index: pd.DataFrame) -> np.ndarray:
+    """The rows of about LOOKED_AT images, spread over each class: the same for every backbone."""
     classes, rows = np.unique(index["label"]), []
     for name in classes:
         members = np.flatnonzero(index["label"] == name)
-        places = np.linspace(0, len(members) - 1, max(1, n // len(classes)) + 2)[1:-1].astype(int)
-        rows += list(members[np.unique(places)])
+        inner = np.linspace(0, len(members) - 1, max(1, LOOKED_AT // len(classes)) + 2)[1:-1]
+        rows += list(members[np.unique(inner.astype(int))])
     return np.array(rows)
 
 
@@ -69,8 +64,7 @@ def load(folder: Path | str, pack_hash: str | None = None) -> Features:
 
     Raises FileNotFoundError when it is not there or not complete, ValueError when it is stale.
     """
-    folder, file = Path(folder), Path(folder) / "meta.json"
-    meta = files.read_json(file) if file.is_file() else {}
+    folder, meta = Path(folder), recorded(folder)
     if OF_PACK[-1] not in meta:
         way_out = "Run notebook 02_extract_features for this task and backbone."
         raise FileNotFoundError(f"There are no embeddings in {folder}. {way_out}")

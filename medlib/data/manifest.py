@@ -7,7 +7,7 @@ hand. ``path`` is relative to the data folder.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -27,6 +27,7 @@ REQUIRED = ("sample_id", "patient_id", "path", "label")
 BESIDE = ("mask", "reference")  # columns that name further files of a sample
 Pairs = Iterable[tuple[str, str]]  # of names
 KNOWN = ("age", "sex", "site")  # columns of what is known of a patient: possible confounders
+_HASHING = Lock()  # threads ask for the hash of the same .npz at the same time
 
 
 def read(path: Path | str, card: Card, data: Path | str | None = None) -> pd.DataFrame:
@@ -52,16 +53,11 @@ def read_rows(path: Path | str) -> pd.DataFrame:
     return rows
 
 
-def excluded_path(path: Path | str) -> Path:
-    """Where a manifest's list of what was left out lies: columns name and reason."""
-    return Path(path).with_suffix(".excluded.csv")
-
-
 def read_excluded(path: Path | str) -> pd.DataFrame:
     """What was left out of a manifest and why (name, reason); empty where nothing was."""
-    file = excluded_path(path)
+    file = Path(path).with_suffix(".excluded.csv")
     nothing = pd.DataFrame(columns=["name", "reason"], dtype=str)
-    return pd.read_csv(file, dtype=str, keep_default_na=False) if file.is_file() else nothing
+    return read_rows(file) if file.is_file() else nothing
 
 
 def write(
@@ -80,8 +76,8 @@ def write(
     if card is not None:
         validate(rows, card, name=str(path))
         save_text(path.with_suffix(".yaml"), text(card))
-    beside = {excluded_path(path): excluded, path.with_suffix(".duplicates.csv"): duplicates}
-    for file, frame in beside.items():
+    for ending, frame in {".excluded.csv": excluded, ".duplicates.csv": duplicates}.items():
+        file = path.with_suffix(ending)
         if frame is not None and len(frame):
             save_csv(file, frame)
         else:
@@ -98,8 +94,6 @@ def validate(
     sides of the split; that every class is on every side; and, with ``data``, that the files exist
     and are unchanged.
     """
-    import pandera.pandas as pandera  # here, since machines that only train may not have it
-
     missing = [column for column in REQUIRED if column not in rows]
     if missing:
         problems = [f"columns missing: {', '.join(missing)}; found: {', '.join(rows.columns)}"]
@@ -108,64 +102,42 @@ def validate(
     elif data is not None and not Path(data).is_dir():
         problems = [f"the data folder {data} does not exist"]
     else:
-        problems, facts = [], _facts(rows, data)
-        try:
-            _schema(rows, card).validate(facts, lazy=True)
-        except pandera.errors.SchemaErrors as error:
-            records, failures = facts.to_dict("index"), error.failure_cases
-            cases = zip(failures["check"], failures["index"], strict=True)
-            messages = (check.format(**records[int(index)]) for check, index in cases)
-            problems = list(dict.fromkeys(messages))  # each once
+        problems = [*dict.fromkeys(_row_problems(rows, card, data))]  # each once
         problems += _side_problems(rows, classes(rows, card))
     if problems:
-        raise ManifestError(
-            f"{name}: {len(problems)} problem(s):\n{listed(problems)}\n"
-            "Correct the rows, or remove them, and run notebook 01_prepare_data again."
-        )
+        way_out = "Correct the rows, or remove them, and run notebook 01_prepare_data again."
+        raise ManifestError(f"{name}: {len(problems)} problem(s):\n{listed(problems)}\n{way_out}")
 
 
-def _facts(rows: pd.DataFrame, data: Path | str | None) -> pd.DataFrame:
-    """``rows`` with columns of facts that come from other rows and from files."""
-    side = split_column(rows)
-    rows = rows.reset_index(drop=True)
-    hashes = rows["sha256"].fillna("") if "sha256" in rows else pd.Series("", rows.index)
-    own = hashes.where(hashes != "", rows.index.astype(str))  # no hash: an image of its own
-    twins = rows["sample_id"].groupby(own)
-    named = rows.fillna("").to_dict("records")
-    return rows.assign(
-        sha256=hashes,
-        row_number=rows.index + 2,  # as a spreadsheet counts, below the header
-        times=rows.groupby("sample_id")["path"].transform("size"),
+def _row_problems(rows: pd.DataFrame, card: Card, data: Path | str | None) -> Iterator[str]:
+    """What is wrong with each row: by itself, beside the other rows, and with its files."""
+    side, rows = split_column(rows), rows.fillna("").reset_index(drop=True)
+    hashes = rows["sha256"] if "sha256" in rows else pd.Series("", rows.index)
+    image = hashes.where(hashes != "", rows.index.astype(str))  # no hash: an image of its own
+    rows = rows.assign(
         patient_sides=sides(rows[side], rows["patient_id"]),
-        image_sides=sides(rows[side], own),
-        image_samples=own.map({k: ", ".join(v) for k, v in twins.agg(list).items()}),
-        file_problem=[read_files(row, data)[-1] if data else "" for row in named],
+        image_sides=sides(rows[side], image),
+        samples=sides(rows["sample_id"], image),
+        again=rows["sample_id"].duplicated(keep=False),
     )
-
-
-def _schema(rows: pd.DataFrame, card: Card):
-    """The pandera schema of ``_facts``. The error of a check is a message with columns to fill."""
-    import pandera.pandas as pandera
-
-    side, check = split_column(rows), pandera.Check
-    classes = ", ".join(card.all_classes).replace("{", "{{").replace("}", "}}")
-    empty = "{} is empty in row {{row_number}}"
-    checks = {name: [check.ne("", error=empty.format(name))] for name in REQUIRED}
-    is_class = f"label {{label!r}} of {{sample_id}} is not a class of the card ({classes})"
-    checks["label"].append(check.isin([*card.all_classes, ""], error=is_class))
-    if side == "split":
-        is_split = f"split {{split!r}} of {{sample_id}} is not one of {SPLITS}"
-        checks["split"] = check.isin(SPLITS, error=is_split)
-    else:
-        is_fold = "fold {fold!r} of {sample_id} is not a whole number from 0 on"
-        checks["fold"] = check(lambda v: v.astype(str).str.fullmatch(r"\d+"), error=is_fold)
-    checks["times"] = check.eq(1, error="sample_id {sample_id!r} stands in several rows")
-    patient = f"patient {{patient_id!r}} stands in several {side}s: {{patient_sides}}"
-    image = f"{{image_samples}} are one image but stand in several {side}s: {{image_sides}}"
-    checks["patient_sides"] = check(lambda v: ~v.str.contains(", "), error=patient)
-    checks["image_sides"] = check(lambda v: ~v.str.contains(", "), error=image)
-    checks["file_problem"] = check.eq("", error="{file_problem}")
-    return pandera.DataFrameSchema({n: pandera.Column(checks=c) for n, c in checks.items()})
+    known = ", ".join(card.all_classes)
+    for number, row in enumerate(rows.to_dict("records"), start=2):  # as a spreadsheet counts
+        sample, label, stands = row["sample_id"], row["label"], row[side]
+        yield from (f"{name} is empty in row {number}" for name in REQUIRED if row[name] == "")
+        if label not in ("", *card.all_classes):
+            yield f"label {label!r} of {sample} is not a class of the card ({known})"
+        if side == "split" and stands not in SPLITS:
+            yield f"split {stands!r} of {sample} is not one of {SPLITS}"
+        if side == "fold" and not str(stands).isdecimal():
+            yield f"fold {stands!r} of {sample} is not a whole number from 0 on"
+        if row["again"]:
+            yield f"sample_id {sample!r} stands in several rows"
+        if ", " in (several := row["patient_sides"]):
+            yield f"patient {row['patient_id']!r} stands in several {side}s: {several}"
+        if ", " in (several := row["image_sides"]):
+            yield f"{row['samples']} are one image but stand in several {side}s: {several}"
+        if data and (problem := read_files(row, data)[-1]):
+            yield problem
 
 
 def _side_problems(rows: pd.DataFrame, present: list[str]) -> list[str]:
@@ -173,7 +145,7 @@ def _side_problems(rows: pd.DataFrame, present: list[str]) -> list[str]:
     side, sides, problems = split_column(rows), list(SPLITS), []
     if side == "fold":
         if not pd.api.types.is_integer_dtype(rows["fold"]):
-            return []  # each of them is named
+            return []  # folds that are no numbers are reported row by row
         sides = sorted(rows["fold"].unique().tolist())
         if sides != list(range(len(sides))):
             problems.append(f"folds count from 0 on without a gap (fold 0, 1, …), not {sides}")
@@ -194,12 +166,11 @@ def classes(rows: pd.DataFrame, card: Card) -> list[str]:
 def sound_rows(rows: pd.DataFrame, card: Card) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows whose ids and labels can be used; and the others, with reasons (name, reason)."""
     rows = rows.reset_index(drop=True)
-    no_class = f" is not a class of the card ({', '.join(card.all_classes)})"
+    known = ", ".join(card.all_classes)
+    no_class = "label " + rows["label"].map(repr) + f" is not a class of the card ({known})"
     wrong = [(rows[column] == "", f"its {column} is empty") for column in REQUIRED]
-    wrong += [
-        (rows["sample_id"].duplicated(keep=False), "several rows have this id"),
-        (~rows["label"].isin(card.all_classes), "label " + rows["label"].map(repr) + no_class),
-    ]
+    wrong += [(rows["sample_id"].duplicated(keep=False), "several rows have this id")]
+    wrong += [(~rows["label"].isin(card.all_classes), no_class)]
     reasons = pd.Series("", rows.index, dtype=object).case_when(wrong)  # the first that holds
     names = rows["sample_id"].where(rows["sample_id"] != "", "row " + (rows.index + 2).astype(str))
     bad = pd.DataFrame({"name": names, "reason": reasons})[reasons != ""]
@@ -219,9 +190,6 @@ def sample_sha256(data: Path | str, path: str) -> str:
     with _HASHING:
         digest = _file_sha256(Path(data) / file, stat.st_mtime_ns, stat.st_size)
     return hashlib.sha256(f"{digest}{path[len(file) :]}".encode()).hexdigest()
-
-
-_HASHING = Lock()  # threads ask for the hash of the same .npz at the same time
 
 
 @lru_cache(maxsize=16)
@@ -273,9 +241,7 @@ def file_problem(data: Path | str, path: str) -> str:
     return "" if file.stat().st_size else "is empty (0 bytes): get it again"
 
 
-def drop_duplicates(
-    rows: pd.DataFrame, groups: Iterable[Iterable[str]]
-) -> tuple[pd.DataFrame, ...]:
+def drop_duplicates(rows: pd.DataFrame, twins: Iterable[Iterable[str]]) -> tuple[pd.DataFrame, ...]:
     """Rows in which each group of sample ids, which are one image, is on one side of the split.
 
     Keep the test copy, else the validation copy, else the training copy (of several folds, the
@@ -284,7 +250,7 @@ def drop_duplicates(
     """
     column, reasons = split_column(rows), {}
     sides = dict(zip(rows["sample_id"], rows[column], strict=True)) if column else {}
-    for group in groups:
+    for group in twins:
         there = sorted(sample for sample in group if sample in sides and sample not in reasons)
         if column == "split":
             there.sort(key=lambda sample: -SPLITS.index(sides[sample]))

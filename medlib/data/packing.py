@@ -22,10 +22,10 @@ from tqdm.auto import tqdm
 from medlib import files
 from medlib.data import decoding, duplicates, manifest, packs, volumes
 from medlib.data.cards import Volumes
-from medlib.errors import ManifestError, listed
+from medlib.errors import ManifestError, listed, unknown
 
 Place = Path | str
-Settings = Volumes | None  # of a card
+Slicing = Volumes | None  # a card's volumes
 Folders = dict[Path, tuple[int, str]]  # of packs: image size in pixels and interpolation of each
 
 
@@ -51,12 +51,7 @@ class Reading(NamedTuple):
 
 @contextlib.contextmanager
 def reading(
-    rows: pd.DataFrame,
-    data: Place,
-    folders: Folders,
-    *,
-    settings: Settings = None,
-    workers: int = 0,
+    rows: pd.DataFrame, data: Place, folders: Folders, *, settings: Slicing = None, workers: int = 0
 ) -> Iterator[Reading]:
     """Read each file that ``rows`` name below ``data`` once, and draw it for each of ``folders``.
 
@@ -66,8 +61,7 @@ def reading(
     """
     for _, interpolation in folders.values():
         if interpolation not in decoding.RESAMPLING:
-            choices = ", ".join(decoding.RESAMPLING)
-            raise ValueError(f"Unknown interpolation {interpolation!r}; choose one of {choices}.")
+            raise ValueError(unknown("interpolation", interpolation, list(decoding.RESAMPLING)))
     with contextlib.ExitStack() as stack:
         arrays = {}
         if folders:
@@ -101,7 +95,7 @@ def reading(
 
 
 def _each(
-    rows: pd.DataFrame, data: Place, sizes: Iterable[tuple], settings: Settings, workers: int
+    rows: pd.DataFrame, data: Place, sizes: Iterable[tuple], settings: Slicing, workers: int
 ) -> Iterator[tuple[dict, tuple[str, object]]]:
     """Every row, in order: ("unreadable" or "broken", the reason), or "read" and what was drawn.
 
@@ -136,7 +130,7 @@ def _each(
                 yield row, done
 
 
-def _draw(row: dict, data: Place, contents: dict, settings: Settings, size: float) -> dict:
+def _draw(row: dict, data: Place, contents: dict, settings: Slicing, size: float) -> dict:
     """A row's pictures by slice number: one of an image file, several of a volume."""
     path = Path(data) / row["path"]
     if settings is None:
@@ -145,7 +139,7 @@ def _draw(row: dict, data: Place, contents: dict, settings: Settings, size: floa
     return volumes.slices(path, settings, contents=contents, **beside)
 
 
-def write(read: Reading, rows: pd.DataFrame, folders: Folders, settings: Settings = None) -> None:
+def write(read: Reading, rows: pd.DataFrame, folders: Folders, settings: Slicing = None) -> None:
     """Make packs of the images of ``rows``, in their order. A pack that matches them stays."""
     kept = ["sample_id", "patient_id", "label", manifest.split_column(rows)]
     places = [read.slices[sample] for sample in rows["sample_id"]]
@@ -153,7 +147,7 @@ def write(read: Reading, rows: pd.DataFrame, folders: Folders, settings: Setting
     index = index.assign(slice=[number for _, slices in places for number in slices])
     for folder, (size, interpolation) in folders.items():
         digest = packs.pack_hash(rows, size, interpolation, settings)
-        if packs.recorded_hash(folder) == digest:
+        if packs.recorded(folder).get("hash") == digest:
             continue
         meta = {"hash": digest, "size": size, "interpolation": interpolation}
         meta["volumes"] = settings and settings.model_dump()
@@ -171,12 +165,7 @@ def write(read: Reading, rows: pd.DataFrame, folders: Folders, settings: Setting
 
 
 def pack(
-    rows: pd.DataFrame,
-    data: Place,
-    folders: Folders,
-    *,
-    settings: Settings = None,
-    workers: int = 0,
+    rows: pd.DataFrame, data: Place, folders: Folders, *, settings: Slicing = None, workers: int = 0
 ) -> dict[Path, packs.Pack]:
     """Read the files of a manifest's rows and pack them into each of ``folders``.
 
@@ -185,15 +174,13 @@ def pack(
     cannot be used; then no folder is written.
     """
     hashes = {folder: packs.pack_hash(rows, *how, settings) for folder, how in folders.items()}
-    wanted = {f: how for f, how in folders.items() if packs.recorded_hash(f) != hashes[f]}
+    wanted = {f: how for f, how in folders.items() if packs.recorded(f).get("hash") != hashes[f]}
     if wanted:
         with reading(rows, data, wanted, settings=settings, workers=workers) as read:
             problems = [*read.unreadable["reason"], *read.broken["reason"]]
             if problems:
-                raise ManifestError(
-                    f"{len(problems)} of {len(rows)} files in {data} cannot be read:\n"
-                    f"{listed(problems)}\nReplace them, or take their rows out of the manifest "
-                    "(quarantine=True in notebook 01_prepare_data)."
-                )
+                what = f"{len(problems)} of {len(rows)} files in {data} cannot be read"
+                way_out = "take their rows out (quarantine=True in notebook 01_prepare_data)."
+                raise ManifestError(f"{what}:\n{listed(problems)}\nReplace them, or {way_out}")
             write(read, rows, wanted, settings)
     return {folder: packs.load(folder) for folder in folders}

@@ -33,10 +33,10 @@ def pack_hash(rows: pd.DataFrame, size: int, interpolation: str, settings: Volum
     return files.content_hash(rows, [VERSION, size, interpolation, how])
 
 
-def recorded_hash(folder: Path | str) -> str | None:
-    """The hash with which the pack in a folder was written; None where there is no pack."""
+def recorded(folder: Path | str) -> dict:
+    """What is recorded of the pack or embeddings in a folder; empty where there are none."""
     meta = Path(folder) / "meta.json"
-    return files.read_json(meta).get("hash") if meta.is_file() else None
+    return files.read_json(meta) if meta.is_file() else {}
 
 
 def load(
@@ -47,14 +47,12 @@ def load(
     ``settings`` are the card's ``volumes``. Raises FileNotFoundError when there is no pack,
     ManifestError when it is stale.
     """
-    folder = Path(folder)
-    if recorded_hash(folder) is None:
+    folder, meta = Path(folder), recorded(folder)
+    if "hash" not in meta:
         size, _, interpolation = folder.name.partition("-")
-        raise FileNotFoundError(
-            f"There are no packed images in {folder}. Run notebook 01_prepare_data for this task "
-            f"with {size} among its image_sizes (interpolation {interpolation})."
-        )
-    meta = files.read_json(folder / "meta.json")
+        way_out = f"with {size} among its image_sizes (interpolation {interpolation})."
+        none = f"There are no packed images in {folder}."
+        raise FileNotFoundError(f"{none} Run notebook 01_prepare_data for this task {way_out}")
     how = meta["size"], meta["interpolation"], settings
     if rows is not None and meta["hash"] != pack_hash(rows, *how):
         way_out = "run notebook 01_prepare_data for this task again."

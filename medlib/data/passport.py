@@ -32,9 +32,7 @@ def table(
     """
     side = split_column(manifest)
     if side is None:
-        raise ValueError(
-            "the manifest needs a `split` or a `fold` column, not both: split it first"
-        )
+        raise ValueError("a manifest needs a `split` or a `fold` column, not both: split it first")
     present = set(manifest[side])
     sides = [part for part in SPLITS if part in present] if side == "split" else sorted(present)
     rows = pd.concat([manifest, manifest.assign(label=ALL)]).set_index("label")
@@ -42,11 +40,8 @@ def table(
     patients = rows.groupby(["label", "patient_id"], sort=False)
     unit = "volumes" if rows["path"].str.contains(r"\.nii(?:\.gz)?$").all() else "images"
     once = ~rows.reset_index().duplicated(["label", "patient_id", side]).to_numpy()
-    parts = {
-        f"patients by {side}": rows.loc[once, side],
-        f"{unit} by {side}": rows[side],
-        f"{unit} per patient": _count_bands(patients.size()),
-    }
+    parts = {f"patients by {side}": rows.loc[once, side], f"{unit} by {side}": rows[side]}
+    parts[f"{unit} per patient"] = _count_bands(patients.size())
     for column in rows.columns.intersection(list(CONFOUNDERS)):
         values = _known(rows[column])
         if column == "age":
@@ -142,8 +137,8 @@ def _without_ids(texts: pd.Series, ids: set[str]) -> pd.Series:
     return texts.map(without)
 
 
-def _duplicate_rows(duplicates: pd.DataFrame, ids: set[str], most: int = 6) -> pd.DataFrame:
-    """Pairs by kind, patient and side; then up to `most` of them by name, the gravest first."""
+def _duplicate_rows(duplicates: pd.DataFrame, ids: set[str]) -> pd.DataFrame:
+    """Pairs by kind, patient and side; then a few of them by name, the gravest first."""
     total = pd.DataFrame({"name": ["all"], "count": len(duplicates), "unit": "pairs"})
     if duplicates.empty:
         return total.assign(part="duplicates")
@@ -157,21 +152,23 @@ def _duplicate_rows(duplicates: pd.DataFrame, ids: set[str], most: int = 6) -> p
     pairs["group"] += wheres[where]
     pairs["name"] = pairs["first"] + (" (" + first + ")").where(first != "", "") + " and "
     pairs["name"] += pairs["second"] + (" (" + second + ")").where(second != "", "")
-    pairs = pairs.assign(where=where, same=same).sort_values(
-        ["where", "same", "kind", "correlation", "name"], ascending=[True, True, True, False, True]
-    )
+    order = {"where": True, "same": True, "kind": True, "correlation": False, "name": True}
+    pairs = pairs.assign(where=where, same=same).sort_values([*order], ascending=[*order.values()])
     groups = pairs.assign(name=pairs["group"], detail=_without_ids(pairs["action"], ids))
     groups = groups.groupby(["name", "detail"], sort=False).size().rename("count").reset_index()
-    named = pairs.head(most).assign(count=1, detail=pairs["kind"] + ", " + pairs["action"])
-    named = named[["name", "count", "correlation", "detail"]].assign(part="pairs")
-    if len(pairs) > most:
-        others = pd.DataFrame({"name": [REST], "count": len(pairs) - most, "part": "pairs"})
-        named = pd.concat([named, others])
+    named = pairs.assign(count=1, detail=pairs["kind"] + ", " + pairs["action"])
+    named = _first(named[["name", "count", "correlation", "detail"]]).assign(part="pairs")
     counted = pd.concat([total, groups]).assign(part="duplicates")
     return pd.concat([counted, named]).assign(unit="pairs")
 
 
-def _excluded_rows(excluded: pd.DataFrame, ids: set[str], most: int = 6) -> pd.DataFrame:
+def _first(table: pd.DataFrame, most: int = 6) -> pd.DataFrame:
+    """The first rows of a table of names and counts; what is left is one row, with its sum."""
+    rest = pd.DataFrame({"name": [REST], "count": table["count"].iloc[most:].sum()})
+    return pd.concat([table.head(most), rest]) if len(table) > most else table
+
+
+def _excluded_rows(excluded: pd.DataFrame, ids: set[str]) -> pd.DataFrame:
     """What was left out, by reason, with the first three names of each."""
     total = pd.DataFrame({"name": ["all"], "count": len(excluded)})
     reasons = excluded.assign(reason=_without_ids(excluded["reason"], ids)).groupby("reason")
@@ -180,8 +177,4 @@ def _excluded_rows(excluded: pd.DataFrame, ids: set[str], most: int = 6) -> pd.D
     )
     by_reason = by_reason.rename_axis("name").reset_index()
     by_reason = by_reason.sort_values(["count", "name"], ascending=[False, True])
-    named = [total, by_reason.head(most)]
-    if len(by_reason) > most:
-        others = by_reason["count"].iloc[most:].sum()
-        named.append(pd.DataFrame({"name": [REST], "count": others}))
-    return pd.concat(named).assign(part="left out", unit="names")
+    return pd.concat([total, _first(by_reason)]).assign(part="left out", unit="names")

@@ -10,8 +10,6 @@ Drawings are float32 in [0, 1] with x (to the right) and y (downwards) from -1 t
 """
 
 import gzip
-import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -27,12 +25,22 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
+from medlib.errors import unknown
+from medlib.files import file_sha256, read_json, save_csv, save_json
+
 MODALITIES = ("t1", "t1ce", "flair")
 # Patients (lesions, eyes) of each class at scale 1.
 CHEST = {"train": {"NORMAL": 90, "PNEUMONIA": 110}, "test": {"NORMAL": 45, "PNEUMONIA": 60}}
 FUNDUS = {"train": {"H": 24, "N": 86, "P": 120}, "val": {"H": 10, "N": 45, "P": 55}}
 LESIONS = {"akiec": 40, "bcc": 46, "bkl": 54, "df": 36, "mel": 54, "nv": 120, "vasc": 36}
 GLIOMAS = {1: 54, 2: 54}  # the codes of data.csv: 1 is WHO grade II, 2 is grade III
+TISSUES = ("scalp", "skull", "csf", "grey", "white", "tumour", "necrosis", "rim")
+GREYS = {  # of these tissues
+    "t1": (0.88, 0.08, 0.12, 0.45, 0.58, 0.44, 0.02, 0.85),
+    "t1ce": (0.9, 0.08, 0.13, 0.42, 0.52, 0.4, 0.06, 0.98),
+    "flair": (0.88, 0.07, 0.08, 0.45, 0.36, 0.62, 0.2, 0.9),
+}
+SHIFT = (-0.2, 0.14, 0.12)  # how much brighter a tumour of grade 2 is on average, by modality
 
 
 @lru_cache
@@ -362,17 +370,7 @@ def _write_dermoscopy(folder: Path, scale: float, rng: np.random.Generator) -> N
         rows[place]["image_id"] = image_id
         part = f"HAM10000_images_part_{2 if second else 1}"
         _save_jpeg(folder / part / f"{image_id}.jpg", photos[place])
-    table = pd.DataFrame(rows).sort_values("image_id")
-    table.to_csv(folder / "HAM10000_metadata.csv", index=False, lineterminator="\n")
-
-
-TISSUES = ("scalp", "skull", "csf", "grey", "white", "tumour", "necrosis", "rim")
-GREYS = {  # of these tissues
-    "t1": (0.88, 0.08, 0.12, 0.45, 0.58, 0.44, 0.02, 0.85),
-    "t1ce": (0.9, 0.08, 0.13, 0.42, 0.52, 0.4, 0.06, 0.98),
-    "flair": (0.88, 0.07, 0.08, 0.45, 0.36, 0.62, 0.2, 0.9),
-}
-SHIFT = (-0.2, 0.14, 0.12)  # how much brighter grade 2 is on average
+    save_csv(folder / "HAM10000_metadata.csv", pd.DataFrame(rows).sort_values("image_id"))
 
 
 def _noise3(rng: np.random.Generator, shape: tuple[int, int, int], period: float) -> np.ndarray:
@@ -407,8 +405,7 @@ def _head(rng: np.random.Generator, grade: int) -> tuple[dict[str, np.ndarray], 
     reach = np.sqrt(((x - cx) / size[0]) ** 2 + ((y - cy) / size[1]) ** 2 + ((z - cz) / 0.6) ** 2)
     tumour = np.clip((1 - reach + 0.15 * _noise3(rng, shape, 24)) / 0.15, 0, 1) * depth[3]
     grain, smooth = _noise3(rng, shape, 10), 0.06 * _noise3(rng, shape, 30)
-    rim = np.exp(-(((grain - 0.1) / 0.45) ** 2))
-    core = np.clip((grain - 0.4) / 0.25, 0, 1)
+    rim, core = np.exp(-(((grain - 0.1) / 0.45) ** 2)), np.clip((grain - 0.4) / 0.25, 0, 1)
     layers = list(zip(TISSUES[:4], depth, strict=True))
     layers += [("white", white), ("csf", folds * depth[3] * np.clip((r - 0.55) / 0.15, 0, 1) * 0.8)]
     layers += [("csf", np.exp(-((x / 0.012) ** 2)) * depth[3] * 0.6), ("csf", ventricles)]
@@ -452,8 +449,7 @@ def _write_glioma(folder: Path, scale: float, rng: np.random.Generator) -> None:
         rows.append([patient, *clinic])
     columns = "Patient histological_type neoplasm_histologic_grade laterality gender "
     columns += "age_at_initial_pathologic death01"
-    table = pd.DataFrame(rows, columns=columns.split())
-    table.to_csv(folder / "data.csv", index=False, lineterminator="\n")
+    save_csv(folder / "data.csv", pd.DataFrame(rows, columns=columns.split()))
 
 
 def _save_nifti(path: Path, volume: np.ndarray, affine: np.ndarray) -> None:
@@ -491,17 +487,15 @@ def write(dataset: str, root: Path | str, *, scale: float = 1.0, seed: int = 0) 
     when another process is writing other phantoms to the same place.
     """
     if dataset not in DATASETS:
-        raise ValueError(
-            f"There are no phantoms of {dataset!r}, only of {', '.join(DATASETS)}. Name the folder "
-            "that holds the data sets, rather than data='phantoms'."
-        )
+        way_out = "Or name the folder that holds the data sets, rather than data='phantoms'."
+        raise ValueError(unknown("phantoms", dataset, list(DATASETS), way_out))
     if not scale > 0:
         raise ValueError(f"scale {scale!r} is not positive; 1.0 is full size, 0.25 a quick test")
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     folder, sidecar = root / dataset, root / f"{dataset}.json"
-    drawn_by = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
-    record = {"dataset": dataset, "scale": float(scale), "seed": seed, "drawn_by": drawn_by}
+    record = {"dataset": dataset, "scale": float(scale), "seed": seed}
+    record["drawn_by"] = file_sha256(__file__)[:16]
     if folder.is_dir() and _recorded(sidecar, wait=0.2) == record:
         return folder
     scratch = Path(tempfile.mkdtemp(prefix=f".{dataset}-", dir=root))
@@ -516,13 +510,11 @@ def write(dataset: str, root: Path | str, *, scale: float = 1.0, seed: int = 0) 
             os.rename(new, folder)
         except OSError:  # another process came first: its copy stays
             if _recorded(sidecar, wait=5) != record:
+                clash = f"{folder} was written at the same time with other parameters"
                 way_out = "give each set of parameters a root of its own"
-                raise RuntimeError(
-                    f"{folder} was written at the same time with other parameters; {way_out}"
-                ) from None
+                raise RuntimeError(f"{clash}; {way_out}") from None
             return folder
-        (scratch / sidecar.name).write_text(json.dumps(record, indent=2) + "\n")
-        os.replace(scratch / sidecar.name, sidecar)
+        save_json(sidecar, record)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
@@ -533,6 +525,6 @@ def _recorded(sidecar: Path, wait: float) -> dict | None:
     end = time.monotonic() + wait
     while not sidecar.exists() and time.monotonic() < end:
         time.sleep(0.02)
-    with suppress(FileNotFoundError, json.JSONDecodeError):
-        return json.loads(sidecar.read_text())
+    with suppress(FileNotFoundError, ValueError):
+        return read_json(sidecar)
     return None

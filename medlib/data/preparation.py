@@ -69,13 +69,10 @@ def _checked_and_split(
 ) -> Prepared:
     problems, excluded = _joined(listing.problems, read.unreadable, read.broken), listing.excluded
     if len(problems) and not quarantine:
-        lines = (problems["name"] + ": " + problems["reason"]).tolist()
-        raise ManifestError(
-            f"{card.task}: {len(problems)} problem(s) in {data} (beside {len(listing.rows)} "
-            f"samples that were found):\n{listed(lines, most=1000)}\nCorrect them, or set them "
-            "aside: with quarantine=True, notebook 01_prepare_data continues without them and "
-            "lists them in the manifest's .excluded.csv."
-        )
+        lines = listed((problems["name"] + ": " + problems["reason"]).tolist(), most=1000)
+        what = f"{len(problems)} problem(s) in {data} (beside {len(listing.rows)} samples found)"
+        way_out = "Correct them, or set them aside (quarantine=True in notebook 01_prepare_data)."
+        raise ManifestError(f"{card.task}: {what}:\n{lines}\n{way_out}")
     excluded = _joined(excluded, problems.assign(reason="set aside: " + problems["reason"]))
     if read.rows.empty:
         raise ManifestError(f"{card.task}: of the samples in {data} none can be used.")

@@ -12,6 +12,8 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+import nibabel
+import nibabel.processing
 import numpy as np
 from PIL import Image
 
@@ -19,6 +21,7 @@ from medlib.data.cards import Volumes
 
 MAX_VOXELS = 2**30  # 4 GiB as float32; a header of 352 bytes may claim anything
 Contents = Mapping[Path, bytes]  # of files that were read already
+IN_CARD = "under `volumes` in the card"
 
 
 def slices(
@@ -42,10 +45,8 @@ def slices(
     """
     if settings.needs_mask and not mask:
         needs = "crop_margin" if settings.choice != "largest_tumour" else "choice largest_tumour"
-        raise ValueError(
-            f"it has no mask, which {needs} needs: name one in the manifest, or write "
-            "`choice: central` without `crop_margin` under `volumes` in the card"
-        )
+        no_mask = f"it has no mask, which {needs} needs: name one in the manifest"
+        raise ValueError(f"{no_mask}, or write `choice: central` without `crop_margin` {IN_CARD}")
     contents = contents or {}
     volume, own = _read(path, "it", contents)
     if volume.min() == volume.max():
@@ -56,18 +57,14 @@ def slices(
         both = f"its geometry ({own}) is not that of {name} ({wanted})"
         volume, own = _onto(wanted, volume, own, settings, both, order=1), wanted
     if volume.shape[2] < settings.slices:
-        raise ValueError(
-            f"it has {volume.shape[2]} axial slices, {settings.slices} were asked for: lower "
-            "`slices` under `volumes` in the card, or take it out of the manifest"
-        )
+        few = f"it has {volume.shape[2]} axial slices, {settings.slices} were asked for"
+        raise ValueError(f"{few}: lower `slices` {IN_CARD}, or take it out of the manifest")
     tumour = _tumour(Path(mask), own, settings, contents) if settings.needs_mask else None
     head = _head(volume)
     grey = window(volume, head, settings.percentiles)
     if grey.min() == grey.max():
-        raise ValueError(
-            "its head has one grey value only, as a mask has: replace it, or widen `percentiles` "
-            "under `volumes` in the card"
-        )
+        way_out = f"replace it, or widen `percentiles` {IN_CARD}"
+        raise ValueError(f"its head has one grey value only, as a mask has: {way_out}")
     if settings.crop_margin is not None:
         grey = grey[_box(tumour, own.sizes, settings.crop_margin)]
     return {z: _picture(grey, z, settings.neighbours) for z in _chosen(settings, head, tumour)}
@@ -113,8 +110,6 @@ def _numbers(values: np.ndarray, between: str = ", ") -> str:
 
 def _load(path: Path, contents: Contents) -> tuple[object, io.BufferedIOBase | None]:
     """nibabel's image of a file, and the stream that its voxels are read from, if any."""
-    import nibabel  # here, since machines that only train on packed images may not have it
-
     content = contents[path] if path in contents else path.read_bytes()
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         return nibabel.load(path), None
@@ -135,44 +130,38 @@ def _open(path: Path | str, what: str, contents: Contents) -> tuple:
     Returns nibabel's image and its stream, as :func:`_load`, nibabel's orientation (3×2: how the
     axes become those of RAS+), and the Geometry.
     """
-    import nibabel
-
     try:
         image, stream = _load(Path(path), contents)
     except FileNotFoundError:
         raise
     except Exception as error:  # nibabel, gzip and zlib have each their own
-        raise ValueError(
-            f"{what} is not a NIfTI file ({_reason(error)}): copy or download it again"
-        ) from error
+        why = f"({_reason(error)}): copy or download it again"
+        raise ValueError(f"{what} is not a NIfTI file {why}") from error
     # Analyze files, which nibabel reads as well, do not say which side is left.
     if not isinstance(image, nibabel.Nifti1Pair):
         raise ValueError(f"{what} is not a NIfTI file but {type(image).__name__}: convert it")
     shape, kind = image.shape, image.get_data_dtype()
     if len(shape) < 3 or set(shape[3:]) - {1}:
-        raise ValueError(
-            f"{what} must be one volume, a 3-D volume is needed, its shape is {shape}: store the "
-            "one that is meant as a file of its own"
-        )
+        way_out = "store the one that is meant as a file of its own"
+        problem = f"must be one volume, a 3-D volume is needed, its shape is {shape}"
+        raise ValueError(f"{what} {problem}: {way_out}")
     shape = shape[:3]
     if min(shape) < 1:
         raise ValueError(f"{what} is empty, its shape is {shape}: replace it")
     if math.prod(shape) > MAX_VOXELS:
-        raise ValueError(
-            f"{what} has {' × '.join(map(str, shape))} voxels by its header, more than the "
-            f"{MAX_VOXELS} that are read: the file is damaged, or must be cropped or downsampled"
-        )
+        many = f"{' × '.join(map(str, shape))} voxels by its header, more than the {MAX_VOXELS}"
+        way_out = "the file is damaged, or must be cropped or downsampled"
+        raise ValueError(f"{what} has {many} that are read: {way_out}")
     if kind.kind not in "iuf":
         raise ValueError(f"{what} holds values of type {kind}, not grey values: convert it")
     affine = np.asarray(image.affine, float)
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     sound = np.isfinite(affine).all()
-    # A voxel with a millionth of the volume of its box is flat: its orientation is undefined.
+    # With less than a millionth of its box's volume a voxel is flat: it has no orientation.
     if not (sound and abs(np.linalg.det(affine[:3, :3])) > 1e-6 * math.prod(sizes) > 0):
-        raise ValueError(
-            f"{what} has an affine that is singular or not finite, {affine[:3].tolist()}, so that "
-            "left and right are not known: convert it from its DICOM series again"
-        )
+        problem = f"has an affine that is singular or not finite, {affine[:3].tolist()}"
+        way_out = "convert it from its DICOM series again"
+        raise ValueError(f"{what} {problem}, so that left and right are not known: {way_out}")
     orientation = nibabel.io_orientation(affine)
     upright = tuple(shape[axis] for axis in np.argsort(orientation[:, 0]))
     affine = affine @ nibabel.orientations.inv_ornt_aff(orientation, shape)
@@ -181,20 +170,16 @@ def _open(path: Path | str, what: str, contents: Contents) -> tuple:
 
 def _read(path: Path | str, what: str, contents: Contents) -> tuple[np.ndarray, Geometry]:
     """A volume's values in RAS+ (X×Y×Z, float32), and its geometry."""
-    import nibabel
-
     image, stream, orientation, geometry = _open(path, what, contents)
     try:
         values = np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
         while stream and stream.read(1 << 20):  # to the checksum at the end of a .gz
             pass
     except Exception as error:  # truncated or damaged: nibabel, mmap, gzip and zlib say it each
-        raise ValueError(
-            f"{what} cannot be read to its end ({_reason(error)}): copy or download it again"
-        ) from error
+        why = f"({_reason(error)}): copy or download it again"
+        raise ValueError(f"{what} cannot be read to its end {why}") from error
     if not np.isfinite(values).all():
-        problem = "holds NaN or infinite values: replace them (0 where there is nothing)"
-        raise ValueError(f"{what} {problem}")
+        raise ValueError(f"{what} holds NaN or infinite values: replace them (0 where it is empty)")
     return nibabel.apply_orientation(values, orientation), geometry
 
 
@@ -216,19 +201,18 @@ def _agree(a: Geometry, b: Geometry) -> bool:
 def _onto(
     wanted: Geometry, values: np.ndarray, own: Geometry, settings: Volumes, both: str, order: int
 ) -> np.ndarray:
-    """Values in the geometry ``wanted``: as they are, resampled, or refused since ``both`` differ.
+    """Values in the geometry ``wanted``: as they are, resampled, or refused with the text ``both``.
 
     ``order`` is that of the spline: 1 for a volume, 0 for a mask.
     """
     if _agree(own, wanted):
         return values
     if not settings.resample:
-        raise ValueError(f"{both}: write `resample: true` under `volumes` in the card")
-    from nibabel import Nifti1Image, processing
-
-    image, outside = Nifti1Image(values, own.affine), _rim(values) if order else 0
+        raise ValueError(f"{both}: write `resample: true` {IN_CARD}")
+    image, outside = nibabel.Nifti1Image(values, own.affine), _rim(values) if order else 0
     # With SciPy's mode "constant", a voxel that rounding puts 1e-15 outside is lost.
-    image = processing.resample_from_to(image, wanted, order, mode="grid-constant", cval=outside)
+    how = {"mode": "grid-constant", "cval": outside}
+    image = nibabel.processing.resample_from_to(image, wanted, order, **how)
     resampled = image.get_fdata(dtype=np.float32)
     if resampled.max() == (resampled.min() if order else 0):
         raise ValueError(f"{both}, and nothing of it lies there: register the two, or replace it")
@@ -266,10 +250,8 @@ def _chosen(settings: Volumes, head: np.ndarray, tumour: np.ndarray | None) -> l
         areas = head.sum((0, 1))
         within = np.flatnonzero(4 * areas >= areas.max())
         if len(within) < n:
-            raise ValueError(
-                f"its head has {len(within)} axial slices, {n} were asked for: lower `slices` "
-                "under `volumes` in the card (0: every slice of the head)"
-            )
+            few = f"its head has {len(within)} axial slices, {n} were asked for"
+            raise ValueError(f"{few}: lower `slices` {IN_CARD} (0: every slice of the head)")
         if n == 1:
             within = within[[(len(within) - 1) // 2]]
         elif n > 0:

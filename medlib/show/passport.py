@@ -1,34 +1,26 @@
 """The figure of a split passport."""
 
 import itertools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from medlib.data.passport import ALL, REST, UNKNOWN, table
+from medlib.data.passport import ALL, REST, UNKNOWN
 from medlib.show.names import spoken
 from medlib.show.style import COLOURS, PAGE, styled, text_width, title_above, wrapped
 
 
 @styled
-def draw(
-    manifest: pd.DataFrame,
-    classes: Sequence[str],
-    duplicates: pd.DataFrame,
-    excluded: pd.DataFrame,
-    title: str = "",
-) -> plt.Figure:
+def draw(numbers: pd.DataFrame, title: str = "") -> plt.Figure:
     """Draw the split passport: who is in which part of the split, and how the classes differ.
 
-    Takes the frames of `data.passport.table`, and draws its numbers: a row a class and one for all;
+    `numbers` is what `data.passport.table` returns. There is a row for each class and one for all;
     a panel each for patients and images by side, images per patient, and the patients' age, sex
     and site where the manifest knows them. Below are the duplicates that were found, and what was
     left out and why. Bars show shares, so that classes of different size can be compared.
     """
-    numbers = table(manifest, classes, duplicates, excluded)
     names = _class_labels(numbers)
     room = PAGE - max(map(text_width, names)) - 0.2  # inches beside the names
     bands = _in_bands(_panels_of_passport(numbers, room), room)

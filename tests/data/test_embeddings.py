@@ -9,7 +9,7 @@ from PIL import Image
 from medlib import files
 from medlib.core import backbones, heads, metrics, networks, weights
 from medlib.core.settings import Extraction
-from medlib.data import embeddings, manifest, packing, packs
+from medlib.data import embeddings, manifest, packing
 from medlib.stats import prediction
 
 CNN = "micro_resnet-random"
@@ -88,8 +88,8 @@ def test_what_is_seen_where_is_kept_for_a_few_images_of_each_class(tmp_path, bac
     assert labels.tolist() == ["no"] * 4 + ["yes"] * 4 and len(set(found["rows"])) == 8
     maps, whole = found["maps"].astype(float), made.embeddings[found["rows"]]
     d = maps.shape[-1]
-    own = whole[:, -d:] if row.embedding != "cls" else None  # of DINOv2 the second half
-    if own is not None:
+    if row.embedding != "cls":
+        own = whole[:, -d:]  # of DINOv2 the second half
         np.testing.assert_allclose(maps.mean((1, 2)), own, rtol=0, atol=5e-3 * np.abs(maps).max())
     model, _ = networks.build(backbone, size, seed=3)
     inputs = networks.normalise(row, torch.from_numpy(pack.images[found["rows"]]))
@@ -140,7 +140,7 @@ def test_real_weights_give_on_a_cuda_device_what_they_give_in_float32_on_a_cpu(
         pytest.skip(f"MEDLIB_WEIGHTS has no {row.timm_name}.safetensors")
     rows = pd.read_csv(repository / "data_manifests" / "fundus_pm.csv", dtype=str)
     interpolation = row.preprocessing["interpolation"]
-    packed = packs.pack(rows, real_data, {tmp_path / "p": (224, interpolation)})[tmp_path / "p"]
+    packed = packing.pack(rows, real_data, {tmp_path / "p": (224, interpolation)})[tmp_path / "p"]
     here = embeddings.extract(packed, backbone, tmp_path / "cpu", settings=ON_CPU)
     there = embeddings.extract(
         packed, backbone, tmp_path / "cuda", settings=Extraction(device=cuda)

@@ -12,7 +12,7 @@ from medlib.data import cards, manifest
 from medlib.data.layouts import reader
 from medlib.errors import ManifestError
 
-GLIOMA = ("glioma_t1", "glioma_t1ce", "glioma_flair")
+GLIOMA = cards.MRI
 COMMITTED = [t for t in cards.tasks() if (cards.FOLDER / f"{t}.csv").is_file()]
 TOY = {"title": "Toy", "modality": "drawing", "licence": "CC0", "citation": "nobody, 2024"}
 TOY["source"] = "https://example.org"
@@ -188,7 +188,7 @@ def test_a_card_that_is_no_mapping_is_refused(tmp_path, text):
 
 def test_a_card_that_is_no_yaml_is_refused_by_name(tmp_path):
     (tmp_path / "toy.yaml").write_text("title: a: b\n")
-    with pytest.raises(ManifestError, match=r"toy\.yaml"):
+    with pytest.raises(ManifestError, match=r"toy\.yaml is not valid YAML"):
         cards.read("toy", tmp_path)
 
 

@@ -463,7 +463,7 @@ def test_packed_pixels_are_pillows_own_resize(tmp_path, interpolation, size):
 
 def test_an_unknown_interpolation_is_refused(tmp_path):
     _, rows = write_pictures(tmp_path)
-    with pytest.raises(ValueError, match="'nearest'; choose one of bilinear, bicubic"):
+    with pytest.raises(ValueError, match=r"'nearest'\. Choose one of: bilinear, bicubic"):
         pack_one(rows, tmp_path, tmp_path / "pack", interpolation="nearest")
 
 
@@ -691,6 +691,7 @@ def test_each_file_is_read_once_and_decoded_once(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "open", by_content_only(Image.open))
     folders = {tmp_path / "a": (8, "bilinear"), tmp_path / "b": (16, "bicubic")}
     with packing.reading(rows, tmp_path, folders, workers=1) as reading:
+        assert reading.broken["reason"].tolist() == []
         assert reading.rows["sha256"].str.fullmatch("[0-9a-f]{64}").all()
     assert opened == rows["path"].tolist() and len(decoded) == 4
 

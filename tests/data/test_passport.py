@@ -126,7 +126,7 @@ def test_every_number_and_bar_of_the_passport_stands_in_its_table():
         pd.DataFrame([PAIR]),
         pd.DataFrame({"name": ["z9"], "reason": ["no t1"]}),
     )
-    table, fig = passport.table(*frames), passport_figure.draw(*frames)
+    table, fig = passport.table(*frames), passport_figure.draw(passport.table(*frames))
     expected = ["patients by split", "images by split", "images per patient", "age in years", "sex"]
     assert panel_names(fig) == expected
     for ax in fig.axes:
@@ -150,7 +150,9 @@ def test_every_number_and_bar_of_the_passport_stands_in_its_table():
 def test_names_of_classes_are_printed_as_words():
     rows = small_manifest()
     rows["label"] = rows["label"].str.replace(" ", "_")
-    fig = passport_figure.draw(rows, ["low_grade", "high_grade"], NO_PAIRS, NONE_LEFT_OUT)
+    fig = passport_figure.draw(
+        passport.table(rows, ["low_grade", "high_grade"], NO_PAIRS, NONE_LEFT_OUT)
+    )
     labels = [text.get_text() for text in fig.axes[0].get_yticklabels()]
     assert labels == ["low grade\n2 (40.0 %)", "high grade\n3 (60.0 %)", "all classes\n5"]
 
@@ -210,7 +212,7 @@ def test_sexes_stand_in_the_order_of_their_names_and_sites_in_that_of_their_coun
 @pytest.mark.parametrize("empty", ["", None, np.nan, "unknown", "NA", " "])
 def test_passport_has_no_panel_of_what_nobody_knows(empty):
     rows = small_manifest(age=empty, sex=empty, site=empty)
-    fig = passport_figure.draw(rows, CLASSES, NO_PAIRS, NONE_LEFT_OUT)
+    fig = passport_figure.draw(passport.table(rows, CLASSES, NO_PAIRS, NONE_LEFT_OUT))
     assert panel_names(fig) == ["patients by split", "images by split", "images per patient"]
     table = passport.table(rows, CLASSES, NO_PAIRS, NONE_LEFT_OUT)
     assert not set(table["part"]) & set(passport.CONFOUNDERS.values())
@@ -218,7 +220,7 @@ def test_passport_has_no_panel_of_what_nobody_knows(empty):
 
 def test_passport_of_one_image_each_does_not_say_it_twice():
     rows = small_manifest(patient_id=list("abcdefgh"), path=[f"{i}.nii.gz" for i in range(8)])
-    fig = passport_figure.draw(rows, CLASSES, NO_PAIRS, NONE_LEFT_OUT)
+    fig = passport_figure.draw(passport.table(rows, CLASSES, NO_PAIRS, NONE_LEFT_OUT))
     assert panel_names(fig) == ["patients by split, one volume each"]
     table = passport.table(rows, CLASSES, NO_PAIRS, NONE_LEFT_OUT)
     assert part(table, "volumes by split", CLASSES[0]) == {"train": 1, "val": 0, "test": 3}
@@ -249,13 +251,13 @@ def test_duplicates_are_counted_by_kind_patient_and_side_and_the_gravest_are_nam
     named = part(table, "pairs")
     assert list(named)[:2] == ["i0 (test) and i4 (train)", "i7 (train) and i4 (train)"]
     assert named[passport.REST] == 5 and len(named) == 7
-    heading, text, *_ = passport_text(passport_figure.draw(*frames))
+    heading, text, *_ = passport_text(passport_figure.draw(passport.table(*frames)))
     assert heading == "duplicates found: 11 pairs"
     text = " ".join(text.replace("\u00a0", " ").split())
     assert text.startswith("1 × exact, of two patients, on two sides: … dropped 8 × near")
     assert "i0 (test) and i4 (train), r = 1.000: exact, i4 dropped i7 (train)" in text
     assert text.endswith("and 5 more")
-    none = passport_figure.draw(small_manifest(), CLASSES, NO_PAIRS, NONE_LEFT_OUT)
+    none = passport_figure.draw(passport.table(small_manifest(), CLASSES, NO_PAIRS, NONE_LEFT_OUT))
     assert passport_text(none) == ["duplicates found: none", "", "left out: nothing", ""]
 
 
@@ -279,7 +281,7 @@ def test_reasons_that_differ_in_ids_alone_are_one():
         "fewer than 5 slices": 1,
         "fewer than 7 slices, see (…).": 1,
     }
-    fig = passport_figure.draw(small_manifest(), CLASSES, NO_PAIRS, excluded)
+    fig = passport_figure.draw(passport.table(small_manifest(), CLASSES, NO_PAIRS, excluded))
     heading, text = passport_text(fig)[2:]
     assert heading == "left out: 8"
     assert "4 × no t1, t1ce (P3, P4, P5, …)" in text
@@ -288,7 +290,7 @@ def test_reasons_that_differ_in_ids_alone_are_one():
 
 @pytest.mark.parametrize("case", ["hard", "few", "mixed"])
 def test_passport_text_is_legible_and_nothing_overlaps_or_is_cut_off(case):
-    fig = passport_figure.draw(*hard_frames()[case], title="A title " * 20)
+    fig = passport_figure.draw(passport.table(*hard_frames()[case]), "A title " * 20)
     assert fig.get_figwidth() == style.PAGE
     fig.set_dpi(200)  # as it is saved
     fig.draw_without_rendering()
@@ -306,14 +308,14 @@ def test_passport_text_is_legible_and_nothing_overlaps_or_is_cut_off(case):
 
 def test_passport_grows_with_its_content():
     frames = hard_frames()
-    few, mixed = (passport_figure.draw(*frames[case]) for case in ("few", "mixed"))
+    few, mixed = (passport_figure.draw(passport.table(*frames[case])) for case in ("few", "mixed"))
     assert few.get_figheight() < 2.5 < mixed.get_figheight() < 8
 
 
 def test_passport_saved_twice_gives_the_same_bytes(tmp_path):
     frames = hard_frames()["mixed"]
     for folder in ("a", "b"):
-        fig, table = passport_figure.draw(*frames), passport.table(*frames)
+        fig, table = passport_figure.draw(passport.table(*frames)), passport.table(*frames)
         paths = style.save(fig, tmp_path / folder / "passport", table)
         again = style.save(fig, tmp_path / folder / "again", table)
         assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]

@@ -15,7 +15,7 @@ from medlib.data.layouts import reader
 from medlib.data.packing import pack
 from medlib.errors import ManifestError
 
-TASKS = ("chest_xray", "fundus_pm", "dermoscopy", "glioma_t1", "glioma_t1ce", "glioma_flair")
+TASKS = cards.PUBLIC + cards.MRI
 
 
 def toy(**changes):

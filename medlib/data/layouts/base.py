@@ -191,8 +191,6 @@ def classes_of(card: Card, option: str, given: dict | None) -> dict[str, str]:
 
 def one_hot(table: pd.DataFrame, classes: Iterable[str]) -> list[str]:
     """Of each row the class that is 1; "none", and several joined by a plus, are no class."""
-    return [
-        "+".join(c if told[c] == "1" else f"{c}={told[c]}" for c in classes if told[c] != "0")
-        or "none"
-        for told in table.to_dict("records")
-    ]
+    told = table.to_dict("records")
+    named = ([c if t[c] == "1" else f"{c}={t[c]}" for c in classes if t[c] != "0"] for t in told)
+    return ["+".join(names) or "none" for names in named]

@@ -32,10 +32,9 @@ def folder_per_class(
     tops = {p[0] for p in parts.values() if p[0].lower() in base.SPLIT_WORDS}
     splits = {top: base.SPLIT_WORDS[top.lower()] for top in tops}
     if splits and not {"train", "test"} <= set(splits.values()):
-        raise ManifestError(
-            f"{folder}: there are images in {', '.join(sorted(splits))}; there must be some in "
-            "train and in test, or the folders of the classes must lie here, beside no such folder."
-        )
+        there = f"there are images in {', '.join(sorted(splits))}"
+        way_out = "there must be some in train and in test, or no folder of a split at all."
+        raise ManifestError(f"{folder}: {there}; {way_out}")
     for path in paths:
         shown, depth = "/".join(parts[path]), 1 if splits else 0
         split, (*within, _) = splits.get(parts[path][0], ""), parts[path][depth:]
@@ -59,7 +58,7 @@ def folder_per_class(
 def own_table(
     folder: Path, card: Card, *, table: str, columns: dict | None = None, names: dict | None = None
 ) -> base.Items:
-    """A user's CSV, TSV or Excel table, with a row a sample; its paths start at its own folder.
+    """A user's CSV, TSV or Excel table, one row per sample; its paths are relative to its folder.
 
     ``columns`` maps our columns to the table's; path and label are needed. ``names`` maps the
     table's labels to classes.
@@ -112,10 +111,8 @@ def medmnist(folder: Path, card: Card, *, flag: str, size: int = 28) -> base.Ite
         raise ManifestError(f"{flag} {why}: choose another set of MedMNIST.")
     classes = tuple(INFO[flag]["label"][str(code)] for code in range(len(INFO[flag]["label"])))
     if classes != card.classes:
-        raise ManifestError(
-            f"The card's classes must be those of {flag}, in their order.\n"
-            f"{flag}: {list(classes)}\n{card.task}: {list(card.classes)}"
-        )
+        both = f"{flag}: {list(classes)}\n{card.task}: {list(card.classes)}"
+        raise ManifestError(f"The card's classes must be those of {flag}, in their order.\n{both}")
     name = f"{flag}.npz" if size == 28 else f"{flag}_{size}.npz"
     path = base.the_one(base.files(folder, pattern=name), folder, f"the file {name}")
     for split in SPLITS:
@@ -129,10 +126,8 @@ def medmnist(folder: Path, card: Card, *, flag: str, size: int = 28) -> base.Ite
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise ManifestError(f"{path} cannot be read: {error}. Download it again.") from error
         if shape[1:3] != (size, size) or labels.shape != (shape[0], 1):
-            raise ManifestError(
-                f"{path}: {split} has images of shape {shape} and labels of shape {labels.shape}, "
-                f"not n × {size} × {size} and n × 1."
-            )
+            there = f"{split} has images of shape {shape} and labels of shape {labels.shape}"
+            raise ManifestError(f"{path}: {there}, not n × {size} × {size} and n × 1.")
         for index, code in enumerate(labels[:, 0].tolist()):
             sample = f"{split}-{index:06d}"
             if code in range(len(classes)):

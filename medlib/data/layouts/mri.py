@@ -15,9 +15,9 @@ from medlib.errors import ManifestError, unknown
 MODALITIES = {"t1": "t1|t1n", "t1ce": "t1ce|t1c|t1gd", "t2": "t2|t2w", "flair": "flair|t2f|fla"}
 ENDINGS = MODALITIES | {"mask": "seg|segm|tumor_segmentation"}
 REQUIRED = ["t1", "t1ce", "flair"]  # so that tasks on each of them are about the same patients
-
-
-# What the table of labels calls the sample is its key; ``volumes`` are paths, the others texts.
+FOLLOW_UPS = {"0315": "0433", "0278": "0431", "0175": "0396"}  # UCSF-PDGM: two ids of one patient
+FOLLOW_UPS |= {"0138": "0429", "0181": "0409", "0289": "0391"}
+# ``key``: the sample's name in the table of labels; ``volumes`` are paths, the others texts.
 Case = namedtuple("Case", ["sample", "patient", "key", "site", "volumes"])
 
 
@@ -119,12 +119,10 @@ def brats(
         table = pd.concat([table, above[~above["image"].isin(table["image"])]])
         table.attrs["name"] = path.name
     elif above.empty:
-        raise ManifestError(
-            f"{folder}: nothing tells the grades. BraTS 2018 to 2020 have folders HGG and LGG or "
-            "name_mapping.csv (is the download complete?); later years have no grades: name a "
-            "table of yours in layout_options, with labels (file), id and label (its columns) and "
-            "names (code: class)."
-        )
+        graded = "BraTS 2018 to 2020 have folders HGG and LGG or name_mapping.csv: is it complete?"
+        way_out = "For later years name a table in layout_options, with labels (file), id and label"
+        way_out += " (its columns) and names (code: class)."
+        raise ManifestError(f"{folder}: nothing tells the grades. {graded} {way_out}")
     known, cases = set(table["image"]), []
     for case, volumes in folders.items():
         patient = re.sub(r"^(BraTS-\w+-\d+)-\d+$", r"\1", case.name)
@@ -143,10 +141,6 @@ def _brats_number(name: str) -> str:
     if match is None:
         return name
     return f"{int(match[1]):05d}" + (f"-{int(match[2]):03d}" if match[2] else "")
-
-
-FOLLOW_UPS = {"0315": "0433", "0278": "0431", "0175": "0396"}  # two ids of one patient
-FOLLOW_UPS |= {"0138": "0429", "0181": "0409", "0289": "0391"}
 
 
 def ucsf_pdgm(

@@ -10,6 +10,11 @@ from medlib.data.layouts import base
 from medlib.errors import ManifestError, listed
 
 PATIENT = re.compile(r"(person\d+|(?:NORMAL2-)?IM-\d+)[-_]|(?:NORMAL|BACTERIA|VIRUS)-(\d+)-")
+ANNOTATIONS = ("annotation", "mask", "lesion", "disc", "fovea")  # in names of their folders
+NAME_COLUMNS = ("imgname", "image", "filename", "name")
+LABEL_COLUMNS = ("label", "amd label", "pm label", "amd")
+HAM_TABLES = ("HAM10000_metadata", "HAM10000_metadata.csv", "HAM10000_metadata.tab")
+LESIONS = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 
 
 def kermany(folder: Path, card: Card) -> base.Items:
@@ -40,11 +45,6 @@ def kermany(folder: Path, card: Card) -> base.Items:
         elif split in ("train", "test"):
             whose, label = match[2] or f"{split}-{match[1]}", path.parent.name.lower()
             yield base.row(sample, path, label, patient_id=whose, split=split)
-
-
-ANNOTATIONS = ("annotation", "mask", "lesion", "disc", "fovea")  # in names of their folders
-NAME_COLUMNS = ("imgname", "image", "filename", "name")
-LABEL_COLUMNS = ("label", "amd label", "pm label", "amd")
 
 
 def ichallenge(
@@ -107,10 +107,6 @@ def _validation_table(folder: Path, photos: list[Path]) -> pd.DataFrame:
         f"the images in a column {' or '.join(NAME_COLUMNS)}, and their labels in a column "
         f"{' or '.join(LABEL_COLUMNS)}. Looked at:\n{listed(looked_at or ['(there is no table)'])}"
     )
-
-
-HAM_TABLES = ("HAM10000_metadata", "HAM10000_metadata.csv", "HAM10000_metadata.tab")
-LESIONS = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 
 
 def ham10000(folder: Path, card: Card) -> base.Items:

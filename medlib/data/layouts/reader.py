@@ -3,7 +3,7 @@
 A layout is a generator ``(folder, card, **options)`` over a data set's folder. It yields rows
 (dicts of the columns of ``base.Found``; path, mask and reference as Path), and Excluded and Problem
 with name and reason. Its keyword arguments are the card's ``layout_options``. What every layout
-needs (one file for an id, labels that are classes, paths below the data folder) is checked once.
+needs is checked here: one file for an id, labels that are classes, paths below the data folder.
 Hidden names (``._x.jpg``, ``.DS_Store``) and ``__MACOSX`` are no part of any data set.
 """
 
@@ -30,21 +30,17 @@ def read(card: Card, data: Path | str) -> base.Found:
     """
     data = Path(data)
     if not card.layout:
-        raise ManifestError(
-            f"{card.task}: nothing says which samples there are. Write data_manifests/"
-            f"{card.task}.csv ({', '.join(manifest.REQUIRED)}), or name a layout in the card: "
-            f"{', '.join(LAYOUTS)}."
-        )
+        csv = f"data_manifests/{card.task}.csv ({', '.join(manifest.REQUIRED)})"
+        way_out = f"Write {csv}, or name a layout in the card: {', '.join(LAYOUTS)}."
+        raise ManifestError(f"{card.task}: nothing says which samples there are. {way_out}")
     if card.layout not in LAYOUTS:
         way_out = f"Correct `layout` in data_manifests/{card.task}.yaml."
         raise ManifestError(unknown("layout", card.layout, list(LAYOUTS), way_out))
     options, folder = _options(card), cards.data_set_folder(card, data)
     if folder is None:
-        names = (card.folder, *card.other_folders)
-        raise ManifestError(
-            f"{card.task}: there is no folder {' or '.join(map(repr, names))} in {data}. Get the "
-            f"data set from {card.source} and put it there, or name another data folder."
-        )
+        names = " or ".join(map(repr, (card.folder, *card.other_folders)))
+        way_out = f"Get it from {card.source} and put it there, or name another data folder."
+        raise ManifestError(f"{card.task}: there is no folder {names} in {data}. {way_out}")
     items = list(LAYOUTS[card.layout](folder, card, **options))
     rows = [item for item in items if isinstance(item, dict)]
     for row in rows:
@@ -58,9 +54,8 @@ def read(card: Card, data: Path | str) -> base.Found:
     rows = [row for row in rows if row["sample_id"] not in bad]
     if not rows:
         reasons = [f"{name}: {reason}" for name, reason in [*problems.values, *excluded.values]]
-        raise ManifestError(
-            f"{card.task}: no sample was found in {folder} ({card.layout}).\n{listed(reasons)}"
-        )
+        none = f"no sample was found in {folder} ({card.layout})"
+        raise ManifestError(f"{card.task}: {none}.\n{listed(reasons)}")
     there = [c for c in base.COLUMNS if c in manifest.REQUIRED or any(row.get(c) for row in rows)]
     return base.Found(pd.DataFrame(rows, columns=there, dtype=str).fillna(""), excluded, problems)
 
@@ -77,10 +72,8 @@ def _options(card: Card) -> dict:
         elif name in given and not isinstance(given[name], kind):
             problems.append(f"The option {name!r} is {given[name]!r}, not of type {kind.__name__}.")
     if problems:
-        raise ManifestError(
-            f"Correct `layout_options` in data_manifests/{card.task}.yaml (layout {card.layout}):\n"
-            f"{listed(problems)}"
-        )
+        where = f"data_manifests/{card.task}.yaml (layout {card.layout})"
+        raise ManifestError(f"Correct `layout_options` in {where}:\n{listed(problems)}")
     return given
 
 
