@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from medlib import files
+from medlib.grid.address import find_runs as runs_below  # noqa: F401 - for the tests
 
 CLASSES = {"mri": ["low", "high"], "skin": ["nv", "mel", "bcc"]}
 BACKBONES = {"dinov2_small": "dinov2", "resnet50-imagenet": "imagenet"}
@@ -43,10 +44,6 @@ def save(results, frame, task="mri", backbone="dinov2_small", seed=0, **given):
     folder = results / "runs" / task / backbone / arm / f"seed{seed}"
     write(folder, coordinates, frame, **record)
     return folder
-
-
-def runs_below(results):
-    return sorted(path.parent for path in results.glob("runs/*/*/*/*/run.json"))
 
 
 def kept_below(results):

@@ -30,7 +30,7 @@ def _row(backbone: str) -> backbones.Backbone | None:
 
 
 def stem(backbone: str) -> str:
-    """A key without its pretraining, which a backbone and its random control share."""
+    """The part of a key before its pretraining. A backbone and its control share it."""
     row = _row(backbone)
     return backbones.control(row).removesuffix("-random") if row else backbone.partition("-")[0]
 
@@ -109,8 +109,7 @@ def shown_rows(table: pd.DataFrame, tasks: Tasks, metrics: Sequence[str]) -> pd.
     if rows.duplicated(cell).any():
         first = dict(rows.loc[rows.duplicated(cell), cell].iloc[0])
         raise ValueError(f"several rows for {first}: average over seeds (notebook 05) first")
-    weights = zip(rows["backbone"], rows["pretraining"], strict=True)
-    rows["name"] = [full_name(backbone, pretraining) for backbone, pretraining in weights]
+    rows["name"] = list(map(full_name, rows["backbone"], rows["pretraining"]))
     rows["random"] = rows["pretraining"] == "random"
     return rows
 
@@ -134,8 +133,7 @@ def in_order(table: pd.DataFrame) -> pd.DataFrame:
         row=networks["backbone"].map(position),
     ).drop_duplicates("name")
     by = ["rank", "architecture", "random", "row", "name"]
-    networks = networks.sort_values(by, na_position="last").reset_index(drop=True)
-    return networks.drop(columns=["rank", "row"])
+    return networks.sort_values(by, ignore_index=True).drop(columns=["rank", "row"])
 
 
 def series_names(rows: pd.DataFrame) -> pd.Series:

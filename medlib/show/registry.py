@@ -73,9 +73,7 @@ WORDS = {  # under a heading, where it needs some
 
 def files(rule: str, frozen: bool) -> list[str]:
     """The names of the files that a rule must write. ``{task}`` is not filled in."""
-    own = [entry for entry in ENTRIES if entry.rule == rule and entry.promised]
-    own = [entry for entry in own if frozen or not entry.frozen]
-    own.sort(key=lambda entry: list(FILES).index(entry.kind))
+    own = [e for e in ENTRIES if e.rule == rule and e.promised and (frozen or not e.frozen)]
     return [f"{entry.stem}.{kind}" for entry in own for kind in FILES[entry.kind]]
 
 

@@ -29,11 +29,8 @@ STYLE = {"figure.dpi": 120, "savefig.dpi": 200, "figure.constrained_layout.use":
 STYLE |= {"font.size": 7.5, "font.family": "DejaVu Sans"}  # ships with matplotlib: same everywhere
 STYLE |= {"axes.titlesize": 8, "axes.titleweight": "bold", "axes.titlelocation": "left"}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
-STYLE |= {
-    "axes.labelsize": 7.5,
-    "axes.linewidth": 0.6,
-    "axes.prop_cycle": mpl.cycler(color=COLOURS),
-}
+STYLE |= {"axes.labelsize": 7.5, "axes.linewidth": 0.6}
+STYLE |= {"axes.prop_cycle": mpl.cycler(color=COLOURS)}
 STYLE |= dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 7)
 STYLE |= dict.fromkeys(("xtick.major.width", "ytick.major.width"), 0.6)
 STYLE |= dict.fromkeys(("xtick.major.size", "ytick.major.size"), 2.5)

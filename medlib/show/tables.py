@@ -1,5 +1,6 @@
 """Tables of the study, from tidy frames, as CSV, Markdown, LaTeX and HTML."""
 
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,8 +53,7 @@ def ties(
     `table` has, beside the columns that :func:`main_table` takes, the column `tied` (bool) of
     `differences.tied_with_best`. A column a metric; rows in the order of :func:`main_table`.
     """
-    tied = table[["task", "backbone", "pretraining", "regime", "head", "label_fraction", "metric"]]
-    rows = names.shown_rows(table, tasks, metrics).merge(tied.assign(cell=table["tied"]))
+    rows = names.shown_rows(table, tasks, metrics).assign(cell=table["tied"])
     return _wide(rows, tasks, metrics, False)[list(metrics)].astype(bool)
 
 
@@ -66,9 +66,9 @@ def _wide(
     for column, categories in order.items():
         rows[column] = pd.Categorical(rows[column], categories)
     keys = ["task", "name", "pretraining", "regime", "head", "label_fraction", "n_patients"]
-    wide = rows.pivot(index=keys, columns="metric", values="cell").astype(object)
-    wide = wide.reindex(columns=list(metrics), fill_value=empty)
-    wide = wide.where(wide.notna(), empty).rename_axis(columns=None).reset_index()
+    wide = rows.pivot(index=keys, columns="metric", values="cell")
+    wide = wide.reindex(columns=list(metrics)).astype(object).fillna(empty)
+    wide = wide.rename_axis(columns=None).reset_index()
     by = [*order, "label_fraction"]
     wide = wide.sort_values(by, ascending=[column != "label_fraction" for column in by])
     wide = wide.astype(dict.fromkeys(order, str)).rename(columns={"name": "backbone"})
@@ -94,8 +94,8 @@ def claims_table(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 def confounds_table(parts: pd.DataFrame, tasks: names.Tasks) -> pd.DataFrame:
     """`claims.confounds` as printed: a row for each task, regime and size, a column a part."""
-    of = parts["task"]
-    titles = [tasks[t]["title"] if t in tasks else f"mean over {t} tasks" for t in of]
+    titles = {task: card["title"] for task, card in tasks.items()} | {"all": "mean over all tasks"}
+    titles = [titles.get(task, task) for task in parts["task"]]
     cells = parts.assign(cell=_effects(parts), task=titles)
     keys = ["task", "regime", "size"]
     wide = cells.pivot(index=keys, columns="part", values="cell")
@@ -122,18 +122,15 @@ def save_table(
     """Write a table as `<stem>.csv`, `.md` (pipes), `.tex` (booktabs) and `.html` (a fragment).
 
     The CSV holds `data`, or else the frame as it is. The .tex needs only
-    `\\usepackage{booktabs}`. Where the frame has a `task` column a rule parts the tasks. Bold are
-    the cells where `best` (of the same rows, columns as in `df`) is true. Without it, bold is the
-    best of each task in every column named in `METRICS`, compared by the number that the cell
-    starts with, ties included. Each file is written whole or not at all; returns their paths.
+    `\\usepackage{booktabs}`. If the frame has a column `task`, a line separates the tasks. Cells
+    where `best` (of the same rows, columns as in `df`) is true are bold. Without it, the best of
+    each task is bold in every column of `METRICS`, and so are ties. Cells are compared by the
+    number that they start with. Each file is written whole or not at all; returns their paths.
     """
     readable = _readable(df)
-    bold = _best_cells(readable)
-    if best is not None:
-        bold[:] = False
-        best = best.reset_index(drop=True).rename(columns=names.METRICS)
-        bold[list(best)] = best
-    shown = readable, bold, caption, note
+    bold = _best_cells(readable) if best is None else best.reset_index(drop=True)
+    bold = bold.rename(columns=names.METRICS).reindex(columns=list(readable), fill_value=False)
+    shown = readable.map(_text), bold, caption, note
     texts = {"md": _markdown(*shown), "tex": _latex(*shown, Path(path_stem).name)}
     texts["html"] = html(*shown)
     paths = [Path(f"{path_stem}.{kind}") for kind in ("csv", *texts)]
@@ -179,8 +176,7 @@ def _text(cell: object) -> str:
 
 
 def _markdown(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str) -> str:
-    texts = df.map(_text)
-    texts = texts.where(~best, "**" + texts + "**")
+    texts = df.where(~best, "**" + df + "**")
     table = texts.to_markdown(index=False, disable_numparse=True)
     return "\n\n".join(part for part in (caption, table, note) if part) + "\n"
 
@@ -197,7 +193,7 @@ def html(
 
 def _latex(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str, label: str) -> str:
     """One table, or several where one would leave the page: by task, and by groups of metrics."""
-    letters = df.map(_text).apply(lambda column: column.str.len().max()).clip(upper=LONG)
+    letters = df.apply(lambda column: column.str.len().max()).clip(upper=LONG)
     metrics = [column for column in df if column in names.METRICS.values()]
     keys = [column for column in df if column not in metrics]
     groups = [list(df)]
@@ -207,25 +203,21 @@ def _latex(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str, label:
     by_task = [df.index]
     if len(df) > TALL and "task" in df:
         by_task = [part.index for _, part in df.groupby("task", sort=False)]
-    parts = [
-        _latex_part(df.loc[some, columns], best.loc[some, columns], caption, note)
-        for some in by_task
-        for columns in groups
-    ]
-    for number, part in enumerate(parts, start=1):
-        name = label if len(parts) == 1 else f"{label}-{number}"
-        parts[number - 1] = part.replace("LABEL", f"tab:{name}")
+    pieces, parts = list(itertools.product(by_task, groups)), []
+    for number, piece in enumerate(pieces, start=1):
+        name = f"tab:{label}-{number}" if len(pieces) > 1 else f"tab:{label}"
+        parts.append(_latex_part(df.loc[piece], best.loc[piece], caption, note, name))
     return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
 
 
-def _latex_part(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str) -> str:
+def _latex_part(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str, label: str) -> str:
     bold = best.map({True: "textbf:--rwrap;", False: ""}.get)
     style = df.style.hide(axis="index").apply(lambda _: bold, axis=None)
-    style = style.format(_text, escape="latex").format_index(escape="latex", axis="columns")
-    longest = df.map(_text).apply(lambda column: column.str.len().max())
+    style = style.format(escape="latex").format_index(escape="latex", axis="columns")
+    longest = df.apply(lambda column: column.str.len().max())
     columns = "".join(f"p{{{LONG / 2:g}em}}" if n > LONG else "l" for n in longest)
     look = {"column_format": columns, "hrules": True, "position_float": "centering"}
-    lines = style.to_latex(caption=_tex(caption) or None, label="LABEL", **look).splitlines()
+    lines = style.to_latex(caption=_tex(caption) or None, label=label, **look).splitlines()
     if "task" in df:
         body = lines.index(r"\midrule") + 1
         for row in reversed(np.flatnonzero(df["task"] != df["task"].shift())[1:]):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import joblib
 import numpy as np
 import pandas as pd
-from scipy import special
+from scipy import special, stats
 
 from medlib import files
 from medlib.stats import metrics, prediction
@@ -41,8 +41,9 @@ def bootstrap(
     frame, never for a difference or a mean.
 
     The values are the same, to the bit, for any number of ``threads`` (default: one a core, at
-    most :data:`MAX_THREADS`). Each thread holds at most 100 bytes × the larger of :data:`CHUNK` and
-    the number of samples, beside the sorted samples and, if not paired, K × K counts a patient.
+    most :data:`MAX_THREADS`). Beside the sorted samples (and, if not paired, K × K counts a
+    patient) each thread holds at most 100 bytes times :data:`CHUNK`, or times the number of samples
+    if that is larger.
     Raises ValueError as :func:`metrics.compute` does.
     """
     names = metrics.checked(names, len(classes))
@@ -56,8 +57,8 @@ def bootstrap(
         drawn = _draw_confusion(y, proba, owner, resamples, rng, threads)
         values |= metrics.confusion_metrics(drawn, by_matrix)
     if by_patient:
-        evaluate, shape = metrics.evaluator(y, proba, owner, by_patient), (resamples, len(patients))
-        values |= _draw_patients(evaluate, shape, max(1, CHUNK // len(y)), rng, threads)
+        evaluate, at_once = metrics.evaluator(y, proba, owner, by_patient), max(1, CHUNK // len(y))
+        values |= _draw_patients(evaluate, resamples, len(patients), at_once, rng, threads)
     return {name: values[name] for name in names}
 
 
@@ -93,13 +94,9 @@ def counts(draws: np.ndarray) -> np.ndarray:
 
 
 def _draw_patients(
-    evaluate: Callable, shape: tuple[int, int], at_once: int, rng: np.random.Generator, threads: int
+    evaluate: Callable, resamples: int, n_patients: int, at_once: int, rng, threads: int
 ) -> dict[str, np.ndarray]:
-    """``evaluate`` on how often each patient is drawn, ``at_once`` resamples at a time.
-
-    ``shape`` is (resamples, patients).
-    """
-    resamples, n_patients = shape
+    """``evaluate`` on how often each patient is drawn, ``at_once`` resamples at a time."""
     starts = range(0, max(resamples, 1), at_once)
     sizes = ((min(at_once, resamples - start), n_patients) for start in starts)
     # Drawn one after another, when a thread is free for the next.
@@ -146,6 +143,11 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def ends(name: str, limits: tuple[float, float]) -> dict[str, float]:
+    """The columns of an interval: ``<name>_low`` and ``<name>_high``."""
+    return dict(zip((f"{name}_low", f"{name}_high"), limits, strict=True))
+
+
 def bca_interval(values: np.ndarray, point: float, left_out: np.ndarray) -> tuple[float, float]:
     """The 95 % bias-corrected and accelerated interval (Efron, JASA 1987) of bootstrap ``values``.
 
@@ -185,19 +187,16 @@ def delong(
     # A sample's placement: the share of the other class that it is ranked correctly against.
     placement = np.empty_like(scores)
     for row, score in zip(placement, scores, strict=True):
-        up, down = np.sort(score[~y]), np.sort(score[y])
-        sides = [np.searchsorted(up, score[y], side) for side in ("left", "right")]
-        row[y] = sum(sides) / (2 * negative)
-        sides = [np.searchsorted(down, score[~y], side) for side in ("left", "right")]
-        row[~y] = 1 - sum(sides) / (2 * positive)
+        ranks = stats.rankdata(score)
+        row[y] = (ranks[y] - stats.rankdata(score[y])) / negative
+        row[~y] = 1 - (ranks[~y] - stats.rankdata(score[~y])) / positive
     areas = placement[:, y].mean(1)
     apart = placement - areas[:, None]
     # For each patient, the sums over its positive and over its negative samples.
-    by_patient = np.zeros((2, m, len(names)))
-    for side, chosen in enumerate((y, ~y)):
-        for row, values in zip(by_patient[side], apart, strict=True):
-            np.add.at(row, owner[chosen], values[chosen])
-    up, down = by_patient[0] / positive, by_patient[1] / negative
+    up, down = (
+        np.array([np.bincount(owner, row * side, len(names)) for row in apart]) / side.sum()
+        for side in (y, ~y)
+    )
     across = up @ down.T
     covariance = (
         n_positive / (n_positive - 1) * up @ up.T

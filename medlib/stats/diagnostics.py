@@ -9,16 +9,15 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from medlib.core.metrics import ranked_classes, ratio_or_nan
 from medlib.stats import bootstrap, metrics, prediction
-from medlib.stats.summaries import ends
 
 RATES = np.linspace(0, 1, 201)  # false positive rates and recalls at which curves are evaluated
 BINS = 10  # of confidence
+Frames = Sequence[pd.DataFrame]
 
 
-def roc_and_pr(
-    frames: Sequence[pd.DataFrame], classes: list[str], resamples: int = 500, seed: int = 0
-) -> pd.DataFrame:
+def roc_and_pr(frames: Frames, classes: list[str], resamples: int = 500) -> pd.DataFrame:
     """ROC and precision-recall curves with bands: curve ("roc", "pr"), x, y, low, high.
 
     ``x`` is the false positive rate, or the recall; ``y`` the sensitivity (linear between points),
@@ -26,16 +25,14 @@ def roc_and_pr(
     it). With more than two classes, the mean of the curves of each class against the others; with
     several seeds, their mean. The band leaves out resamples that lack a class.
     """
-    owner, counts = _draws(frames[0], resamples, seed)
-    weights = np.vstack([np.ones(counts.shape[1], dtype=np.int64), counts])  # the sample itself
-    drawn = {"roc": 0.0, "pr": 0.0}
+    owner, counts = _draws(frames[0], resamples)
+    weights = np.vstack([np.ones_like(counts[:1]), counts])[:, owner]  # first the sample itself
+    drawn, ranked = {"roc": 0.0, "pr": 0.0}, ranked_classes(len(classes))
     for frame in frames:
         y, proba = prediction.arrays(frame.sort_values("sample_id"), classes)
-        ranked = [1] if len(classes) == 2 else range(len(classes))
         for c in ranked:
-            one = _curves_of(y == c, proba[:, c], weights[:, owner])
-            for kind in drawn:
-                drawn[kind] = drawn[kind] + one[kind] / (len(ranked) * len(frames))
+            for kind, values in _curves_of(y == c, proba[:, c], weights).items():
+                drawn[kind] += values / (len(ranked) * len(frames))
     parts = []
     for kind, values in drawn.items():
         low, high = np.nanquantile(values[1:], [0.025, 0.975], axis=0)
@@ -48,18 +45,14 @@ def _curves_of(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> 
     """Sensitivity and precision at :data:`RATES` for each row of ``weights`` (B, n): (B, 201)."""
     order = np.argsort(-score, kind="stable")
     last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)  # of equal scores
-    right = np.cumsum(weights[:, order] * positive[order], axis=1)[:, last]
-    wrong = np.cumsum(weights[:, order] * ~positive[order], axis=1)[:, last]
+    drawn, hit = weights[:, order], positive[order]
+    right, wrong = (np.cumsum(drawn * side, axis=1)[:, last] for side in (hit, ~hit))
     roc, pr = np.full((2, len(weights), len(RATES)), np.nan)
     for row, (hits, misses) in enumerate(zip(right, wrong, strict=True)):
         if not hits[-1] or not misses[-1]:
             continue
         x, y = np.append(0, misses / misses[-1]), np.append(0, hits / hits[-1])
-        at = np.searchsorted(x, RATES, side="right") - 1  # on a vertical step its upper end
-        after = np.minimum(at + 1, len(x) - 1)
-        step = x[after] - x[at]
-        part = np.divide(RATES - x[at], step, out=np.zeros(len(RATES)), where=step > 0)
-        roc[row] = y[at] + part * (y[after] - y[at])
+        roc[row] = np.interp(RATES, x, y)  # on a vertical step its upper end
         called = hits + misses
         precision = np.divide(hits, called, out=np.ones(len(hits)), where=called > 0)
         first = np.searchsorted(y[1:], np.maximum(RATES, 1e-12), side="left")
@@ -67,7 +60,7 @@ def _curves_of(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> 
     return {"roc": roc, "pr": pr}
 
 
-def confusion(frames: Sequence[pd.DataFrame], classes: list[str]) -> pd.DataFrame:
+def confusion(frames: Frames, classes: list[str]) -> pd.DataFrame:
     """A confusion matrix in long form: label, called (the predicted class) and count.
 
     With several seeds, count is the mean over seeds.
@@ -80,14 +73,12 @@ def confusion(frames: Sequence[pd.DataFrame], classes: list[str]) -> pd.DataFram
     return pd.DataFrame({"count": counts}, pairs).reset_index()
 
 
-def reliability(
-    frames: Sequence[pd.DataFrame], classes: list[str], resamples: int = 500, seed: int = 0
-) -> pd.DataFrame:
+def reliability(frames: Frames, classes: list[str], resamples: int = 500) -> pd.DataFrame:
     """How often the called class is right, by bins of confidence: a row for each filled bin.
 
     Columns: confidence (the mean in the bin), accuracy, low, high, count (mean over seeds).
     """
-    owner, counts = _draws(frames[0], resamples, seed)
+    owner, counts = _draws(frames[0], resamples)
     sums = np.zeros((3, counts.shape[1], BINS))  # samples, confidence, hits: by patient and bin
     for frame in frames:
         y, proba = prediction.arrays(frame.sort_values("sample_id"), classes)
@@ -96,17 +87,17 @@ def reliability(
         for part, values in zip(sums, (1, confidence, proba.argmax(1) == y), strict=True):
             np.add.at(part, (owner, bins), values)
     n, confidence, hits = sums.sum(1)
-    filled, drawn_n, drawn = n > 0, counts @ sums[0], np.full((resamples, BINS), np.nan)
-    np.divide(counts @ sums[2], drawn_n, out=drawn, where=drawn_n > 0)
+    filled, drawn = n > 0, ratio_or_nan(counts @ sums[2], counts @ sums[0])
     low, high = np.nanquantile(drawn[:, filled], [0.025, 0.975], axis=0)
     table = {"confidence": confidence[filled] / n[filled], "accuracy": hits[filled] / n[filled]}
     return pd.DataFrame(table | {"low": low, "high": high, "count": n[filled] / len(frames)})
 
 
-def _draws(frame: pd.DataFrame, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _draws(frame: pd.DataFrame, resamples: int) -> tuple[np.ndarray, np.ndarray]:
     """The patient of each sample (sorted by id), and how often each is drawn (B, patients)."""
     owner, patients = pd.factorize(frame.sort_values("sample_id")["patient_id"], sort=True)
-    draws = np.random.default_rng(seed).integers(len(patients), size=(resamples, len(patients)))
+    rng = np.random.default_rng(bootstrap.stream(frame))
+    draws = rng.integers(len(patients), size=(resamples, len(patients)))
     return owner, bootstrap.counts(draws)
 
 
@@ -124,7 +115,7 @@ def interval_widths(frame: pd.DataFrame, classes: list[str], resamples: int = 50
     values = images[np.isfinite(images)]
     means = np.random.default_rng(0).choice(values, (1000, len(values))).mean(1)
     ways = {"patients": people, "images": images, "means of bootstrap values": means}
-    table = pd.DataFrame([ends("ci", bootstrap.interval(drawn)) for drawn in ways.values()])
+    table = pd.DataFrame([bootstrap.ends("ci", bootstrap.interval(d)) for d in ways.values()])
     table.insert(0, "way", list(ways))
     table.insert(1, "value", prediction.point(frame, classes, ["accuracy"])["accuracy"])
     width = table["ci_high"] - table["ci_low"]
@@ -137,13 +128,10 @@ def principal_colours(maps: np.ndarray) -> np.ndarray:
     The components are computed over all places of all images together, so that a colour means the
     same in each image (as Oquab et al., DINOv2, TMLR 2024, show patch tokens).
     """
+    from sklearn.decomposition import PCA
+
     places = maps.reshape(-1, maps.shape[-1]).astype(np.float64)
-    places -= places.mean(0)
-    directions = np.linalg.svd(places, full_matrices=False)[2][:3]
-    # The sign of a component is arbitrary: let its largest loading be positive.
-    largest = np.abs(directions).argmax(1)
-    directions = directions * np.sign(directions[np.arange(len(directions)), largest])[:, None]
-    values = places @ directions.T
+    values = PCA(min(3, places.shape[1]), svd_solver="full").fit_transform(places)
     values = np.pad(values, ((0, 0), (0, 3 - values.shape[1])))
     low, high = np.percentile(values, [1, 99], axis=0)
     scaled = (values - low) / np.where(high > low, high - low, 1)

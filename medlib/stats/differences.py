@@ -13,7 +13,6 @@ from scipy import stats
 from medlib.core import settings
 from medlib.errors import listed
 from medlib.stats import bootstrap, metrics, runs
-from medlib.stats.summaries import ends
 
 MARGIN = 0.02  # AUROC: a smaller difference counts as none
 POWER = 0.8  # of the minimum detectable difference
@@ -56,8 +55,7 @@ def arms(
             made.append(Arm(seeds[0].named(), name, value, drawn, frames, classes))
         return made, samples
 
-    cells = [cell for cell in runs.runs_by_cell(folders) if cell[0].main]
-    cells = [cell for cell in cells if cell[0].named()["head"] == head]
+    cells = [c for c in runs.runs_by_cell(folders) if c[0].main and c[0].named()["head"] == head]
     return [arm for _, made in runs.by_cell(cells, of_cell, "resamples") for arm in made]
 
 
@@ -80,7 +78,7 @@ def evidence(value: float, draws: np.ndarray, margin: float = MARGIN) -> dict[st
         return dict.fromkeys(EVIDENCE, float("nan")) | {"difference": value}
     return {
         "difference": value,
-        **ends("ci", bootstrap.interval(draws)),
+        **bootstrap.ends("ci", bootstrap.interval(draws)),
         "p_value": min(1.0, 2 * min(share(draws <= 0), share(draws >= 0))),
         "p_equivalence": max(share(draws <= -margin), share(draws >= margin)),
         "detectable": float(stats.norm.ppf([0.975, POWER]).sum() * draws.std(ddof=1)),
@@ -157,9 +155,9 @@ def mean_ranks(values: pd.DataFrame) -> tuple[pd.Series, dict]:
     """Backbones (columns) ranked in every task (rows), as the mean over tasks; 1 is the highest.
 
     Ties share their rank. The second value holds ``n_tasks``; ``p_friedman``, the p-value of
-    Friedman's test that all are alike; and ``critical_difference``, the distance from which two
-    differ at the 5 % level by Nemenyi's test (Demšar, JMLR 7, 2006). Raises ValueError when a value
-    is missing: ranks of this task would then have another meaning.
+    Friedman's test that all are alike; and ``critical_difference``: two mean ranks at least this
+    far apart differ at the 5 % level by Nemenyi's test (Demšar, JMLR 7, 2006). Raises ValueError
+    when a value is missing, because ranks among fewer backbones mean something else.
     """
     holes = values.isna().stack()
     if missing := [f"{task} × {name}" for (task, name), hole in holes.items() if hole]:

@@ -1,8 +1,9 @@
 """Metrics of predictions, for one set of sample weights or for many at once.
 
 A resample of patients is a vector of weights: how often each patient was drawn. Samples are sorted
-once; a resample then costs, for each class, cumulated sums of whole numbers, made for many
-resamples at once without a copy of the data. Where it lacks a class, :data:`RANKS` are NaN.
+once. After that, a resample needs only cumulative sums of whole numbers for each class. They are
+made for many resamples at once, without copying the data. Where a resample lacks a class, the
+metrics in :data:`RANKS` are NaN.
 """
 
 from collections.abc import Callable, Sequence
@@ -172,9 +173,9 @@ def _ranking(positive: np.ndarray, score: np.ndarray, owner: np.ndarray) -> tupl
 def _areas(weights: np.ndarray, ranking: tuple | None, names: Sequence[str]) -> dict:
     """The metrics of :data:`RANKS` for every row of weights, ties counted as scikit-learn does.
 
-    Sums over the positive samples alone: AUROC is the share of pairs (positive, negative) in
-    order, average precision the mean precision at the positives' scores, where alone the ROC curve
-    rises.
+    Only sums over the positive samples are needed. AUROC is the share of the pairs (positive,
+    negative) that are in order. Average precision is the mean precision at the scores of the
+    positives. The ROC curve rises only at these scores.
     """
     if ranking is None:
         return dict.fromkeys(names, np.full(len(weights), np.nan))

@@ -134,10 +134,9 @@ def by_cell(
         usual, *others = sorted(of_task.values(), key=len, reverse=True)
         folders = sorted(itertools.chain(*others))
         refused += [_differing(folder, usual[0]) for folder in folders[:MAX_LISTED]]
-        refused += map(str, folders[MAX_LISTED:])
+        refused += map(str, folders[MAX_LISTED:])  # these are only counted
     if n := len(refused):
-        all_of = sum(map(len, cells))
-        raise ValueError(f"{n} of {all_of} runs cannot be used:\n{listed(refused)}")
+        raise ValueError(f"{n} of {sum(map(len, cells))} runs cannot be used:\n{listed(refused)}")
 
 
 def each(runs: list[Run], function: Callable[[Run], object]) -> list:
@@ -155,10 +154,10 @@ def each(runs: list[Run], function: Callable[[Run], object]) -> list:
 
 def content(run: Run) -> bytes:
     """The bytes of a run's predictions; ValueError when they are not those that it recorded."""
-    content = (run.folder / "predictions.csv").read_bytes()
-    if hashlib.sha256(content).hexdigest() != run.predictions_sha256:
+    data = (run.folder / "predictions.csv").read_bytes()
+    if hashlib.sha256(data).hexdigest() != run.predictions_sha256:
         raise ValueError("predictions.csv is not the one that run.json records; run it again")
-    return content
+    return data
 
 
 def read(runs: list[Run]) -> tuple[list[pd.DataFrame], list[str], str]:
@@ -181,7 +180,7 @@ def read(runs: list[Run]) -> tuple[list[pd.DataFrame], list[str], str]:
 
 def _differing(folder: Path, other: Path) -> str:
     """The message about two runs of a task that were judged on different samples."""
-    frames = [read_predictions(each)[0][IDENTITY] for each in (folder, other)]
+    frames = [read_predictions(run)[0][IDENTITY] for run in (folder, other)]
     one, two = (set(frame.itertuples(index=False, name=None)) for frame in frames)
     differing = sorted({sample for sample, *_ in one ^ two})
     return (

@@ -17,6 +17,7 @@ import pandas as pd
 from scipy import stats
 
 from medlib import files
+from medlib.core import metrics as core_metrics
 from medlib.errors import listed
 from medlib.stats import bootstrap, metrics, prediction, runs
 
@@ -49,7 +50,7 @@ def summarise(
     not those of their record, or that were judged on other samples than most runs of their task.
     """
 
-    @functools.lru_cache(16)  # of the cells at hand, not of all
+    @functools.lru_cache(16)  # a few are enough: the cells of one backbone follow each other
     def read_kept(task: str, backbone: str) -> dict:
         with contextlib.suppress(FileNotFoundError, ValueError):  # missing or damaged
             rows = files.read_json(kept(task, backbone)) if kept else {}
@@ -81,7 +82,7 @@ def summarise(
 @functools.cache
 def _code() -> list[str]:
     """Hashes of the modules that make rows: after an edit, rows are made again."""
-    modules = (runs, bootstrap, prediction, metrics)
+    modules = (runs, bootstrap, prediction, metrics, core_metrics)
     return [files.file_sha256(path) for path in (__file__, *(m.__file__ for m in modules))]
 
 
@@ -94,18 +95,13 @@ def _read_or_make(
     if made := kept.get(key):
         runs.each(of_cell, runs.content)
         return (key, made, False), made["samples"]
-    made = _summarise_cell(of_cell, runs.read(of_cell), in_order, resamples)
+    made = _summarise_cell(of_cell, in_order, resamples)
     return (key, made, True), made["samples"]
 
 
-def _summarise_cell(
-    of_cell: list[runs.Run], read: tuple, in_order: bool, resamples: int
-) -> dict[str, dict | str]:
-    """The columns of a cell's rows, for each seed and metric and for each metric; ``samples``.
-
-    ``read`` is what :func:`runs.read` returns for ``of_cell``.
-    """
-    frames, classes, samples = read
+def _summarise_cell(of_cell: list[runs.Run], in_order: bool, resamples: int) -> dict:
+    """The columns of a cell's rows, for each seed and metric and for each metric; ``samples``."""
+    frames, classes, samples = runs.read(of_cell)
     names = metrics.applicable(len(classes), in_order)
     points, draws = bootstrap.points_and_draws(frames, classes, names, resamples)
     left_out = [dict.fromkeys(names, np.array([]))] * len(frames)
@@ -122,9 +118,10 @@ def _summarise_cell(
         half = stats.norm.ppf(0.975) * np.sqrt(variance)
         delong = np.clip(value - half, 0, 1), np.clip(value + half, 0, 1)
         columns = first | {"metric": name, "value": value} | spread
-        columns |= ends("ci", bootstrap.interval(drawn)) | size
-        columns |= ends("bca", bootstrap.bca_interval(drawn, value, apart))
-        return columns | ends("delong", delong) | {"undefined": float(np.mean(~np.isfinite(drawn)))}
+        columns |= bootstrap.ends("ci", bootstrap.interval(drawn)) | size
+        columns |= bootstrap.ends("bca", bootstrap.bca_interval(drawn, value, apart))
+        columns |= bootstrap.ends("delong", delong)
+        return columns | {"undefined": float(np.mean(~np.isfinite(drawn)))}
 
     every, by_seed, over_seeds = list(range(len(frames))), [], []
     for name in names:
@@ -135,11 +132,6 @@ def _summarise_cell(
     tables = {"by_seed": by_seed, "over_seeds": over_seeds}
     columns = {name: pd.DataFrame(rows).to_dict("list") for name, rows in tables.items()}
     return columns | {"samples": samples}
-
-
-def ends(name: str, ends: tuple[float, float]) -> dict[str, float]:
-    """The columns of an interval: ``<name>_low`` and ``<name>_high``."""
-    return dict(zip((f"{name}_low", f"{name}_high"), ends, strict=True))
 
 
 def costs(folders: list[Path]) -> pd.DataFrame:

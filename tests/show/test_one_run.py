@@ -3,11 +3,10 @@
 import itertools
 import re
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from shown import legend_words
+from shown import all_words, legend_words
 
 from medlib.show.figures import predictions, training
 from medlib.show.figures.embeddings import projection
@@ -136,7 +135,7 @@ def test_names_of_classes_are_printed_as_words():
         projection(np.random.default_rng(0).normal(size=(4, 3)), labels, classes),
         predictions.roc_curves(pd.DataFrame(judged), classes),
     ):
-        words = " ".join(text.get_text() for text in fig.findobj(matplotlib.text.Text))
+        words = all_words(fig)
         assert "grade III" in words and "_" not in words
 
 

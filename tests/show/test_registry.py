@@ -2,20 +2,19 @@
 ignores those that show patients."""
 
 import ast
-import json
 import re
 import subprocess
 
 import pytest
 
+from medlib.grid import notebooks
 from medlib.show import registry
 
 
 def saved_stems(repository, notebook):
     """The names under which a notebook saves figures and tables, with {task} for variables."""
-    cells = json.loads((repository / "notebooks" / f"{notebook}.ipynb").read_text("utf-8"))["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    for node in ast.walk(ast.parse("\n".join(code))):
+    code = notebooks.code(repository / "notebooks" / f"{notebook}.ipynb")
+    for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.BinOp) and ast.unparse(node.left).startswith("Path(figures"):
             name = node.right
             parts = name.values if isinstance(name, ast.JoinedStr) else [name]

@@ -66,7 +66,7 @@ def test_save_leaves_the_old_file_when_drawing_fails(tmp_path):
     (tmp_path / "x.png").write_bytes(b"old")
     fig = plt.figure()
     fig.text(0, 0, r"$\nonsense$")
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="nonsense"):
         style.save(fig, tmp_path / "x")
     plt.close(fig)
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]

@@ -117,10 +117,7 @@ def test_a_regime_that_was_not_run_is_named():
 
 
 def test_frozen_and_fine_tuned_networks_are_compared_on_the_same_labels():
-    def value(task, backbone, regime):
-        return as_claimed(task, backbone, regime)
-
-    few = arms(value, fractions={"frozen": 0.1, "finetuned": 0.1})
+    few = arms(as_claimed, fractions={"frozen": 0.1, "finetuned": 0.1})
     many = arms(lambda *_: 0.99, fractions={"frozen": 1.0}, seed=1)
     table = claims.verdicts(few + many)
     assert set(table["verdict"]) == {"supported"}

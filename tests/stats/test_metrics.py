@@ -188,9 +188,5 @@ def test_probabilities_that_are_not_finite_never_give_an_auroc(k):
     # ranked perfectly: such a network would be chosen.
     y = np.sort(np.arange(12) % k)[::-1].copy()
     proba = np.full((12, k), np.nan)
-    try:
-        computed = [auroc(y, proba), metrics.compute(y, proba)["auroc"][0]]
-    except ValueError as error:
-        assert "finite" in str(error)  # to refuse is as good
-    else:
-        assert np.isnan(computed).all()
+    computed = [auroc(y, proba), metrics.compute(y, proba)["auroc"][0]]
+    assert np.isnan(computed).all()

@@ -140,8 +140,7 @@ def freezing(table: pd.DataFrame, tasks: names.Tasks, metric: str = "auroc") -> 
             mark, x = parts.line_look(row.family), np.array([shift, 1 + shift])
             ax.plot(x, [row.value, row.value_tuned], **mark)
             lows, highs = (row.ci_low, row.ci_low_tuned), (row.ci_high, row.ci_high_tuned)
-            for interval in zip(x, lows, highs, strict=True):
-                ax.vlines(*interval, color=mark["color"], linewidth=0.7)
+            ax.vlines(x, lows, highs, color=mark["color"], linewidth=0.7)
             ends.append((row.value_tuned, row.name, mark["color"]))
         ax.set(xlim=(-0.25, 2.15), ylabel=names.METRICS[metric])
         ax.set_xticks([0, 1], ["frozen", "fine-tuned"])

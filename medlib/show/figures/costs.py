@@ -55,21 +55,19 @@ def size(
 
 
 @style.styled
-def label_efficiency(
-    by_seed: pd.DataFrame, tasks: names.Tasks, metric: str = "auroc"
-) -> plt.Figure:
+def label_efficiency(table: pd.DataFrame, tasks: names.Tasks, metric: str = "auroc") -> plt.Figure:
     """How many labels does it take: the metric against training patients, a panel a task.
 
-    `by_seed` is `summary.csv`'s long form with the column `train_patients`. A line is the mean over
+    `table` is `summary.csv`'s long form with the column `train_patients`. A line is the mean over
     seeds of one backbone, frozen with a linear head. Its band reaches from the worst seed to the
     best. A seed draws the labelled patients, and also the weights of a random control. Fine-tuned
     networks are single crosses.
     """
-    seeds = parts.linear(by_seed, tasks, metric)
+    seeds = parts.linear(table, tasks, metric)
     keys = ["task", "backbone", "name", "family", "regime", "label_fraction"]
     columns = {"patients": ("train_patients", "mean"), "value": ("value", "mean")}
     columns |= {"low": ("value", "min"), "high": ("value", "max")}
-    columns |= {name: (name, "max") for name in ("n_patients", "n_images")}
+    columns["n_patients"] = ("n_patients", "max")
     points = seeds.groupby(keys, as_index=False).agg(**columns)
     fig, places = parts.panels(points, tasks, 2.1)
     for ax, card, part in places:
@@ -130,7 +128,6 @@ def cost(table: pd.DataFrame, metric: str = "auroc") -> plt.Figure:
         ax.grid(axis="y")
     axes[0].set_ylabel(f"{names.METRICS[metric]}, mean over tasks")
     entries = parts.family_handles(arms, (arms["regime"] != "frozen").any())
-    style.legend_above(
-        fig, entries | {"Pareto front": plt.Line2D([], [], color="0.6", linewidth=1)}
-    )
+    entries["Pareto front"] = plt.Line2D([], [], color="0.6", linewidth=1)
+    style.legend_above(fig, entries)
     return fig

@@ -94,14 +94,11 @@ def worth_showing(differences: pd.DataFrame) -> pd.DataFrame:
 
 def _each(function, table: pd.DataFrame, side: str) -> list[str]:
     """A function of backbone and pretraining, for each row of one side of the differences."""
-    pairs = zip(table[f"{side}_backbone"], table[f"{side}_pretraining"], strict=True)
-    return [function(*pair) for pair in pairs]
+    return list(map(function, table[f"{side}_backbone"], table[f"{side}_pretraining"]))
 
 
 @style.styled
-def forest(
-    table: pd.DataFrame, tasks: names.Tasks, margin: float = 0.02, unit: str = "AUROC"
-) -> plt.Figure:
+def forest(table: pd.DataFrame, tasks: names.Tasks, margin: float = 0.02) -> plt.Figure:
     """Differences with 95 % intervals over the equivalence margin: a panel a task, a row a pair.
 
     `table` is `differences.differences`', or rows of it: one backbone minus another, or one regime
@@ -136,7 +133,7 @@ def forest(
         shares = sorted(set(part["label_fraction"]), reverse=True)
         words = ["all labels" if f == 1 else f"{100 * f:g} % of labels" for f in shares]
         parts.titles(ax, card, " and ".join(words) or "no pair", room)
-        ax.set_xlabel(f"difference in {unit}")
+        ax.set_xlabel("difference in AUROC")
     entries = {kind: plt.Line2D([], [], **MARK, **look) for kind, look in LOOKS.items()}
     entries[f"± {margin:g}: equivalence margin"] = Patch(color=parts.BAND)
     style.legend_above(fig, entries)
@@ -144,8 +141,8 @@ def forest(
     printed = [[names.REGIMES[regime] for regime in both] for both in dict.fromkeys(regimes)]
     words = [one if one == other else f"{one} minus {other}" for one, other in printed]
     if words:
-        note = ", ".join(words).capitalize() + ", 95 % intervals over patients."
-        style.caption_below(fig, note)
+        note = ", ".join(words) + ", 95 % intervals over patients."
+        style.caption_below(fig, note[0].upper() + note[1:])
     return fig
 
 

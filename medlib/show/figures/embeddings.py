@@ -73,10 +73,8 @@ def embeddings(points: pd.DataFrame, classes: Sequence[str], title: str = "") ->
             look = {"s": 5 if by_label else 9, "alpha": 0.8, "linewidths": 0}
             look["rasterized"] = len(part) > 3000
             for group, colour, mark in zip(groups, style.COLOURS, style.MARKERS, strict=False):
-                some, words = (
-                    part[part[column] == group],
-                    names.spoken(group) if by_label else group,
-                )
+                some = part[part[column] == group]
+                words = names.spoken(group) if by_label else group
                 look |= {"color": colour, "marker": mark, "label": words}
                 above = 2 - len(some) / len(part)  # small groups over large ones
                 ax.scatter(some["x"], some["y"], zorder=above, **look)

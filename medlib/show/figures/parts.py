@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator
+from scipy.optimize import isotonic_regression
 
 from medlib.show import names, style
 
@@ -55,7 +56,10 @@ def line_look(family: str) -> dict:
 
 
 def panels(table: pd.DataFrame, tasks: names.Tasks, height: float) -> tuple[plt.Figure, list]:
-    """One panel for each task, `height` inches high; yields its axes, its card and its rows."""
+    """One panel for each task, `height` inches high.
+
+    Returns the figure, and for each task its axes, its card and its rows.
+    """
     n = len(tasks)
     width = style.PAGE if n > 1 else style.COLUMN
     fig, axes = panels_in_rows(n, min(n, 3), height + 0.45, width=width)
@@ -121,20 +125,10 @@ def name_ends(ax: plt.Axes, x: float, lines: Sequence[tuple[float, str, str]]) -
     low, high = ax.get_ylim()
     box = ax.figure.get_size_inches()[1] / max(len(ax.figure.axes) // 3, 1) * 0.6  # inches, or so
     gap = (high - low) * 0.088 / box
-    ends = np.array([end for end, _, _ in lines], dtype=float)
-    order = np.argsort(ends)
-    places = ends[order]
-    for _ in range(200):
-        apart = np.diff(places)
-        close = np.flatnonzero(apart < gap * 0.999)
-        if not len(close):
-            break
-        for i in close:
-            push = (gap - (places[i + 1] - places[i])) / 2
-            places[i] -= max(push, 0)
-            places[i + 1] += max(push, 0)
-    for place, i in zip(places, order, strict=True):
-        end, name, colour = lines[i]
+    lines, steps = sorted(lines), gap * np.arange(len(lines))
+    # The places that are nearest to the ends, by least squares, and at least a gap apart.
+    places = isotonic_regression([end for end, _, _ in lines] - steps).x + steps
+    for place, (end, name, colour) in zip(places, lines, strict=True):
         words, look = short(name).replace(" (ImageNet)", ""), {"fontsize": 5.8, "color": colour}
         ax.annotate(words, (x, end), (x, place), va="center", annotation_clip=False, **look)
     ax.set_ylim(min(low, places[0] - gap / 2), max(high, places[-1] + gap / 2))

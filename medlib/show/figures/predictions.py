@@ -53,8 +53,6 @@ def curves(table: pd.DataFrame, title: str = "") -> plt.Figure:
     for ax, (kind, (x, y)) in zip(axes, words.items(), strict=True):
         for (name, line), dash in zip(lines.items(), itertools.cycle(style.DASHES), strict=False):
             line = line[line["curve"] == kind]
-            if line.empty:
-                continue
             family, area = line[["family", "area"]].iloc[0]
             colour = parts.look(family)["color"]
             look = {"color": colour, "linestyle": dash, "linewidth": 1}
