@@ -28,26 +28,28 @@ PARTIAL = config.get("partial", False)  # draw only the runs that are there
 BACKBONES = sorted(gridfile.all_backbones(grid))
 # A notebook names folders relative to its own.
 SHARED = {"data": grid["data"], "results": f"../{RESULTS}"}
-COMPARED = {"results": SHARED["results"], "grid_file": f"../grids/{GRID}.yaml"}
-DRAWN_IN = {"figures": f"../{FIGURES}"}
-CAPTION = {"caption": states.caption(grid, RESULTS) if PARTIAL else grid.get("caption", "")}
-# Names, families and order of backbones in figures: others, and all is drawn again.
+COMPARED = {"results": SHARED["results"], "grid_file": f"../grids/{GRID}.yaml"} | grid["collect"]
+CAPTION = states.caption(grid, RESULTS) if PARTIAL else grid.get("caption", "")
+DRAWN = {"figures": f"../{FIGURES}", "caption": CAPTION}
+# Names, families and order of backbones in figures: if one changes, all figures are drawn again.
 PRINTED = repr([
     (name, names.display_names(name), names.family(name, backbones.get(name).pretraining))
     for name in backbones.names()
     if name in BACKBONES
 ]) + repr(names.families())
+RUNS = states.done(grid, RESULTS) if PARTIAL else gridfile.runs(grid)  # that are drawn
 LOOKED_AT = next(regime for regime in REGIMES if grid[regime])  # by notebook 09
+LOOKED_AT_TASKS = list(dict.fromkeys(run.task for run in RUNS if run.regime == LOOKED_AT))
 RUN = (
     "python -m medlib.grid.notebooks {input.notebook:q} {log.notebook:q} --gpu {resources.gpu} "
     "--attempt {resources.attempt} --parameters {params.json:q} --expect {output:q}"
 )
 
 
-def needs(memory, minutes, gpu=0):
+def needs(minutes, gpu=0):
     """What a job declares: MB and minutes (more of both at a second attempt), and GPUs."""
     return {
-        "mem_mb": lambda wildcards, attempt: memory * attempt,
+        "mem_mb": lambda wildcards, attempt: 4000 * attempt,
         "runtime": lambda wildcards, attempt: minutes * attempt,
         "gpu": gpu,
         "attempt": lambda wildcards, attempt: attempt,
@@ -106,23 +108,17 @@ def run_of(wildcards):
 
 
 def training(run):
-    return parameters(
-        task=run.task,
-        backbone=run.backbone,
-        seed=run.seed,
-        regime=run.regime,
-        label_fraction=run.label_fraction,
-        **settings(run.regime, "backbones", "label_fraction", "seeds"),
-    )
+    asked = {name: value for name, value in vars(run).items() if name != "head"}
+    return parameters(**asked, **settings(run.regime, "backbones", "label_fraction", "seeds"))
 
 
 def row(wildcards):
-    """The row of the backbone: another row is another network."""
+    """The row of the backbone: if it changes, the job runs again."""
     return repr(backbones.get(wildcards.backbone))
 
 
 def weights(wildcards):
-    """The weights file, where there is one: other weights are other results."""
+    """The weights file, where there is one: if it changes, the job runs again."""
     backbone = backbones.get(wildcards.backbone)
     file = None if backbone.pretraining == "random" else weight_files.weights_file(backbone)
     return [str(file)] if file else []
@@ -139,7 +135,7 @@ wildcard_constraints:
     seed=r"\d+",
 
 
-SUMMARIES = ("summary", "summary_over_seeds", "costs")
+SUMMARIES = [f"{RESULTS}/{name}.csv" for name in ("summary", "summary_over_seeds", "costs")]
 
 
 def shown(rule):
@@ -154,17 +150,15 @@ def reported(rule):
 
 def drawn(*rules):
     """The files of the figures and tables of these rules, of all tasks."""
-    tasks = {rule: looked_at() if rule == "look" else TASKS for rule in rules}
+    tasks = {rule: LOOKED_AT_TASKS if rule == "look" else TASKS for rule in rules}
     files = (name.format(task=task) for rule in rules for task in tasks[rule] for name in shown(rule))
     return list(dict.fromkeys(files))
 
 
 # The files that say that the runs of a backbone on a task are complete.
-FINISHED = defaultdict(list)
-for _run in gridfile.runs(grid):
-    _files, _file = FINISHED[_run.task, _run.backbone], str(_run.promised(RESULTS))
-    if _file not in _files and (not PARTIAL or os.path.isfile(_file)):
-        _files.append(_file)
+FINISHED = defaultdict(dict)  # the files are its keys: one job makes all probes of a backbone
+for _run in RUNS:
+    FINISHED[_run.task, _run.backbone][str(_run.promised(RESULTS))] = True
 
 
 def summarised(tasks):
@@ -173,14 +167,7 @@ def summarised(tasks):
     return [str(address.intervals(RESULTS, *cell)) for cell in cells if FINISHED[cell]]
 
 
-def looked_at():
-    """The tasks that notebook 09 has runs of."""
-    if not PARTIAL:
-        return TASKS
-    return sorted({run.task for run in states.done(grid, RESULTS) if run.regime == LOOKED_AT})
-
-
-# A grid of which runs are missing has a page of another name: it must not pass for complete.
+# The page of an incomplete grid has another name, so that nobody takes the grid for complete.
 REPORT = f"{FIGURES}/{page.page_name(grid, RESULTS) if PARTIAL else page.PAGE}"
 
 
@@ -200,7 +187,7 @@ def everything():
           for file in embedded(task, backbone)),
         *(file for cell in cells for file in FINISHED[cell]),
         *summarised(TASKS),
-        *(f"{RESULTS}/{name}.csv" for name in SUMMARIES),
+        *SUMMARIES,
         f"{RESULTS}/differences.csv",
         *drawn(*registry.NOTEBOOKS),
         REPORT,
@@ -237,7 +224,7 @@ rule prepare:
             **grid["prepare"],
         ),
     resources:
-        **needs(4000, 120),
+        **needs(120),
     shell:
         RUN
 
@@ -262,7 +249,7 @@ rule extract:
         ),
         row=row,
     resources:
-        **needs(4000, 240, gpu=1),
+        **needs(240, gpu=1),
     shell:
         RUN
 
@@ -285,7 +272,7 @@ rule probe:
             **settings("frozen", "backbones", "label_fractions", "seeds"),
         ),
     resources:
-        **needs(4000, 240),
+        **needs(240),
     shell:
         RUN
 
@@ -307,7 +294,7 @@ rule finetune:
         json=lambda wildcards: training(run_of(wildcards)),
         row=row,
     resources:
-        **needs(4000, 1440, gpu=1),
+        **needs(1440, gpu=1),
     shell:
         RUN
 
@@ -316,7 +303,7 @@ rule finetune:
 # still valid are read from the file: it is updated, not made anew.
 rule summarise:
     input:
-        lambda wildcards: FINISHED[wildcards.task, wildcards.backbone],
+        lambda wildcards: list(FINISHED[wildcards.task, wildcards.backbone]),
         code=code("05_collect_results"),
     output:
         update(str(address.intervals(RESULTS, "{task}", "{backbone}"))),
@@ -324,7 +311,7 @@ rule summarise:
         grid=f"grids/{GRID}.yaml",
         settings=lambda wildcards: parameters(grid["collect"]),
     resources:
-        **needs(4000, 120),
+        **needs(120),
     shell:
         "TQDM_DISABLE=1 python -m medlib.grid.summarise {params.grid:q} {RESULTS:q} "
         "{wildcards.task:q} {wildcards.backbone:q} --attempt {resources.attempt}"
@@ -336,13 +323,13 @@ rule collect:
         notebook="notebooks/05_collect_results.ipynb",
         code=code("05_collect_results"),
     output:
-        multiext(f"{RESULTS}/", *(f"{name}.csv" for name in SUMMARIES)),
+        SUMMARIES,
     log:
         notebook=f"{RESULTS}/05_collect_results.ipynb",
     params:
-        json=lambda wildcards: parameters(COMPARED, **grid["collect"]),
+        json=lambda wildcards: parameters(COMPARED),
     resources:
-        **needs(4000, 60),
+        **needs(60),
     shell:
         RUN
 
@@ -358,9 +345,9 @@ rule compare:
         notebook=f"{RESULTS}/06_compare_backbones.ipynb",
     params:
         printed=PRINTED,
-        json=lambda wildcards: parameters(COMPARED, **DRAWN_IN, **CAPTION, **grid["collect"]),
+        json=lambda wildcards: parameters(COMPARED | DRAWN),
     resources:
-        **needs(4000, 60),
+        **needs(60),
     shell:
         RUN
 
@@ -377,9 +364,9 @@ rule costs:
         notebook=f"{RESULTS}/07_weigh_costs.ipynb",
     params:
         printed=PRINTED,
-        json=lambda wildcards: parameters(DRAWN_IN, results=SHARED["results"], **CAPTION),
+        json=lambda wildcards: parameters(DRAWN, results=SHARED["results"]),
     resources:
-        **needs(4000, 60),
+        **needs(60),
     shell:
         RUN
 
@@ -397,9 +384,9 @@ rule claims:
         notebook=f"{RESULTS}/08_test_claims.ipynb",
     params:
         printed=PRINTED,
-        json=lambda wildcards: parameters(COMPARED, **DRAWN_IN, **CAPTION, **grid["collect"]),
+        json=lambda wildcards: parameters(COMPARED | DRAWN),
     resources:
-        **needs(4000, 60),
+        **needs(60),
     shell:
         RUN
 
@@ -416,15 +403,10 @@ rule look:
     params:
         printed=PRINTED,
         json=lambda wildcards: parameters(
-            COMPARED,
-            task=wildcards.task,
-            regime=LOOKED_AT,
-            **DRAWN_IN,
-            **CAPTION,
-            **grid["collect"],
+            COMPARED | DRAWN, task=wildcards.task, regime=LOOKED_AT
         ),
     resources:
-        **needs(4000, 60),
+        **needs(60),
     shell:
         RUN
 
@@ -433,7 +415,7 @@ rule write_report:
     input:
         drawn("compare", "costs", "claims", "look"),
         code=[
-            os.path.relpath(notebooks.MEDLIB / name)
+            f"medlib/{name}"
             for name in ("show/report.py", "show/registry.py", "show/page.html", "grid/page.py")
         ],
     output:

@@ -1,6 +1,9 @@
 """What all tests share: where real data and devices are, and a skip where they are not."""
 
 import os
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported: tests run side by side, one thread each.
@@ -8,12 +11,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-
 
 @pytest.fixture
 def repository() -> Path:
-    return REPOSITORY
+    return Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -31,3 +32,16 @@ def cuda() -> str:
     if not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")
     return "cuda"
+
+
+@pytest.fixture
+def small_disk(request, tmp_path) -> Iterator[Path]:
+    """A folder on a disk of its own, of one megabyte or as many as a test asks for."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    size = f"size={getattr(request, 'param', 1)}m"
+    mount = ["mount", "-t", "tmpfs", "-o", size, "none", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no small disk can be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

@@ -195,15 +195,8 @@ def slurm(folder: Path) -> Iterator[None]:
     srun.write_text(f'#!/bin/sh\nSLURM_CONF={configuration} exec {shutil.which("srun")} "$@"\n')
     srun.chmod(0o755)
     os.environ["PATH"] = f"{srun.parent}{os.pathsep}{os.environ['PATH']}"
-    munge = [
-        "munged",
-        "--foreground",
-        f"--key-file={key}",
-        f"--socket={folder}/munge.socket",
-        f"--pid-file={folder}/munged.pid",
-        f"--log-file={folder}/munged.log",
-        f"--seed-file={folder}/munged.seed",
-    ]
+    munge = ["munged", "--foreground", f"--key-file={key}", f"--socket={folder}/munge.socket"]
+    munge += [f"--{kind}-file={folder}/munged.{kind}" for kind in ("pid", "log", "seed")]
     with contextlib.ExitStack() as stack:
         daemons = [stack.enter_context(daemon(munge, folder / "munged.out"))]
         wait_for("munged", (folder / "munge.socket").exists, 20, folder / "munged.out")
@@ -279,24 +272,11 @@ def use(profile: Path) -> None:
 
 
 def start(work: Path, log: Path) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        *small_grid.STUDY,
-        "run",
-        "small",
-        "--profile",
-        "profiles/slurm",
-        TARGET,
-    ]
+    command = [sys.executable, *small_grid.STUDY, "run", "small", TARGET]
+    command += ["--profile", "profiles/slurm"]
+    how = {"cwd": work, "env": small_grid.environment(work), "stdin": subprocess.DEVNULL}
     with log.open("wb") as output:
-        return subprocess.Popen(
-            command,
-            cwd=work,
-            env=small_grid.environment(work),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-        )
+        return subprocess.Popen(command, stdout=output, stderr=output, **how)
 
 
 def snakemakes(log: Path) -> str:

@@ -35,7 +35,7 @@ SMALL = {
 STUDY = ["-m", "medlib.grid.study"]
 # What is printed of a grid that is done, and only of one.
 CALLED_COMPLETE = re.compile(r"(?i)grid '\w+' is complete")
-# What every process of a study does first: tell of whom it would call.
+# Runs first in every process of a study: notes each outside address that it connects to.
 NO_NETWORK = """
 import socket
 from pathlib import Path
@@ -91,11 +91,11 @@ class Study:
 
         (self.folder / "grids" / "small.yaml").write_text(yaml.safe_dump(grid))
 
-    def begin(self, command="run", *arguments):
+    def begin(self, command="run", *arguments, **how):
         cores = ["--cores", "2"] if command in ("run", "figures") else []
         line = [sys.executable, *STUDY, command, "small", *cores, *map(str, arguments)]
-        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        how = pipe | {"cwd": self.folder, "env": self.environment}
+        how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | how
+        how |= {"cwd": self.folder, "env": self.environment}
         return subprocess.Popen(line, preexec_fn=as_in_a_terminal, **how)
 
     def call(self, command="run", *arguments):

@@ -62,24 +62,13 @@ def test_what_a_job_spends_on_beginning_is_what_its_work_leaves(tmp_path):
     records.mkdir(parents=True)
     record = {"log": [str(path)], "starttime": 100.0, "endtime": 120.0}
     (records / "a").write_text(json.dumps(record))
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "overhead.py"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, ROOT / "benchmarks" / "overhead.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = {
-        " ".join(line.split()[:-3]): line.split()[-3]
-        for line in done.stdout.splitlines()
-        if line.endswith("%")
-    }
-    assert found == {
-        "Snakemake and process": "3",
-        "papermill and kernel": "4",
-        "imports": "4",
-        "work": "8",
-    }
+    lines = [line.split() for line in done.stdout.splitlines() if line.endswith("%")]
+    found = {" ".join(words[:-3]): words[-3] for words in lines}
+    before = {"Snakemake and process": "3", "papermill and kernel": "4", "imports": "4"}
+    assert found == before | {"work": "8"}
 
 
 def test_contestants_take_turns_and_may_time_themselves(harness):
@@ -102,16 +91,8 @@ def test_the_summary_holds_the_median_ratio_and_replaces_an_older_one(harness, c
     harness.report("a", "another peer", 1.5, target=None, value=0.25, unit="s")
     harness.report("quick", "b", 1.5, target=None, value=0.25, unit="s", quick=True)
     first, second = json.loads(harness.SUMMARY.read_text("utf-8"))
-    assert first == {
-        "name": "a",
-        "peer": "b",
-        "ratio": 4.0,
-        "target": 5,
-        "value": 0.25,
-        "unit": "s",
-        "low": 2.0,
-        "high": 9.0,
-    }
+    given = {"name": "a", "peer": "b", "target": 5, "value": 0.25, "unit": "s"}
+    assert first == given | {"ratio": 4.0, "low": 2.0, "high": 9.0}
     assert second["peer"] == "another peer" and second["target"] is None
     printed = capsys.readouterr().out.splitlines()
     assert "MISSED" in printed[1] and "MISSED" not in printed[2] and "[2, 9]" in printed[1]

@@ -1,18 +1,16 @@
 """What the README tells a newcomer to write is what medlib takes."""
 
 import io
-import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+import small_grid
 import yaml
 from PIL import Image
 
@@ -38,10 +36,9 @@ def test_a_backbone_is_one_row(repository, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def clone(repository, tmp_path):
-    """The parts of a clone that preparing data needs, with a folder `data` beside it."""
-    for name in ("medlib", "notebooks", "data_manifests"):
-        shutil.copytree(repository / name, tmp_path / "clone" / name)
+def clone(tmp_path):
+    """The parts of a clone that a run needs; a folder `data` is laid beside it."""
+    small_grid.lay(tmp_path / "clone")
     return tmp_path / "clone"
 
 
@@ -50,14 +47,8 @@ def follow(repository, clone, task):
     command = block(repository, "sh", '"task": "knees"').replace('"knees"', f'"{task}"')
     command = command.replace(".venv/bin/python", shlex.quote(sys.executable))
     command = command.replace("[224]", "[32]")  # the one thing that is not literal: it is faster
-    done = subprocess.run(
-        command,
-        shell=True,
-        cwd=clone,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(clone)},
-    )
+    how = {"shell": True, "cwd": clone, "env": small_grid.environment(clone)}
+    done = subprocess.run(command, capture_output=True, text=True, **how)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (clone / "prepared.ipynb").is_file()
     images = clone / "results" / "own" / "images" / task / "32-bicubic" / "images.npy"
@@ -127,7 +118,7 @@ def test_every_layout_stands_in_the_table_of_layouts(repository):
 def test_every_file_that_the_readme_links_to_is_there(repository):
     text = (repository / "README.md").read_text("utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
-    missing = [link for link in links if not Path(repository / link).exists()]
+    missing = [link for link in links if not (repository / link).exists()]
     assert missing == [] and len(links) > 8
 
 
@@ -135,7 +126,5 @@ def test_the_tree_in_the_readme_names_what_is_there(repository):
     text = (repository / "README.md").read_text("utf-8")
     tree = text.split("## The tree")[1].split("```")[1]
     lines = tree.strip("\n").splitlines()
-    named = [line.split()[0] for line in lines]
-    inside = [line.startswith("  ") for line in lines]  # packages, below medlib/
-    named = [f"medlib/{n}" if below else n for n, below in zip(named, inside, strict=True)]
+    named = ["medlib/" * line.startswith("  ") + line.split()[0] for line in lines]
     assert [name for name in named if not (repository / name).exists()] == []

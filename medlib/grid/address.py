@@ -11,7 +11,7 @@ from pathlib import Path
 from medlib.core.settings import HEADS, REGIMES
 from medlib.errors import unknown
 
-# Below the results folder. The arm is the regime, a frozen backbone's head, the label fraction.
+# Below the results folder. An arm names the regime, a frozen backbone's head, the label fraction.
 RUN = "runs/{task}/{backbone}/{arm}/seed{seed}"
 _ARM = re.compile(r"([^-]+)(?:-((?!fraction)[^-]+))?(?:-fraction(.+))?")
 
@@ -20,7 +20,7 @@ _ARM = re.compile(r"([^-]+)(?:-((?!fraction)[^-]+))?(?:-fraction(.+))?")
 class Address:
     """One run of a grid. A trained backbone has a linear head, whatever ``head`` is given.
 
-    Raises ValueError for what no folder can be named by.
+    Raises ValueError for values that cannot be part of a folder's name.
     """
 
     task: str
@@ -46,13 +46,11 @@ class Address:
     def arm(self) -> str:
         """The folder of all seeds: ``frozen-knn-fraction0.1``, ``finetuned``."""
         name = f"frozen-{self.head}" if self.regime == "frozen" else self.regime
-        share = f"{self.label_fraction:g}"  # six digits, or as many as it takes
-        share = share if float(share) == self.label_fraction else repr(float(self.label_fraction))
-        return name if self.label_fraction == 1 else f"{name}-fraction{share}"
+        share = float(self.label_fraction)
+        return name if share == 1 else f"{name}-fraction{share!r}"
 
     def folder(self, results: Path | str) -> Path:
-        names = {"task": self.task, "backbone": self.backbone, "arm": self.arm, "seed": self.seed}
-        return Path(results) / RUN.format(**names)
+        return Path(results) / RUN.format(arm=self.arm, **vars(self))
 
     def record(self, results: Path | str) -> Path:
         """The run's record. It is written last: without it, the run is not complete."""
@@ -72,7 +70,8 @@ class Address:
             regime, head, share = _ARM.fullmatch(arm).groups()
             share, seed = float(share or 1), int(seed.removeprefix("seed"))
             run = cls(task, backbone, regime, head or "linear", share, seed)
-            if run.folder("").parts == Path(path).parts[-5:]:  # and no other spelling of it
+            # Another spelling, such as fraction0.10, is not an address.
+            if run.folder("").parts == Path(path).parts[-5:]:
                 return run
         raise ValueError(
             f"{path} is not the folder of a run. It must end in {RUN}, where the arm is, for "
@@ -115,12 +114,12 @@ def probes(results: Path | str, task: str, backbone: str) -> Path:
 
 
 def intervals(results: Path | str, task: str, backbone: str) -> Path:
-    """The rows of the summary that have been made from a backbone's runs on a task."""
+    """The summary's rows of one backbone on one task."""
     return cell(results, task, backbone) / "intervals.json"
 
 
 def belongs_to(path: Path | str) -> tuple[str | None, str | None]:
-    """The task and the backbone of a file below the results folder; None where it is of all."""
+    """The task and backbone of a file below the results folder; None if it belongs to all."""
     kind, *names = Path(path).parts
     if kind in ("runs", "features"):
         return names[0], names[1]

@@ -57,8 +57,7 @@ def _twice(values: list, info: ValidationInfo) -> str | None:
 
 
 def _not_linear(heads: list[str], _: ValidationInfo) -> str | None:
-    missing = "linear" not in heads
-    return "heads lack linear, with which backbones are compared" if missing else None
+    return None if "linear" in heads else "heads lack linear, with which backbones are compared"
 
 
 def _not_all(shares: list[float], info: ValidationInfo) -> str | None:
@@ -80,7 +79,6 @@ def _list_of(item: object, *checks: AfterValidator) -> object:
     return Annotated[list[item], Field(min_length=1), _refused(_twice), *checks]
 
 
-Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, _refused(_unplain)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Seeds = _list_of(Annotated[int, Field(ge=0)])
@@ -138,9 +136,9 @@ def _trained(regime: str) -> type[Trained]:
 
 
 class Top(Part):
-    title: Text
+    title: cards.Text
     caption: str = ""
-    data: Text
+    data: cards.Text
     tasks: _list_of(Annotated[Name, _one_of("task", cards.tasks)])
     seeds: Seeds
 
@@ -265,7 +263,7 @@ def label_fraction(grid: dict, task: str, regime: str = "finetuned") -> float:
 def label_fractions(grid: dict, task: str) -> list[float]:
     """The shares on which a task's embeddings are probed: the grid's, and that of fine-tuning.
 
-    A frozen backbone is thereby always shown at the same labels as a fine-tuned one.
+    So a frozen and a fine-tuned backbone can be compared on the same labels.
     """
     own = {label_fraction(grid, task, regime) for regime in settings.TRAINED if grid[regime]}
     return sorted(own | set(grid["frozen"].get("label_fractions", [1.0])), reverse=True)
@@ -303,7 +301,7 @@ def asks_for(grid: dict, path: Path) -> bool:
 
 
 def check_inputs(grid: dict) -> None:
-    """Raise before the first job if its data or weights cannot be had.
+    """Raise before the first job if data or weights are missing.
 
     Weights that only the hub has are fetched here, once: machines without a network then find them.
     Raises ValueError that lists everything that is missing.

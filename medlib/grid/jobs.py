@@ -102,7 +102,7 @@ def run_job(
 
 def _keep(error: ExecutionError, record: Path, output: Path, **known: object) -> None:
     """Write why a job failed, and keep its executed notebook."""
-    from medlib import files  # imports pandas, which takes long: only for a failure
+    from medlib import files  # imports NumPy, which takes long: only for a failure
 
     why = {"cell": error.cell, "error": str(error), "line": error.line}
     why |= {"output": output.name, "transient": error.kind in TRANSIENT}
@@ -115,7 +115,7 @@ def _keep(error: ExecutionError, record: Path, output: Path, **known: object) ->
 
 
 def take(file: IO, how: int = fcntl.LOCK_EX) -> bool:
-    """Lock an open file, and say whether that went well: not if another process holds it."""
+    """Try to lock an open file; False if another process holds the lock."""
     try:
         fcntl.flock(file, how | fcntl.LOCK_NB)
     except BlockingIOError:

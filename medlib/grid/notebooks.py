@@ -42,19 +42,14 @@ def check_parameters(notebook: Path | str, parameters: dict) -> None:
     for name, value in parameters.items():
         if name not in cell:
             problems.append(unknown("parameter", name, list(cell)))
-        elif not _fits(value, default := ast.literal_eval(cell[name]["default"])):
+            continue
+        default = ast.literal_eval(cell[name]["default"])  # None takes anything
+        if default is not None and not fits(value, default):
             wanted = f"{type(default).__name__} like its default {default!r}"
             given = f"{json.dumps(value)} ({type(value).__name__})"
             problems.append(f"{name} is {given}, but must be {wanted}")
     if problems:
         raise ExecutionError(f"{notebook} cannot take these parameters:\n{listed(problems)}")
-
-
-def _fits(value: object, default: object) -> bool:
-    """As :func:`settings.fits`, also for the items of a list. A default of None takes anything."""
-    if default and isinstance(default, list) and isinstance(value, list):
-        return all(_fits(item, default[0]) for item in value)
-    return default is None or fits(value, default)
 
 
 def execute(
@@ -101,7 +96,7 @@ def execute(
 def ensure(notebook: str, *promised: Path, **parameters: object) -> None:
     """Run the notebook that writes the promised files, if one of them is missing, and say so.
 
-    A notebook that is opened on its own gets its inputs so; in a grid they are always there.
+    This gives inputs to a notebook that is opened on its own; in a grid they are always there.
     ``notebook`` is relative to the working folder; its executed copy lies beside the first file.
     """
     if all(path.exists() for path in promised):
@@ -118,11 +113,15 @@ def ensure(notebook: str, *promised: Path, **parameters: object) -> None:
         raise ExecutionError(message or f"{notebook} ended with {done.returncode}")
 
 
+def code(notebook: Path | str) -> str:
+    """The code of all cells of a notebook."""
+    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
 def sources(notebook: Path | str) -> list[Path]:
     """The notebook and the medlib modules that it imports, directly or through others."""
-    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    modules, todo = set(), set(imports(code))
+    modules, todo = set(), set(imports(code(notebook)))
     while todo:
         modules |= todo
         todo = set().union(*(imports(m.read_text(encoding="utf-8")) for m in todo)) - modules
@@ -130,10 +129,10 @@ def sources(notebook: Path | str) -> list[Path]:
 
 
 @functools.cache  # several rules depend on the same module
-def imports(code: str) -> frozenset[Path]:
+def imports(text: str) -> frozenset[Path]:
     """The files of the medlib modules that Python code imports."""
     named = set()
-    for node in ast.walk(ast.parse(code)):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom) and node.module:
             named |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):

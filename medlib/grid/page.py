@@ -43,8 +43,8 @@ def write(
     """Write the page into the folder of figures, whole or not at all; returns its path.
 
     ``stopped``: the grid's command ended early, so summaries or figures may be missing even where
-    all runs are complete; the page is then :data:`INCOMPLETE`. A page of the other name is removed
-    if it no longer holds for the runs.
+    all runs are complete; the page is then :data:`INCOMPLETE`. The page of the other name is
+    removed if it is no longer true.
     """
     grid, figures = gridfile.read(grid_file), Path(figures)
     name = page_name(grid, results)
@@ -53,8 +53,8 @@ def write(
     words["citations"] = list(dict.fromkeys(cards.read(t).citation for t in grid["tasks"]))
     tables = {"states": states.table(grid, results), "environment": environment(grid, results)}
     report.write(path, **words, **tables)
-    if path.name == PAGE or name == INCOMPLETE:
-        (figures / (INCOMPLETE if path.name == PAGE else PAGE)).unlink(missing_ok=True)
+    if path.name == name:
+        (figures / (INCOMPLETE if name == PAGE else PAGE)).unlink(missing_ok=True)
     return path
 
 

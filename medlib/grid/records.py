@@ -43,15 +43,10 @@ def save_run(
     save_csv(folder / "predictions.csv", predictions)
     save_csv(folder / "history.csv", history)
     save_json(folder / "metrics.json", metrics)
-    content = {
-        "coordinates": asdict(run) | {"pretraining": provenance.pretraining},
-        "parameters": provenance.parameters,
-        "inputs": provenance.inputs,
-        "how": provenance.how,
-        "seeds": provenance.seeds,
-        "seconds": round(provenance.seconds, 3),
-        "peak_memory_bytes": peak_memory_bytes(),
-        "predictions_sha256": file_sha256(folder / "predictions.csv"),
-    }
-    save_json(record, content | environment())
+    content = vars(provenance) | environment()
+    content["coordinates"] = asdict(run) | {"pretraining": content.pop("pretraining")}
+    content["seconds"] = round(provenance.seconds, 3)
+    content["peak_memory_bytes"] = peak_memory_bytes()
+    content["predictions_sha256"] = file_sha256(folder / "predictions.csv")
+    save_json(record, content)
     (folder / CHECKPOINT).unlink(missing_ok=True)

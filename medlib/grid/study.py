@@ -106,7 +106,7 @@ def options(study: Study, *config: str) -> list[str]:
 
 
 def forced(study: Study) -> list[str]:
-    """The option that runs jobs again whose last output is there, but not each of their runs."""
+    """The option that repeats jobs whose last output is there, but one of their runs is not."""
     missing = set(gridfile.runs(study.grid)) - set(states.done(study.grid, study.results))
     promised = {run.promised(study.results) for run in missing}
     lost = sorted(str(file) for file in promised if file.is_file())

@@ -38,7 +38,8 @@ def main() -> int:
                 kept=functools.partial(address.intervals, results),
             )
         except (ValueError, OSError, MemoryError) as error:
-            raise jobs.ExecutionError(str(error), kind=type(error).__name__) from error
+            message = f"{error}{jobs.room(str(error), output)}"
+            raise jobs.ExecutionError(message, kind=type(error).__name__) from error
         output.touch()  # newer than the runs, also where nothing was made
 
     return jobs.run_job(work, output, Path(__file__), [str(output)], options.attempt)

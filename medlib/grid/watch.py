@@ -41,7 +41,7 @@ class LogHandler(LogHandlerBase):
 
 def describe(rule: str, wildcards: dict | None) -> str:
     """A job in words: "finetune fundus_pm vit_tiny-random seed 0"."""
-    known = {name: str(value) for name, value in (wildcards or {}).items() if value != ""}
+    known = {name: str(value) for name, value in (wildcards or {}).items()}
     if "seed" in known:
         known["seed"] = f"seed {known['seed']}"
     return " ".join([rule, *(known[name] for name in COORDINATES if name in known)])
@@ -104,7 +104,7 @@ class Watch:
     def seconds_left(self) -> float | None:
         """An estimate, from each rule's mean duration and the parallelism so far.
 
-        A job that has run longer than the mean is taken to need that excess once more.
+        A job that is t seconds over the mean is expected to need t seconds more.
         """
         every = [seconds for took in self.took.values() for seconds in took]
         if len(every) < 3:

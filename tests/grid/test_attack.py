@@ -56,15 +56,8 @@ class Attacked:
     def begin(self):
         self.calls += 1
         with open(self.log, "w") as log:
-            self.run = subprocess.Popen(
-                ["python", "-m", "medlib.grid.study", "run", "small", "--cores", "2"],
-                cwd=self.study.folder,
-                env=self.study.environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # a process group of its own, as a shell gives
-                preexec_fn=as_in_a_terminal,
-            )
+            # A process group of its own, as a shell gives.
+            self.run = self.study.begin(stdout=log, stderr=log, start_new_session=True)
 
     def judge(self):
         """The call has ended: was it right to say what it said? Returns whether all is done."""
@@ -172,26 +165,20 @@ def test_a_job_that_fails_and_is_mended(expected, tmp_path):
     assert written(study) == expected
 
 
+@pytest.mark.parametrize("small_disk", [200], indirect=True)
 @pytest.mark.parametrize("left", [0.1, 0.3, 1, 2])
-def test_a_disk_that_fills_and_has_room_made(expected, tmp_path, left):
+def test_a_disk_that_fills_and_has_room_made(expected, tmp_path, small_disk, left):
     """``left`` MiB are free at the start, on a disk that holds results and figures."""
-    study, disk = Study(tmp_path / "copy"), tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=200m", "none", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no small disk can be mounted here")
-    try:
-        for name in ("results", "figures"):
-            (disk / name).mkdir()
-            (study.folder / name).symlink_to(disk / name)
-        (disk / "other").write_bytes(bytes(int((200 - left) * 2**20)))
-        for _ in range(2):
-            status, said = study.call()
-            assert status and not CALLED_COMPLETE.search(said), said
-            assert "is full, or your quota" in said, said
-        (disk / "other").unlink()
+    study = Study(tmp_path / "copy")
+    for name in ("results", "figures"):
+        (small_disk / name).mkdir()
+        (study.folder / name).symlink_to(small_disk / name)
+    (small_disk / "other").write_bytes(bytes(int((200 - left) * 2**20)))
+    for _ in range(2):
         status, said = study.call()
-        assert status == 0 and CALLED_COMPLETE.search(said), said
-        assert written(study) == expected
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        assert status and not CALLED_COMPLETE.search(said), said
+        assert "is full, or your quota" in said, said
+    (small_disk / "other").unlink()
+    status, said = study.call()
+    assert status == 0 and CALLED_COMPLETE.search(said), said
+    assert written(study) == expected

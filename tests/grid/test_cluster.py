@@ -36,6 +36,7 @@ FROZEN = "results/small/runs/fundus_pm/micro_resnet-random/frozen.csv"
 @pytest.fixture
 def cluster(tmp_path):
     """A folder with the small grid, the stand-in's folder of jobs, and a function that runs."""
+    pytest.importorskip("snakemake_executor_plugin_cluster_generic")
     folder, queue, tools = (tmp_path / name for name in ("study", "queue", "bin"))
     for one in (folder, queue, tools):
         one.mkdir()
@@ -48,15 +49,8 @@ def cluster(tmp_path):
 
     def run(*arguments):
         command = [sys.executable, "-m", "snakemake", "--profile", "profiles/cluster"]
-        line = [
-            *command,
-            "--config",
-            "grid=small",
-            "--seconds-between-status-checks",
-            "1",
-            *arguments,
-        ]
-        return subprocess.run(line, cwd=folder, env=variables, capture_output=True, text=True)
+        command += ["--config", "grid=small", "--seconds-between-status-checks", "1", *arguments]
+        return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
 
     return folder, queue, run
 
@@ -74,7 +68,6 @@ def asked(queue):
 
 @pytest.mark.xdist_group("study")
 def test_a_grid_goes_through_a_scheduler_with_the_resources_that_the_profile_names(cluster):
-    pytest.importorskip("snakemake_executor_plugin_cluster_generic")
     folder, queue, run = cluster
     done = run(FROZEN)
     assert done.returncode == 0, done.stderr
@@ -90,7 +83,6 @@ def test_a_grid_goes_through_a_scheduler_with_the_resources_that_the_profile_nam
 
 @pytest.mark.xdist_group("study")
 def test_a_job_that_the_scheduler_ends_is_tried_again_with_more_and_then_reported(cluster):
-    pytest.importorskip("snakemake_executor_plugin_cluster_generic")
     folder, queue, run = cluster
     (folder / "full").touch()
     done = run("results/small/manifests/fundus_pm.csv", "--restart-times", "1")

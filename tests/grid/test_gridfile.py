@@ -13,18 +13,19 @@ import yaml
 from medlib.core import settings
 from medlib.grid import address, gridfile, states
 
+GOOD = """
+title: a grid
+data: phantoms
+tasks: [fundus_pm]
+seeds: [0, 1]
+frozen: {backbones: [vit_tiny-random], image_size: 64, heads: [linear]}
+finetuned: {backbones: [vit_tiny-random], image_size: 32}
+"""
+
 
 def write(tmp_path, **changes):
-    content = {
-        "title": "a grid",
-        "data": "phantoms",
-        "tasks": ["fundus_pm"],
-        "seeds": [0, 1],
-        "frozen": {"backbones": ["vit_tiny-random"], "image_size": 64, "heads": ["linear"]},
-        "finetuned": {"backbones": ["vit_tiny-random"], "image_size": 32},
-    }
     path = tmp_path / "test.yaml"
-    path.write_text(yaml.safe_dump(content | changes))
+    path.write_text(yaml.safe_dump(yaml.safe_load(GOOD) | changes))
     return path
 
 
@@ -82,16 +83,6 @@ def test_what_could_not_be_compared_at_the_end_is_refused_at_the_beginning(tmp_p
     # With fine-tuned arms on half of the labels, frozen ones are compared with those.
     tuned = {"backbones": ["vit_tiny-random"], "image_size": 32, "label_fraction": 0.5}
     gridfile.read(write(tmp_path, frozen=frozen | {"heads": ["linear"]}, finetuned=tuned))
-
-
-GOOD = """
-title: a grid
-data: phantoms
-tasks: [fundus_pm]
-seeds: [0, 1]
-frozen: {backbones: [vit_tiny-random], image_size: 64, heads: [linear]}
-finetuned: {backbones: [vit_tiny-random], image_size: 32}
-"""
 
 
 def written(tmp_path, old, new):

@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import select
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,8 +43,7 @@ def notebook(tmp_path):
         "from pathlib import Path\nassert not flag, 'asked to fail'\n"
         "Path('sum.txt').write_text(str(fold + rate))"
     )
-    path = tmp_path / "sum.ipynb"
-    return written(path, [cell, body])
+    return written(tmp_path / "sum.ipynb", [cell, body])
 
 
 def test_it_runs_in_the_notebooks_folder_with_its_parameters(notebook, tmp_path):
@@ -90,7 +88,7 @@ def test_a_promised_file_that_is_not_written_is_a_failure(notebook, tmp_path):
 
 def run(*arguments):
     command = [sys.executable, "-m", "medlib.grid.notebooks", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def test_the_command_line_takes_json_and_ends_with_a_status(notebook, tmp_path):
@@ -115,10 +113,8 @@ def test_what_only_prepares_or_plans_is_no_reason_to_train_again(repository, not
     names = {str(path.relative_to(notebooks.MEDLIB).with_suffix("")) for path in modules}
     assert {f"data/{name}" for name in PREPARING} & names == set()
     assert not any(name.startswith("data/layouts") for name in names)
-    assert {name for name in names if name.startswith("stats/")} <= {
-        "stats/prediction",
-        "stats/metrics",
-    }
+    stats = {name for name in names if name.startswith("stats/")}
+    assert stats <= {"stats/prediction", "stats/metrics"}
     planning = {"grid/gridfile", "grid/states", "grid/study", "grid/watch", "grid/summarise"}
     assert planning & names == set()
 
@@ -133,18 +129,12 @@ def failing(tmp_path, code):
         nbformat.v4.new_code_cell("open('runs', 'a').write('x')"),
         nbformat.v4.new_code_cell(code),
     ]
-    path = tmp_path / "failing.ipynb"
-    return written(path, cells)
+    return written(tmp_path / "failing.ipynb", cells)
 
 
-def attempt(notebook, tmp_path, number=1, **environment):
+def attempt(notebook, tmp_path, number=1):
     output = tmp_path / "executed" / "out.ipynb"
-    command = [sys.executable, "-m", "medlib.grid.notebooks", notebook, output]
-    command += ["--attempt", str(number), "--expect", "a.csv"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | environment, timeout=120
-    )
-    return done, failed(output)
+    return run(notebook, output, "--attempt", number, "--expect", "a.csv"), failed(output)
 
 
 def test_a_failure_is_recorded_and_what_would_fail_again_is_not_tried_again(tmp_path):
@@ -188,18 +178,6 @@ def test_a_success_wipes_the_record_of_the_failure_before_it(notebook, tmp_path)
         assert (failed(output) is not None) == flag
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A folder on a disk of one megabyte."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no small disk can be mounted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_full_disk_is_said_so_and_room_is_all_that_it_takes(small_disk, tmp_path):
     saving = "from medlib import files; files.save_text('disk/kept', '.' * 700_000)"
     notebook = failing(tmp_path, saving)
@@ -236,7 +214,7 @@ def test_a_job_ends_with_its_controller_and_its_kernel_with_it(tmp_path):
     )
     pid = tmp_path / "pid"
     wait_for(lambda: pid.is_file() and pid.read_text())
-    kernel = int((tmp_path / "pid").read_text())
+    kernel = int(pid.read_text())
     lock.close()  # as when its process ends
     assert job.wait(30) == 1
     wait_for(lambda: state(kernel) == "Z")

@@ -5,19 +5,12 @@ import shutil
 import pandas as pd
 import pytest
 import yaml
+from small_grid import SMALL
 
 from medlib.grid import gridfile, page, records
 
-BACKBONES = {"backbones": ["micro_resnet-random"], "image_size": 28}
-GRID = {
-    "title": "Small & quick <grid>",
-    "caption": "Phantoms, random weights.",
-    "data": "phantoms",
-    "tasks": ["chest_xray", "fundus_pm"],
-    "seeds": [0],
-    "frozen": BACKBONES | {"heads": ["linear"]},
-    "finetuned": BACKBONES | {"epochs": 1, "learning_rates": [0.001]},
-}
+GRID = SMALL | {"title": "Small & quick <grid>", "caption": "Phantoms, random weights."}
+GRID |= {"tasks": ["chest_xray", "fundus_pm"]}
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 well, and runs again exactly what has changed."""
 
 import ast
+import contextlib
 import io
 import itertools
-import json
 import logging
 import os
 import re
@@ -24,7 +24,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from waiting import wait_for
 
 from medlib.core import backbones
-from medlib.grid import gridfile, jobs
+from medlib.grid import gridfile, jobs, notebooks
 from medlib.grid.study import failures, reason
 from medlib.grid.watch import Watch, progress_words
 
@@ -121,21 +121,25 @@ def test_the_state_of_a_complete_grid_is_told(finished):
     assert not (finished.folder / "results" / "small" / "progress.json").exists()
 
 
-def edited(path, old, new):
-    """Change a file, and give back what undoes it, time stamp included."""
+@contextlib.contextmanager
+def edited(path, edit):
+    """A file whose bytes are edited for a while; then it is as before, time stamp included."""
     before, stamp = path.read_bytes(), path.stat()
-    path.write_text(path.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
+    path.write_bytes(edit(before))
     assert path.read_bytes() != before
-
-    def undo():
+    try:
+        yield
+    finally:
         path.write_bytes(before)
         os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
 
-    return undo
 
-
-ONCE = dict.fromkeys(("collect", *DRAWING), 1)
+DRAWN = dict.fromkeys(DRAWING, 1)
+ONCE = {"collect": 1, **DRAWN}
+ONE_BACKBONE = {"extract": 1, "probe": 1, "summarise": 1, **ONCE}
+ROWS = "medlib/core/backbones.yaml"
 NEW_ROW = "new-imagenet: {printed: New, family: CNN, timm_name: resnet18.a1_in1k, "
+NEW_ROW += "pretraining: imagenet, embedding: gap, licence: MIT}"
 PROBED = {"probe": 2, "summarise": 2, **ONCE}
 TUNED_AGAIN = {"finetune": 1, "summarise": 1, **ONCE}
 ALL = {"prepare": 1, "extract": 2, "probe": 2, "finetune": 1, "summarise": 2, **ONCE}
@@ -144,7 +148,7 @@ EDITS = {  # a file, a text in it, what replaces the text, and the jobs that run
     "a notebook": ("notebooks/03_probe_features.ipynb", "minutes for", "some minutes for", PROBED),
     "training": ("medlib/core/fast/graph.py", "RECORD_AFTER = 3", "RECORD_AFTER = 4", TUNED_AGAIN),
     "heads": ("medlib/core/heads.py", '"""', '"""Better: ', PROBED),
-    "a style": ("medlib/show/style.py", '"""', '"""Nicer: ', dict.fromkeys(DRAWING, 1)),
+    "a style": ("medlib/show/style.py", '"""', '"""Nicer: ', DRAWN),
     "claims": ("medlib/stats/claims.py", '"""', '"""Bolder: ', {"claims": 1, "write_report": 1}),
     "a card": ("data_manifests/fundus_pm.yaml", "title: ", "title: New ", ALL),
     # These make the manifest and the packs again, from which everything follows.
@@ -152,39 +156,21 @@ EDITS = {  # a file, a text in it, what replaces the text, and the jobs that run
     "volumes": ("medlib/data/volumes.py", '"""', '"""Larger: ', ALL),
     "a setting": ("grids/small.yaml", "epochs: 2", "epochs: 3", TUNED_AGAIN),
     "resamples": ("grids/small.yaml", "resamples: 100", "resamples: 99", {"summarise": 2, **ONCE}),
-    "a new row": (
-        "medlib/core/backbones.yaml",
-        "# The paper's three CNNs.",
-        NEW_ROW + "pretraining: imagenet, embedding: gap, licence: MIT}",
-        {},
-    ),
-    "a printed name": (
-        "medlib/core/backbones.yaml",
-        "printed: Micro-ResNet",
-        "printed: Tiny-ResNet",
-        dict.fromkeys(DRAWING, 1),
-    ),
+    "a new row": (ROWS, "# The paper's three CNNs.", NEW_ROW, {}),
+    "a printed name": (ROWS, "printed: Micro-ResNet", "printed: Tiny-ResNet", DRAWN),
     # Of its random control nothing changes: it has no batch norm that was folded.
-    "a row": (
-        "medlib/core/backbones.yaml",
-        IMAGENET,
-        IMAGENET + "fixed_norm: true, ",
-        {"extract": 1, "probe": 1, "summarise": 1, **ONCE},
-    ),
+    "a row": (ROWS, IMAGENET, IMAGENET + "fixed_norm: true, ", ONE_BACKBONE),
 }
 
 
 @pytest.mark.parametrize(("file", "old", "new", "run"), EDITS.values(), ids=EDITS)
 def test_what_has_changed_decides_what_runs_again(finished, file, old, new, run):
-    undo = edited(finished.folder / file, old, new)
-    try:
+    with edited(finished.folder / file, lambda text: text.replace(old.encode(), new.encode(), 1)):
         rules, said = finished.plan()
-    finally:
-        undo()
     assert rules == run, said
     if run and file.startswith(("notebooks/0", "medlib/core/")) and not file.endswith(".yaml"):
         assert f"changed: {file}" in said
-    if run and file.startswith(("grids", "medlib/core/backbones.yaml")):
+    if run and file.startswith(("grids", ROWS)):
         assert "its settings have changed" in said
 
 
@@ -199,27 +185,13 @@ def test_a_new_backbone_in_the_grid_runs_alone_and_a_touched_file_not_at_all(fin
     finished.grid(finished.asked | {"frozen": frozen | more})
     rules, said = finished.plan()
     finished.grid(finished.asked)
-    expected = dict.fromkeys(("extract", "probe", "summarise", "collect", *DRAWING), 1)
-    assert rules == expected, said
+    assert rules == ONE_BACKBONE, said
 
 
 def test_other_weights_run_again_what_they_were_used_for(finished):
-    stamp = finished.weights.stat()
-    os.utime(finished.weights)
-    with open(finished.weights, "r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        last = file.read(1)
-        file.seek(-1, os.SEEK_END)
-        file.write(bytes([last[0] ^ 1]))
-    try:
+    with edited(finished.weights, lambda data: data[:-1] + bytes([data[-1] ^ 1])):
         rules, said = finished.plan()
-    finally:
-        with open(finished.weights, "r+b") as file:
-            file.seek(-1, os.SEEK_END)
-            file.write(last)
-        os.utime(finished.weights, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    expected = dict.fromkeys(("extract", "probe", "summarise", "collect", *DRAWING), 1)
-    assert rules == expected, said
+    assert rules == ONE_BACKBONE, said
     assert "changed:" in said and "test_resnet" in said
 
 
@@ -421,9 +393,7 @@ def test_nothing_that_is_read_can_run(repository):
     words += " unpack_archive eval exec os.system os.popen yaml.load shell allow_pickle"
     banned = set(words.split())
     sources = [path.read_text("utf-8") for path in (repository / "medlib").rglob("*.py")]
-    for notebook in (repository / "notebooks").glob("*.ipynb"):
-        cells = json.loads(notebook.read_text("utf-8"))["cells"]
-        sources += ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    sources += map(notebooks.code, (repository / "notebooks").glob("*.ipynb"))
     used = set()
     for node in itertools.chain(*(ast.walk(ast.parse(source)) for source in sources)):
         if isinstance(node, ast.Attribute):
@@ -436,6 +406,12 @@ def test_nothing_that_is_read_can_run(repository):
 
 
 # -------------------------------------------------------------------------------------- the watch
+
+
+def watching(clock=lambda: 0.0, **stats):
+    watch = Watch(out=io.StringIO(), clock=clock)
+    watch(event(LogEvent.RUN_INFO, stats=stats | {"total": sum(stats.values())}))
+    return watch
 
 
 def event(kind, **values):
@@ -454,9 +430,8 @@ def failure(number, rule, log=(), output=()):
 
 
 def test_progress_tells_what_is_done_what_runs_and_for_how_long_it_may_go_on():
-    clock, out = [0.0], io.StringIO()
-    watch = Watch(out=out, clock=lambda: clock[0])
-    watch(event(LogEvent.RUN_INFO, stats={"probe": 8, "finetune": 2, "all": 1, "total": 11}))
+    clock = [0.0]
+    watch = watching(lambda: clock[0], probe=8, finetune=2, all=1)
     for number in range(3):  # two at a time, ten seconds each
         watch(event(LogEvent.JOB_STARTED, jobs=[2 * number, 2 * number + 1]))
         for one in (2 * number, 2 * number + 1):
@@ -482,9 +457,7 @@ def test_progress_tells_what_is_done_what_runs_and_for_how_long_it_may_go_on():
 
 
 def test_a_job_that_went_well_at_a_second_attempt_has_not_failed():
-    out = io.StringIO()
-    watch = Watch(out=out, clock=lambda: 0.0)
-    watch(event(LogEvent.RUN_INFO, stats={"probe": 2, "total": 2}))
+    watch = watching(probe=2)
     for number in (1, 2):
         watch(event(LogEvent.JOB_STARTED, jobs=[number]))
         watch(job(number, task=f"t{number}"))
@@ -492,21 +465,20 @@ def test_a_job_that_went_well_at_a_second_attempt_has_not_failed():
     watch(event(LogEvent.JOB_STARTED, jobs=[1]))
     watch(event(LogEvent.JOB_FINISHED, job_id=1))
     assert [one["words"] for one in watch.failed.values()] == ["probe t2"]
-    assert "it ended without a message: killed, or out of memory?" in out.getvalue()
+    assert "it ended without a message: killed, or out of memory?" in watch.out.getvalue()
 
 
 def test_a_job_without_a_notebook_says_why_it_failed_as_well(tmp_path):
     def work():
         raise jobs.ExecutionError("2 of 5 runs cannot be used:\n- a\n- b")
 
-    output, out = tmp_path / "intervals.json", io.StringIO()
+    output = tmp_path / "intervals.json"
     output.write_text("{}")
     assert jobs.run_job(work, output, Path("compare.py"), [str(output)]) == 1
     assert output.read_text() == "{}"
-    watch = Watch(out=out, clock=lambda: 0.0)
-    watch(event(LogEvent.RUN_INFO, stats={"summarise": 1, "total": 1}))
+    watch = watching(summarise=1)
     watch(failure(1, "summarise", output=[str(output)]))
-    assert "failed: summarise: 2 of 5 runs cannot be used" in out.getvalue()
+    assert "failed: summarise: 2 of 5 runs cannot be used" in watch.out.getvalue()
     table = failures("small", watch)
     assert "compare.py: 2 of 5 runs" in table and "notebook" not in table
     assert jobs.failures(tmp_path)[output]["outputs"] == [str(output)]
@@ -514,23 +486,21 @@ def test_a_job_without_a_notebook_says_why_it_failed_as_well(tmp_path):
 
 def test_a_job_whose_record_found_no_room_says_that_the_disk_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 9, 0))
-    watch = Watch(out=io.StringIO(), clock=lambda: 0.0)
-    watch(event(LogEvent.RUN_INFO, stats={"probe": 1, "total": 1}))
+    watch = watching(probe=1)
     watch(failure(1, "probe", log=[str(tmp_path / "n.ipynb")]))
     told = f"The disk of {tmp_path} is full, or your quota: make room"
     assert told in watch.out.getvalue() and "killed" not in watch.out.getvalue()
 
 
 def test_three_days_of_progress_are_some_hundred_lines():
-    clock, out = [0.0], io.StringIO()
-    watch = Watch(out=out, clock=lambda: clock[0])
-    watch(event(LogEvent.RUN_INFO, stats={"probe": 9000, "total": 9000}))
+    clock = [0.0]
+    watch = watching(lambda: clock[0], probe=9000)
     for number in range(9000):
         watch(event(LogEvent.JOB_STARTED, jobs=[number]))
         watch(job(number, task="t"))
         clock[0] += 3 * 24 * 3600 / 9000
         watch(event(LogEvent.JOB_FINISHED, job_id=number))
-    assert 100 < len(out.getvalue().splitlines()) < 500
+    assert 100 < len(watch.out.getvalue().splitlines()) < 500
 
 
 @pytest.mark.parametrize(
