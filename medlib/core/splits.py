@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,13 @@ class Rotation:
 
     fold: int  # the fold that is tested; 0 where the test set is official
     train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+
+
+class Predicted(NamedTuple):
+    """Probabilities of one rotation's validation rows (v, K) and test rows (m, K)."""
+
     val: np.ndarray
     test: np.ndarray
 
