@@ -17,6 +17,8 @@ import harness
 import numpy as np
 import pandas as pd
 
+from medlib import files
+
 LIMIT = 3 * 2**30  # bytes
 EXTRACT = """
 import sys
@@ -47,8 +49,8 @@ def sparse_pack(folder: Path, n: int, size: int) -> Path:
     ids = [f"{number:06d}" for number in range(n)]
     index = pd.DataFrame({"sample_id": ids, "patient_id": ids, "label": "a", "split": "train"})
     index.to_csv(folder / "index.csv", index=False)
-    meta = f'{{"hash": "sparse", "size": {size}, "interpolation": "bicubic"}}'
-    (folder / "meta.json").write_text(meta, encoding="utf-8")
+    meta = {"hash": "sparse", "size": size, "interpolation": "bicubic"}
+    files.save_json(folder / "meta.json", meta | {"mask_at_test_time": False})
     return folder
 
 
