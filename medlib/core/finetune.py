@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -27,12 +28,13 @@ from medlib.core import classifier, loading, metrics, networks
 from medlib.core.classifier import Classifier, assign, learnt
 from medlib.core.fast import fusing, memory
 from medlib.core.fast import resume as resuming
-from medlib.core.fast.resume import WORST, Course, Progress
+from medlib.core.fast.resume import Course
 from medlib.core.settings import TRAINED, FineTuning
-from medlib.core.splits import Rotation
+from medlib.core.splits import Predicted, Rotation
 from medlib.errors import unknown
 
 HISTORY = ["fold", "learning_rate", "epoch", "train_loss", "val_loss", "val_auroc", "chosen"]
+WORST = (-math.inf, -math.inf)  # the score of an epoch without an AUROC
 # Compiling a network and its gradient takes 10 to 40 s and saves milliseconds a step. On an H200
 # it pays from 1218 steps of ViT-L on, 2143 of VGG16 and 3235 of ViT-B, but only from 9855 of
 # ResNet50, whose many layers have kernels of their own (benchmarks/finetuning.py prints this).
@@ -193,19 +195,21 @@ def run(
     seed: int = 0,
     device: str = "auto",
     resume: Path | None = None,
-) -> tuple[list[np.ndarray], list[dict], dict]:
-    """Fine-tune a backbone on every rotation.
+) -> tuple[list[Predicted], list[dict], dict]:
+    """Fine-tune a backbone on every rotation, and choose one learning rate for all of them.
 
-    For each learning rate the model starts from the same weights. The learning rate and the epoch
-    with the best validation AUROC are kept, and the test part is predicted once, by them.
+    For each rate the model starts from the same weights, and the epoch with the best validation
+    AUROC is kept. The rate with the best mean of these AUROCs over rotations is chosen. As weights
+    are not kept for that long, every rate predicts the test part; only the predictions of the
+    chosen one are returned, and nobody looks at the others: the choice uses validation only.
     ``regime`` is one of :data:`TRAINED`. ``seed`` draws the head, the order of the images, their
     augmentation and, in a random control arm, the weights. ``resume`` is the file of a checkpoint:
     it is written after each epoch, and the run continues from one of the same data, settings and
-    code, to the same predictions. Returns for each rotation the probabilities (m, K) of its test
-    rows; a history, one dict per epoch (keys: :data:`HISTORY`); and how it was done, with
-    ``resumed`` (how often) and ``seconds_before`` (of earlier attempts, up to the checkpoint).
-    Raises ValueError for an unknown regime, and where no epoch has a validation AUROC; what
-    :func:`train` and :func:`networks.build` raise.
+    code, to the same predictions. Returns each rotation's probabilities; a history, one dict per
+    epoch (keys: :data:`HISTORY`); and how it was done, with ``candidates`` (learning rates times
+    epochs), ``resumed`` (how often) and ``seconds_before`` (of earlier attempts, up to the
+    checkpoint). Raises ValueError for an unknown regime, and where no epoch has a validation AUROC;
+    what :func:`train` and :func:`networks.build` raise.
     """
     if regime not in TRAINED:
         raise ValueError(unknown("regime", regime, TRAINED))
@@ -221,25 +225,26 @@ def run(
     identity = _identity(model, data, rotations, [asdict(settings), regime, seed])
     at = resuming.restored(resume, identity, model, best)
     bar = {"desc": f"fine-tuning {backbone}", "unit": "image", "mininterval": 1}
+    rates, n, chosen = settings.learning_rates, len(settings.learning_rates), 0
     with tqdm(total=n_images, initial=at.images, **bar) as shown:
         learn = partial(train, model, data, settings=settings, seed=seed, progress=shown.update)
-        for rotation in rotations[len(at.probabilities) :]:
-            for rate in settings.learning_rates[at.rate :]:
+        for rotation in rotations[len(at.predicted) // n :]:
+            rows, val, test = map(np.flatnonzero, (rotation.train, rotation.val, rotation.test))
+            for rate in rates[len(at.predicted) % n :]:
                 if not at.course.epoch:
                     assign(learnt(model), start)
-                rows, course = np.flatnonzero(rotation.train), at.course
-                for epoch, loss in learn(rows, learning_rate=rate, course=course):
-                    judged = _judge(model, data, np.flatnonzero(rotation.val))
-                    if _improves(at, (rotation.fold, rate, epoch, loss, *judged)):
+                for epoch, loss in learn(rows, learning_rate=rate, course=at.course):
+                    judged = _judge(model, data, val)
+                    if _improves(at.history, (rotation.fold, rate, epoch, loss, *judged)):
                         assign(best, learnt(model))
                     at.images = shown.n
                     resuming.keep(resume, identity, at, model, best)
-                at.rate, at.course = at.rate + 1, Course(micro_batches=at.course.micro_batches)
-            _choose(at, rotation.fold)
-            assign(learnt(model), best)
-            at.probabilities.append(predict(model, data.images, np.flatnonzero(rotation.test)))
+                assign(learnt(model), best)
+                at.predicted.append(Predicted(*(predict(model, images, r) for r in (val, test))))
+                at.course = Course(micro_batches=at.course.micro_batches)
+            chosen = _choose(at.history, settings)
     how |= {"micro_batches": at.course.micro_batches, "resumed": at.resumed}
-    return at.probabilities, at.history, how | {"seconds_before": round(at.seconds, 3)}
+    return at.predicted[chosen::n], at.history, how | {"seconds_before": round(at.seconds, 3)}
 
 
 def _prepare(
@@ -250,10 +255,11 @@ def _prepare(
     cuda, size, batch_size = parameters[0].is_cuda, data.images.shape[1], settings.batch_size
     # An epoch leaves out its last, smaller batch.
     sizes = [int(rotation.train.sum()) for rotation in rotations]
-    n_images = sum(n - n % min(batch_size, n) for n in sizes)
-    n_images *= len(settings.learning_rates) * settings.epochs
+    candidates = len(settings.learning_rates) * settings.epochs
+    n_images = candidates * sum(n - n % min(batch_size, n) for n in sizes)
     kind = "batch norm" if any(isinstance(m, nn.BatchNorm2d) for m in modules) else "plain"
     how = {
+        "candidates": candidates,
         "weights_digest": model.weights_digest,
         "parameters": sum(p.numel() for p in parameters),
         "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
@@ -290,24 +296,42 @@ def _judge(model: Classifier, data: Data, rows: np.ndarray) -> tuple[float, floa
     return float(loss), float(metrics.auroc(y, proba))
 
 
-def _improves(at: Progress, row: tuple) -> bool:
-    """Add an epoch to the history. Returns whether it is the best of this rotation so far."""
-    at.records.append(dict(zip(HISTORY, row, strict=False)))
-    *_, loss, auroc = row
+def _score(row: dict) -> tuple[float, float]:
+    """What the best epoch has most of: the validation AUROC, then minus the validation loss."""
     # Small validation sets tie often in AUROC; the loss then decides.
-    before, at.best = at.best, max(at.best, (auroc, -loss))
-    return at.best > before
+    return WORST if math.isnan(row["val_auroc"]) else (row["val_auroc"], -row["val_loss"])
 
 
-def _choose(at: Progress, fold: int) -> None:
-    """Mark the best epoch of a rotation in the history, and begin the next rotation's."""
-    if at.best[0] < 0:
+def _improves(history: list[dict], row: tuple) -> bool:
+    """Add an epoch to the history. Returns whether it is the best of its training so far."""
+    history.append(dict(zip(HISTORY, (*row, False), strict=True)))
+    return max(history[-history[-1]["epoch"] :], key=_score) is history[-1]
+
+
+def _choose(history: list[dict], settings: FineTuning) -> int:
+    """Choose the learning rate for the rotations that are done, and mark its best epochs.
+
+    Returns its position: the best by the mean AUROC of the best epochs, then by their mean loss,
+    then the smaller rate. Raises ValueError when no rate has an AUROC in every rotation.
+    """
+    n, epochs = len(settings.learning_rates), settings.epochs
+    trainings = [history[start : start + epochs] for start in range(0, len(history), epochs)]
+    best = [max(rows, key=_score) for rows in trainings]
+
+    def mean(position: int) -> tuple[float, float, float]:
+        auroc, loss = map(fmean, zip(*map(_score, best[position::n]), strict=True))
+        # Rounded, since equal means may differ in their last bit.
+        return round(auroc, 12), loss, -settings.learning_rates[position]
+
+    chosen = max(range(n), key=mean)
+    if mean(chosen)[0] == -math.inf:
+        some = any(_score(row) > WORST for row in best[-n:])
+        where = " at a learning rate that has one in every earlier fold" if some else ""
         raise ValueError(
-            f"Fold {fold}: no epoch has a validation AUROC. The val part needs samples of every "
-            "class, and training predictions that are finite: take the highest out of "
-            "learning_rates."
+            f"Fold {history[-1]['fold']}: no epoch has a validation AUROC{where}. The val part "
+            "needs samples of every class, and training predictions that are finite: take the "
+            "highest out of learning_rates."
         )
-    scores = [(row["val_auroc"], -row["val_loss"]) for row in at.records]
-    chosen = scores.index(at.best)
-    at.history += [row | {"chosen": place == chosen} for place, row in enumerate(at.records)]
-    at.rate, at.best, at.records = 0, WORST, []
+    for row in history:
+        row["chosen"] = any(row is one for one in best[chosen::n])
+    return chosen

@@ -76,16 +76,24 @@ def labelled(pixels, index, images_hash=""):
     return finetune.Data(pixels, y, index["sample_id"], len(CLASSES), images_hash)
 
 
-def run(data, backbone=CNN, images_hash="", **settings):
-    """Predictions and history as tables, and how: what notebook 04 makes of a run."""
+def tuned(data, backbone=CNN, images_hash="", **settings):
+    """What a run returns: for each rotation what it predicts, the history as a table, and how."""
     pixels, index, rotations = data
     settings = SHORT | settings
     names = [name for name in ("regime", "seed", "device", "resume") if name in settings]
     own = {name: settings.pop(name) for name in names}
     asked = labelled(pixels, index, images_hash), rotations, FineTuning(**settings)
-    proba, history, how = finetune.run(backbone, *asked, **own)
-    found = prediction.out_of_fold(index, rotations, proba, CLASSES)
-    return found, pd.DataFrame(history, columns=finetune.HISTORY), how
+    predicted, history, how = finetune.run(backbone, *asked, **own)
+    assert [set(row) for row in history] == [set(finetune.HISTORY)] * len(history)
+    return predicted, pd.DataFrame(history, columns=finetune.HISTORY), how
+
+
+def run(data, *args, **settings):
+    """Predictions and history as tables, and how: what notebook 04 makes of a run."""
+    predicted, history, how = tuned(data, *args, **settings)
+    _, index, rotations = data
+    tested = [part.test for part in predicted]
+    return prediction.out_of_fold(index, rotations, tested, CLASSES), history, how
 
 
 def train(model, pixels, y, rows, learning_rate=1e-3, **settings):
@@ -154,6 +162,7 @@ def test_the_history_has_a_row_an_epoch_and_the_columns_that_a_run_saves(learnt)
     assert set(history["learning_rate"]) == {3e-3} and set(history["fold"]) == {0}
     assert history["chosen"].sum() == 1
     assert how["weights_digest"] == networks.build(CNN, 32, 0)[1]
+    assert how["candidates"] == 1 * 6  # learning rates × epochs
     names = "sample_id patient_id split y_true prob_across prob_down"
     assert " ".join(found.columns) == names
 
@@ -248,6 +257,132 @@ def test_the_epoch_with_the_best_validation_auroc_predicts_and_the_loss_breaks_t
     assert found["prob_down"].tolist() == pytest.approx([0.3] * 4)
     assert len(begun) == 3
     assert torch.equal(begun[0], begun[1]) and torch.equal(begun[0], begun[2])
+
+
+@pytest.fixture
+def two_rotations(monkeypatch):
+    """A scripted run of two rotations, from (rate, epoch) -> validation probabilities of each.
+
+    Four images each, of classes 0, 1, 0, 1. Of its test part, the i-th state predicts i / 100.
+    Returns what the rotations predict of class 1, the history, how, and how often training began.
+    """
+
+    def scripted_run(states, learning_rates, epochs=1):
+        pixels, index, _ = problem(train=4, val=8, test=8)
+        side = np.repeat(range(5), 4)
+        parts = [splits.Rotation(i, side == 0, side == 1 + i, side == 3 + i) for i in (0, 1)]
+        table = {
+            key: [0.5] * 4 + first + second + [i / 100] * 8
+            for i, (key, (first, second)) in enumerate(states.items())
+        }
+        begun.append(scripted(monkeypatch, pixels, index, table))
+        asked = dict(learning_rates=learning_rates, epochs=epochs)
+        predicted, history, how = tuned((pixels, index, parts), **asked)
+        classes = [[values[:, 1].tolist() for values in part] for part in predicted]
+        return classes, history, how
+
+    begun = []
+    scripted_run.begun = lambda: len(begun[-1])
+    return scripted_run
+
+
+# Validation probabilities by their AUROC on the classes 0, 1, 0, 1.
+AUROC = {
+    1.0: [0.2, 0.8, 0.2, 0.8],
+    0.75: [0.4, 0.3, 0.2, 0.8],
+    0.25: [0.6, 0.2, 0.3, 0.4],
+    0.0: [0.8, 0.2, 0.8, 0.2],
+    None: [np.nan] * 4,
+}
+
+
+def test_the_mean_over_rotations_chooses_one_learning_rate_and_each_rotation_its_epoch(
+    two_rotations,
+):
+    states = {
+        (0.1, 1): (AUROC[1.0], AUROC[0.25]),  # the best of rotation 0; mean 0.625
+        (0.1, 2): (AUROC[0.0], AUROC[0.0]),
+        (0.2, 1): (AUROC[0.25], AUROC[0.75]),
+        (0.2, 2): (AUROC[0.75], AUROC[0.0]),  # best epochs 0.75 and 0.75: the best mean
+        (0.3, 1): (AUROC[0.25], AUROC[1.0]),  # the best of rotation 1; mean 0.625
+        (0.3, 2): (AUROC[0.25], AUROC[0.25]),
+    }
+    predicted, history, how = two_rotations(states, [0.1, 0.2, 0.3], epochs=2)
+    assert history["val_auroc"].tolist() == [1, 0, 0.25, 0.75, 0.25, 0.25] + [
+        *(0.25, 0, 0.75, 0, 1, 0.25)
+    ]
+    kept = history[history["chosen"]]
+    columns = ["fold", "learning_rate", "epoch"]
+    assert kept[columns].to_numpy().tolist() == [[0, 0.2, 2], [1, 0.2, 1]]
+    assert [test for _, test in predicted] == [[0.03] * 4, [0.02] * 4]
+    assert [val for val, _ in predicted] == [AUROC[0.75], AUROC[0.75]]
+    assert how["candidates"] == 3 * 2
+
+
+def test_equal_means_are_decided_by_the_mean_loss(two_rotations):
+    # Means of 0.875. Losses of AUROC 1 and 0.75: -log 0.8 twice and 0.54; at 0.9 less.
+    surer = [0.1, 0.9, 0.1, 0.9]
+    states = {
+        (0.1, 1): (AUROC[1.0], AUROC[0.75]),
+        (0.2, 1): (AUROC[0.75], surer),
+        (0.3, 1): (AUROC[0.75], AUROC[1.0]),
+    }
+    predicted, history, _ = two_rotations(states, [0.1, 0.2, 0.3])
+    assert history.groupby("learning_rate")["val_auroc"].mean().tolist() == [0.875] * 3
+    assert history["chosen"].tolist() == [False, True, False] * 2
+    assert predicted == [[AUROC[0.75], [0.01] * 4], [surer, [0.01] * 4]]
+
+
+def test_equal_means_and_losses_are_decided_by_the_smaller_rate(two_rotations):
+    states = {(rate, 1): (AUROC[1.0], AUROC[0.75]) for rate in (0.3, 0.1, 0.2)}
+    predicted, history, _ = two_rotations(states, [0.3, 0.1, 0.2])
+    assert history["chosen"].tolist() == [False, True, False] * 2
+    assert [test for _, test in predicted] == [[0.01] * 4] * 2
+
+
+def test_means_that_differ_by_rounding_alone_are_equal():
+    aurocs, losses = [0.1, 0.3, 0.2, 0.0], [0.6, 0.5, 0.6, 0.5]  # two rates, in two folds
+    assert np.mean([0.1, 0.2]) > np.mean([0.3, 0.0])
+    rows = zip([0, 0, 1, 1], [0.1, 0.2] * 2, [1] * 4, losses, losses, aurocs, strict=True)
+    history = [dict(zip(finetune.HISTORY, (*row, False), strict=True)) for row in rows]
+    settings = FineTuning(learning_rates=(0.1, 0.2), epochs=1)
+    assert finetune._choose(history, settings) == 1  # the lower loss
+    assert [row["chosen"] for row in history] == [False, True] * 2
+
+
+@pytest.mark.parametrize("rates", [[0.1, 0.2], [0.2, 0.1]])
+def test_a_learning_rate_that_diverges_in_one_rotation_is_worse_than_any_other(
+    two_rotations, rates
+):
+    states = {(0.1, 1): (AUROC[0.0], AUROC[0.0]), (0.2, 1): (AUROC[1.0], AUROC[None])}
+    predicted, history, _ = two_rotations(states, rates)
+    assert history.loc[history["chosen"], "learning_rate"].tolist() == [0.1, 0.1]
+    assert predicted == [[AUROC[0.0], [0.0] * 4]] * 2
+
+
+def test_where_every_learning_rate_diverges_in_a_rotation_the_run_is_refused(two_rotations):
+    states = {(0.1, 1): (AUROC[None], AUROC[1.0]), (0.2, 1): (AUROC[None], AUROC[1.0])}
+    with pytest.raises(ValueError, match=r"^Fold 0: no epoch has a validation AUROC\. .* highest"):
+        two_rotations(states, [0.1, 0.2])
+    assert two_rotations.begun() == 2  # rotation 1 is not trained for nothing
+    states = {(0.1, 1): (AUROC[1.0], AUROC[None]), (0.2, 1): (AUROC[None], AUROC[1.0])}
+    words = "^Fold 1: no epoch .* at a learning rate that has one in every earlier fold"
+    with pytest.raises(ValueError, match=words):
+        two_rotations(states, [0.1, 0.2])
+
+
+def test_with_one_rotation_the_best_epoch_of_all_learning_rates_predicts():
+    data, rates = problem(), [1e-3, 1e-2, 3e-3]
+    predicted, history, _ = tuned(data, learning_rates=rates)
+    best = history.sort_values(["val_auroc", "val_loss"], ascending=[False, True]).iloc[0]
+    assert history.index[history["chosen"]].tolist() == [best.name]
+    (alone,), own, _ = tuned(data, learning_rates=[best["learning_rate"]])
+    for one, other in zip(predicted[0], alone, strict=True):
+        np.testing.assert_array_equal(one, other)
+    rows = np.flatnonzero(data[2][0].val)
+    auroc = roc_auc_score(metrics.codes(data[1]["label"], CLASSES)[rows], predicted[0].val[:, 1])
+    assert auroc == pytest.approx(best["val_auroc"])
+    assert own.loc[own["chosen"], "epoch"].item() == best["epoch"]
 
 
 def test_the_kept_weights_are_those_of_the_chosen_epoch_and_not_of_the_last(learnt):
@@ -1192,6 +1327,33 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path, monkeypatch, s
     pd.testing.assert_frame_equal(found[1], expected[1], check_exact=True)
     assert found[2]["resumed"] == 1 and found[2]["seconds_before"] > 0
     assert len(shown) == 3 * 2 * 2 - epochs  # an epoch is one step here: none is run twice
+
+
+@pytest.fixture(scope="module")
+def two_rates():
+    """Two rotations with two learning rates, of two epochs each, and what they give."""
+    pixels, index, rotations = folds()
+    data, settings = (pixels, index, rotations[:2]), {"learning_rates": [3e-3, 1e-3]}
+    return data, settings, tuned(data, **settings)
+
+
+@pytest.mark.parametrize("epochs", range(1, 9))
+def test_what_every_learning_rate_predicts_outlives_a_kill(
+    tmp_path, monkeypatch, two_rates, epochs
+):
+    data, settings, (predicted, history, _) = two_rates
+    file = tmp_path / "checkpoint.safetensors"
+    monkeypatch.setattr(resume, "LONG", math.inf)
+    with monkeypatch.context() as patched:
+        killed_after(patched, epochs)
+        with pytest.raises(Killed):
+            tuned(data, resume=file, **settings)
+    found, again, how = tuned(data, resume=file, **settings)
+    assert how["resumed"] == 1 and len(history) == 8
+    pd.testing.assert_frame_equal(again, history, check_exact=True)
+    assert len(found) == len(predicted) == 2
+    for one, other in zip(sum(found, ()), sum(predicted, ()), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_run_that_is_killed_again_and_again_goes_on_each_time(tmp_path, monkeypatch):

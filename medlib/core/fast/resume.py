@@ -1,18 +1,18 @@
 """Checkpoints of fine-tuning, written after each epoch, from which a killed run continues."""
 
 import json
-import math
 import time
 import warnings
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from medlib import files
 from medlib.core.classifier import Classifier, assign, learnt
+from medlib.core.splits import Predicted
 
 
 @dataclass
@@ -59,7 +59,6 @@ def restore(
             optimiser.state[parameter][name] = place.copy_(value)
 
 
-WORST = (-1.0, -math.inf)  # an AUROC and a negative loss that every epoch beats
 LONG = 1.0  # seconds: a checkpoint that takes longer to write is not written after each epoch
 
 
@@ -67,12 +66,10 @@ LONG = 1.0  # seconds: a checkpoint that takes longer to write is not written af
 class Progress:
     """How far a run has come: all that the rest needs, except the model and its best state."""
 
-    rate: int = 0  # the position of the learning rate in use
-    course: Course = field(default_factory=Course)  # of the training at this rate
-    best: tuple[float, float] = WORST  # (AUROC, -loss) of the present rotation
-    records: list[dict] = field(default_factory=list)  # its rows of the history
-    history: list[dict] = field(default_factory=list)  # rows of the rotations that are done
-    probabilities: list[np.ndarray] = field(default_factory=list)  # of their test parts
+    course: Course = field(default_factory=Course)  # of the present training
+    history: list[dict] = field(default_factory=list)  # a row for each epoch that is done
+    # By each training that is done: every learning rate of a rotation, then the next rotation.
+    predicted: list[Predicted] = field(default_factory=list)
     images: int = 0  # that have been trained on
     resumed: int = 0  # how often
     seconds: float = 0.0  # of all earlier attempts, up to the checkpoint they were resumed from
@@ -80,7 +77,7 @@ class Progress:
     rests_until: float = 0.0  # no checkpoint is written before
 
 
-IN_WORDS = ("rate", "best", "records", "history", "images", "resumed")  # stored as JSON
+IN_WORDS = ("history", "images", "resumed")  # stored as JSON
 
 
 def keep(
@@ -96,8 +93,8 @@ def keep(
     begun = time.perf_counter()
     if path is None or begun < at.rests_until:
         return
-    tested = {str(i): torch.from_numpy(p) for i, p in enumerate(at.probabilities)}
-    parts = {"model": learnt(model), "best": best, "course": at.course.tensors, "test": tested}
+    parts = {"model": learnt(model), "best": best, "course": at.course.tensors}
+    parts["predicted"] = {str(i): torch.from_numpy(p) for i, p in enumerate(chain(*at.predicted))}
     tensors = {
         f"{part}/{name}": value.detach().cpu().contiguous()
         for part, values in parts.items()
@@ -132,7 +129,7 @@ def restored(
         words = f"{path} is not a checkpoint of these images, settings and code: starting anew."
         warnings.warn(words, stacklevel=3)
         return Progress()
-    parts: dict = {"model": {}, "best": {}, "course": {}, "test": {}}
+    parts: dict = {"model": {}, "best": {}, "course": {}, "predicted": {}}
     for name, value in tensors.items():
         part, _, rest = name.partition("/")
         parts[part][rest] = value
@@ -140,7 +137,6 @@ def restored(
     assign(learnt(model), parts["model"])
     assign(best_state, parts["best"])
     course = Course(words.pop("epoch"), words.pop("micro_batches"), parts["course"])
-    at = Progress(course=course, **words)
-    at.best, at.resumed = tuple(at.best), at.resumed + 1
-    at.probabilities = [parts["test"][str(i)].numpy() for i in range(len(parts["test"]))]
-    return at
+    words["resumed"] += 1
+    sides = (parts["predicted"][str(i)].numpy() for i in range(len(parts["predicted"])))
+    return Progress(course, predicted=list(map(Predicted, sides, sides)), **words)
