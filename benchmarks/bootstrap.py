@@ -1,11 +1,11 @@
 """5000 bootstrap resamples: all at once, against calls of scikit-learn in a Python loop.
 
-The peer is the paper's way: draw rows, gather them, call scikit-learn's function for each metric.
-It gets arrays of whole numbers, and its time is that of some resamples, scaled: each takes as
-long. Ours is ``bootstrap.bootstrap``, from the data frame of predictions to the values of every
-resample, on all cores; the loop runs on one, as such loops do.
+The peer is the way of the paper's released code: draw rows, gather them, call scikit-learn's
+function for each metric. It gets arrays of whole numbers, and its time is that of some resamples,
+scaled: each takes as long. Ours is ``bootstrap.bootstrap``, from the data frame of predictions to
+the values of every resample, on all cores; the loop runs on one, as such loops do.
 
-Three questions: the paper's four confusion metrics, which need not be paired and are then drawn as
+Three questions: that code's four confusion metrics, which need not be paired and are then drawn as
 counts of confusion matrices (timed with paired draws as well); macro AUROC; and seven metrics
 with two images a patient, paired, as the summary of a study needs them.
 """

@@ -1,10 +1,10 @@
 """The frozen study of one task and one backbone, from image files to intervals.
 
-The peer is the paper's way: in each of 100 epochs every training and validation image is opened,
-decoded, resized and passed through the frozen network (batches of 32, no loader workers) to train
-one linear layer with Adam; the test images are then predicted one by one, and 5000 resamples go
-through scikit-learn in a loop. One epoch and 100 resamples are measured, and scaled: the time of an
-epoch does not change over the epochs.
+The peer is the way of the paper's released code: in each of 100 epochs every training and
+validation image is opened, decoded, resized and passed through the frozen network (batches of 32,
+no loader workers) to train one linear layer with Adam; the test images are then predicted one by
+one, and 5000 resamples go through scikit-learn in a loop. One epoch and 100 resamples are measured,
+and scaled: the time of an epoch does not change over the epochs.
 
 Ours decodes once, embeds once, fits the linear head at every regularisation, chooses one on the
 validation images, predicts, and draws 5000 resamples. All of it is measured, file for file.
@@ -34,7 +34,7 @@ CLASSES = ["healthy", "ill"]
 
 
 def their_way(name: str, rows: pd.DataFrame, data: Path, epochs: int, resamples: int) -> float:
-    """Seconds of the paper's way, scaled from ``epochs`` epochs and ``resamples`` resamples."""
+    """Seconds of the released code's way, scaled from so many epochs and resamples."""
     row = backbones.get(name)
     model = harness.timm_model(row, SIZE).requires_grad_(False)
     transform = harness.resized(row, SIZE)
@@ -118,13 +118,13 @@ def main() -> None:
         for name, title in list(BACKBONES.items())[1 if options.quick else 0 :]:
             contestants = {
                 "ours": lambda name=name: our_way(name, rows, data),
-                "paper": lambda name=name: their_way(name, rows, data, epochs, resamples),
+                "theirs": lambda name=name: their_way(name, rows, data, epochs, resamples),
             }
             times = harness.interleaved(contestants, options.repeats)
             harness.report(
                 f"frozen study, {title}, {n} images",
-                "the paper's way, 100 epochs",
-                times["paper"] / times["ours"],
+                "the released code's way, 100 epochs",
+                times["theirs"] / times["ours"],
                 target=110,
                 value=float(np.median(times["ours"])),
                 unit="s",

@@ -1,4 +1,4 @@
-"""Heads on frozen embeddings: L2-regularised logistic regression, kNN, and the paper's MLP.
+"""Heads on frozen embeddings: L2-regularised logistic regression, kNN, and an MLP.
 
 Every head has one hyper-parameter, chosen among its candidates by the macro AUROC of the validation
 samples. The test part is predicted once, by the chosen model. That model is not fitted again on
@@ -77,10 +77,11 @@ def fit_knn(x: Tensor, y: Tensor, n_classes: int, problems: Problems) -> Predict
 
 
 def fit_mlp(x: Tensor, y: Tensor, n_classes: int, problems: Problems) -> Predictor:
-    """The paper's head: 256 hidden units with ReLU; 30 epochs of AdamW in batches of 64.
+    """The head of the paper's released code: 256 hidden units with ReLU.
 
-    The parameters of all problems are stacked. A seed draws the initial weights and the order of
-    the images on the CPU, the same for every learning rate.
+    It trains for 30 epochs of AdamW in batches of 64. The parameters of all problems are stacked. A
+    seed draws the initial weights and the order of the images on the CPU, the same for every
+    learning rate.
     """
     rates, seeds = zip(*problems, strict=True)
     draws = [_draw(seed, x.shape[1], len(y), n_classes) for seed in seeds]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,8 +15,15 @@ from medlib.errors import ManifestError, listed, unknown
 
 FOLDER = Path(__file__).resolve().parents[2] / "data_manifests"
 # The paper's tasks, in its order: clinical MRI, and public photographs and radiographs.
-MRI = ("glioma_t1", "glioma_t1ce", "glioma_flair")
-PUBLIC = ("chest_xray", "fundus_pm", "dermoscopy")
+MRI = ("glioma_ucsf_t1", "glioma_ucsf_t1ce", "glioma_ucsf_flair")
+PUBLIC = ("chest_xray", "fundus_amd", "dermoscopy")
+# A task of the paper -> the task that stands in for it where it was not run.
+STAND_INS = {
+    "glioma_ucsf_t1": "glioma_t1",
+    "glioma_ucsf_t1ce": "glioma_t1ce",
+    "glioma_ucsf_flair": "glioma_flair",
+    "fundus_amd": "fundus_pm",
+}
 # Nothing is converted: "3" is not 3, and true is not 1. YAML's lists become tuples.
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 Text = Annotated[str, Field(min_length=1)]
@@ -174,10 +181,20 @@ def tasks(folder: Path | str = FOLDER) -> list[str]:
     return sorted(path.stem for path in Path(folder).glob("*.yaml"))
 
 
+def of_paper(present: Collection[str], tasks: Iterable[str] = MRI + PUBLIC) -> list[str]:
+    """The paper's tasks; one that is not present gives its place to its stand-in that is."""
+    stand_ins = {t: other for t, other in STAND_INS.items() if other in present}
+    return [task if task in present else stand_ins.get(task, task) for task in tasks]
+
+
 def in_order(tasks: Iterable[str]) -> list[str]:
-    """The tasks without repetition: first the paper's in its order, then the others by name."""
-    first = MRI + PUBLIC
-    return sorted(set(tasks), key=lambda t: (first.index(t) if t in first else len(first), t))
+    """The tasks without repetition: first those of :func:`of_paper`, then the others.
+
+    Of the others, stand-ins of tasks that are there themselves come first, the rest by name.
+    """
+    tasks = set(tasks)
+    first = [*of_paper(tasks), *STAND_INS.values()]
+    return sorted(tasks, key=lambda t: (first.index(t) if t in first else len(first), t))
 
 
 def read(task: str, folder: Path | str = FOLDER) -> Card:

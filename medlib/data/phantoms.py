@@ -17,7 +17,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import nibabel as nib
@@ -31,16 +31,18 @@ from medlib.files import file_sha256, read_json, save_csv, save_json
 MODALITIES = ("t1", "t1ce", "flair")
 # Patients (lesions, eyes) of each class at scale 1.
 CHEST = {"train": {"NORMAL": 90, "PNEUMONIA": 110}, "test": {"NORMAL": 45, "PNEUMONIA": 60}}
-FUNDUS = {"train": {"H": 24, "N": 86, "P": 120}, "val": {"H": 10, "N": 45, "P": 55}}
+MYOPIA = {"train": {"H": 24, "N": 86, "P": 120}, "val": {"H": 10, "N": 45, "P": 55}}
+MACULAR = {"train": {"A": 110, "N": 110}, "val": {"A": 50, "N": 50}}
 LESIONS = {"akiec": 40, "bcc": 46, "bkl": 54, "df": 36, "mel": 54, "nv": 120, "vasc": 36}
 GLIOMAS = {1: 54, 2: 54}  # the codes of data.csv: 1 is WHO grade II, 2 is grade III
+UCSF = {2: 36, 3: 36, 4: 36}  # WHO CNS grades
 TISSUES = ("scalp", "skull", "csf", "grey", "white", "tumour", "necrosis", "rim")
 GREYS = {  # of these tissues
     "t1": (0.88, 0.08, 0.12, 0.45, 0.58, 0.44, 0.02, 0.85),
     "t1ce": (0.9, 0.08, 0.13, 0.42, 0.52, 0.4, 0.06, 0.98),
     "flair": (0.88, 0.07, 0.08, 0.45, 0.36, 0.62, 0.2, 0.9),
 }
-SHIFT = (-0.2, 0.14, 0.12)  # how much brighter a tumour of grade 2 is on average, by modality
+SHIFT = (-0.2, 0.14, 0.12)  # how much brighter a tumour of grade III is on average, by modality
 
 
 @lru_cache
@@ -218,8 +220,9 @@ def _write_chest(folder: Path, scale: float, rng: np.random.Generator) -> None:
 def _fundus(rng: np.random.Generator, kind: str, n: int = 112) -> np.ndarray:
     """Colour fundus photograph (n, n, 3): disc, arcades, macula, black surround.
 
-    `kind` is N (normal), H (high myopia: a pale crescent at the disc) or P (pathologic myopia: as
-    H, with tessellation and patches of atrophy and pigment at random places).
+    `kind` is N (normal), H (high myopia: a pale crescent at the disc), P (pathologic myopia: as H,
+    with tessellation and patches of atrophy and pigment at random places) or A (age-related macular
+    degeneration: drusen around the macula).
     """
     x, y = _plane(n)
     base = np.array([0.62, 0.3, 0.13]) + rng.uniform(-0.5, 0.5) * np.array([0.1, -0.12, -0.1])
@@ -238,6 +241,9 @@ def _fundus(rng: np.random.Generator, kind: str, n: int = 112) -> np.ndarray:
         _paint(image, [0.9, 0.68, 0.42], crescent * rng.uniform(0.3, 0.8))
     if kind == "P":
         _myopia(rng, image)
+    if kind == "A":
+        drusen = _dots(rng, _ellipse(x, y, *macula, 0.45, 0.4), 40, 0.015, 0.045)
+        _paint(image, base + [0.3, 0.3, 0.12], drusen * 0.8)
     _paint(image, [0.95, 0.72, 0.42], _ellipse(x, y, dx, dy, *disc, soft=0.15))
     _paint(image, [1.0, 0.9, 0.7], _ellipse(x, y, dx - 0.01, dy, 0.06, 0.07, soft=0.5))
     vessels = []
@@ -271,17 +277,20 @@ def _myopia(rng: np.random.Generator, image: np.ndarray) -> None:
         _paint(image, [0.12, 0.06, 0.04], spots * 0.85)
 
 
-def _write_fundus(folder: Path, scale: float, rng: np.random.Generator) -> None:
-    """`PALM-Training400/{H,N,P}dddd.jpg`, `PALM-Validation400/Vdddd.jpg`: RGB, 112 x 112."""
-    for kind, eyes in FUNDUS["train"].items():
-        for k in range(_count(eyes, scale)):
-            path = folder / "PALM-Training400" / f"{kind}{k + 1:04d}.jpg"
+def _write_fundus(
+    folder: Path, scale: float, rng: np.random.Generator, *, eyes: dict, name: str, ill: str
+) -> None:
+    """`<name>-Training400/{H,N,P}dddd.jpg`, `<name>-Validation400/Vdddd.jpg`: RGB, 112 x 112."""
+    for kind, count in eyes["train"].items():
+        for k in range(_count(count, scale)):
+            path = folder / f"{name}-Training400" / f"{kind}{k + 1:04d}.jpg"
             _save_jpeg(path, _fundus(rng, kind))
-    kinds, validation = rng.permutation(_drawn(FUNDUS["val"], scale)), folder / "PALM-Validation400"
+    kinds = rng.permutation(_drawn(eyes["val"], scale))
+    validation = folder / f"{name}-Validation400"
     names = [f"V{k + 1:04d}.jpg" for k in range(len(kinds))]
     for name, kind in zip(names, kinds, strict=True):
         _save_jpeg(validation / name, _fundus(rng, kind))
-    labels = pd.DataFrame({"imgName": names, "Label": (kinds == "P").astype(int)})
+    labels = pd.DataFrame({"imgName": names, "Label": (kinds == ill).astype(int)})
     labels.to_csv(validation / "labels.csv", index=False, lineterminator="\r\n")
 
 
@@ -383,7 +392,8 @@ def _noise3(rng: np.random.Generator, shape: tuple[int, int, int], period: float
 def _head(rng: np.random.Generator, grade: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Axial head MRI: uint8 volumes (72, 84, 9) in RAS order by modality, and a 0/1 tumour mask.
 
-    Grade 1 is a smooth tumour; grade 2 has small necroses with rims, which take up contrast.
+    Grade 2 is a smooth tumour; grade 3 has small necroses with rims, which take up contrast; grade
+    4 is one necrosis with one rim.
     """
     shape = (72, 84, 9)
     x, y, z = np.meshgrid(*(np.linspace(-1, 1, k, dtype=np.float32) for k in shape), indexing="ij")
@@ -406,6 +416,9 @@ def _head(rng: np.random.Generator, grade: int) -> tuple[dict[str, np.ndarray], 
     tumour = np.clip((1 - reach + 0.15 * _noise3(rng, shape, 24)) / 0.15, 0, 1) * depth[3]
     grain, smooth = _noise3(rng, shape, 10), 0.06 * _noise3(rng, shape, 30)
     rim, core = np.exp(-(((grain - 0.1) / 0.45) ** 2)), np.clip((grain - 0.4) / 0.25, 0, 1)
+    if grade == 4:
+        within = 0.75 - reach + 0.1 * grain
+        rim, core = np.exp(-((within / 0.2) ** 2)), np.clip((within - 0.15) / 0.25, 0, 1)
     layers = list(zip(TISSUES[:4], depth, strict=True))
     layers += [("white", white), ("csf", folds * depth[3] * np.clip((r - 0.55) / 0.15, 0, 1) * 0.8)]
     layers += [("csf", np.exp(-((x / 0.012) ** 2)) * depth[3] * 0.6), ("csf", ventricles)]
@@ -416,7 +429,7 @@ def _head(rng: np.random.Generator, grade: int) -> tuple[dict[str, np.ndarray], 
         for tissue, mask in layers:
             _paint(image, value[tissue], mask)
         inside = value["tumour"] + smooth + rng.normal(0, 0.04)
-        if grade == 2:  # nearly the mean of a smooth tumour, so that texture tells
+        if grade > 2:  # nearly the mean of a smooth tumour, so that texture tells
             _paint(inside, value["rim"], rim)
             _paint(inside, value["necrosis"], core)
             inside += value["tumour"] - np.average(inside, weights=tumour) + SHIFT[k]
@@ -437,13 +450,9 @@ def _write_glioma(folder: Path, scale: float, rng: np.random.Generator) -> None:
     rows = []
     for k, (grade, missing, known) in enumerate(cases):
         patient = f"TCGA_{('CS', 'DU', 'FG', 'HT')[4 * k // len(cases)]}_{4941 + 23 * k}"
-        volumes, mask = _head(rng, grade)
-        spacing = np.array([2.3, 2.3, 6.0]) * rng.uniform(0.95, 1.05)
-        affine = np.diag([*spacing, 1.0])
-        affine[:3, 3] = -spacing * (np.array(mask.shape) - 1) / 2 + rng.normal(0, 4, 3)
-        for name, volume in (volumes | {"seg": mask}).items():
-            if name != missing:
-                _save_nifti(folder / patient / f"{patient}_{name}.nii.gz", volume, affine)
+        volumes, mask = _head(rng, grade + 1)
+        files = {name: v for name, v in (volumes | {"seg": mask}).items() if name != missing}
+        _save_case(rng, folder / patient / patient, files)
         clinic = [rng.integers(1, 4), str(grade) if known else "", rng.choice([1, 3])]
         clinic += [rng.integers(1, 3), rng.integers(20, 75), rng.integers(0, 2)]
         rows.append([patient, *clinic])
@@ -452,16 +461,41 @@ def _write_glioma(folder: Path, scale: float, rng: np.random.Generator) -> None:
     save_csv(folder / "data.csv", pd.DataFrame(rows, columns=columns.split()))
 
 
-def _save_nifti(path: Path, volume: np.ndarray, affine: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = nib.Nifti1Image(volume, affine)
-    image.header.set_xyzt_units("mm")
-    # mtime=0: nibabel would stamp the clock into the gzip header, and bytes would differ
-    path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=4, mtime=0))
+def _write_ucsf(folder: Path, scale: float, rng: np.random.Generator) -> None:
+    """`<case>_nifti/<case>_{T1,T1c,FLAIR,tumor_segmentation}.nii.gz` and a table of grades."""
+    rows = []
+    for k, grade in enumerate(rng.permutation(_drawn(UCSF, scale)), start=4):
+        case, (volumes, mask) = f"UCSF-PDGM-{k:04d}", _head(rng, grade)
+        files = dict(zip(("T1", "T1c", "FLAIR"), volumes.values(), strict=True))
+        _save_case(rng, folder / f"{case}_nifti" / case, files | {"tumor_segmentation": mask})
+        rows.append([f"UCSF-PDGM-{k:03d}", rng.choice(["M", "F"]), rng.integers(20, 80), grade])
+    table = pd.DataFrame(rows, columns=["ID", "Sex", "Age at MRI", "WHO CNS Grade"])
+    save_csv(folder / "UCSF-PDGM-metadata_v5.csv", table)
 
 
-DATASETS = {"chest_xray": _write_chest, "ichallenge_pm": _write_fundus}
-DATASETS |= {"ham10000": _write_dermoscopy, "tcga_lgg": _write_glioma}
+def _save_case(rng: np.random.Generator, stem: Path, volumes: dict[str, np.ndarray]) -> None:
+    """Write `<stem>_<name>.nii.gz` of each volume, all in one position."""
+    spacing = np.array([2.3, 2.3, 6.0]) * rng.uniform(0.95, 1.05)
+    shape = np.array(next(iter(volumes.values())).shape)
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = -spacing * (shape - 1) / 2 + rng.normal(0, 4, 3)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for name, volume in volumes.items():
+        image = nib.Nifti1Image(volume, affine)
+        image.header.set_xyzt_units("mm")
+        # mtime=0: nibabel would stamp the clock into the gzip header, and bytes would differ
+        packed = gzip.compress(image.to_bytes(), compresslevel=4, mtime=0)
+        Path(f"{stem}_{name}.nii.gz").write_bytes(packed)
+
+
+DATASETS = {
+    "chest_xray": _write_chest,
+    "ichallenge_amd": partial(_write_fundus, eyes=MACULAR, name="AMD", ill="A"),
+    "ichallenge_pm": partial(_write_fundus, eyes=MYOPIA, name="PALM", ill="P"),
+    "ham10000": _write_dermoscopy,
+    "tcga_lgg": _write_glioma,
+    "ucsf_pdgm": _write_ucsf,
+}
 
 
 def _count(patients: int, scale: float) -> int:

@@ -89,7 +89,8 @@ def claims_table(verdicts: pd.DataFrame) -> pd.DataFrame:
     expected = [words.get(expected, expected).format(margin) for expected, margin in pairs]
     columns = {"claim": verdicts["claim"], "contrast": verdicts["part"], "expected": expected}
     columns |= {"difference in AUROC": _effects(verdicts), "verdict": verdicts["verdict"]}
-    return pd.DataFrame(columns | {"missing": list(map(", ".join, missing))})
+    missing = list(map(", ".join, missing))
+    return pd.DataFrame(columns | {"missing": missing, "note": verdicts["note"]})
 
 
 def confounds_table(parts: pd.DataFrame, tasks: names.Tasks) -> pd.DataFrame:

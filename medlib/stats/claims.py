@@ -14,6 +14,9 @@ with its 95 % interval over patients and two p-values, for and against the claim
   initialisation and other sizes never replace them.
 
 Both kinds of p-values are corrected by Holm's method for the number of claims.
+
+A claim is judged on the paper's tasks. A task that was not run gives its place to its stand-in, and
+the row's note names the stand-in.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -23,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from medlib.data.cards import MRI, PUBLIC
+from medlib.data.cards import MRI, PUBLIC, STAND_INS, of_paper
 from medlib.stats import differences
 
 CNNS = ("vgg16-imagenet", "resnet50-imagenet", "densenet121-imagenet")
@@ -127,17 +130,21 @@ def verdicts(arms: Iterable[differences.Arm], claims: Iterable[Claim] = CLAIMS) 
 
     Columns: claim, words, part, expected, tasks, regimes, metric, margin, the columns of
     :func:`differences.evidence`, p_for and p_against (not yet corrected), the verdict on the whole
-    claim, and the missing arms. Of ``arms`` only the AUROC of linear heads is used.
+    claim, the missing arms, and a note that names the stand-ins among the tasks. Of ``arms`` only
+    the AUROC of linear heads is used.
     """
     places, judged = by_place(arms), []
     for claim in claims:
+        tasks = of_paper(places, claim.tasks)
+        stand_ins = ", ".join(task for task in tasks if task in STAND_INS.values())
         for part in claim.parts:
-            value, draws, missing = contrast(places, part.backbones, part.regimes, claim.tasks)
+            value, draws, missing = contrast(places, part.backbones, part.regimes, tasks)
             row = {"claim": claim.name, "words": claim.words, "part": part.words}
-            row |= {"expected": part.expected, "tasks": " ".join(claim.tasks)}
+            row |= {"expected": part.expected, "tasks": " ".join(tasks)}
             row |= {"regimes": " ".join(part.regimes), "metric": "auroc", "margin": claim.margin}
             row |= differences.evidence(value, draws, claim.margin)
             row |= _sides(part.expected, draws, claim.margin) | {"missing": "; ".join(missing)}
+            row |= {"note": f"on stand-ins: {stand_ins}" if stand_ins else ""}
             judged.append(row)
     table = pd.DataFrame(judged)
     of_claim = table.groupby("claim", sort=False)
@@ -152,6 +159,19 @@ def verdicts(arms: Iterable[differences.Arm], claims: Iterable[Claim] = CLAIMS) 
     verdict = table["claim"].map(pd.Series(verdict, p_for.index))
     table.insert(list(table).index("missing"), "verdict", verdict)
     return table
+
+
+def with_stand_ins(arms: Iterable[differences.Arm]) -> pd.DataFrame:
+    """The claims table, and under it the claims judged again on stand-ins.
+
+    In the second part a stand-in that was run takes the place of the paper's task, even if that was
+    run too. P-values are corrected within each part. Claims that change no task are left out.
+    """
+    arms = list(arms)
+    table, present = verdicts(arms), by_place(arms)
+    replaced = [task for task, other in STAND_INS.items() if other in present]
+    again = verdicts([arm for arm in arms if arm.cell["task"] not in replaced])
+    return pd.concat([table, again[again["note"] != table["note"]]], ignore_index=True)
 
 
 def _sides(expected: str, draws: np.ndarray, margin: float) -> dict[str, float]:
@@ -182,9 +202,11 @@ def confounds(arms: Iterable[differences.Arm]) -> pd.DataFrame:
     minus the supervised ViT of its size, and "architecture", this ViT minus the CNNs, both
     pretrained on ImageNet with labels. "architecture, random weights" is the same for untrained
     networks, with one CNN. The last rows are means over the tasks. DINOv2 L has no supervised ViT
-    of its size. ``missing`` names the arms without which a part is not tested.
+    of its size. ``missing`` names the arms without which a part is not tested. The tasks are those
+    of :func:`verdicts`.
     """
-    places, effects, tasks = by_place(arms), [], MRI + PUBLIC
+    places, effects = by_place(arms), []
+    tasks = of_paper(places)
     for regime in BOTH:
         for size, supervised in SUPERVISED.items():
             untrained = supervised.replace("imagenet", "random")

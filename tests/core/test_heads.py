@@ -315,7 +315,7 @@ def test_the_mlp_separates_what_no_line_can():
 
 
 def plain_mlp(x, y, k, rate, seed):
-    """The paper's head, one at a time, by PyTorch's own layers and optimiser."""
+    """The MLP, one at a time, by PyTorch's own layers and optimiser."""
     inputs, labels = torch.tensor(x, dtype=torch.float32), torch.tensor(y)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -12,7 +12,7 @@ from medlib.data import cards, manifest
 from medlib.data.layouts import reader
 from medlib.errors import ManifestError
 
-GLIOMA = cards.MRI
+GLIOMA = [cards.STAND_INS[task] for task in cards.MRI]  # those with a committed manifest
 COMMITTED = [t for t in cards.tasks() if (cards.FOLDER / f"{t}.csv").is_file()]
 TOY = {"title": "Toy", "modality": "drawing", "licence": "CC0", "citation": "nobody, 2024"}
 TOY["source"] = "https://example.org"
@@ -65,8 +65,31 @@ def read_all(rows, data):
 # ------------------------------------------------------------------------------------- cards
 
 
-def test_the_six_tasks_of_the_paper_have_a_card():
-    assert {"chest_xray", "dermoscopy", "fundus_pm", "fundus_amd", *GLIOMA} <= set(cards.tasks())
+def test_the_six_tasks_of_the_paper_and_their_stand_ins_have_a_card():
+    assert {*cards.MRI, *cards.PUBLIC, *cards.STAND_INS.values()} <= set(cards.tasks())
+    assert cards.STAND_INS.keys() <= {*cards.MRI, *cards.PUBLIC}
+    assert len(set(cards.STAND_INS.values())) == len(cards.STAND_INS)
+    for task, other in cards.STAND_INS.items():  # of the same modality, and another data set
+        card, stand_in = cards.read(task), cards.read(other)
+        assert stand_in.modality == card.modality and stand_in.folder != card.folder
+
+
+def test_a_stand_in_takes_the_place_of_a_task_that_is_missing():
+    paper = ["glioma_ucsf_t1", "glioma_ucsf_t1ce", "glioma_ucsf_flair"]
+    paper += ["chest_xray", "fundus_amd", "dermoscopy"]
+    assert cards.of_paper([]) == cards.of_paper(paper) == paper
+    assert cards.of_paper([*paper, "glioma_t1", "fundus_pm"]) == paper
+    some = ["glioma_ucsf_t1", "glioma_t1", "glioma_t1ce", "glioma_who2021_flair"]
+    taken = ["glioma_ucsf_t1", "glioma_t1ce", "glioma_ucsf_flair"]
+    assert cards.of_paper(some, cards.MRI) == taken
+
+
+def test_tasks_come_in_the_papers_order_then_stand_ins_then_others_by_name():
+    found = cards.in_order(["knees", "dermoscopy", "glioma_t1", "adrenals", "knees", "fundus_pm"])
+    assert found == ["glioma_t1", "fundus_pm", "dermoscopy", "adrenals", "knees"]
+    every = ["adrenals", "fundus_pm", "glioma_flair", "glioma_t1", "glioma_ucsf_t1", "fundus_amd"]
+    found = ["glioma_ucsf_t1", "glioma_flair", "fundus_amd", "glioma_t1", "fundus_pm", "adrenals"]
+    assert cards.in_order(every) == found
 
 
 @pytest.mark.parametrize("task", cards.tasks())

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from medlib.data import phantoms
 
-TASKS = ("chest", "fundus", "dermoscopy", *phantoms.MODALITIES)
+TASKS = ("chest", "amd", "pm", "dermoscopy", *phantoms.MODALITIES, "ucsf")
 CHEST_NAME = re.compile(
     r"(person\d+)_(?:bacteria|virus)_\d+\.jpeg|((?:NORMAL2-)?IM-\d{4})-0001(?:-\d{4})?\.jpeg"
 )
@@ -104,7 +104,8 @@ def test_a_failed_drawing_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_bad_arguments_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="'mnist'.*chest_xray, ichallenge_pm, ham10000, tcga_lgg"):
+    known = "chest_xray, ichallenge_amd, ichallenge_pm, ham10000, tcga_lgg, ucsf_pdgm"
+    with pytest.raises(ValueError, match=f"'mnist'.*{known}"):
         phantoms.write("mnist", tmp_path)
     with pytest.raises(ValueError, match="scale 0"):
         phantoms.write("tcga_lgg", tmp_path, scale=0)
@@ -126,15 +127,18 @@ def test_chest_layout(full):
     assert patients["train", "PNEUMONIA"] & patients["test", "PNEUMONIA"]  # numbers restart
 
 
-def test_fundus_layout(small):
-    folder = small / "ichallenge_pm"
-    training = sorted(p.name for p in (folder / "PALM-Training400").iterdir())
-    assert {name[0] for name in training} == set("HNP")
-    labels = pd.read_csv(folder / "PALM-Validation400" / "labels.csv")
+@pytest.mark.parametrize(
+    ("dataset", "name", "kinds"), [("pm", "PALM", "HNP"), ("amd", "AMD", "AN")]
+)
+def test_fundus_layout(small, dataset, name, kinds):
+    folder = small / f"ichallenge_{dataset}"
+    training = sorted(p.name for p in (folder / f"{name}-Training400").iterdir())
+    assert {name[0] for name in training} == set(kinds)
+    labels = pd.read_csv(folder / f"{name}-Validation400" / "labels.csv")
     assert list(labels.columns) == ["imgName", "Label"] and set(labels.Label) == {0, 1}
-    photographs = {p.name for p in (folder / "PALM-Validation400").glob("V*.jpg")}
+    photographs = {p.name for p in (folder / f"{name}-Validation400").glob("V*.jpg")}
     assert set(labels.imgName) == photographs
-    photo = Image.open(folder / "PALM-Training400" / training[0])
+    photo = Image.open(folder / f"{name}-Training400" / training[0])
     assert photo.mode == "RGB" and max(photo.getpixel((1, 1))) < 30  # a dark surround
 
 
@@ -173,6 +177,19 @@ def test_glioma_layout(small):
     assert values[tumour == 1].mean() > values[(tumour == 0) & (values > 60)].mean()
 
 
+def test_ucsf_layout(small):
+    folder = small / "ucsf_pdgm"
+    table = pd.read_csv(folder / "UCSF-PDGM-metadata_v5.csv")
+    assert list(table.columns) == ["ID", "Sex", "Age at MRI", "WHO CNS Grade"]
+    assert table["WHO CNS Grade"].value_counts().to_dict() == {2: 6, 3: 6, 4: 6}
+    cases = [name.replace("PDGM-", "PDGM-0") for name in table.ID]  # 004 in the table is 0004
+    assert {f"{case}_nifti" for case in cases} == {p.name for p in folder.iterdir() if p.is_dir()}
+    names = {"T1", "T1c", "FLAIR", "tumor_segmentation"}
+    for case in cases:
+        files = {p.name for p in (folder / f"{case}_nifti").iterdir()}
+        assert files == {f"{case}_{name}.nii.gz" for name in names}
+
+
 # ------------------------------------------------------------------------------ learnability
 
 
@@ -184,11 +201,12 @@ def load(root, task):
         patients = [p.parts[-3] + chest_patient(p) for p in paths]
         test = [p.parts[-3] == "test" for p in paths]
         images = [Image.open(p) for p in paths]
-    elif task == "fundus":
-        folder = root / "ichallenge_pm"
-        labels = pd.read_csv(folder / "PALM-Validation400" / "labels.csv", index_col=0).Label
+    elif task in ("amd", "pm"):
+        folder = root / f"ichallenge_{task}"
+        (table,) = folder.rglob("labels.csv")
+        labels = pd.read_csv(table, index_col=0).Label
         paths = sorted(folder.rglob("*.jpg"))
-        y = [p.name[0] == "P" or bool(labels.get(p.name, 0)) for p in paths]
+        y = [p.name[0] == task[0].upper() or bool(labels.get(p.name, 0)) for p in paths]
         patients, test = [p.name for p in paths], [p.name[0] == "V" for p in paths]
         images = [Image.open(p) for p in paths]
     elif task == "dermoscopy":
@@ -197,15 +215,21 @@ def load(root, task):
         y, patients = table.dx.astype("category").cat.codes, table.lesion_id
         images, test = [Image.open(paths[i]) for i in table.image_id], None
     else:
-        table = pd.read_csv(root / "tcga_lgg" / "data.csv").dropna()
+        if task == "ucsf":
+            table = pd.read_csv(root / "ucsf_pdgm" / "UCSF-PDGM-metadata_v5.csv")
+            cases = "ucsf_pdgm/" + table["ID"].str.replace("PDGM-", "PDGM-0") + "_nifti"
+            grades, ending = table["WHO CNS Grade"] - 2, "T1"
+        else:
+            table = pd.read_csv(root / "tcga_lgg" / "data.csv").dropna()
+            cases = "tcga_lgg/" + table["Patient"]
+            grades, ending = table["neoplasm_histologic_grade"].astype(int) - 1, task
         images, y, patients, test = [], [], [], None
-        for patient, grade in zip(table.Patient, table.neoplasm_histologic_grade, strict=True):
-            path = root / "tcga_lgg" / patient / f"{patient}_{task}.nii.gz"
-            if path.exists():
+        for case, grade in zip(cases, grades, strict=True):
+            for path in (root / case).glob(f"*_{ending}.nii.gz"):
                 volume = np.asarray(nib.load(path).dataobj)
                 images += [Image.fromarray(volume[:, ::-1, z].T) for z in range(2, 7)]
-                y += [int(grade) - 1] * 5
-                patients += [patient] * 5
+                y += [grade] * 5
+                patients += [case] * 5
     y, patients = np.asarray(y, int), np.asarray(patients)
     if test is None:
         folds = StratifiedGroupKFold(3, shuffle=True, random_state=0).split(y, y, patients)
@@ -266,7 +290,7 @@ def test_thumbnails_do_not_tell_the_classes_apart(task, full):
     assert thumbnail_probe(*load(full, task)) < 0.95
 
 
-@pytest.mark.parametrize("task", ("chest", "t1"))
+@pytest.mark.parametrize("task", ("chest", "t1", "ucsf"))
 def test_a_small_network_learns_the_classes(task, full):
     data = load(full, task)
     reached = small_network(*data)

@@ -15,7 +15,8 @@ from medlib.data.layouts import reader
 from medlib.data.packing import pack
 from medlib.errors import ManifestError
 
-TASKS = cards.PUBLIC + cards.MRI
+STAND_INS = list(cards.STAND_INS.values())
+GLIOMA = STAND_INS[:3]
 
 
 def toy(**changes):
@@ -453,20 +454,21 @@ def drawn(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_phantoms_of_every_task_of_the_paper_are_prepared_whole(drawn, task):
+@pytest.mark.parametrize("task", [*cards.MRI, *cards.PUBLIC, *STAND_INS])
+def test_phantoms_of_every_task_of_the_paper_and_stand_in_are_prepared_whole(drawn, task):
     card = cards.read(task)
     rows, excluded, duplicates = prepare(card, drawn)
     side = "split" if card.split == "official" else "fold"
     assert set(rows["label"]) == set(card.classes)
     assert rows.groupby("patient_id")[side].nunique().eq(1).all()
-    assert len(excluded) == (3 if card.volumes else 0)  # no T1, no T1ce, no grade
+    assert len(excluded) == (3 if task in GLIOMA else 0)  # no T1, no T1ce, no grade
     assert duplicates.empty or not duplicates["action"].str.contains("dropped").any()
 
 
-def test_the_three_phantom_glioma_tasks_are_split_alike(drawn):
+@pytest.mark.parametrize("tasks", [cards.MRI, GLIOMA])
+def test_the_three_phantom_glioma_tasks_are_split_alike(drawn, tasks):
     folds = []
-    for task in TASKS[3:]:
+    for task in tasks:
         rows = prepare(cards.read(task), drawn).rows
         folds.append(dict(zip(rows["patient_id"], rows["fold"], strict=True)))
     assert folds[0] == folds[1] == folds[2]
@@ -532,7 +534,7 @@ def test_real_fundus_pairs_cross_the_official_line_and_their_training_side_goes(
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("task", TASKS[3:])
+@pytest.mark.parametrize("task", GLIOMA)
 def test_real_gliomas_are_100_patients_and_ten_are_left_out(real_data, task):
     rows, excluded, _ = preparation.prepare(cards.read(task), real_data)
     assert rows["label"].value_counts().to_dict() == {"grade_III": 55, "grade_II": 45}

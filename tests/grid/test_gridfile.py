@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from medlib.core import settings
+from medlib.data import cards
 from medlib.grid import address, gridfile, states
 
 GOOD = """
@@ -29,9 +30,9 @@ def write(tmp_path, **changes):
     return path
 
 
-@pytest.mark.parametrize("name", ["demo", "pocket", "paper"])
-def test_every_committed_grid_can_be_read(repository, name):
-    assert len(gridfile.read(repository / "grids" / f"{name}.yaml")["tasks"]) == 6
+@pytest.mark.parametrize(("name", "tasks"), [("demo", 6), ("pocket", 9), ("paper", 10)])
+def test_every_committed_grid_can_be_read(repository, name, tasks):
+    assert len(gridfile.read(repository / "grids" / f"{name}.yaml")["tasks"]) == tasks
 
 
 def test_the_paper_grid_has_its_six_backbones_both_regimes_and_five_seeds(repository):
@@ -40,6 +41,22 @@ def test_the_paper_grid_has_its_six_backbones_both_regimes_and_five_seeds(reposi
     six |= {"dinov2_small", "dinov2_base", "dinov2_large"}
     assert six <= set(paper["frozen"]["backbones"]) == set(paper["finetuned"]["backbones"])
     assert len(paper["seeds"]) == 5
+
+
+def test_the_paper_grid_has_the_papers_tasks_and_then_their_stand_ins(repository):
+    paper = gridfile.read(repository / "grids" / "paper.yaml")
+    assert paper["tasks"] == [*cards.MRI, *cards.PUBLIC, *cards.STAND_INS.values()]
+    assert cards.in_order(paper["tasks"]) == paper["tasks"]
+
+
+def test_the_pocket_grid_grades_gliomas_in_three_classes_as_well(repository):
+    pocket = gridfile.read(repository / "grids" / "pocket.yaml")
+    three = [f"glioma_who2021_{modality}" for modality in ("t1", "t1ce", "flair")]
+    assert pocket["tasks"][6:] == three
+    assert cards.in_order(pocket["tasks"])[:6] == pocket["tasks"][:6]
+    for task in three:
+        assert gridfile.label_fraction(pocket, task) == 0.5
+        assert len(cards.read(task).classes) == 3 and (cards.FOLDER / f"{task}.csv").is_file()
 
 
 def test_everything_wrong_is_named_at_once(tmp_path):
@@ -236,19 +253,19 @@ def plan(repository, name):
 
 
 def test_planning_counts_the_jobs_of_each_rule_without_running_any(repository):
-    # 6 tasks × 13 backbones, fine-tuned for 5 seeds. Three of them are random controls, embedded
+    # 10 tasks × 13 backbones, fine-tuned for 5 seeds. Three of them are random controls, embedded
     # with 5 draws of their weights. Nothing needs data or weights to be planned.
     jobs = plan(repository, "paper")
     once = dict.fromkeys(("collect", "compare", "costs", "claims", "write_report", "all"), 1)
     many = {
-        "prepare": 6,
-        "extract": 6 * (10 + 3 * 5),
-        "probe": 78,
-        "finetune": 390,
-        "summarise": 78,
-        "look": 6,
+        "prepare": 10,
+        "extract": 10 * (10 + 3 * 5),
+        "probe": 130,
+        "finetune": 650,
+        "summarise": 130,
+        "look": 10,
     }
-    assert jobs == once | many | {"total": 714}
+    assert jobs == once | many | {"total": 1186}
 
 
 def test_the_runs_of_a_grid_are_those_of_its_heads_labels_and_seeds(tmp_path):

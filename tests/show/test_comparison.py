@@ -16,6 +16,7 @@ from shown import (
     row_names,
 )
 
+from medlib.data import cards
 from medlib.show import style, tables
 from medlib.show.figures import comparison
 
@@ -100,8 +101,8 @@ def test_label_shares_are_named_where_a_task_was_fine_tuned_on_several():
     assert "fine-tuned on" not in all_words(fig)
 
 
-@pytest.mark.parametrize("n", range(1, 8))
-def test_main_comparison_takes_one_to_seven_tasks_and_gaps(n):
+@pytest.mark.parametrize("n", range(1, 11))
+def test_main_comparison_takes_one_to_ten_tasks_and_gaps(n):
     tasks = {f"t{i}": {"title": f"Task {i}", "chance": None} for i in range(n)}
     table = long_table({task: [FROZEN_ALL, TUNED_10] for task in tasks})
     table = table.drop(table.index[::3])
@@ -112,6 +113,15 @@ def test_main_comparison_takes_one_to_seven_tasks_and_gaps(n):
     assert shown == [f"Task {i}" for i in range(n)]
     assert ("no results" in all_words(fig)) == (n > 1)
     assert "chance" not in legend_words(fig)
+
+
+def test_the_title_of_every_task_is_as_narrow_as_its_panel():
+    tasks = {task: {"title": cards.read(task).title, "chance": 0.5} for task in cards.tasks()}
+    fig = comparison.main_comparison(long_table({task: [FROZEN_ALL] for task in tasks}), tasks)
+    fig.draw_without_rendering()
+    for ax in fig.axes[: len(tasks)]:
+        wide = ax._left_title.get_window_extent().width
+        assert wide <= ax.get_window_extent().width, ax.get_title("left")
 
 
 def test_main_comparison_refuses_what_it_cannot_draw():

@@ -5,7 +5,6 @@ import pytest
 from shown import FROZEN_ALL, TASKS, all_words, legend_words, long_table, row_names
 
 from medlib.core import backbones
-from medlib.data import cards
 from medlib.show import names, tables
 from medlib.show.figures import comparison, parts
 from medlib.show.names import METRICS, PAPER_METRICS, display_names
@@ -42,11 +41,6 @@ def test_every_backbone_of_the_table_has_a_printed_name():
 def test_every_metric_has_a_printed_name():
     assert set(METRICS) == set(metrics.NAMES)
     assert PAPER_METRICS[0] == "accuracy" and PAPER_METRICS[-1] == "auroc"
-
-
-def test_tasks_come_in_the_papers_order_then_by_name():
-    found = cards.in_order(["knees", "dermoscopy", "glioma_t1", "adrenals", "knees"])
-    assert found == ["glioma_t1", "dermoscopy", "adrenals", "knees"]
 
 
 def test_random_weights_never_look_pretrained():

@@ -131,10 +131,10 @@ def test_metrics_are_printed_in_one_order():
     assert tables.all_metrics(table) == ["accuracy", "auroc", "brier"]
 
 
-def verdicts():
+def verdicts(tasks=claims.MRI + claims.PUBLIC):
     rng = np.random.default_rng(0)
     arms = []
-    for task in claims.MRI + claims.PUBLIC:
+    for task in tasks:
         for backbone in (*claims.DINOV2.values(), *claims.CNNS[:2]):
             for regime in claims.BOTH:
                 cell = {"task": task, "backbone": backbone, "pretraining": "imagenet"}
@@ -164,8 +164,22 @@ def test_the_claims_table_says_what_was_not_tested_and_what_is_missing(tmp_path)
     wide = tables.confounds_table(parts, titles)
     kinds = ["total", "pretraining", "architecture", "architecture, random weights"]
     assert list(wide) == ["task", "regime", "size", *kinds]
-    assert len(wide) == 2 * 2 * 7 and wide["task"].iloc[:2].tolist() == ["GLIOMA_T1", "GLIOMA_T1CE"]
+    first = ["GLIOMA_UCSF_T1", "GLIOMA_UCSF_T1CE"]
+    assert len(wide) == 2 * 2 * 7 and wide["task"].iloc[:2].tolist() == first
     assert set(wide["pretraining"]) == {"not tested"} and "mean over all tasks" in set(wide["task"])
+
+
+def test_the_claims_table_names_the_stand_ins(tmp_path):
+    judged, _ = verdicts(["glioma_ucsf_t1", "glioma_t1ce", "chest_xray", "fundus_pm"])
+    table = tables.claims_table(judged).set_index("claim")
+    assert table.loc["C1", "note"] == "on stand-ins: glioma_t1ce"
+    assert set(table.loc["C2", "note"]) == {"on stand-ins: fundus_pm"}
+    assert set(table.loc["C3", "note"]) == {"on stand-ins: glioma_t1ce, fundus_pm"}
+    written = tables.save_table(table.reset_index(), tmp_path / "claims", data=judged)
+    for path in written[1:]:
+        assert "on stand-ins: glioma" in path.read_text()
+    assert set(pd.read_csv(written[0], keep_default_na=False)["note"]) == set(judged["note"])
+    assert set(tables.claims_table(verdicts()[0])["note"]) == {""}
 
 
 def large_table():

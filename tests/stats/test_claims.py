@@ -13,11 +13,11 @@ EVERY = (*claims.DINOV2.values(), *claims.CNNS, *CONTROLS)
 TASKS = claims.MRI + claims.PUBLIC
 
 
-def arms(value, sd=0.004, backbones=EVERY, fractions=None, seed=0):
+def arms(value, sd=0.004, backbones=EVERY, fractions=None, seed=0, tasks=TASKS):
     """Arms whose AUROC is `value(task, backbone, regime)`, drawn with an independent error."""
     rng, made = np.random.default_rng(seed), []
     fractions = fractions or {"frozen": 1.0, "finetuned": 1.0}
-    for task in TASKS:
+    for task in tasks:
         for backbone in backbones:
             for regime, fraction in fractions.items():
                 cell = {"task": task, "backbone": backbone, "regime": regime, "head": "linear"}
@@ -106,7 +106,7 @@ def test_random_weights_never_stand_in_for_pretrained_ones():
     names = [f"{b.partition('-')[0]}-random" for b in EVERY if "random" not in b]
     table = claims.verdicts(arms(lambda *_: 0.9, backbones=names))
     assert set(table["verdict"]) == {"not tested"}
-    assert "glioma_t1: dinov2_small, frozen" in table["missing"].iloc[0]
+    assert "glioma_ucsf_t1: dinov2_small, frozen" in table["missing"].iloc[0]
     assert set(claims.verdicts([])["verdict"]) == {"not tested"}
 
 
@@ -145,6 +145,90 @@ def test_four_claims_are_corrected_for_their_number():
     assert table.loc["C1", "verdict"] == "inconclusive"
     alone = claims.verdicts(arms(value, sd=sd, seed=4), claims.CLAIMS[:1])
     assert alone["verdict"].tolist() == ["supported"]
+
+
+# ------------------------------------------------------------------------------------- stand-ins
+
+GLIOMA = ["glioma_t1", "glioma_t1ce", "glioma_flair"]
+
+
+def weaker_by(**losses):
+    """AUROC 0.85, and less of DINOv2 on these tasks."""
+    return lambda task, backbone, _: (
+        0.85 - losses.get(task, 0) * (backbone in claims.DINOV2.values())
+    )
+
+
+def effects(table):
+    """Of each claim's first part: the tasks, the difference and the note."""
+    first = table.drop_duplicates(["claim", "note"]).set_index(["claim", "note"])
+    return first[["tasks", "difference"]].apply(tuple, axis=1).to_dict()
+
+
+def test_a_claim_is_judged_on_stand_ins_where_the_papers_tasks_were_not_run():
+    tasks = [*GLIOMA, "chest_xray", "fundus_pm", "dermoscopy"]
+    made = arms(weaker_by(glioma_t1=0.03, glioma_flair=0.06), tasks=tasks)
+    table = claims.verdicts(made)
+    assert effects(table)["C1", "on stand-ins: glioma_t1, glioma_t1ce, glioma_flair"] == (
+        "glioma_t1 glioma_t1ce glioma_flair",
+        pytest.approx(-(0.03 + 0 + 0.06) / 3),
+    )
+    assert effects(table)["C2", "on stand-ins: fundus_pm"] == (
+        "chest_xray fundus_pm dermoscopy",
+        pytest.approx(0),
+    )
+    both = "on stand-ins: glioma_t1, glioma_t1ce, glioma_flair, fundus_pm"
+    assert set(table["note"][table["claim"].isin(["C3", "C4"])]) == {both}
+    assert verdict(table)["C1"] == "supported" and (table["missing"] == "").all()
+    pd.testing.assert_frame_equal(claims.with_stand_ins(made), table)
+    parts = claims.confounds(made)
+    assert list(parts["task"].unique()) == [*tasks, "all"]
+
+
+def test_a_stand_in_is_never_mixed_with_the_papers_tasks():
+    value = weaker_by(glioma_ucsf_t1=0.03, glioma_t1=0.3, glioma_t1ce=0.3, fundus_pm=0.3)
+    own, every = arms(value), arms(value, tasks=[*TASKS, *GLIOMA, "fundus_pm"])
+    table = claims.verdicts(every)
+    assert set(table["note"]) == {""} and table["tasks"].iloc[0] == " ".join(claims.MRI)
+    assert table["difference"].iloc[0] == pytest.approx(-0.03 / 3)
+    expected = claims.verdicts(own)
+    columns = ["claim", "part", "tasks", "difference", "verdict", "missing", "note"]
+    pd.testing.assert_frame_equal(table[columns], expected[columns])
+    assert "glioma_t1" not in set(claims.confounds(every)["task"])
+
+
+def test_where_both_were_run_the_stand_ins_get_rows_of_their_own():
+    value = weaker_by(glioma_ucsf_t1=0.03, glioma_t1=0.3)
+    table = claims.with_stand_ins(arms(value, tasks=[*TASKS, *GLIOMA, "fundus_pm"]))
+    own, added = table[table["note"] == ""], table[table["note"] != ""]
+    assert own.index.tolist() == list(range(len(own))) and len(added) == len(own)
+    assert own["claim"].tolist() == added["claim"].tolist()
+    assert effects(table)["C1", ""][1] == pytest.approx(-0.03 / 3)
+    note = "on stand-ins: glioma_t1, glioma_t1ce, glioma_flair"
+    assert effects(table)["C1", note] == (" ".join(GLIOMA), pytest.approx(-0.3 / 3))
+    assert (table["missing"] == "").all()
+
+
+def test_a_claim_whose_tasks_no_stand_in_changes_gets_no_second_row():
+    table = claims.with_stand_ins(arms(as_claimed, tasks=[*TASKS, "fundus_pm"]))
+    added = table[table["note"] != ""]
+    assert set(added["note"]) == {"on stand-ins: fundus_pm"}
+    assert list(added["claim"].unique()) == ["C2", "C3", "C4"]
+    assert added["tasks"].iloc[0] == "chest_xray fundus_pm dermoscopy"
+
+
+def test_only_the_stand_ins_that_are_used_are_named():
+    table = claims.verdicts(arms(as_claimed, tasks=["glioma_ucsf_t1", "glioma_t1", "glioma_t1ce"]))
+    first = table.iloc[0]
+    assert first["tasks"] == "glioma_ucsf_t1 glioma_t1ce glioma_ucsf_flair"
+    assert first["note"] == "on stand-ins: glioma_t1ce" and first["verdict"] == "not tested"
+    assert first["missing"].startswith("glioma_ucsf_flair: dinov2_small, frozen; ")
+
+
+def test_another_task_is_not_judged():
+    made = arms(as_claimed, tasks=[*TASKS, "glioma_who2021_t1", "knees"])
+    table = claims.with_stand_ins(made)
+    assert len(table) == len(claims.verdicts(made)) and set(table["note"]) == {""}
 
 
 def test_claims_speak_of_tasks_and_backbones_that_there_are():

@@ -121,7 +121,7 @@ def test_reliability_is_that_of_scikit_learn_bin_by_bin():
     assert gap == pytest.approx(prediction.point(rows, classes)["ece"], abs=0.05)
 
 
-def test_the_papers_interval_is_seventy_times_too_narrow():
+def test_the_released_codes_interval_is_seventy_times_too_narrow():
     n, right = 624, round(0.85 * 624)
     label = np.arange(n) % 2
     called = np.where(np.arange(n) < right, label, 1 - label)

@@ -1,7 +1,6 @@
 """Figures of the comparison: every arm of a task, and frozen against fine-tuned."""
 
 import itertools
-import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -45,7 +44,7 @@ def main_comparison(table: pd.DataFrame, tasks: names.Tasks, metric: str = "auro
         _draw_task(ax, arms[arms["task"] == task], networks, looks)
         if card["chance"] is not None:
             ax.axvline(card["chance"], color="0.3", linewidth=0.8, linestyle=":", zorder=1)
-        ax.set_title(textwrap.fill(card["title"], 28), pad=room)
+        ax.set_title(style.wrapped(card["title"], 1.7, 8, weight="bold"), pad=room)
         parts.note_above(ax, notes[task], 3, va="bottom", linespacing=1.1)
     rows = [name.replace(" (", "\n(") if len(name) > 24 else name for name in networks["name"]]
     axes[0, 0].set(ylim=(len(rows) - 0.5, -0.5))  # the first row on top
