@@ -1,13 +1,15 @@
 """Heads on frozen embeddings: L2-regularised logistic regression, kNN, and an MLP.
 
-Every head has one hyper-parameter, chosen among its candidates by the macro AUROC of the validation
-samples. The test part is predicted once, by the chosen model. That model is not fitted again on
-training and validation data together: a frozen backbone must not learn from more labels than a
-fine-tuned one. All candidates, and all seeds that train on the same rows, are fitted at once.
+Every head has one hyper-parameter. Its value is chosen on the validation samples, one for all
+rotations (:func:`metrics.choose`). The test part is predicted once, by the chosen model. That model
+is not fitted again on training and validation data together: a frozen backbone must not learn from
+more labels than a fine-tuned one. All candidates, and all seeds that train on the same rows, are
+fitted at once.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,12 +18,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from medlib.core import metrics
-from medlib.core.fast.logistic import logistic_regression, probabilities
+from medlib.core.fast import logistic
 from medlib.core.loading import device_name
-from medlib.core.splits import Rotation
+from medlib.core.splits import Predicted, Rotation
 from medlib.errors import unknown
 
-BLOCK = 16_000_000  # similarities and votes of kNN held at once, in elements
+BLOCK = 16_000_000  # elements of the largest arrays held at once
 
 Problems = Sequence[tuple[float, int]]  # what is fitted at once: candidate and seed of each
 # Embeddings (m, d) and positions in the list of problems -> probabilities (positions, m, K).
@@ -31,24 +33,33 @@ Fit = Callable[[Tensor, Tensor, int, Problems], Predictor]
 
 
 class Head(NamedTuple):
-    """How a head is fitted, the name of its hyper-parameter and its candidates."""
+    """How a head is fitted, its hyper-parameter and the candidates; of ties the first is taken."""
 
     fit: Fit
     hyperparameter: str
     candidates: tuple[float, ...]
 
 
-def fit_linear(x: Tensor, y: Tensor, n_classes: int, problems: Problems) -> Predictor:
-    """Multinomial logistic regression, see :func:`logistic_regression`; seeds have no effect.
+def fit_linear(
+    x: Tensor, y: Tensor, n_classes: int, problems: Problems, counts: Tensor | None = None
+) -> Predictor:
+    """Multinomial logistic regression, see :mod:`medlib.core.fast.logistic`; seeds have no effect.
 
-    A class that is not in ``y`` has probability 0.
+    A class that is not in ``y`` has probability 0. With ``counts`` (R, n) the problems are solved
+    on each of R resamples of the images, and the predictor takes positions in R × problems.
     """
     present, codes = y.unique(return_inverse=True)
-    weights, bias = logistic_regression(x, codes, [value for value, _ in problems])
+    c = [value for value, _ in problems]
+    if counts is None:
+        weights, bias = logistic.logistic_regression(x, codes, c)
+    else:
+        weights, bias = (
+            part.flatten(0, 1).double() for part in logistic.resampled(x, codes, c, counts)
+        )
 
     def predict(z: Tensor, chosen: Sequence[int]) -> np.ndarray:
-        logits = z.double() @ weights[chosen].transpose(1, 2) + bias[chosen, None]
-        proba = probabilities(logits, dim=2)
+        logits = z.to(weights) @ weights[chosen].transpose(1, 2) + bias[chosen, None]
+        proba = logistic.probabilities(logits, dim=2)
         full = proba.new_zeros(*proba.shape[:2], n_classes)
         full[:, :, present] = torch.cat([1 - proba, proba], 2) if len(present) == 2 else proba
         return full.cpu().numpy()
@@ -128,7 +139,7 @@ def _mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
 
 HEADS: dict[str, Head] = {
     "linear": Head(fit_linear, "C", (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)),
-    "knn": Head(fit_knn, "k", (1, 3, 5, 10, 20, 50, 100)),
+    "knn": Head(fit_knn, "k", (100, 50, 20, 10, 5, 3, 1)),
     "mlp": Head(fit_mlp, "learning_rate", (1e-4, 3e-4, 1e-3, 3e-3)),
 }
 
@@ -141,36 +152,42 @@ def sweep(
     *,
     n_classes: int,
     device: str = "auto",
-) -> Iterator[tuple[int, list[np.ndarray], list[dict], float]]:
-    """Every run's test predictions, how its candidate was chosen, and its share of the time.
+) -> Iterator[tuple[int, list[Predicted], list[dict], float]]:
+    """Every run's predictions, how its candidate was chosen, and its share of the time.
 
     ``embeddings`` (n, d), which each training part standardises; ``y`` (n,) classes as numbers
     0 … n_classes - 1; ``samples`` (n,) ids: rows with one id are slices of one volume, and are
     judged together; ``runs``: (head, seed, rotations). Runs of one head that learn from the same
-    rows are computed together. Each is yielded as soon as it is done: its position in ``runs``; for
-    each rotation the probabilities (m, K) of its test rows; a history, one dict for each candidate
-    and rotation (head, hyperparameter, value, fold, val_auroc, chosen); and seconds. ``device``
-    "auto" is the GPU where there is one. Raises ValueError for an unknown head.
+    rows are computed together. Each is yielded as soon as it is done: its position in ``runs``; the
+    probabilities for each rotation; a history, one dict for each candidate and rotation (head,
+    hyperparameter, value, fold, val_auroc, val_loss, chosen); and seconds. ``device`` "auto" is the
+    GPU where there is one. Raises ValueError for an unknown head.
     """
     runs = list(runs)
     for head, *_ in runs:
         if head not in HEADS:
             raise ValueError(unknown("head", head, list(HEADS)))
-    x = torch.tensor(np.asarray(embeddings, dtype=np.float32), device=device_name(device))
-    y, samples = np.asarray(y, dtype=np.int64), np.asarray(samples)
+    data = _data(embeddings, y, samples, device)
     total = sum(len(HEADS[head].candidates) * len(rotations) for head, _, rotations in runs)
     with tqdm(total=total, unit="model", desc="probes") as progress:
         for positions in _together(runs):
             start, parts = time.perf_counter(), []
             head, _, rotations = runs[positions[0]]
-            seeds = [runs[position][1] for position in positions]
+            problems = [(c, runs[i][1]) for i in positions for c in HEADS[head].candidates]
             for rotation in rotations:
-                parts.append(_rotate((x, y, samples), n_classes, rotation, head, seeds))
-                progress.update(len(seeds) * len(HEADS[head].candidates))
+                predict = _fitted(data, n_classes, rotation, HEADS[head].fit, problems)
+                val = predict(rotation.val, range(len(problems)))
+                parts.append((predict, val, *_judged(data, rotation.val, val)))
+                progress.update(len(problems))
+            of_runs = _chosen(head, rotations, parts, len(positions))
             share = (time.perf_counter() - start) / len(positions)
-            for position, of_run in zip(positions, zip(*parts, strict=True), strict=True):
-                probabilities, histories = zip(*of_run, strict=True)
-                yield position, list(probabilities), sum(histories, []), share
+            for position, (predicted, history) in zip(positions, of_runs, strict=True):
+                yield position, predicted, history, share
+
+
+def _data(embeddings: np.ndarray, y: np.ndarray, samples: Sequence, device: str) -> tuple:
+    x = torch.tensor(np.asarray(embeddings, dtype=np.float32), device=device_name(device))
+    return x, np.asarray(y, dtype=np.int64), np.unique(samples, return_inverse=True)[1]
 
 
 def _together(runs: list[tuple[str, int, list[Rotation]]]) -> list[list[int]]:
@@ -182,31 +199,114 @@ def _together(runs: list[tuple[str, int, list[Rotation]]]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _rotate(
-    data: tuple, n_classes: int, rotation: Rotation, head: str, seeds: list[int]
-) -> list[tuple[np.ndarray, list[dict]]]:
-    """Test probabilities (m, K) and history of one rotation, for every seed."""
-    x, y, samples = data
-    fit, hyperparameter, candidates = HEADS[head]
-    sides = (np.flatnonzero(side) for side in (rotation.train, rotation.val, rotation.test))
-    train, val, test = (torch.as_tensor(rows, device=x.device) for rows in sides)
+def _fitted(
+    data: tuple, n_classes: int, rotation: Rotation, fit: Fit, problems: Problems
+) -> Callable[[np.ndarray, Sequence[int]], np.ndarray]:
+    """Fit the problems on a training part: mask (n,) of rows, positions -> probabilities."""
+    x, y, _ = data
+    train = torch.as_tensor(rotation.train, device=x.device)
     shift, scale = _scaler(x[train])
-    problems = [(value, seed) for seed in seeds for value in candidates]
     labels = torch.as_tensor(y[rotation.train], device=x.device)
     predict = fit((x[train] - shift) / scale, labels, n_classes, problems)
-    proba = predict((x[val] - shift) / scale, range(len(problems)))
-    truth, proba = metrics.by_sample(y[rotation.val], proba, samples[rotation.val])
-    scores = metrics.auroc(truth, proba).reshape(len(seeds), -1)
-    # On a tie the first candidate wins: the strongest penalty, the smallest k or rate.
-    best = scores.argmax(1)
-    chosen = [i * len(candidates) + b for i, b in enumerate(best)]
-    same, histories = {"head": head, "hyperparameter": hyperparameter}, []
-    for aurocs, choice in zip(scores.tolist(), best.tolist(), strict=True):
-        histories.append([])
-        for place, (value, auroc) in enumerate(zip(candidates, aurocs, strict=True)):
-            tried = {"value": float(value), "fold": rotation.fold, "val_auroc": auroc}
-            histories[-1].append(same | tried | {"chosen": place == choice})
-    return list(zip(predict((x[test] - shift) / scale, chosen), histories, strict=True))
+
+    def of_rows(rows: np.ndarray, positions: Sequence[int]) -> np.ndarray:
+        return predict((x[torch.as_tensor(rows, device=x.device)] - shift) / scale, positions)
+
+    return of_rows
+
+
+def _judged(
+    data: tuple, rows: np.ndarray, proba: np.ndarray, counts: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels (s,) of the samples in these rows, and AUROC and log-loss (…) of ``proba`` (…, v, K).
+
+    ``counts`` (…, v): how often each row counts, the same for all rows of a sample.
+    """
+    _, y, samples = data
+    if counts is not None:
+        counts = metrics.by_sample(y[rows], counts[..., None], samples[rows])[1][..., 0].astype(int)
+    truth, proba = metrics.by_sample(y[rows], proba, samples[rows])
+    judged = (metric(truth, proba, counts) for metric in (metrics.auroc, metrics.log_loss))
+    return truth, *judged
+
+
+def _chosen(
+    head: str, rotations: list[Rotation], parts: list[tuple], n_runs: int
+) -> Iterator[tuple[list[Predicted], list[dict]]]:
+    """Predictions and history of each run. ``parts`` holds for each rotation its predictor, its
+    validation probabilities (P, v, K), its labels, and the AUROC and log-loss (P,) of each."""
+    _, name, candidates = HEADS[head]
+    predictors, vals, truths, *scores = zip(*parts, strict=True)
+    aurocs, losses = (np.reshape(s, (len(rotations), n_runs, len(candidates))) for s in scores)
+    best = metrics.choose(aurocs, losses, truths)
+    positions = [run * len(candidates) + choice for run, choice in enumerate(best)]
+    tests = [p(r.test, positions) for p, r in zip(predictors, rotations, strict=True)]
+    for run, position in enumerate(positions):
+        predicted = [Predicted(v[position], t[run]) for v, t in zip(vals, tests, strict=True)]
+        history = []
+        for part, rotation in enumerate(rotations):
+            for place, value in enumerate(candidates):
+                tried = {"head": head, "hyperparameter": name, "value": float(value)}
+                tried |= {"fold": rotation.fold, "val_auroc": float(aurocs[part, run, place])}
+                tried |= {"val_loss": float(losses[part, run, place]), "chosen": place == best[run]}
+                history.append(tried)
+        yield predicted, history
+
+
+def redrawn(
+    embeddings: np.ndarray,
+    y: np.ndarray,
+    samples: Sequence,
+    rotations: list[Rotation],
+    counts: np.ndarray,
+    *,
+    n_classes: int,
+    device: str = "auto",
+) -> list[np.ndarray]:
+    """What the linear head would have predicted after other training and validation patients.
+
+    ``counts`` (R, n) says how often each row is drawn in each of R resamples; all rows of a patient
+    are drawn alike. In each resample every C is fitted again, one is chosen again, and the test
+    rows, which stay, are predicted. Features are standardised, and ties are told, as in the run
+    itself. Returns for each rotation the probabilities (R, m, K); NaN where a resample lacks a
+    class in the training or in the validation part of any rotation.
+    """
+    data, counts = _data(embeddings, y, samples, device), np.asarray(counts)
+    sides = [side for rotation in rotations for side in (rotation.train, rotation.val)]
+    whole = np.all([_has_all(data[1][side], counts[:, side]) for side in sides], axis=0)
+    if not whole.any():
+        return [np.full((len(counts), r.test.sum(), n_classes), np.nan) for r in rotations]
+    candidates, parts = HEADS["linear"].candidates, []
+    for rotation in rotations:
+        drawn = torch.as_tensor(counts[whole][:, rotation.train], device=data[0].device)
+        fit = partial(fit_linear, counts=drawn)
+        predict = _fitted(data, n_classes, rotation, fit, [(c, 0) for c in candidates])
+        scores, weights = [], counts[whole][:, None, rotation.val]
+        # As many resamples at once as fit BLOCK.
+        at_once = 1 + BLOCK // (len(candidates) * rotation.val.sum() * n_classes * 10)
+        for i in range(0, len(weights), at_once):
+            some = weights[i : i + at_once]
+            positions = np.arange(len(some) * len(candidates)) + i * len(candidates)
+            val = predict(rotation.val, positions).reshape(
+                len(some), len(candidates), -1, n_classes
+            )
+            scores.append(_judged(data, rotation.val, val, some))
+        truth, aurocs, losses = zip(*scores, strict=True)
+        parts.append((predict, truth[0], np.concatenate(aurocs), np.concatenate(losses)))
+    predictors, truths, aurocs, losses = zip(*parts, strict=True)
+    best = metrics.choose(np.array(aurocs), np.array(losses), truths)
+    positions = np.arange(len(best)) * len(candidates) + best
+    probabilities = []
+    for predict, rotation in zip(predictors, rotations, strict=True):
+        proba = np.full((len(counts), rotation.test.sum(), n_classes), np.nan)
+        proba[whole] = predict(rotation.test, positions)
+        probabilities.append(proba)
+    return probabilities
+
+
+def _has_all(y: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Whether each resample (R,), by its ``counts`` (R, n), has all the classes of ``y`` (n,)."""
+    return np.all([counts[:, y == label].any(1) for label in np.unique(y)], axis=0)
 
 
 def _scaler(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,32 +1,68 @@
-"""What chooses among candidates: the macro AUROC of samples, and the mean over their slices."""
+"""What chooses among candidates: AUROC and log-loss of samples, each the mean over its slices."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 
-def auroc(y: np.ndarray, proba: np.ndarray) -> float | np.ndarray:
+def auroc(y: np.ndarray, proba: np.ndarray, counts: np.ndarray | None = None) -> float | np.ndarray:
     """Macro one-versus-rest AUROC, the metric by which hyper-parameters are chosen.
 
     ``y`` (n,) labels in 0 … K-1; ``proba`` (n, K), or (…, n, K) for many predictions at once,
-    which gives an array (…). NaN when a class is missing, or a probability is not finite.
+    which gives an array (…). ``counts`` (…, n), whole numbers: how often each sample counts. NaN
+    when a class is missing, or a probability is not finite.
     """
     y, proba = np.asarray(y), np.asarray(proba, dtype=np.float64)
     ranked = np.array(ranked_classes(proba.shape[-1]))[:, None]
     score = np.moveaxis(proba, -1, -2)[..., ranked[:, 0], :]  # (…, classes, n)
     order = np.argsort(score, axis=-1)
     ordered = np.take_along_axis(score, order, axis=-1)
-    hits = y[order] == ranked
-    misses = np.cumsum(~hits, axis=-1)
+    counts = np.ones(len(y), dtype=np.int64) if counts is None else np.asarray(counts)
+    counts = np.broadcast_to(counts[..., None, :], order.shape)
+    counts = np.take_along_axis(counts, order, axis=-1)
+    hits = counts * (y[order] == ranked)
+    misses = np.cumsum(counts - hits, axis=-1)
     starts = np.ones((*score.shape[:-1], len(y) + 1), dtype=bool)  # of runs of equal scores
     starts[..., 1:-1] = ordered[..., 1:] != ordered[..., :-1]
     # Negative samples below a positive one's run, and up to the run's end: a tie is half a pair.
-    below = np.maximum.accumulate(np.where(starts[..., :-1], misses - ~hits, 0), axis=-1)
-    upto = np.where(starts[..., 1:], misses, len(y))[..., ::-1]
+    below = np.where(starts[..., :-1], misses - (counts - hits), 0)
+    below = np.maximum.accumulate(below, axis=-1)
+    upto = np.where(starts[..., 1:], misses, misses[..., -1:])[..., ::-1]
     upto = np.minimum.accumulate(upto, axis=-1)[..., ::-1]
     pairs = 2 * hits.sum(-1) * misses[..., -1]
     areas = ratio_or_nan(((below + upto) * hits).sum(-1), pairs)
     return np.where(np.isfinite(score).all(-1), areas, np.nan).mean(-1)[()]
+
+
+def log_loss(
+    y: np.ndarray, proba: np.ndarray, counts: np.ndarray | None = None
+) -> float | np.ndarray:
+    """The mean over samples of -log p of their class, in nats; arguments as of :func:`auroc`."""
+    own = np.take_along_axis(proba, np.broadcast_to(y[:, None], (*proba.shape[:-1], 1)), -1)[..., 0]
+    losses = -np.log(np.clip(own, np.finfo(float).eps, 1))
+    counts = np.ones(len(y)) if counts is None else counts
+    total = np.broadcast_to(counts.sum(-1), losses.shape[:-1])
+    return ratio_or_nan((losses * counts).sum(-1), total)[()]
+
+
+def choose(aurocs: np.ndarray, losses: np.ndarray, y: Sequence[np.ndarray]) -> np.ndarray:
+    """The candidate that each run takes: positions (…), one for all rotations.
+
+    ``aurocs`` and ``losses`` (rotations, …, candidates) on the validation samples, whose labels are
+    ``y``, an array for each rotation. The highest mean AUROC over rotations is chosen. Those that
+    are below it by less than one pair of samples in each rotation and class are ties: validation
+    cannot tell them apart. Of these the lowest mean log-loss is chosen, of equal ones the first.
+    """
+    step = np.mean([np.mean([1 / pairs for pairs in _pairs(labels)]) for labels in y])
+    aurocs = np.nan_to_num(np.mean(aurocs, axis=0), nan=-1.0)
+    tied = aurocs > aurocs.max(-1, keepdims=True) - step * (1 - 1e-9)  # but for rounding
+    return np.where(tied, np.mean(losses, axis=0), np.inf).argmin(-1)
+
+
+def _pairs(y: np.ndarray) -> list[int]:
+    """The number of pairs, a sample of a class and one of the others, of each ranked class."""
+    sizes = np.bincount(y)
+    return [int(sizes[c] * (len(y) - sizes[c])) for c in ranked_classes(len(sizes))]
 
 
 def codes(labels: Sequence, classes: Sequence[str]) -> np.ndarray:

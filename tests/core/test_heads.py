@@ -9,7 +9,7 @@ import scipy.optimize
 import torch
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
@@ -50,8 +50,9 @@ def sweep(x, index, classes, runs, device="cpu"):
     asked = [(head, seed, part) for (head, _, seed), part in zip(runs, parts, strict=True)]
     labelled = x, metrics.codes(index["label"], classes), index["sample_id"]
     found = heads.sweep(*labelled, asked, n_classes=len(classes), device=device)
-    for position, proba, history, seconds in found:
-        frame = prediction.out_of_fold(index, parts[position], proba, classes)
+    for position, predicted, history, seconds in found:
+        tested = [of_rotation.test for of_rotation in predicted]
+        frame = prediction.out_of_fold(index, parts[position], tested, classes)
         yield position, frame, pd.DataFrame(history), seconds
 
 
@@ -69,6 +70,39 @@ def fitted(fit, x, y, k, problems):
 
 def probabilities(frame, classes=CLASSES):
     return frame[[f"prob_{name}" for name in classes]].to_numpy()
+
+
+def by_volume(samples, proba):
+    """Mean probabilities (s, K) of the slices (n, K) of each volume, in order of appearance."""
+    return pd.DataFrame(proba).groupby(np.asarray(samples), sort=False).mean().to_numpy()
+
+
+def area(y, proba, counts=None):
+    """Macro one-versus-rest AUROC by scikit-learn, each sample weighted by its count."""
+    ranked = [1] if proba.shape[1] == 2 else range(proba.shape[1])
+    return np.mean([roc_auc_score(y == c, proba[:, c], sample_weight=counts) for c in ranked])
+
+
+def loss(y, proba, counts=None):
+    """Log-loss by scikit-learn, each sample weighted by its count."""
+    proba = proba / proba.sum(1, keepdims=True)
+    return log_loss(y, proba, sample_weight=counts, labels=range(proba.shape[1]))
+
+
+def choice(aurocs, losses, labels):
+    """The rule that chooses, as a plain loop over candidates; (rotations, candidates) of scores."""
+    steps = []
+    for y in labels:
+        sizes = [int((y == c).sum()) for c in range(max(y) + 1)]
+        pairs = [n * (len(y) - n) for n in (sizes[1:] if len(sizes) == 2 else sizes)]
+        steps.append(sum(1 / number for number in pairs) / len(pairs))
+    auroc, lost = np.mean(aurocs, axis=0), np.mean(losses, axis=0)
+    best = None
+    for place in range(len(auroc)):
+        tied = auroc.max() - auroc[place] < np.mean(steps) * (1 - 1e-9)
+        if tied and (best is None or lost[place] < lost[best]):
+            best = place
+    return best
 
 
 def optimum(x, y, c, k):
@@ -152,22 +186,27 @@ def solved(x, y, c):
     return logistic.logistic_regression(torch.tensor(x), torch.tensor(y), c)
 
 
-def objective(x, y, w, b, c):
-    """Mean cross-entropy + |W|²/(2C), in float64; one row of weights is the second class's."""
+def objective(x, y, w, b, c, counts=None):
+    """Mean cross-entropy + |W|²/(2C), in float64; one row of weights is the second class's.
+
+    In the mean each image is weighted by its count.
+    """
     logits = x.astype(np.float64) @ np.asarray(w, np.float64).T + np.asarray(b)
     if len(w) == 1:
         logits = np.hstack([np.zeros_like(logits), logits])
     losses = -log_softmax(logits, axis=1)[np.arange(len(y)), y]
-    return losses.mean() + (np.asarray(w, np.float64) ** 2).sum() / (2 * c)
+    mean = np.average(losses, weights=counts)
+    return mean + (np.asarray(w, np.float64) ** 2).sum() / (2 * c)
 
 
-def peer(x, y, c):
+def peer(x, y, c, counts=None):
     """scikit-learn's optimum, by its most exact solver; nothing is left to its tolerance."""
-    solver = LogisticRegression(C=c / len(y), solver="newton-cholesky", tol=1e-10, max_iter=1000)
+    n = len(y) if counts is None else counts.sum()
+    solver = LogisticRegression(C=c / n, solver="newton-cholesky", tol=1e-10, max_iter=1000)
     with warnings.catch_warnings():
         # Where an objective is 1e-5, a gradient of 1e-10 may be beyond rounding.
         warnings.simplefilter("ignore")
-        return solver.fit(x.astype(np.float64), y)
+        return solver.fit(x.astype(np.float64), y, sample_weight=counts)
 
 
 @pytest.mark.parametrize("k", [2, 7])
@@ -259,6 +298,76 @@ def test_a_regression_that_does_not_converge_is_named(monkeypatch):
     monkeypatch.setattr(logistic, "ITERATIONS", 4)
     with pytest.warns(RuntimeWarning, match=r"not converged for C = 1000 \(gap [^,]*\);"):
         solved(x, y, [0.001, 1000.0])
+
+
+def drawn(y, n, seed=0):
+    """Poisson counts (n, images) in which every class of ``y`` is drawn."""
+    counts = np.random.default_rng(seed).poisson(1, (n, len(y)))
+    for label in np.unique(y):
+        lacking = counts[:, y == label].sum(1) == 0
+        counts[lacking, np.flatnonzero(y == label)[0]] = 1
+    return counts
+
+
+def redone(x, y, c, counts):
+    weights, bias = logistic.resampled(*map(torch.tensor, (x, y)), c, torch.tensor(counts))
+    return weights.numpy(), bias.numpy()
+
+
+@pytest.mark.parametrize(
+    ("draw", "n", "d", "k"),
+    [
+        *[(embedded, *size, k) for size in ((300, 24), (40, 60), (30, 30)) for k in (2, 7)],
+        *[(separable, 210, 10, k) for k in (2, 7)],
+        *[(constant_feature, 250, 12, k) for k in (2, 7)],
+        *[(single_sample_of_a_class, 200, 12, k) for k in (2, 7)],
+        *[(barely_separable, 90, 44, k) for k in (2, 7)],
+    ],
+)
+def test_every_resample_reaches_its_own_optimum_by_scikit_learn(draw, n, d, k):
+    x, y = draw(n, d, k)
+    counts, candidates = drawn(y, 3), heads.HEADS["linear"].candidates
+    assert (counts == 0).mean() > 0.2 and counts.max() > 3
+    weights, bias = redone(x, y, candidates, counts)
+    assert weights.shape == (3, 7, 1 if k == 2 else k, d) and bias.shape == weights.shape[:3]
+    for i, own in enumerate(counts):
+        for j, c in enumerate(candidates):
+            model = peer(x, y, c, own)
+            theirs = objective(x, y, model.coef_, model.intercept_, c, own)
+            mine = objective(x, y, weights[i, j], bias[i, j], c, own)
+            # The gap that ends the iteration is an estimate: the true one is up to 6 times as wide.
+            assert mine <= theirs * (1 + 10 * logistic.ROUGH), (i, c)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_an_image_that_is_not_drawn_is_one_that_is_not_there(k):
+    x, y = embedded(120, 8, k)
+    [counts] = drawn(y, 1)
+    counts[x[:, 0] > 1] = 0
+    kept = np.repeat(np.arange(120), counts)
+    fresh, _ = embedded(50, 8, k, seed=9)
+    without = fitted(heads.fit_linear, x[kept], y[kept], k, [(0.1, 0), (10.0, 0)])(fresh)
+    x[counts == 0] *= 5  # whatever they are
+    of_counts = torch.tensor(np.stack([np.ones_like(counts), counts]))
+    predict = heads.fit_linear(
+        torch.tensor(x), torch.tensor(y), k, [(0.1, 0), (10.0, 0)], counts=of_counts
+    )
+    found = predict(torch.tensor(fresh), [2, 3])  # of the second resample
+    np.testing.assert_allclose(found, without, atol=0.005)
+    assert np.abs(predict(torch.tensor(fresh), [0, 1]) - without).max() > 0.05
+
+
+def test_resamples_may_be_solved_a_few_at_a_time(monkeypatch):
+    x, y = embedded(100, 6, 3)
+    counts, found = drawn(y, 5), []
+    # All, one resample and two, of two problems each, three classes and 100 images.
+    for at_once in (logistic.AT_ONCE, 1, 2 * 2 * 3 * 100):
+        monkeypatch.setattr(logistic, "AT_ONCE", at_once)
+        weights, bias = redone(x, y, (0.1, 10.0), counts)
+        found.append(log_softmax(x @ weights.swapaxes(2, 3) + bias[:, :, None], axis=3))
+    assert found[0].shape == (5, 2, 100, 3)
+    for parts in found[1:]:
+        np.testing.assert_allclose(np.exp(parts), np.exp(found[0]), atol=0.005)
 
 
 def test_a_single_class_is_refused():
@@ -457,6 +566,7 @@ def test_the_setting_with_the_best_validation_auroc_predicts_the_test_part(monke
         for strength in seen.values()
     ]
     assert np.argmax(expected) == 2 and len(set(expected)) == 4
+    assert np.sort(expected)[-2] < expected[2] - 1 / 100  # 10 × 10 pairs: no tie
     assert history["val_auroc"].tolist() == pytest.approx(expected, abs=1e-12)
     assert history["chosen"].tolist() == [False, False, True, False]
     assert history["value"].tolist() == list(seen)
@@ -465,33 +575,53 @@ def test_the_setting_with_the_best_validation_auroc_predicts_the_test_part(monke
     np.testing.assert_allclose(probabilities(found, CLASSES[:2]).sum(1), 1 - 3 / 100)
 
 
-def test_on_a_tie_the_first_setting_is_chosen(monkeypatch):
+def test_on_a_tie_the_lower_loss_is_chosen_and_of_equal_ones_the_first(monkeypatch):
     x, index, _ = problem(k=2)
-    right = {1.0: -1.0, 2.0: 1.0, 3.0: 1.0, 4.0: 1.0}
-    x[:, 0] = np.where(index["label"] == "b", 1, -1)
+    sure = {1.0: -0.4, 2.0: 0.1, 3.0: 0.3, 4.0: 0.3, 5.0: 0.2}
+    x[:, 0] = np.where(index["label"] == "b", 1, -1)  # 15 of each in training: mean 0, deviation 1
 
     def fit(x, y, n_classes, problems):
-        sign = np.array([right[value] for value, _ in problems])
+        strength = np.array([sure[value] for value, _ in problems])
 
         def predict(z, chosen):
-            score = 0.1 * sign[list(chosen), None] * z[:, 0].numpy()
+            score = strength[list(chosen), None] * z[:, 0].numpy()
             return np.stack([0.5 - score, 0.5 + score], axis=2)
 
         return predict
 
-    monkeypatch.setitem(heads.HEADS, "fake", fake(fit, tuple(right)))
+    monkeypatch.setitem(heads.HEADS, "fake", fake(fit, tuple(sure)))
     _, history = swept("fake", x, index, CLASSES[:2])
-    assert history["val_auroc"].tolist() == [0, 1, 1, 1]
-    assert history["chosen"].tolist() == [False, True, False, False]
+    assert history["val_auroc"].tolist() == [0, 1, 1, 1, 1]
+    expected = -np.log([0.1, 0.6, 0.8, 0.8, 0.7])
+    assert history["val_loss"].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    assert history["chosen"].tolist() == [False, False, True, False, False]
 
 
-def test_separable_classes_are_given_to_the_strongest_penalty_and_the_smallest_k():
+def test_of_k_that_predict_alike_the_largest_is_chosen():
     x, index, _ = problem(spread=0.01)
-    for head in ("linear", "knn"):
-        _, history = swept(head, x, index, CLASSES)
-        tied = history[history["val_auroc"] == 1]
-        assert len(tied) > 1
-        assert history.loc[history["chosen"], "value"].item() == heads.HEADS[head].candidates[0]
+    _, history = swept("knn", x, index, CLASSES)
+    # Of 10 training images a class, k = 20 neighbours are 10 right ones and 10 of another class.
+    assert (history["val_auroc"] == 1).tolist() == [*[False] * 3, *[True] * 4]
+    expected = [np.log(3), np.log(3), np.log(2), 0, 0, 0, 0]
+    assert history["val_loss"].tolist() == pytest.approx(expected, abs=1e-12)
+    assert history.loc[history["chosen"], "value"].item() == 10
+
+
+def test_of_penalties_within_one_pair_of_the_best_the_loss_chooses():
+    x, index, rotations = problem(spread=1.0, seed=17)
+    _, history = swept("linear", x, index, CLASSES)
+    y = index["label"].map(CLASSES.index).to_numpy()
+    train, val = rotations[0].train, rotations[0].val
+    scaled = StandardScaler().fit(x[train]).transform(x)
+    models = [peer(scaled[train], y[train], c) for c in heads.HEADS["linear"].candidates]
+    vals = [model.predict_proba(scaled[val]) for model in models]
+    aurocs, losses = ([score(y[val], proba) for proba in vals] for score in (area, loss))
+    assert history["val_auroc"].tolist() == pytest.approx(aurocs, abs=1e-9)
+    assert history["val_loss"].tolist() == pytest.approx(losses, abs=1e-3)
+    # Two penalties tie; the stronger one has a higher loss, and those with a lower do not tie.
+    assert (np.max(aurocs) - aurocs < 1 / (10 * 20)).tolist() == [i in (3, 4) for i in range(7)]
+    assert losses[3] > losses[4] > losses[5] > losses[6]
+    assert history["chosen"].tolist() == [i == 4 for i in range(7)]
 
 
 def test_every_setting_is_tried_in_every_fold_and_every_sample_is_predicted_once():
@@ -502,10 +632,58 @@ def test_every_setting_is_tried_in_every_fold_and_every_sample_is_predicted_once
         fold: list(heads.HEADS["knn"].candidates) for fold in range(3)
     }
     assert history.groupby("fold")["chosen"].sum().tolist() == [1, 1, 1]
+    assert history.loc[history["chosen"], "value"].nunique() == 1
     assert sorted(found["sample_id"]) == sorted(index["sample_id"])
     truth = index.set_index("sample_id")
     for column, theirs in (("y_true", "label"), ("fold", "fold"), ("patient_id", "patient_id")):
         assert found[column].tolist() == truth.loc[found["sample_id"], theirs].tolist()
+
+
+def test_one_setting_is_chosen_for_all_folds_by_their_mean():
+    x, index, _ = problem(per_side=30, spread=2.5)
+    index = index.drop(columns="split").assign(fold=np.arange(90) // 3 % 3)
+    y, candidates = index["label"].map(CLASSES.index).to_numpy(), heads.HEADS["knn"].candidates
+    parts, models = rotated(index), []
+    for part in parts:
+        scaled = StandardScaler().fit(x[part.train]).transform(x)
+        for k in candidates:
+            model = KNeighborsClassifier(min(k, 30), metric="cosine", algorithm="brute")
+            model.fit(scaled[part.train], y[part.train])
+            models.append([model.predict_proba(scaled[side]) for side in (part.val, part.test)])
+    models = [models[start : start + 7] for start in (0, 7, 14)]
+    labels = [y[part.val] for part in parts]
+    aurocs, losses = (
+        [[score(own, val) for val, _ in of] for own, of in zip(labels, models, strict=True)]
+        for score in (area, loss)
+    )
+    best = choice(aurocs, losses, labels)
+    alone = [choice([a], [b], [own]) for a, b, own in zip(aurocs, losses, labels, strict=True)]
+    assert set(alone) != {best}  # a fold by itself would choose another
+    found, history = swept("knn", x, index, CLASSES)
+    assert history.loc[history["chosen"], "value"].tolist() == [candidates[best]] * 3
+    for column, expected in (("val_auroc", aurocs), ("val_loss", losses)):
+        np.testing.assert_allclose(history[column], np.ravel(expected), rtol=0, atol=1e-12)
+    expected = np.concatenate([of[best][1] for of in models])
+    np.testing.assert_allclose(probabilities(found), expected, atol=1e-12)
+
+
+def test_the_chosen_model_predicts_the_validation_rows_slice_by_slice():
+    x, index, _ = problem(per_side=30, spread=2.0)
+    index = index.drop(columns="split").assign(fold=np.arange(90) // 6 % 3)
+    index["sample_id"] = index["patient_id"] = (np.arange(90) // 6 * 3 + np.arange(90) % 3) % 45
+    y, parts = index["label"].map(CLASSES.index).to_numpy(), rotated(index)
+    asked = [("linear", 0, parts)]
+    [(_, predicted, history, _)] = heads.sweep(
+        x, y, index["sample_id"], asked, n_classes=3, device="cpu"
+    )
+    c = next(row["value"] for row in history if row["chosen"])
+    assert len(predicted) == 3
+    for part, own in zip(parts, predicted, strict=True):
+        assert own.val.shape == (30, 3) and own.test.shape == (30, 3)
+        scaled = StandardScaler().fit(x[part.train]).transform(x)
+        model = peer(scaled[part.train], y[part.train], c)
+        for side, proba in ((part.val, own.val), (part.test, own.test)):
+            np.testing.assert_allclose(proba, model.predict_proba(scaled[side]), atol=1e-3)
 
 
 def test_a_volume_is_predicted_by_the_mean_over_its_slices():
@@ -536,13 +714,14 @@ def test_settings_are_judged_by_volume_and_not_by_slice():
     y = index["label"].map(CLASSES.index).to_numpy()
     train, val = rotations[0].train, rotations[0].val
     scaler = StandardScaler().fit(x[train])
-    model = LogisticRegression(C=1.0 / train.sum()).fit(scaler.transform(x[train]), y[train])
-    by_slice = pd.Series(model.predict_proba(scaler.transform(x[val]))[:, 1])
-    by_volume = by_slice.groupby(index.loc[val, "sample_id"].to_numpy(), sort=False).mean()
-    labels = pd.Series(y[val]).groupby(index.loc[val, "sample_id"].to_numpy(), sort=False).first()
-    expected = roc_auc_score(labels, by_volume)
-    assert expected != pytest.approx(roc_auc_score(y[val], by_slice))
-    assert history.loc[history["value"] == 1.0, "val_auroc"].item() == pytest.approx(expected)
+    model = peer(scaler.transform(x[train]), y[train], 1.0)
+    by_slice, samples = model.predict_proba(scaler.transform(x[val])), index.loc[val, "sample_id"]
+    labels = pd.Series(y[val]).groupby(samples.to_numpy(), sort=False).first().to_numpy()
+    row = history[history["value"] == 1.0]
+    for score, column in ((area, "val_auroc"), (loss, "val_loss")):
+        expected = score(labels, by_volume(samples, by_slice))
+        assert expected != pytest.approx(score(y[val], by_slice), abs=0.001)
+        assert row[column].item() == pytest.approx(expected, abs=1e-4)
 
 
 def test_runs_that_share_their_rows_are_what_each_is_alone():
@@ -578,8 +757,8 @@ def test_few_labels_are_those_of_the_manifest_in_training_and_in_validation():
         model = KNeighborsClassifier(k, metric="cosine", algorithm="brute")
         model.fit(scaler.transform(x[part.train]), y[part.train])
         proba = model.predict_proba(scaler.transform(x[part.val]))
-        expected = roc_auc_score(y[part.val], proba, multi_class="ovr")
-        assert row.val_auroc == pytest.approx(expected, abs=1e-12), row.value
+        assert row.val_auroc == pytest.approx(area(y[part.val], proba), abs=1e-12), row.value
+        assert row.val_loss == pytest.approx(loss(y[part.val], proba), abs=1e-12), row.value
 
 
 def test_runs_come_one_after_the_other():
@@ -606,6 +785,7 @@ def test_predictions_and_history_have_the_columns_that_a_run_saves():
         "value",
         "fold",
         "val_auroc",
+        "val_loss",
         "chosen",
     ]
 
@@ -626,3 +806,149 @@ def test_an_unknown_head_is_refused_with_the_valid_ones():
 
 def test_a_grid_may_ask_for_every_head_and_for_no_other():
     assert tuple(heads.HEADS) == settings.HEADS
+
+
+# ------------------------------------------------------------------------------------ redrawn
+
+
+def volumes(k, folds, seed=0):
+    """Embeddings (n, 4), labels, volume ids and rotations: 72 volumes of one to three slices."""
+    rng = np.random.default_rng(seed)
+    x, y = cloud(72, 4, k, seed, spread=1.5)
+    numbers = np.repeat(np.arange(72), rng.integers(1, 4, 72))
+    x = x[numbers] + rng.normal(0, 0.5, (len(numbers), 4))
+    side = numbers // k % 3 if folds else np.array(SIDES)[numbers // k % 3]
+    samples = np.array([f"v{number}" for number in numbers])
+    parts = splits.rotations(side, samples, y[numbers])
+    return x.astype(np.float32), y[numbers], samples, numbers, parts
+
+
+def redrawn_by_hand(x, y, samples, rotations, counts, k):
+    """By scikit-learn, one model at a time; also which candidate each resample chooses."""
+    candidates, tested, choices = heads.HEADS["linear"].candidates, [], []
+    for own in counts:
+        aurocs, losses, labels, tests = [], [], [], []
+        for part in rotations:
+            scaled = StandardScaler().fit(x[part.train]).transform(x)
+            models = [
+                peer(scaled[part.train], y[part.train], c, own[part.train]) for c in candidates
+            ]
+            _, first = np.unique(samples[part.val], return_index=True)
+            first.sort()  # a row of each volume
+            truth, weights = y[part.val][first], own[part.val][first]
+            vals = [by_volume(samples[part.val], m.predict_proba(scaled[part.val])) for m in models]
+            aurocs.append([area(truth, val, weights) for val in vals])
+            losses.append([loss(truth, val, weights) for val in vals])
+            labels.append(truth)
+            tests.append([m.predict_proba(scaled[part.test]) for m in models])
+        choices.append(choice(aurocs, losses, labels))
+        tested.append([of_models[choices[-1]] for of_models in tests])
+    return [np.stack(of_rotation) for of_rotation in zip(*tested, strict=True)], choices
+
+
+@pytest.mark.parametrize(("k", "folds"), [(2, False), (3, False), (3, True)])
+def test_redrawing_patients_is_a_plain_loop_of_fit_choose_and_predict(monkeypatch, k, folds):
+    x, y, samples, numbers, rotations = volumes(k, folds)
+    counts = np.random.default_rng(4).poisson(1, (6, 72))
+    counts[0] = 1  # the run itself
+    counts = counts[:, numbers]
+    expected, choices = redrawn_by_hand(x, y, samples, rotations, counts, k)
+    assert len(set(choices)) > 2
+    # A choice may hang on the ranks of two samples: solved more closely, they are the same.
+    monkeypatch.setattr(logistic, "ROUGH", 1e-7)
+    found = heads.redrawn(x, y, samples, rotations, counts, n_classes=k, device="cpu")
+    assert len(found) == len(rotations) == (3 if folds else 1)
+    for part, mine, theirs in zip(rotations, found, expected, strict=True):
+        assert mine.shape == (6, part.test.sum(), k)
+        np.testing.assert_allclose(mine, theirs, atol=0.005)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_rough_solutions_leave_the_spread_over_redraws_as_it_is(monkeypatch, k):
+    x, y, samples, numbers, rotations = volumes(k, False)
+    counts = drawn(np.arange(72) % k, 300)[:, numbers]
+    areas = []
+    for gap in (logistic.ROUGH, 1e-7):
+        monkeypatch.setattr(logistic, "ROUGH", gap)
+        [proba] = heads.redrawn(x, y, samples, rotations, counts, n_classes=k, device="cpu")
+        whole = np.isfinite(proba).all((1, 2))
+        areas.append(metrics.auroc(y[rotations[0].test], proba[whole]))
+    assert len(areas[0]) == len(areas[1]) > 290
+    assert np.std(areas[0]) == pytest.approx(np.std(areas[1]), rel=0.05)
+    assert np.mean(areas[0]) == pytest.approx(np.mean(areas[1]), abs=0.05 * np.std(areas[1]))
+
+
+@pytest.mark.parametrize("folds", [False, True])
+def test_a_redraw_that_lacks_a_class_in_training_or_validation_predicts_nothing(folds):
+    x, y, samples, numbers, rotations = volumes(3, folds)
+    sides = (rotations[0].train, rotations[0].val, rotations[0].test)
+    counts = np.ones((5, len(y)), dtype=np.uint8)
+    for row, side in zip(counts[1:4], sides, strict=True):
+        row[side & (y == 1)] = 0
+    counts[4, sides[1] & (numbers > numbers[sides[1]].min() + 3)] = 0  # one volume of each class
+    found = heads.redrawn(x, y, samples, rotations, counts, n_classes=3, device="cpu")
+    # Whom one rotation tests, another trains on: then they too are lacking.
+    valid = np.array([True, False, False, not folds, True])
+    for part, proba in zip(rotations, found, strict=True):
+        assert proba.shape == (5, part.test.sum(), 3)
+        assert np.isnan(proba[~valid]).all()
+        np.testing.assert_allclose(proba[valid].sum(2), 1, atol=1e-5)
+
+
+def test_a_volume_that_is_drawn_twice_is_two_volumes():
+    x, y, samples, numbers, rotations = volumes(2, False)
+    counts = drawn(np.arange(72) % 2, 3)
+    found = heads.redrawn(x, y, samples, rotations, counts[:, numbers], n_classes=2, device="cpu")
+    [part], seen = rotations, []
+    scaled = StandardScaler().fit(x[part.train]).transform(x)
+    for own in counts:
+        rows, names = [], []
+        for copy in range(own.max()):
+            again = np.flatnonzero(own[numbers] > copy)
+            rows += again.tolist()
+            names += [f"{name}-{copy}" for name in samples[again]]
+        train, val = part.train[rows], part.val[rows]
+        val_names = np.array(names)[val]
+        _, first = np.unique(val_names, return_index=True)
+        truth, scores = y[rows][val][np.sort(first)], []
+        for c in heads.HEADS["linear"].candidates:
+            model = peer(scaled[rows][train], y[rows][train], c)
+            proba = by_volume(val_names, model.predict_proba(scaled[rows][val]))
+            scores.append((area(truth, proba), loss(truth, proba), model))
+        seen.append(scores)
+    assert len(found) == 1 and found[0].shape == (3, part.test.sum(), 2)
+    labels = [y[part.val][np.sort(np.unique(samples[part.val], return_index=True)[1])]]
+    for proba, scores in zip(found[0], seen, strict=True):
+        aurocs, losses, models = zip(*scores, strict=True)
+        model = models[choice([aurocs], [losses], labels)]
+        np.testing.assert_allclose(proba, model.predict_proba(scaled[part.test]), atol=0.01)
+
+
+def test_resamples_may_be_judged_a_few_at_a_time(monkeypatch):
+    x, y, samples, numbers, rotations = volumes(3, True)
+    counts = drawn(np.arange(72) % 3, 7)[:, numbers]
+    asked = x, y, samples, rotations, counts
+    together = heads.redrawn(*asked, n_classes=3, device="cpu")
+    monkeypatch.setattr(heads, "BLOCK", 1)
+    for mine, theirs in zip(
+        heads.redrawn(*asked, n_classes=3, device="cpu"), together, strict=True
+    ):
+        np.testing.assert_allclose(mine, theirs, atol=1e-6)
+
+
+def test_without_a_draw_that_has_every_class_nothing_is_predicted():
+    x, y, samples, _, rotations = volumes(2, False)
+    counts = np.repeat((y == 0)[None], 3, axis=0).astype(int)
+    [found] = heads.redrawn(x, y, samples, rotations, counts, n_classes=2, device="cpu")
+    assert found.shape == (3, rotations[0].test.sum(), 2) and np.isnan(found).all()
+
+
+@pytest.mark.gpu
+def test_redraws_on_a_cuda_device_are_those_on_a_cpu(cuda, monkeypatch):
+    monkeypatch.setattr(logistic, "ROUGH", 1e-7)
+    x, y, samples, numbers, rotations = volumes(3, True)
+    counts = drawn(np.arange(72) % 3, 6)[:, numbers]
+    asked = x, y, samples, rotations, counts
+    here, there = (heads.redrawn(*asked, n_classes=3, device=device) for device in ("cpu", cuda))
+    for mine, theirs in zip(there, here, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=0.005)

@@ -1,4 +1,4 @@
-"""Logistic regressions, for many strengths of the penalty at once."""
+"""Logistic regressions, for many strengths of the penalty and many resamples at once."""
 
 import warnings
 from collections.abc import Sequence
@@ -12,6 +12,8 @@ PATIENCE = 10  # iterations in float32 that may bring no smaller gap: what is le
 TRIALS = 10  # step lengths tried at most
 MEMORY = 10  # steps that L-BFGS remembers
 REFRESH = 5  # iterations that an approximation of the Hessian serves
+ROUGH = 1e-5  # the gap at which a regression on a resample stops: its spread is what is wanted
+AT_ONCE = 1 << 24  # elements of problems × classes × images that are held at once
 
 
 def logistic_regression(x: Tensor, y: Tensor, c: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -29,6 +31,45 @@ def logistic_regression(x: Tensor, y: Tensor, c: Sequence[float]) -> tuple[Tenso
     its objective. A RuntimeWarning names the values of C that do not get there. Raises ValueError
     where there is only one class.
     """
+    z, hot, penalty, basis = _problems(x, y, c)
+    even = z.new_full((1, 1, len(z)), 1 / len(z), dtype=torch.float64)
+    rough, _ = _minimise(z, hot, penalty.to(z), even.to(z), patience=PATIENCE)
+    problems = z.double(), hot.double(), penalty, even
+    best, gap = _minimise(*problems, start=rough.double(), patience=ITERATIONS)
+    if missed := [f"{c[i]:g} (gap {gap[i]:.1g})" for i in (~(gap <= GAP)).nonzero().flatten()]:
+        words = (
+            f"Logistic regression has not converged for C = {', '.join(missed)}; relative to the "
+            f"objective, the gap should be below {GAP:g}. Drop these values, or the result is that "
+            "of a somewhat smaller C."
+        )
+        warnings.warn(words, RuntimeWarning, stacklevel=2)
+    return best[:, :, :-1] @ basis.T.double(), best[:, :, -1]
+
+
+def resampled(x: Tensor, y: Tensor, c: Sequence[float], counts: Tensor) -> tuple[Tensor, Tensor]:
+    """The same regressions on resamples of the images, in float32, to a gap of about :data:`ROUGH`.
+
+    ``counts`` (R, n) says how often each image is drawn. Every class must be drawn in each
+    resample. Returns weights (R, len(c), K, d) and biases (R, len(c), K). All start from the
+    solutions of the images themselves.
+    """
+    z, hot, penalty, basis = _problems(x, y, c)
+    penalty, parts = penalty.to(z), []
+    even = z.new_full((1, 1, len(z)), 1 / len(z))
+    start, _ = _minimise(z, hot, penalty, even, patience=PATIENCE, enough=ROUGH)
+    for some in counts.to(z).split(max(1, AT_ONCE // (start[:, :, :1].numel() * len(z)))):
+        share = (some / some.sum(1, keepdim=True)).repeat_interleave(len(c), 0)[:, None]
+        repeated = (values.repeat(len(some), 1, 1) for values in (penalty, start))
+        penalties, starts = repeated
+        problems = z, hot, penalties, share, starts
+        # Some come no closer for a while, far from the optimum: rounding is not yet what is left.
+        parts.append(_minimise(*problems, patience=3 * PATIENCE, enough=ROUGH)[0])
+    best = torch.cat(parts).unflatten(0, (len(counts), len(c)))
+    return best[..., :-1] @ basis.T, best[..., -1]
+
+
+def _problems(x: Tensor, y: Tensor, c: Sequence[float]) -> tuple[Tensor, ...]:
+    """Features (n, r) in a basis (d, r - 1), labels (k, n), penalties (len(c), 1, r); and basis."""
     n_classes = int(y.max()) + 1
     if n_classes < 2:
         raise ValueError("Logistic regression needs training images of at least two classes.")
@@ -39,17 +80,7 @@ def logistic_regression(x: Tensor, y: Tensor, c: Sequence[float]) -> tuple[Tenso
     penalty = (1 / torch.tensor(c, dtype=torch.float64, device=x.device))[:, None, None]
     penalty = penalty.repeat(1, 1, z.shape[1])
     penalty[:, :, -1] = 0
-    start = penalty.new_zeros(len(c), len(hot), z.shape[1])
-    rough, _ = _minimise(z, hot.to(z), penalty.to(z), start.to(z), PATIENCE)
-    best, gap = _minimise(z.double(), hot.double(), penalty, rough.double(), ITERATIONS)
-    if missed := [f"{c[i]:g} (gap {gap[i]:.1g})" for i in (~(gap <= GAP)).nonzero().flatten()]:
-        words = (
-            f"Logistic regression has not converged for C = {', '.join(missed)}; relative to the "
-            f"objective, the gap should be below {GAP:g}. Drop these values, or the result is that "
-            "of a somewhat smaller C."
-        )
-        warnings.warn(words, RuntimeWarning, stacklevel=2)
-    return best[:, :, :-1] @ basis.T.double(), best[:, :, -1]
+    return z, hot.to(z), penalty, basis
 
 
 def _eigenbasis(x: Tensor) -> Tensor:
@@ -64,36 +95,45 @@ def _eigenbasis(x: Tensor) -> Tensor:
 
 
 def _minimise(
-    z: Tensor, hot: Tensor, penalty: Tensor, start: Tensor, patience: int
+    z: Tensor,
+    hot: Tensor,
+    penalty: Tensor,
+    share: Tensor,
+    start: Tensor | None = None,
+    *,
+    patience: int,
+    enough: float = GAP,
 ) -> tuple[Tensor, Tensor]:
     """The weights that minimise P objectives, and their estimated relative gaps (P,).
 
-    ``z`` (n, r), ``hot`` (k, n) labels, ``penalty`` (P, 1, r), ``start`` (P, k, r). Problems leave
-    the batch when they have converged, or come no closer for ``patience`` iterations. The gap is
-    gᵀH⁻¹g / 2, by the larger of two estimates of H⁻¹.
+    ``z`` (n, r), ``hot`` (k, n) labels, ``penalty`` (P, 1, r), ``share`` (1 or P, 1, n) of each
+    image in the mean, ``start`` (P, k, r) or 0. Problems leave the batch when their gap is
+    ``enough``, or when they come no closer for ``patience`` iterations. The gap is gᵀH⁻¹g / 2, by
+    the larger of two estimates of H⁻¹.
     """
-    n, squares, eps = len(z), z.square(), torch.finfo(z.dtype).eps
+    squares, eps = z.square(), torch.finfo(z.dtype).eps
+    start = z.new_zeros(len(penalty), len(hot), z.shape[1]) if start is None else start
     best, gaps = start.clone(), penalty.new_full((len(start),), torch.inf)
     live, weights, history = torch.arange(len(start), device=z.device), start, []
     stale = torch.zeros_like(live)
     logits = weights @ z.T
     proba = probabilities(logits)
     residual = proba - hot
-    gradient = residual @ z / n + penalty * weights
+    gradient = (residual * share) @ z + penalty * weights
     for iteration in range(ITERATIONS + 1):
         if iteration % REFRESH == 0:
-            turn, curvature = _hessian(proba, squares, penalty)
+            turn, curvature = _hessian(proba, proba * share, squares, penalty)
         direction = _lbfgs(gradient, turn, curvature, history)
         slope = _dot(gradient, direction)
         # The own class's probability by what it lacks of 1: exact where it lacks little.
         losses = -torch.log1p(-residual.abs().amax(1).clamp(max=1 - eps))
-        objective = losses.mean(1) + _dot(penalty * weights, weights) / 2
+        objective = (losses * share[:, 0]).sum(1) + _dot(penalty * weights, weights) / 2
         decrement = _dot(gradient, _solve(gradient, turn, curvature))
         gap = torch.maximum(-slope, decrement) / 2 / objective
         better = gap < gaps[live]
         best[live[better]], gaps[live[better]] = weights[better], gap[better]
         stale = torch.where(better, 0, stale + 1)
-        open_ = (gap > GAP) & gap.isfinite() & (stale < patience)
+        open_ = (gap > enough) & gap.isfinite() & (stale < patience)
         if iteration == ITERATIONS or not open_.any():
             break
         if not open_.all():
@@ -104,12 +144,13 @@ def _minimise(
                 part[open_] for part in (gradient, direction, slope, turn, curvature)
             )
             history = [tuple(part[open_] for part in pair) for pair in history]
+            share = share if len(share) == 1 else share[open_]
         of_penalty = _dot(penalty * weights, direction), _dot(penalty * direction, direction)
-        line = direction @ z.T, proba, hot, slope, of_penalty
+        line = direction @ z.T, proba, hot, share, slope, of_penalty
         length, logits, proba, residual = _line_search(logits, *line)
         step = length[:, None, None] * direction
         weights, before = weights + step, gradient
-        gradient = residual @ z / n + penalty * weights
+        gradient = (residual * share) @ z + penalty * weights
         history = [*history, _pair(step, gradient - before)][-MEMORY:]
     return best, gaps
 
@@ -124,27 +165,31 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
 
 
-def _variance(proba: Tensor, values: Tensor) -> Tensor:
-    """Sums (P,) over images of the variance over classes of ``values`` (P, k, n).
+def _variance(proba: Tensor, values: Tensor, share: Tensor) -> Tensor:
+    """Means (P,) over images of the variance over classes of ``values`` (P, k, n).
 
     Centred first: where p is nearly 0 or 1, Σ p v² - (Σ p v)² would be rounding.
     """
     if proba.shape[1] == 1:
-        return _dot(proba - proba.square(), values.square())
-    return _dot(proba, (values - (proba * values).sum(1, keepdim=True)).square())
+        return _dot((proba - proba.square()) * share, values.square())
+    centred = values - (proba * values).sum(1, keepdim=True)
+    return _dot(proba * share, centred.square())
 
 
-def _hessian(proba: Tensor, squares: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
+def _hessian(
+    proba: Tensor, shared: Tensor, squares: Tensor, penalty: Tensor
+) -> tuple[Tensor, Tensor]:
     """A Kronecker approximation of the Hessian (classes × features), exact if all p are the same.
 
     The mean over images of diag(p) - ppᵀ couples the classes; the features, uncoupled by the
-    eigenbasis, are scaled by their squares (n, r), weighted by each image's Σ p (1 - p). Returns
-    the eigenvectors over classes (P, k, k) and the eigenvalues (P, k, r).
+    eigenbasis, are scaled by their squares (n, r), weighted by each image's Σ p (1 - p). ``shared``
+    is p times the image's share in the mean. Returns the eigenvectors over classes (P, k, k) and
+    the eigenvalues (P, k, r).
     """
-    spread = (proba - proba.square()).sum(1)
+    spread = (shared * (1 - proba)).sum(1)
     features = spread @ squares / spread.sum(1, keepdim=True)
-    classes = -proba @ proba.transpose(1, 2) / len(squares)
-    classes.diagonal(dim1=1, dim2=2).add_(proba.mean(2))
+    classes = -shared @ proba.transpose(1, 2)
+    classes.diagonal(dim1=1, dim2=2).add_(shared.sum(2))
     scale, turn = torch.linalg.eigh(classes)
     # One logit more for every class changes nothing: that direction has no curvature to divide by.
     scale = scale.clamp(min=1e-6 * scale.amax(1, keepdim=True))
@@ -176,26 +221,32 @@ def _pair(step: Tensor, change: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _line_search(
-    logits: Tensor, change: Tensor, proba: Tensor, hot: Tensor, slope: Tensor, of_penalty: tuple
+    logits: Tensor,
+    change: Tensor,
+    proba: Tensor,
+    hot: Tensor,
+    share: Tensor,
+    slope: Tensor,
+    of_penalty: tuple,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Step lengths (P,) that at least halve the slope; logits, probabilities and residuals there.
 
     ``change`` is what a step of 1 adds to the logits (P, k, n); ``of_penalty`` are the penalty's
     two derivatives along it. Newton's method in a bracket: along a line the objective is convex.
     """
-    n, (linear, quadratic) = logits.shape[2], of_penalty
-    length = -slope / (_variance(proba, change) / n + quadratic)
+    linear, quadratic = of_penalty
+    length = -slope / (_variance(proba, change, share) + quadratic)
     low, high = torch.zeros_like(length), torch.full_like(length, torch.inf)
     for trial in range(TRIALS):
         moved = torch.addcmul(logits, length[:, None, None], change)
         proba = probabilities(moved)
         residual = proba - hot
-        there = _dot(residual, change) / n + linear + length * quadratic
+        there = _dot(residual * share, change) + linear + length * quadratic
         steep = there.abs() > slope.abs() / 2
         if trial == TRIALS - 1 or not steep.any():
             break
         low, high = torch.where(there < 0, length, low), torch.where(there > 0, length, high)
-        better = length - there / (_variance(proba, change) / n + quadratic)
+        better = length - there / (_variance(proba, change, share) + quadratic)
         middle = torch.where(high.isinf(), 4 * length, (low + high) / 2)
         better = torch.where((better > low) & (better < high), better, middle)
         length = torch.where(steep, better, length)
