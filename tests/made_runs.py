@@ -10,6 +10,7 @@ from medlib import files
 from medlib.grid.address import find_runs as runs_below  # noqa: F401 - for the tests
 
 CLASSES = {"mri": ["low", "high"], "skin": ["nv", "mel", "bcc"]}
+CANDIDATES = 7  # settings that a run chooses among
 BACKBONES = {"dinov2_small": "dinov2", "resnet50-imagenet": "imagenet"}
 
 
@@ -26,16 +27,26 @@ def predictions(task, seed, n_patients=15):
     return frame
 
 
-def write(folder, coordinates, frame, **record):
-    """The files of a run from which the statistics are made."""
-    files.save_csv(folder / "predictions.csv", frame)
-    sha256 = hashlib.sha256((folder / "predictions.csv").read_bytes()).hexdigest()
-    record = {"coordinates": coordinates, "predictions_sha256": sha256, "how": {}} | record
-    files.save_json(folder / "run.json", {"hardware": {"gpu": None}} | record)
+def write(folder, coordinates, frame, redraws=None, validation=None, how=None, **record):
+    """The files of a run from which the statistics are made; the tables are frames, or None."""
+    tables = {"predictions": frame, "validation": validation, "redraws": redraws}
+    sha256 = {}
+    for name, table in tables.items():
+        path = folder / f"{name}.csv"
+        path.unlink(missing_ok=True)
+        if table is not None:
+            files.save_csv(path, table)
+            sha256[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    how = {"candidates": CANDIDATES} | (how or {})
+    made = {"coordinates": coordinates, "sha256": sha256, "how": how, "hardware": {"gpu": None}}
+    files.save_json(folder / "run.json", made | record)
 
 
 def save(results, frame, task="mri", backbone="dinov2_small", seed=0, **given):
-    """A run of a frozen backbone unless ``given`` says otherwise; returns its folder."""
+    """A run of a frozen backbone unless ``given`` says otherwise; returns its folder.
+
+    ``given`` may name coordinates, tables of :func:`write`, and anything else that a record holds.
+    """
     coordinates = {"task": task, "backbone": backbone, "pretraining": BACKBONES[backbone]}
     coordinates |= {"regime": "frozen", "head": "linear", "label_fraction": 1.0, "seed": seed}
     record = {name: value for name, value in given.items() if name not in coordinates}

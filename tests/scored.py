@@ -48,7 +48,8 @@ def by_sklearn(y, proba, weights=None):
     }
     if k == 2:
         curve = sk.roc_curve(y, proba[:, 1], drop_intermediate=False, **weighted)
-        values["sensitivity_at_95_specificity"] = curve[1][curve[0] <= 0.05].max()
+        reached = curve[1][curve[0] <= 0.05]  # empty where there is no negative sample
+        values["sensitivity_at_95_specificity"] = reached.max() if len(reached) else np.nan
         values["brier"] = sk.brier_score_loss(y, proba[:, 1], pos_label=1, **weighted)
     else:
         values["brier"] = sk.brier_score_loss(y, proba, labels=range(k), **weighted)
@@ -75,12 +76,13 @@ def frame_by_sklearn(frame, classes):
     return by_sklearn(y, frame[[f"prob_{name}" for name in classes]].to_numpy())
 
 
-def frame(y, proba, patients=None):
-    """A predictions frame as a run writes it: one row a sample."""
+def frame(y, proba, patients=None, folds=None):
+    """A predictions frame as a run writes it: one row a sample; with ``folds``, cross-validated."""
     ids = [f"s{i:03d}" for i in range(len(y))]
     classes = names(proba.shape[1])
     rows = pd.DataFrame({"sample_id": ids, "patient_id": ids if patients is None else patients})
-    rows["split"], rows["y_true"] = "test", [classes[label] for label in y]
+    rows["split" if folds is None else "fold"] = "test" if folds is None else folds
+    rows["y_true"] = [classes[label] for label in y]
     rows[[f"prob_{name}" for name in classes]] = proba
     return rows
 

@@ -1,24 +1,21 @@
-"""Confidence intervals: bootstrap over patients, jackknife, BCa, DeLong."""
+"""Confidence intervals: bootstrap over patients, jackknife, BCa, DeLong.
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+Draws of patients are those of :mod:`medlib.stats.draws`.
+"""
+
+from collections.abc import Sequence
 
 import joblib
 import numpy as np
 import pandas as pd
 from scipy import special, stats
 
-from medlib import files
-from medlib.stats import metrics, prediction
+from medlib.stats import draws, metrics, prediction
 
 CHUNK = 1 << 17  # elements of weights that a thread holds at once: its arrays fit the cache
-TAILS = ((1 - 0.95) / 2, (1 + 0.95) / 2)  # of 95 % intervals
-MAX_THREADS = 8  # more would only wait for the draws, which are made one after another
-
-
-def stream(predictions: pd.DataFrame) -> int:
-    """The random seed for draws of these patients: the same people get the same draws."""
-    return int(files.content_hash(sorted(set(predictions["patient_id"]))), 16)
+LEVEL = 0.95  # of all intervals
+TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+Z = float(stats.norm.ppf(TAILS[1]))
 
 
 def bootstrap(
@@ -28,82 +25,26 @@ def bootstrap(
     seed: int = 0,
     *,
     names: Sequence[str] | None = None,
-    paired: bool = True,
     threads: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Metrics on ``resamples`` draws of patients with replacement: arrays (resamples,) by name.
+    """Metrics on ``resamples`` draws of patients: arrays (resamples,) by name.
 
-    All samples of a patient are drawn together. Frames with the same patients and the same
-    ``seed`` get the same draws in any order of their rows, so their differences are paired. The
-    metrics of one frame are paired too. ``paired=False`` gives this up for speed: the metrics of
-    :data:`metrics.CONFUSION` then come from one multinomial draw over the patients' distinct
-    confusion matrices. The distribution is the same. Use it for the interval of one metric of one
-    frame, never for a difference or a mean.
-
-    The values are the same, to the bit, for any number of ``threads`` (default: one a core, at
-    most :data:`MAX_THREADS`). Beside the sorted samples (and, if not paired, K × K counts a
-    patient) each thread holds at most 100 bytes times :data:`CHUNK`, or times the number of samples
-    if that is larger.
-    Raises ValueError as :func:`metrics.compute` does.
+    All samples of a patient are drawn together. Each patient gets the same counts in every frame,
+    so that differences between frames are paired, and so are the metrics of one frame. The values
+    are the same, to the bit, for any number of ``threads`` (default: one a core). Beside the sorted
+    samples each thread holds at most 100 bytes times :data:`CHUNK`, or times the number of samples
+    if that is larger. Raises ValueError as :func:`metrics.compute` does.
     """
-    names = metrics.checked(names, len(classes))
-    y, proba = prediction.arrays(predictions, classes)
-    owner, patients = pd.factorize(predictions["patient_id"], sort=True)
-    rng, values = np.random.default_rng(seed), {}
-    by_matrix = [] if paired else [name for name in names if name in metrics.CONFUSION]
-    by_patient = [name for name in names if name not in by_matrix]
-    threads = threads or min(MAX_THREADS, joblib.cpu_count())
-    if by_matrix:
-        drawn = _draw_confusion(y, proba, owner, resamples, rng, threads)
-        values |= metrics.confusion_metrics(drawn, by_matrix)
-    if by_patient:
-        evaluate, at_once = metrics.evaluator(y, proba, owner, by_patient), max(1, CHUNK // len(y))
-        values |= _draw_patients(evaluate, resamples, len(patients), at_once, rng, threads)
-    return {name: values[name] for name in names}
-
-
-def _draw_confusion(
-    y: np.ndarray, proba: np.ndarray, owner: np.ndarray, resamples: int, rng, threads: int
-) -> np.ndarray:
-    """Confusion matrices (resamples, K, K), each of as many patients as there are.
-
-    Patients with the same confusion matrix are interchangeable, so the number of times that each
-    matrix is drawn is multinomial.
-    """
-    k, n_patients = proba.shape[1], owner.max() + 1
-    cells = owner * k * k + y * k + proba.argmax(1)
-    own = np.bincount(cells, minlength=n_patients * k * k).reshape(n_patients, k * k)
-    kinds = sorted(Counter(row.tobytes() for row in own).items())
-    matrices = np.array([np.frombuffer(row, own.dtype) for row, _ in kinds], dtype=np.float64)
-    share = np.array([count for _, count in kinds]) / n_patients
-    # An eighth of a chunk, because a multinomial count takes many times as long as a weight. The
-    # blocks are the same for any number of threads, and each has its own random stream.
-    at_once = max(1, CHUNK // 8 // len(kinds))
-
-    streams = rng.spawn(-(-max(resamples, 1) // at_once))
-    draw = joblib.delayed(lambda stream: stream.multinomial(n_patients, share, size=at_once))
-    counts = np.concatenate(joblib.Parallel(threads, backend="threading")(map(draw, streams)))
-    # One product for all: within each thread NumPy would start further threads.
-    return (counts[:resamples] @ matrices).reshape(-1, k, k)
-
-
-def counts(draws: np.ndarray) -> np.ndarray:
-    """How often each patient is in each row of ``draws`` (B, n); overwrites ``draws``."""
-    draws += draws.shape[1] * np.arange(len(draws))[:, None]
-    return np.bincount(draws.ravel(), minlength=draws.size).reshape(draws.shape)
-
-
-def _draw_patients(
-    evaluate: Callable, resamples: int, n_patients: int, at_once: int, rng, threads: int
-) -> dict[str, np.ndarray]:
-    """``evaluate`` on how often each patient is drawn, ``at_once`` resamples at a time."""
+    evaluate, patients = prediction.evaluator(predictions, classes, names)
+    at_once = max(1, CHUNK // len(predictions))
     starts = range(0, max(resamples, 1), at_once)
-    sizes = ((min(at_once, resamples - start), n_patients) for start in starts)
-    # Drawn one after another, when a thread is free for the next.
-    drawn = (rng.integers(n_patients, size=size) for size in sizes)
-    work = joblib.delayed(lambda draws: evaluate(counts(draws)))
-    parallel = joblib.Parallel(threads, backend="threading", pre_dispatch=threads, batch_size=1)
-    return _joined(parallel(map(work, drawn)))
+
+    def work(start: int) -> dict[str, np.ndarray]:
+        drawn = draws.counts(patients, start, min(start + at_once, resamples), seed)
+        return evaluate(drawn.astype(np.int64))
+
+    parts = joblib.Parallel(threads or joblib.cpu_count(), backend="threading")
+    return _joined(parts(map(joblib.delayed(work), starts)))
 
 
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -117,35 +58,61 @@ def jackknife(
 
     Patients are in the order of their sorted ids, so that the seeds of a cell can be averaged.
     """
-    names = metrics.checked(names, len(classes))
-    y, proba = prediction.arrays(predictions, classes)
-    owner, patients = pd.factorize(predictions["patient_id"], sort=True)
-    evaluate, n, parts = metrics.evaluator(y, proba, owner, names), len(patients), []
-    at_once = max(1, CHUNK // len(y))
+    evaluate, patients = prediction.evaluator(predictions, classes, names)
+    n, parts, at_once = len(patients), [], max(1, CHUNK // len(predictions))
     for start in range(0, n, at_once):
         parts.append(evaluate(1 - np.eye(min(at_once, n - start), n, start, dtype=np.int64)))
     return _joined(parts)
 
 
-def points_and_draws(
-    frames: list[pd.DataFrame], classes: list[str], names: Sequence[str], resamples: int
-) -> tuple[list[dict], list[dict]]:
-    """The metrics of each seed's predictions, and their values on the same draws of patients."""
-    points = [prediction.point(frame, classes, names) for frame in frames]
-    how = {"names": names, "threads": 1}
-    return points, [bootstrap(f, classes, resamples, stream(f), **how) for f in frames]
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
+def percentiles(values: np.ndarray) -> tuple[float, float]:
     """95 % percentile interval of bootstrap values; undefined ones (NaN) are left out."""
     values = values[np.isfinite(values)]
     low, high = np.quantile(values, TAILS) if len(values) else (np.nan, np.nan)
     return float(low), float(high)
 
 
-def ends(name: str, limits: tuple[float, float]) -> dict[str, float]:
+def ends(name: str, ends: tuple[float, float]) -> dict[str, float]:
     """The columns of an interval: ``<name>_low`` and ``<name>_high``."""
-    return dict(zip((f"{name}_low", f"{name}_high"), limits, strict=True))
+    return dict(zip((f"{name}_low", f"{name}_high"), ends, strict=True))
+
+
+def logit_interval(value: float, error: float, n: int, reach: float = Z) -> tuple[float, float]:
+    """The interval of a share (0 to 1) with standard error ``error``, on the logit scale.
+
+    ``reach`` standard errors wide to each side. Where the value is 0 or 1 there is no such scale:
+    then it is Wilson's (JASA 22, 1927) for ``n`` patients, of the rarer class.
+    """
+    if not np.isfinite(value):
+        return np.nan, np.nan
+    if not 1e-9 < value < 1 - 1e-9:
+        other = reach**2 / (n + reach**2)
+        return (0.0, other) if value < 0.5 else (1 - other, 1.0)
+    half = reach * error / (value * (1 - value))
+    low, high = special.expit(special.logit(value) + np.array([-half, half]))
+    return float(low), float(high)
+
+
+def takes_bca(name: str) -> bool:
+    """Whether a metric is no share of something: a loss, or a kappa, which may be negative."""
+    return name in metrics.LOSSES or name.startswith("kappa")
+
+
+def interval(
+    name: str, value: float, values: np.ndarray, left_out: np.ndarray, rarest: int
+) -> tuple[float, float]:
+    """The 95 % interval over patients of the metric ``name``, from its resamples ``values``.
+
+    Shares from 0 to 1 get the logit interval with the bootstrap's standard deviation, losses and
+    kappas BCa. The expected calibration error is biased upwards, and resampling adds to it: no
+    interval covers, so it has none. ``rarest``: patients of the rarest class; ``left_out`` as in
+    :func:`bca_interval`. NaN where there is no interval.
+    """
+    if name == "ece" or np.isfinite(values).sum() < 2:
+        return np.nan, np.nan
+    if takes_bca(name):
+        return bca_interval(values, value, left_out)
+    return logit_interval(value, float(np.nanstd(values, ddof=1)), rarest)
 
 
 def bca_interval(values: np.ndarray, point: float, left_out: np.ndarray) -> tuple[float, float]:
@@ -211,12 +178,17 @@ def delong_of_frames(
 ) -> tuple[np.ndarray, np.ndarray]:
     """:func:`delong` of predictions of the same samples in the same order.
 
-    NaN for more than two classes.
+    In cross-validation of the mean over folds, as :func:`prediction.evaluator` weighs them. NaN for
+    more than two classes.
     """
     m = len(frames)
     if len(classes) != 2:
         return np.full(m, np.nan), np.full((m, m), np.nan)
-    y = frames[0]["y_true"] == classes[1]
-    column = prediction.probability_columns(classes)[1]
+    y = (frames[0]["y_true"] == classes[1]).to_numpy()
+    column, patients = prediction.probability_columns(classes)[1], frames[0]["patient_id"]
     scores = np.stack([frame[column] for frame in frames])
-    return delong(y, scores, frames[0]["patient_id"])
+    areas, covariance = np.zeros(m), np.zeros((m, m))
+    for rows, share in prediction.folds(frames[0]):
+        of_fold = delong(y[rows], scores[:, rows], patients.to_numpy()[rows])
+        areas, covariance = areas + share * of_fold[0], covariance + share**2 * of_fold[1]
+    return areas, covariance

@@ -1,34 +1,43 @@
 """The paper's claims, written down before any result was seen, and the verdict on each.
 
 A part of a claim is a contrast, and what the claim expects of it: a weighted sum of the AUROC of
-backbones, taken in each regime and task, averaged over tasks. From predictions it gets an effect
-with its 95 % interval over patients and two p-values, for and against the claim. A claim is
+backbones, taken in each regime and task, averaged over tasks. It gets an effect with its interval
+and p-values, for and against the claim. A claim is
 
-- **supported** when all its parts are: the effect lies on the claimed side of zero, or within the
-  margin where the claim is that nothing differs (two one-sided tests);
-- **contradicted** when one part is: the effect is shown to be smaller than the margin on the
-  claimed side, and the claim is not supported; or, where the claim is that nothing differs, the
-  effect is shown to be larger than the margin;
-- **inconclusive** when the intervals show neither;
-- **not tested** when an arm is missing. Only the weights that a claim names count: random
-  initialisation and other sizes never replace them.
+- **supported** when all its parts are: the effect is shown to lie on the claimed side of zero, or
+  within the margin where the claim is that nothing differs;
+- **right direction, smaller than the margin** when all its parts are shown to have the claimed
+  side, and one of them is shown to be smaller than the margin;
+- **contradicted** when one part is: the effect is shown to lie on the other side of zero, or beyond
+  the margin where the claim is that nothing differs;
+- **inconclusive** when none of these is shown;
+- **not tested** when an arm is missing, or was trained only once. Only the weights that a claim
+  names count: random initialisation and other sizes never replace them.
 
-Both kinds of p-values are corrected by Holm's method for the number of claims.
+What is "shown" is shown of the procedure: by the standard error over test patients, training
+patients and seeds. P-values are corrected by Holm's method for the number of claims. C3 says that
+all sizes differ by less than the margin, and C4 that the small one is not worse by more. Both are
+tested one-sided at the same level, so that C4 is supported wherever C3 is.
 
 A claim is judged on the paper's tasks. A task that was not run gives its place to its stand-in, and
 the row's note names the stand-in.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from medlib.data.cards import MRI, PUBLIC, STAND_INS, of_paper
 from medlib.stats import differences
+from medlib.stats.effects import Arm, Effect, effect
 
+PAPERS_OWN = ("accuracy", "f1_weighted")  # metrics of the paper's tables, which hold no AUROC
+SMALL = "right direction, smaller than the margin"
 CNNS = ("vgg16-imagenet", "resnet50-imagenet", "densenet121-imagenet")
 DINOV2 = {"S": "dinov2_small", "B": "dinov2_base", "L": "dinov2_large"}
 BOTH = {"frozen": 0.5, "finetuned": 0.5}  # the mean of the two regimes
@@ -87,12 +96,12 @@ CLAIMS = (
 )
 
 
-def by_place(arms: Iterable[differences.Arm]) -> dict[str, dict[float, dict]]:
-    """The AUROC arms of linear heads: task -> label fraction -> (backbone, regime) -> arm."""
+def by_place(arms: Iterable[Arm], metric: str = "auroc") -> dict[str, dict[float, dict]]:
+    """The arms of linear heads: task -> label fraction -> (backbone, regime) -> arm."""
     places: dict = {}
     for arm in arms:
         cell = arm.cell
-        if cell["head"] == "linear" and arm.metric == "auroc":
+        if cell["head"] == "linear" and arm.metric == metric:
             here = places.setdefault(cell["task"], {}).setdefault(cell["label_fraction"], {})
             here[cell["backbone"], cell["regime"]] = arm
     return places
@@ -103,65 +112,89 @@ def contrast(
     backbones: Mapping[str, float],
     regimes: Mapping[str, float],
     tasks: Iterable[str],
-) -> tuple[float, np.ndarray, list[str]]:
-    """The mean over tasks of weighted sums of arms: its value, its draws, and what is missing.
+    weighting: str = "equal",
+) -> tuple[Effect | None, list[str]]:
+    """The mean over tasks of weighted sums of arms, and what is missing.
 
     ``places`` comes from :func:`by_place`. All arms of a task are taken at one label fraction, the
     largest at which none is missing: frozen and fine-tuned backbones have seen the same labels.
+    ``weighting`` of the tasks: "equal", or "precision", by the inverse of their variance.
     """
     weights = {(b, r): x * y for b, x in backbones.items() for r, y in regimes.items()}
-    factors, missing, values, draws = list(weights.values()), [], [], []
+    missing, of_tasks = [], []
     for task in tasks:
         fractions = sorted(places.get(task, {1.0: {}}).items(), reverse=True)
         here = min((arms for _, arms in fractions), key=lambda arms: len(weights.keys() - arms))
         if absent := [place for place in weights if place not in here]:
             missing += [f"{task}: {backbone}, {regime}" for backbone, regime in absent]
         else:
-            chosen = [here[place] for place in weights]
-            values.append(np.dot(factors, [arm.value for arm in chosen]))
-            draws.append(np.tensordot(factors, [arm.draws for arm in chosen], 1))
-    if missing:
-        return float("nan"), np.array([]), missing
-    return float(np.mean(values)), np.mean(draws, axis=0), []
+            of_tasks.append([(factor, here[place]) for place, factor in weights.items()])
+    found = list(map(effect, of_tasks))
+    if missing or None in found:
+        return None, missing or ["a seed that all arms have"]
+    shares = np.ones(len(found))
+    if weighting == "precision":
+        shares = 1 / np.array([of_task.error or np.nan for of_task in found]) ** 2
+    shares = shares / shares.sum()
+    terms = [(s * w, arm) for s, of in zip(shares, of_tasks, strict=True) for w, arm in of]
+    over_tasks = effect(terms)
+    return over_tasks, ["a seed that all arms have"] * (over_tasks is None)
 
 
-def verdicts(arms: Iterable[differences.Arm], claims: Iterable[Claim] = CLAIMS) -> pd.DataFrame:
+def verdicts(
+    arms: Iterable[Arm],
+    claims: Iterable[Claim] = CLAIMS,
+    metric: str = "auroc",
+    weighting: str = "equal",
+) -> pd.DataFrame:
     """The claims table: a row for each part of a claim.
 
-    Columns: claim, words, part, expected, tasks, regimes, metric, margin, the columns of
-    :func:`differences.evidence`, p_for and p_against (not yet corrected), the verdict on the whole
-    claim, the missing arms, and a note that names the stand-ins among the tasks. Of ``arms`` only
-    the AUROC of linear heads is used.
+    Columns: claim, words, part, expected, tasks, regimes, metric, margin, weighting, the columns of
+    :func:`differences.evidence`, ``power``, the verdict on the whole claim, the missing arms, and a
+    note that names the stand-ins among the tasks. ``power`` is the probability that the part is
+    shown, at the level of Holm's first step: that an effect as large as the margin is told from
+    zero, or that an effect of zero is shown to lie within it. Of ``arms`` only those of linear
+    heads are used.
     """
-    places, judged = by_place(arms), []
+    arms, claims = list(arms), list(claims)
+    places, judged = by_place(arms, metric), []
     for claim in claims:
         tasks = of_paper(places, claim.tasks)
         stand_ins = ", ".join(task for task in tasks if task in STAND_INS.values())
         for part in claim.parts:
-            value, draws, missing = contrast(places, part.backbones, part.regimes, tasks)
+            found, missing = contrast(places, part.backbones, part.regimes, tasks, weighting)
             row = {"claim": claim.name, "words": claim.words, "part": part.words}
-            row |= {"expected": part.expected, "tasks": " ".join(tasks)}
-            row |= {"regimes": " ".join(part.regimes), "metric": "auroc", "margin": claim.margin}
-            row |= differences.evidence(value, draws, claim.margin)
-            row |= _sides(part.expected, draws, claim.margin) | {"missing": "; ".join(missing)}
-            row |= {"note": f"on stand-ins: {stand_ins}" if stand_ins else ""}
-            judged.append(row)
+            row |= {"expected": part.expected, "tasks": " ".join(tasks), "metric": metric}
+            row |= {"regimes": " ".join(part.regimes), "margin": claim.margin}
+            row |= {"weighting": weighting} | differences.evidence(found, claim.margin)
+            row |= _sides(part.expected, found, claim.margin)
+            row["power"] = _power(part.expected, found, claim.margin, len(claims))
+            if found is not None and not found.error > 0:
+                alone = "more than one training of each arm"
+                missing = ["an error above zero" if found.error == 0 else alone]
+            row |= {"missing": "; ".join(missing)}
+            judged.append(row | {"note": f"on stand-ins: {stand_ins}" if stand_ins else ""})
     table = pd.DataFrame(judged)
     of_claim = table.groupby("claim", sort=False)
-    # A claim needs all its parts: the largest p-value counts. One part can contradict it.
+    # A claim needs all its parts: the largest p-value counts. One part is enough against it.
     p_for = of_claim["p_for"].max().where(of_claim["p_for"].count() == of_claim.size())
-    p_against = (of_claim["p_against"].min() * of_claim.size()).clip(upper=1)
-    tested = of_claim["missing"].agg(lambda missing: not any(missing)).astype(bool)
-    supported = pd.Series(differences.holm(p_for), p_for.index) < 0.05
-    contradicted = pd.Series(differences.holm(p_against.where(tested)), p_for.index) < 0.05
-    cases = {"not tested": ~tested, "supported": supported, "contradicted": contradicted}
+    p_against, p_small = (
+        (of_claim[name].min() * of_claim.size()).clip(upper=1).where(p_for.notna())
+        for name in ("p_against", "p_small")
+    )
+    supported, contradicted, small = (
+        pd.Series(differences.holm(p), p_for.index) < differences.ALPHA
+        for p in (p_for, p_against, p_small)
+    )
+    cases = {"not tested": p_for.isna(), SMALL: supported & small, "supported": supported}
+    cases["contradicted"] = contradicted
     verdict = np.select(list(cases.values()), list(cases), "inconclusive")
     verdict = table["claim"].map(pd.Series(verdict, p_for.index))
     table.insert(list(table).index("missing"), "verdict", verdict)
-    return table
+    return table.drop(columns=["p_for", "p_against", "p_small"])
 
 
-def with_stand_ins(arms: Iterable[differences.Arm]) -> pd.DataFrame:
+def with_stand_ins(arms: Iterable[Arm]) -> pd.DataFrame:
     """The claims table, and under it the claims judged again on stand-ins.
 
     In the second part a stand-in that was run takes the place of the paper's task, even if that was
@@ -174,28 +207,58 @@ def with_stand_ins(arms: Iterable[differences.Arm]) -> pd.DataFrame:
     return pd.concat([table, again[again["note"] != table["note"]]], ignore_index=True)
 
 
-def _sides(expected: str, draws: np.ndarray, margin: float) -> dict[str, float]:
-    """P-values for and against what a claim expects of a contrast.
+def _sides(expected: str, found: Effect | None, margin: float) -> dict[str, float]:
+    """P-values for and against what a claim expects, and that a direction is below the margin.
 
     For a direction they are two-sided, so that they agree with the 95 % interval; for equivalence
-    ``p_for`` is from two one-sided tests at 5 %.
+    ``p_for`` is one-sided (two of them for both sides).
     """
-    draws = draws[np.isfinite(draws)]
-    if not len(draws):
-        return {"p_for": float("nan"), "p_against": float("nan")}
-    below = {t: differences.share(draws <= t) for t in (-margin, 0, margin)}
-    above = {t: differences.share(draws >= t) for t in (-margin, 0, margin)}
-    alike = max(below[-margin], above[margin]), 2 * min(below[margin], above[-margin])
-    p_for, p_against = {
-        "above 0": (2 * below[0], 2 * above[margin]),
-        "below 0": (2 * above[0], 2 * below[-margin]),
-        "above -margin": (2 * below[-margin], 2 * above[-margin]),
-        "within the margin": alike,
+    if found is None:
+        return dict.fromkeys(["p_for", "p_against", "p_small"], float("nan"))
+    above, below = (partial(differences.one_sided, found, side=side) for side in ("above", "below"))
+    p_for, p_against, p_small = {
+        "above 0": (2 * above(0), 2 * below(0), 2 * below(margin)),
+        "below 0": (2 * below(0), 2 * above(0), 2 * above(-margin)),
+        "above -margin": (above(-margin), 2 * below(-margin), 1.0),
+        "within the margin": (
+            max(above(-margin), below(margin)),
+            2 * min(below(-margin), above(margin)),
+            1.0,
+        ),
     }[expected]
-    return {"p_for": min(p_for, 1.0), "p_against": min(p_against, 1.0)}
+    values = {"p_for": p_for, "p_against": p_against, "p_small": p_small}
+    return {name: min(value, 1.0) for name, value in values.items()}
 
 
-def confounds(arms: Iterable[differences.Arm]) -> pd.DataFrame:
+def _power(expected: str, found: Effect | None, margin: float, n_claims: int) -> float:
+    """The probability that a part is shown where it is so: see :func:`verdicts`."""
+    if found is None or not found.error > 0:
+        return float("nan")
+    level, of = differences.ALPHA / n_claims, stats.t(found.df)
+    if expected in ("above 0", "below 0"):
+        return float(stats.nct.sf(of.ppf(1 - level / 2), found.df, margin / found.error))
+    one_side = stats.nct.sf(of.ppf(1 - level), found.df, margin / found.error)
+    return float(max(0, 2 * one_side - 1) if expected == "within the margin" else one_side)
+
+
+def sensitivity(arms: Iterable[Arm], margins: Sequence[float] = (0.01, 0.02, 0.05)) -> pd.DataFrame:
+    """The verdict on each claim, where it is judged otherwise: a row for each way.
+
+    Columns: metric (also the paper's own, accuracy and weighted F1), weighting of the tasks
+    ("equal", "precision"), margin, and a column for each claim.
+    """
+    arms, ways = list(arms), []
+    for metric in ("auroc", *PAPERS_OWN):
+        for weighting in ("equal", "precision"):
+            for margin in margins:
+                claims = [claim._replace(margin=margin) for claim in CLAIMS]
+                judged = verdicts(arms, claims, metric, weighting).groupby("claim")["verdict"]
+                way = {"metric": metric, "weighting": weighting, "margin": margin}
+                ways.append(way | judged.first().to_dict())
+    return pd.DataFrame(ways)
+
+
+def confounds(arms: Iterable[Arm]) -> pd.DataFrame:
     """What the difference between DINOv2 and CNNs consists of, by task, regime and size.
 
     ``part`` is "total", DINOv2 minus the mean of the CNNs. It is the sum of "pretraining", DINOv2
@@ -219,9 +282,8 @@ def confounds(arms: Iterable[differences.Arm]) -> pd.DataFrame:
             for task in [*tasks, "all"]:
                 for part, weights in parts.items():
                     of = tasks if task == "all" else [task]
-                    value, draws, missing = contrast(places, weights, {regime: 1}, of)
-                    effect = differences.evidence(value, draws)
+                    found, missing = contrast(places, weights, {regime: 1}, of)
                     row = {"task": task, "regime": regime, "size": size, "part": part}
-                    row |= {name: effect[name] for name in ("difference", "ci_low", "ci_high")}
-                    effects.append(row | {"missing": "; ".join(missing)})
+                    row |= differences.evidence(found) | {"missing": "; ".join(missing)}
+                    effects.append(row)
     return pd.DataFrame(effects)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from medlib.core.metrics import ranked_classes, ratio_or_nan
-from medlib.stats import bootstrap, metrics, prediction
+from medlib.stats import bootstrap, draws, metrics, prediction
 
 RATES = np.linspace(0, 1, 201)  # false positive rates and recalls at which curves are evaluated
 BINS = 10  # of confidence
@@ -96,9 +96,7 @@ def reliability(frames: Frames, classes: list[str], resamples: int = 500) -> pd.
 def _draws(frame: pd.DataFrame, resamples: int) -> tuple[np.ndarray, np.ndarray]:
     """The patient of each sample (sorted by id), and how often each is drawn (B, patients)."""
     owner, patients = pd.factorize(frame.sort_values("sample_id")["patient_id"], sort=True)
-    rng = np.random.default_rng(bootstrap.stream(frame))
-    draws = rng.integers(len(patients), size=(resamples, len(patients)))
-    return owner, bootstrap.counts(draws)
+    return owner, draws.counts(patients, 0, resamples).astype(np.int64)
 
 
 def interval_widths(frame: pd.DataFrame, classes: list[str], resamples: int = 5000) -> pd.DataFrame:
@@ -115,7 +113,7 @@ def interval_widths(frame: pd.DataFrame, classes: list[str], resamples: int = 50
     values = images[np.isfinite(images)]
     means = np.random.default_rng(0).choice(values, (1000, len(values))).mean(1)
     ways = {"patients": people, "images": images, "means of bootstrap values": means}
-    table = pd.DataFrame([bootstrap.ends("ci", bootstrap.interval(d)) for d in ways.values()])
+    table = pd.DataFrame([bootstrap.ends("ci", bootstrap.percentiles(d)) for d in ways.values()])
     table.insert(0, "way", list(ways))
     table.insert(1, "value", prediction.point(frame, classes, ["accuracy"])["accuracy"])
     width = table["ci_high"] - table["ci_low"]

@@ -4,7 +4,6 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,24 +12,16 @@ from scipy import stats
 from medlib.core import settings
 from medlib.errors import listed
 from medlib.stats import bootstrap, metrics, runs
+from medlib.stats.effects import Arm, Effect, effect, of_runs
 
 MARGIN = 0.02  # AUROC: a smaller difference counts as none
-POWER = 0.8  # of the minimum detectable difference
+ALPHA, POWER = 0.05, 0.8  # of tests, and of the minimum detectable difference
+CEILING, FEW = 0.97, 100  # above this AUROC, equivalence takes as many test patients at least
 OF_A_SIDE = ("backbone", "pretraining", "regime")
 SIDES = [f"{side}_{name}" for side in ("one", "other") for name in OF_A_SIDE]
-EVIDENCE = ["difference", "ci_low", "ci_high", "p_value", "p_equivalence", "detectable"]
-DIFFERENCES = ["task", "head", "label_fraction", "contrast", "family", *SIDES, *EVIDENCE]
-
-
-class Arm(NamedTuple):
-    """One arm on one task, resampled: one metric, as the mean over seeds."""
-
-    cell: dict  # the columns of runs.CELL
-    metric: str
-    value: float
-    draws: np.ndarray  # (resamples,)
-    frames: list[pd.DataFrame]  # predictions of each seed, sorted by sample id
-    classes: list[str]
+EVIDENCE = ["difference", "ci_low", "ci_high", "procedure_low", "procedure_high", "error", "df"]
+EVIDENCE += ["training_share", "training", "n_seeds", "p_value", "p_equivalence", "p_bootstrap"]
+DIFFERENCES = ["task", "head", "label_fraction", "contrast", "family", "primary", *SIDES, *EVIDENCE]
 
 
 def arms(
@@ -44,78 +35,85 @@ def arms(
     An arm for each cell and each metric of ``names``; with ``resamples`` 0 it has no draws. Raises
     ValueError as :func:`summaries.summarise` does.
     """
-
-    def of_cell(seeds: list[runs.Run]) -> tuple[list[Arm], str]:
-        frames, classes, samples = runs.read(seeds)
-        points, draws = bootstrap.points_and_draws(frames, classes, names, resamples)
-        made = []
-        for name in names:
-            value = float(np.mean([point[name] for point in points]))
-            drawn = np.mean([draw[name] for draw in draws], axis=0)
-            made.append(Arm(seeds[0].named(), name, value, drawn, frames, classes))
-        return made, samples
-
     cells = [c for c in runs.runs_by_cell(folders) if c[0].main and c[0].named()["head"] == head]
-    return [arm for _, made in runs.by_cell(cells, of_cell, "resamples") for arm in made]
+    made = runs.by_cell(cells, lambda cell: of_runs(cell, names, resamples), "resamples")
+    return [arm for _, of_cell in made for arm in of_cell]
 
 
-def share(values: np.ndarray) -> float:
-    """A one-sided p-value: the share of resamples in which ``values`` is true; never 0."""
-    return (1 + np.count_nonzero(values)) / (1 + len(values))
+def evidence(found: Effect | None, margin: float = MARGIN) -> dict[str, float | str]:
+    """Intervals and tests of a difference.
 
-
-def evidence(value: float, draws: np.ndarray, margin: float = MARGIN) -> dict[str, float]:
-    """Interval and tests of a difference ``value`` from its resamples ``draws``.
-
-    Returns :data:`EVIDENCE`: the 95 % interval (percentiles) and the matching two-sided
-    ``p_value``; ``p_equivalence`` of two one-sided tests against -margin and margin (below 0.05
-    where the 90 % interval lies between them); and ``detectable``, the smallest true difference
-    that this many patients would show at the 5 % level with a power of 80 % (2.8 standard errors).
-    Undefined resamples are left out.
+    Returns :data:`EVIDENCE`. ``ci`` is the 95 % interval over test patients: these trained models,
+    on other patients. ``procedure`` is that over test patients, training patients and seeds, with
+    standard error ``error``, of whose square ``training_share`` is due to ``training``. From this
+    error are ``p_value``, two-sided, and ``p_equivalence``, of two one-sided tests against -margin
+    and margin: they need an error above zero. Where the error of training is unknown all these are
+    NaN: one training says nothing about backbones. ``p_bootstrap`` is a check: the two-sided
+    p-value over patients alone, by the share of resamples beyond zero.
     """
-    draws = draws[np.isfinite(draws)]
-    if not len(draws) or not np.isfinite(value):
-        return dict.fromkeys(EVIDENCE, float("nan")) | {"difference": value}
-    return {
-        "difference": value,
-        **bootstrap.ends("ci", bootstrap.interval(draws)),
-        "p_value": min(1.0, 2 * min(share(draws <= 0), share(draws >= 0))),
-        "p_equivalence": max(share(draws <= -margin), share(draws >= margin)),
-        "detectable": float(stats.norm.ppf([0.975, POWER]).sum() * draws.std(ddof=1)),
-    }
+    if found is None or not np.isfinite(found.value):
+        return dict.fromkeys(EVIDENCE, float("nan")) | {"training": "", "n_seeds": 0}
+    value, reach = found.value, np.array([-1, 1]) * found.reach() * found.error
+    draws = found.draws[np.isfinite(found.draws)]
+    beyond = min((draws <= 0).sum(), (draws >= 0).sum()) + 1
+    row = {"difference": value, "error": found.error, "df": found.df, "training": found.source}
+    row |= bootstrap.ends("ci", value + np.array([-1, 1]) * bootstrap.Z * found.patients)
+    row |= bootstrap.ends("procedure", value + reach) | {"n_seeds": found.n_seeds}
+    row["training_share"] = found.training**2 / found.error**2 if found.error > 0 else np.nan
+    row["p_value"] = 2 * min(one_sided(found, 0, side) for side in ("above", "below"))
+    sides = one_sided(found, -margin, "above"), one_sided(found, margin, "below")
+    row["p_equivalence"] = max(sides) if np.isfinite(sides).all() else np.nan
+    row["p_bootstrap"] = min(1.0, 2 * beyond / (1 + len(draws))) if len(draws) else np.nan
+    return row
 
 
-def difference(one: Arm, other: Arm, margin: float = MARGIN) -> dict[str, float]:
-    """``one`` minus ``other``, paired by patient: :func:`evidence` and ``p_delong``.
+def one_sided(found: Effect, bound: float, side: str) -> float:
+    """The p-value of the claim that an effect lies ``side`` ("above", "below") of a bound."""
+    if not found.error > 0:
+        return float("nan")
+    t = (found.value - bound) / found.error
+    return float(stats.t.sf(t if side == "above" else -t, found.df))
 
-    ``p_delong`` is from the paired DeLong test for clustered data, of the means over seeds; for the
-    AUROC of two classes only. Raises ValueError for arms that cannot be paired.
+
+def difference(one: Arm, other: Arm, margin: float = MARGIN) -> dict[str, float | str]:
+    """``one`` minus ``other``, paired by patient, redraw and seed: :func:`evidence`.
+
+    Near the ceiling equivalence is not tested: an AUROC above :data:`CEILING` with fewer than
+    :data:`FEW` test patients. Raises ValueError for arms that cannot be paired.
     """
     tasks = ("tasks", one.cell["task"], other.cell["task"])
     for what, a, b in (tasks, ("metrics", one.metric, other.metric)):
         if a != b:
             raise ValueError(f"Arms of different {what} cannot be paired: {a} and {b}.")
-    tests = evidence(one.value - other.value, one.draws - other.draws, margin)
-    if one.metric != "auroc":
-        return tests | {"p_delong": float("nan")}
-    areas, covariance = bootstrap.delong_of_frames(one.frames + other.frames, one.classes)
-    m, n = len(one.frames), len(other.frames)
-    signs = np.repeat([1 / m, -1 / n], [m, n])
-    variance = signs @ covariance @ signs
-    # Where two arms rank all samples alike, the variance is 0 but for rounding.
-    z = signs @ areas / np.sqrt(variance) if variance > 1e-15 else 0 * variance
-    return tests | {"p_delong": float(2 * stats.norm.sf(abs(z)))}
+    row = evidence(effect([(1, one), (-1, other)]), margin)
+    if one.metric == "auroc" and max(one.value, other.value) > CEILING:
+        few = one.frames[0]["patient_id"].nunique() < FEW
+        row["p_equivalence"] = np.nan if few else row["p_equivalence"]
+    return row
 
 
-def differences(arms: Iterable[Arm], margin: float = MARGIN) -> pd.DataFrame:
+def differences(
+    arms: Iterable[Arm], margin: float = MARGIN, primary: str = "frozen"
+) -> pd.DataFrame:
     """All paired differences, ``one`` minus ``other``: between backbones and between regimes.
 
     ``contrast`` is "backbones" (any two in one regime, head and label fraction) or "regimes" (one
-    backbone, trained minus frozen, on the same labels and with the same head). P-values are
-    corrected by Holm's method within a ``family``: the backbones of a task and regime, and the
-    regimes of a task. ``different`` and ``equivalent`` say what holds at the 5 % level after it.
+    backbone, trained minus frozen, with the same head and on the same labelled patients: those of
+    the seeds that both have). P-values are corrected by Holm's method within a ``family``. The
+    ``primary`` one is declared before the grid runs: all pairs of pretrained backbones in the
+    regime ``primary``, over all tasks, at the largest label fraction of each. The others are
+    secondary: the further pairs of a task and regime, and the regimes of a task. ``different`` and
+    ``equivalent`` say what holds at the 5 % level after the correction. ``detectable`` is the
+    smallest true difference that would be found with a power of 80 %, at the level of the
+    correction's first step. ``simultaneous`` is the interval that holds for all of a family at
+    once (:func:`simultaneous_reach`).
     """
-    pairs = []
+    arms = list(arms)
+    most: dict = {}
+    for arm in arms:
+        key, share = (arm.cell["task"], arm.cell["regime"]), arm.cell["label_fraction"]
+        most[key] = max(share, most.get(key, 0))
+    pairs, effects = [], []
     for one, other in itertools.permutations(arms, 2):
         a, b = one.cell, other.cell
         shared = {name: a[name] for name in ("task", "head", "label_fraction")}
@@ -128,16 +126,74 @@ def differences(arms: Iterable[Arm], margin: float = MARGIN) -> pd.DataFrame:
         else:
             continue
         family += f", {a['task']}, {a['head']}, {a['label_fraction']:g} of labels"
-        pair = shared | {"contrast": contrast, "family": family} | difference(one, other, margin)
+        pretrained = "random" not in (a["pretraining"], b["pretraining"])
+        first = contrast == "backbones" and a["regime"] == primary and pretrained
+        first = first and a["label_fraction"] == most[a["task"], a["regime"]]
+        pair = shared | {"contrast": contrast, "family": "primary" if first else family}
+        pair |= {"primary": first} | difference(one, other, margin)
         pair |= zip(SIDES, [cell[name] for cell in (a, b) for name in OF_A_SIDE], strict=True)
         pairs.append(pair)
-    table = pd.DataFrame(pairs, columns=[*DIFFERENCES, "p_delong"])
+        effects.append(effect([(1, one), (-1, other)]))
+    table = pd.DataFrame(pairs, columns=DIFFERENCES)
     for name in ("p_value", "p_equivalence"):
         table[f"{name}_holm"] = table.groupby("family")[name].transform(holm) if pairs else []
-    table["different"] = table["p_value_holm"] < 0.05
-    table["equivalent"] = table["p_equivalence_holm"] < 0.05
-    order = ["contrast", "family", "one_backbone", "other_backbone"]
+    table["different"] = table["p_value_holm"] < ALPHA
+    table["equivalent"] = table["p_equivalence_holm"] < ALPHA
+    n_tests = table.groupby("family")["p_value"].transform("count").clip(lower=1)
+    of = stats.t(table["df"].astype(float))
+    table["detectable"] = (of.ppf(1 - ALPHA / 2 / n_tests) + of.ppf(POWER)) * table["error"]
+    reach = pd.Series(np.nan, table.index)
+    for _, rows in table.groupby("family").groups.items():
+        level = stats.norm.cdf(simultaneous_reach([effects[i] for i in rows]))
+        reach[rows] = stats.t.ppf(level, table["df"][rows].astype(float))
+    table["simultaneous_low"] = table["difference"] - reach * table["error"]
+    table["simultaneous_high"] = table["difference"] + reach * table["error"]
+    order = ["contrast", "family", "task", "one_backbone", "other_backbone"]
     return table.sort_values(order, ignore_index=True)
+
+
+def simultaneous_reach(effects: Sequence[Effect | None], level: float = bootstrap.LEVEL) -> float:
+    """How many standard errors a simultaneous interval of a family reaches to each side.
+
+    The quantile of the largest studentised deviation over the family. A deviation is that of a
+    resample of test patients plus that of a redraw of training patients; where seeds alone tell
+    how training varies, it is normal and independent. The errors are taken as known: an interval
+    with few degrees of freedom reaches to the same quantile of its t distribution.
+    """
+    rng, largest = np.random.default_rng(0), 0.0
+    for found in effects:
+        if found is None or not found.error > 0:
+            continue
+        at = np.arange(len(found.draws))
+        apart = found.draws - np.nanmean(found.draws)
+        if found.source == "redraws":
+            again = found.redraws[at % len(found.redraws)]
+            apart = apart + again - np.nanmean(found.redraws)
+        else:
+            apart = apart + found.training * rng.normal(size=len(at))
+        largest = np.fmax(largest, np.abs(apart) / found.error)
+    return float(np.quantile(largest, level)) if np.ndim(largest) else float("nan")
+
+
+def on_same_labels(by_seed: pd.DataFrame) -> pd.DataFrame:
+    """Each backbone frozen and fine-tuned on the same labelled patients, with a linear head.
+
+    `by_seed` has the rows of one metric of `summary.csv`. Columns: task, backbone, pretraining,
+    label_fraction, n_patients, n_images, frozen and finetuned (means over the seeds that both
+    have) and n_seeds. A frozen arm that no seed changes counts for every seed.
+    """
+    rows = by_seed[by_seed["head"] == "linear"]
+    keys = ["task", "backbone", "pretraining", "label_fraction", "n_patients", "n_images"]
+    frozen, tuned = (rows[rows["regime"] == r] for r in ("frozen", "finetuned"))
+    fixed = (frozen["pretraining"] != "random") & (frozen["label_fraction"] == 1)
+    value = {"value_x": "frozen", "value_y": "finetuned"}
+    pairs = [
+        frozen[fixed].merge(tuned, on=keys).rename(columns={"seed_y": "seed"}),
+        frozen[~fixed].merge(tuned, on=[*keys, "seed"]),
+    ]
+    pairs = pd.concat(pairs).rename(columns=value)[[*keys, "seed", *value.values()]]
+    means = {"frozen": ("frozen", "mean"), "finetuned": ("finetuned", "mean")}
+    return pairs.groupby(keys, as_index=False).agg(**means, n_seeds=("seed", "nunique"))
 
 
 def holm(p: pd.Series | np.ndarray) -> np.ndarray:
@@ -190,7 +246,7 @@ def tied_with_best(arms: Iterable[Arm], margin: float = MARGIN) -> pd.DataFrame:
     """Which arms are the best of their task or equivalent to it: runs.CELL, metric and ``tied``.
 
     For each metric, two one-sided tests of the difference to the best arm, corrected by Holm's
-    method within the task.
+    method within the task. An arm whose error of training is unknown ties with none.
     """
     together, ties = defaultdict(list), []
     for arm in arms:
@@ -199,8 +255,8 @@ def tied_with_best(arms: Iterable[Arm], margin: float = MARGIN) -> pd.DataFrame:
         sign = -1 if metric in metrics.LOSSES else 1
         best = max(rivals, key=lambda arm: sign * arm.value)
         others = [arm for arm in rivals if arm is not best]
-        tests = [evidence(a.value - best.value, a.draws - best.draws, margin) for a in others]
-        tied = [True, *(holm([test["p_equivalence"] for test in tests]) < 0.05)]
+        tests = [difference(arm, best, margin)["p_equivalence"] for arm in others]
+        tied = [True, *(holm(np.array(tests)) < ALPHA)]
         for arm, is_tied in zip([best, *others], tied, strict=True):
             ties.append(arm.cell | {"metric": arm.metric, "tied": bool(is_tied)})
     return pd.DataFrame(ties)

@@ -96,7 +96,10 @@ def evaluator(
             weighted = weights @ sums
             number, log_loss, brier = weighted[:, :3].T
             totals = log_loss, brier, np.abs(weighted[:, 3:]).sum(1)
-            values |= {name: total / number for name, total in zip(LOSSES, totals, strict=True)}
+            values |= {
+                name: ratio_or_nan(total, number)
+                for name, total in zip(LOSSES, totals, strict=True)
+            }
         if areas:
             parts = [_areas(weights, ranking, areas) for ranking in rankings]
             values |= {name: np.mean([part[name] for part in parts], axis=0) for name in areas}
@@ -111,7 +114,7 @@ def confusion_metrics(confusion: np.ndarray, names: Sequence[str]) -> dict[str, 
     hits = np.diagonal(confusion, axis1=1, axis2=2)
     support, called = confusion.sum(2), confusion.sum(1)
     total, present = support.sum(1), (support > 0).sum(1)
-    share = support / total[:, None]
+    share = ratio_or_nan(support, np.broadcast_to(total[:, None], support.shape))
     seen = ((support > 0) | (called > 0)).sum(1)
     by_class = {"precision": (hits, called), "recall": (hits, support)}
     by_class["f1"] = 2 * hits, support + called
@@ -120,13 +123,13 @@ def confusion_metrics(confusion: np.ndarray, names: Sequence[str]) -> dict[str, 
     for name in names:
         part, _, mean = name.rpartition("_")
         if name == "accuracy":
-            computed[name] = hits.sum(1) / total
+            computed[name] = ratio_or_nan(hits.sum(1), total)
         elif name == "balanced_accuracy":
-            computed[name] = _ratio(hits, support).sum(1) / present
+            computed[name] = ratio_or_nan(_ratio(hits, support).sum(1), present)
         elif mean == "weighted":
             computed[name] = (_ratio(*by_class[part]) * share).sum(1)
         elif mean == "macro":
-            computed[name] = _ratio(*by_class[part]).sum(1) / seen
+            computed[name] = ratio_or_nan(_ratio(*by_class[part]).sum(1), seen)
         else:  # Cohen's kappa: one minus the disagreement, as a share of that expected by chance
             cost = apart**2 if name == "kappa_quadratic" else apart > 0
             observed = np.einsum("bij,ij->b", confusion, cost) * total
@@ -195,7 +198,8 @@ def _areas(weights: np.ndarray, ranking: tuple | None, names: Sequence[str]) -> 
     if {"auprc", "sensitivity_at_95_specificity"} & set(names):
         right = np.cumsum(hits, axis=1).take(last_hit, axis=1)
     if "auprc" in names:
-        computed["auprc"] = ratio_or_nan(np.einsum("bp,bp->b", hits, _ratio(right, upto)), positive)
+        precision = np.einsum("bp,bp->b", hits, _ratio(right, upto))
+        computed["auprc"] = ratio_or_nan(precision, positive * (negative > 0))
     if "sensitivity_at_95_specificity" in names:
         few = 20 * (upto - right) <= negative[:, None]  # no more than 5 % of the negatives
         best = np.where(few, right, 0).max(1, initial=0)

@@ -1,11 +1,12 @@
 """Predictions as a table: a row for each sample, a column of probabilities for each class."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 
-from medlib.core.metrics import codes
+from medlib.core.metrics import codes, ratio_or_nan
+from medlib.core.splits import Predicted
 from medlib.stats import metrics
 
 
@@ -36,18 +37,73 @@ def out_of_fold(
     return pd.concat(frames, ignore_index=True)
 
 
+def tables(
+    index: pd.DataFrame, rotations: list, predicted: list[Predicted], classes: list[str]
+) -> dict[str, pd.DataFrame]:
+    """The files of a run's predictions: predictions.csv of the test rows, and validation.csv.
+
+    The latter's column ``rotation`` is the fold that the model of this rotation is tested on.
+    """
+    validated = [
+        prediction_frame(index[part.val], own.val, classes).assign(rotation=part.fold)
+        for part, own in zip(rotations, predicted, strict=True)
+    ]
+    tested = out_of_fold(index, rotations, [own.test for own in predicted], classes)
+    return {"predictions.csv": tested, "validation.csv": pd.concat(validated, ignore_index=True)}
+
+
 def arrays(predictions: pd.DataFrame, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """The labels (n,), as numbers from 0 to K-1, and the probabilities (n, K) in a table."""
     proba = predictions[probability_columns(classes)].to_numpy()
     return codes(predictions["y_true"], classes), proba
 
 
+def folds(predictions: pd.DataFrame) -> Iterator[tuple[np.ndarray, float]]:
+    """The rows (n,) of each fold, as a mask, and its share of the test patients.
+
+    One with all rows where there is an official test set.
+    """
+    if "fold" not in predictions:
+        yield np.ones(len(predictions), dtype=bool), 1.0
+        return
+    fold = predictions["fold"]
+    patients = predictions["patient_id"].groupby(fold).nunique()
+    for name, n in patients.items():
+        yield (fold == name).to_numpy(), n / patients.sum()
+
+
+def evaluator(
+    predictions: pd.DataFrame, classes: list[str], names: Sequence[str] | None = None
+) -> tuple[Callable[[np.ndarray], dict[str, np.ndarray]], list]:
+    """The function from weights (B, patients) to metrics (B,) by name, and the sorted patients.
+
+    In cross-validation a metric is the mean over folds, weighted by their test patients: each fold
+    has a model of its own, whose scores are not on the scale of the others. A fold in which a draw
+    leaves a metric undefined, for want of a class, is left out of that draw's mean. Raises
+    ValueError as :func:`metrics.compute` does.
+    """
+    names = metrics.checked(names, len(classes))
+    (y, proba), parts = arrays(predictions, classes), []
+    owner, patients = pd.factorize(predictions["patient_id"], sort=True)
+    for rows, share in folds(predictions):
+        own, number = np.unique(owner[rows], return_inverse=True)
+        parts.append((own, share, metrics.evaluator(y[rows], proba[rows], number, names)))
+
+    def evaluate(weights: np.ndarray) -> dict[str, np.ndarray]:
+        values = [(share, part(weights.take(own, axis=1))) for own, share, part in parts]
+        means = {}
+        for name in names:
+            of_folds = np.array([value[name] for _, value in values])
+            shares = np.array([share for share, _ in values])[:, None] * np.isfinite(of_folds)
+            means[name] = ratio_or_nan((shares * np.nan_to_num(of_folds)).sum(0), shares.sum(0))
+        return means
+
+    return evaluate, list(patients)
+
+
 def point(
     predictions: pd.DataFrame, classes: list[str], names: Sequence[str] | None = None
 ) -> dict[str, float]:
-    """The metrics of a table of predictions with one row for each sample.
-
-    See :func:`metrics.compute`.
-    """
-    values = metrics.compute(*arrays(predictions, classes), names=names)
-    return {name: float(value[0]) for name, value in values.items()}
+    """The metrics of a table of predictions with one row for each sample: see :func:`evaluator`."""
+    evaluate, patients = evaluator(predictions, classes, names)
+    return {name: float(v[0]) for name, v in evaluate(np.ones((1, len(patients)), int)).items()}

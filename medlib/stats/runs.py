@@ -28,7 +28,8 @@ class Run(NamedTuple):
     cell: tuple  # the values of CELL
     seed: int
     folder: Path
-    predictions_sha256: str
+    sha256: dict[str, str]  # of its tables: predictions.csv, and others by name
+    candidates: int  # settings that it chose among
     main: bool  # see is_main
 
     def named(self) -> dict:
@@ -81,7 +82,8 @@ def _record(path: Path) -> dict:
     if not isinstance(record, dict) or not isinstance(record.get("coordinates"), dict):
         raise ValueError("it has no coordinates")
     lacking = [name for name in (*CELL, "seed") if name not in record["coordinates"]]
-    lacking += ["predictions_sha256"] * ("predictions_sha256" not in record)
+    lacking += ["sha256"] * ("predictions.csv" not in record.get("sha256", {}))
+    lacking += ["candidates"] * ("candidates" not in record.get("how", {}))
     if lacking:
         raise ValueError(f"it lacks {', '.join(lacking)}")
     return record
@@ -97,7 +99,16 @@ def runs_by_cell(
     for folder, record, of_main in zip(folders, records, main, strict=True):
         at = record["coordinates"]
         cell = tuple(at[name] for name in CELL)
-        runs.append(Run(cell, at["seed"], folder, record["predictions_sha256"], bool(of_main)))
+        runs.append(
+            Run(
+                cell,
+                at["seed"],
+                folder,
+                record["sha256"],
+                record["how"]["candidates"],
+                bool(of_main),
+            )
+        )
     runs.sort(key=lambda run: run[:2])
     return [list(part) for _, part in itertools.groupby(runs, key=lambda run: run.cell)]
 
@@ -152,12 +163,29 @@ def each(runs: list[Run], function: Callable[[Run], object]) -> list:
     return made
 
 
-def content(run: Run) -> bytes:
-    """The bytes of a run's predictions; ValueError when they are not those that it recorded."""
-    data = (run.folder / "predictions.csv").read_bytes()
-    if hashlib.sha256(data).hexdigest() != run.predictions_sha256:
-        raise ValueError("predictions.csv is not the one that run.json records; run it again")
+def content(run: Run, file: str = "predictions.csv") -> bytes:
+    """The bytes of a run's file; ValueError when they are not those that it recorded."""
+    data = (run.folder / file).read_bytes()
+    if hashlib.sha256(data).hexdigest() != run.sha256.get(file):
+        raise ValueError(f"{file} is not the one that run.json records; run it again")
     return data
+
+
+def validation(run: Run) -> pd.DataFrame:
+    """A run's predictions of its validation patients; empty where it has none."""
+    if "validation.csv" not in run.sha256:
+        return pd.DataFrame()
+    return manifest.read_samples(io.BytesIO(content(run, "validation.csv")))
+
+
+def redraws(run: Run) -> pd.DataFrame:
+    """The test metrics of a run's models after other draws of its training patients.
+
+    A row for each redraw, a column for each metric; empty where a run has none.
+    """
+    if "redraws.csv" not in run.sha256:
+        return pd.DataFrame()
+    return pd.read_csv(io.BytesIO(content(run, "redraws.csv")))
 
 
 def read(runs: list[Run]) -> tuple[list[pd.DataFrame], list[str], str]:

@@ -1,8 +1,8 @@
 """Complete runs -> the tables that every figure is drawn from.
 
-Metrics of a task are computed on the same draws of its patients, so that they can be compared. The
-random stream of these draws (:func:`bootstrap.stream`) follows from the patients: tasks about the
-same people, such as three modalities of one scan, share their draws, other tasks do not.
+Metrics of a task are computed on the same draws of its patients (:func:`draws.counts`), so that
+they can be compared. Tasks about the same people, such as three modalities of one scan, share their
+draws; other tasks do not.
 """
 
 import contextlib
@@ -14,12 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from medlib import files
 from medlib.core import metrics as core_metrics
 from medlib.errors import listed
-from medlib.stats import bootstrap, metrics, prediction, runs
+from medlib.stats import bootstrap, draws, effects, metrics, prediction, runs
 
 
 def summarise(
@@ -27,20 +26,21 @@ def summarise(
     resamples: int = 5000,
     ordered: Collection[str] = (),
     *,
-    trained: Collection[tuple[str, float]] = (),
     threads: int | None = None,
     kept: Callable[[str, str], Path] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The metrics of complete runs with 95 % intervals, by seed and over seeds.
 
-    Intervals come from ``resamples`` draws of patients: ``ci_low`` and ``ci_high`` are percentiles,
-    ``bca_low`` and ``bca_high`` bias-corrected and accelerated (of main cells alone:
-    :func:`runs.is_main`, which takes ``trained``). For the AUROC of two classes ``delong_low`` and
-    ``delong_high`` are DeLong's, for clustered data. ``undefined`` is the share of resamples that
-    lacked a class and were left out. The runs of a cell get the same draws: the interval of their
-    mean over seeds is about patients alone, and ``sd`` is the spread over seeds. ``ordered`` names
-    the tasks whose classes are ordered grades. ``threads`` cells are read or made at once (None:
-    one a core).
+    ``ci_low`` and ``ci_high`` are about these trained models on other test patients: they come from
+    ``resamples`` draws of patients (:func:`bootstrap.interval`). ``procedure_low`` and
+    ``procedure_high``, over seeds alone, are about the procedure, trained on other patients and
+    from other seeds as well (:func:`effects.effect`); ``training`` says what tells how training
+    varies, and ``training_share`` its share in the variance. ``sd`` is the spread over seeds. For
+    the AUROC of two classes ``delong_low`` and ``delong_high`` are DeLong's, for clustered data, as
+    a check. ``undefined`` is the share of resamples that lacked a class and were left out;
+    ``rarest`` the patients of the rarest class; ``candidates`` the number of settings that a run
+    chose among. ``ordered`` names the tasks whose classes are ordered grades. ``threads`` cells are
+    read or made at once (None: one a core).
 
     ``kept(task, backbone)`` is the file that keeps the rows of a backbone on a task, under a hash
     of the predictions and of all else that they depend on: rows with this hash are read, others
@@ -62,7 +62,7 @@ def summarise(
         return _read_or_make(of_cell, task in ordered, resamples, read_kept(task, backbone))
 
     tables: dict[str, dict[str, list]] = {"by_seed": {}, "over_seeds": {}}
-    cells = runs.by_cell(runs.runs_by_cell(folders, trained), work, "intervals", threads)
+    cells = runs.by_cell(runs.runs_by_cell(folders), work, "intervals", threads)
     for place, here in itertools.groupby(cells, key=lambda cell: cell[0][0].cell[:2]):
         by_key, anew = {}, False
         try:
@@ -82,7 +82,7 @@ def summarise(
 @functools.cache
 def _code() -> list[str]:
     """Hashes of the modules that make rows: after an edit, rows are made again."""
-    modules = (runs, bootstrap, prediction, metrics, core_metrics)
+    modules = (runs, effects, bootstrap, draws, prediction, metrics, core_metrics)
     return [files.file_sha256(path) for path in (__file__, *(m.__file__ for m in modules))]
 
 
@@ -90,10 +90,10 @@ def _read_or_make(
     of_cell: list[runs.Run], in_order: bool, resamples: int, kept: dict
 ) -> tuple[tuple[str, dict, bool], str]:
     """A cell's rows with their hash, and whether they are new; and the hash of its samples."""
-    made_of = [[run.seed, run.predictions_sha256] for run in of_cell]
-    key = files.content_hash([_code(), resamples, in_order, of_cell[0].main, made_of])
+    made_of = [[run.seed, run.candidates, run.sha256] for run in of_cell]
+    key = files.content_hash([_code(), resamples, in_order, made_of])
     if made := kept.get(key):
-        runs.each(of_cell, runs.content)
+        runs.each(of_cell, lambda run: [runs.content(run, file) for file in run.sha256])
         return (key, made, False), made["samples"]
     made = _summarise_cell(of_cell, in_order, resamples)
     return (key, made, True), made["samples"]
@@ -101,37 +101,56 @@ def _read_or_make(
 
 def _summarise_cell(of_cell: list[runs.Run], in_order: bool, resamples: int) -> dict:
     """The columns of a cell's rows, for each seed and metric and for each metric; ``samples``."""
-    frames, classes, samples = runs.read(of_cell)
-    names = metrics.applicable(len(classes), in_order)
-    points, draws = bootstrap.points_and_draws(frames, classes, names, resamples)
-    left_out = [dict.fromkeys(names, np.array([]))] * len(frames)
-    if of_cell[0].main:
-        left_out = [bootstrap.jackknife(frame, classes, names) for frame in frames]
+    arms, samples = effects.of_runs(of_cell, None, resamples, in_order)
+    frames, classes = arms[0].frames, arms[0].classes
+    names = [arm.metric for arm in arms if bootstrap.takes_bca(arm.metric)]
+    left_out = [bootstrap.jackknife(frame, classes, names) for frame in frames]
     covariance = bootstrap.delong_of_frames(frames, classes)[1]
-    size = {"n_patients": frames[0]["patient_id"].nunique(), "n_images": len(frames[0])}
+    of_class = frames[0].groupby("y_true")["patient_id"].nunique()
+    same = {"n_patients": frames[0]["patient_id"].nunique(), "n_images": len(frames[0])}
+    same |= {"rarest": int(of_class.min()), "candidates": of_cell[0].candidates}
 
-    def row(name: str, chosen: list[int], first: dict, spread: dict) -> dict:
-        value = float(np.mean([points[i][name] for i in chosen]))
-        drawn = np.mean([draws[i][name] for i in chosen], axis=0)
-        apart = np.mean([left_out[i][name] for i in chosen], axis=0)
+    def row(arm: effects.Arm, chosen: list[int], first: dict) -> dict:
+        """Of the mean over the chosen seeds."""
+        name, values = arm.metric, list(arm.values.values())
+        value = float(np.mean([values[i] for i in chosen]))
+        drawn = np.mean([list(arm.draws.values())[i] for i in chosen], axis=0)
+        apart = np.mean([left_out[i].get(name, []) for i in chosen], axis=0)
         variance = covariance[np.ix_(chosen, chosen)].mean() if name == "auroc" else np.nan
-        half = stats.norm.ppf(0.975) * np.sqrt(variance)
-        delong = np.clip(value - half, 0, 1), np.clip(value + half, 0, 1)
-        columns = first | {"metric": name, "value": value} | spread
-        columns |= bootstrap.ends("ci", bootstrap.interval(drawn)) | size
-        columns |= bootstrap.ends("bca", bootstrap.bca_interval(drawn, value, apart))
-        columns |= bootstrap.ends("delong", delong)
+        half = bootstrap.Z * np.sqrt(variance)
+        over_patients = bootstrap.interval(name, value, drawn, apart, same["rarest"])
+        columns = first | {"metric": name, "value": value}
+        columns |= bootstrap.ends("ci", over_patients) | same
+        columns |= bootstrap.ends("delong", np.clip([value - half, value + half], 0, 1))
         return columns | {"undefined": float(np.mean(~np.isfinite(drawn)))}
 
     every, by_seed, over_seeds = list(range(len(frames))), [], []
-    for name in names:
-        by_seed += [row(name, [i], {"seed": run.seed}, {}) for i, run in enumerate(of_cell)]
-        values = [points[i][name] for i in every]
+    for arm in arms:
+        by_seed += [row(arm, [i], {"seed": run.seed}) for i, run in enumerate(of_cell)]
+        values = list(arm.values.values())
         sd = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-        over_seeds.append(row(name, every, {"n_seeds": len(every)}, {"sd": sd}))
+        of_arm = row(arm, every, {"n_seeds": len(every)}) | {"sd": sd}
+        over_seeds.append(of_arm | _procedure(arm, same["rarest"]))
     tables = {"by_seed": by_seed, "over_seeds": over_seeds}
     columns = {name: pd.DataFrame(rows).to_dict("list") for name, rows in tables.items()}
     return columns | {"samples": samples}
+
+
+def _procedure(arm: effects.Arm, rarest: int) -> dict[str, float | str]:
+    """The interval of a procedure over test patients, training patients and seeds.
+
+    On the scale of :func:`bootstrap.interval`; of a metric without bounds (a loss, a kappa) it is
+    symmetric. Where one training is all there is, NaN.
+    """
+    found = effects.effect([(1, arm)])
+    error, reach = found.error, found.reach()
+    ends = (np.nan, np.nan)
+    if arm.metric != "ece" and np.isfinite(error):
+        ends = found.value - reach * error, found.value + reach * error
+        if not bootstrap.takes_bca(arm.metric):
+            ends = bootstrap.logit_interval(found.value, error, rarest, reach)
+    share = found.training**2 / error**2 if error > 0 else np.nan
+    return bootstrap.ends("procedure", ends) | {"training": found.source, "training_share": share}
 
 
 def costs(folders: list[Path]) -> pd.DataFrame:

@@ -1,17 +1,15 @@
 """medlib.stats.bootstrap: a bootstrap that draws patients, and other kinds of intervals."""
 
-import itertools
 import sys
 import tracemalloc
 
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.stats
 from scored import by_sklearn, case, clustered, frame, mixed, names
 from sklearn import metrics as sk
 
-from medlib.stats import bootstrap, metrics
+from medlib.stats import bootstrap, draws, metrics, prediction
 
 
 def test_the_interval_of_independent_samples_is_that_of_scipy():
@@ -32,7 +30,7 @@ def test_the_interval_of_independent_samples_is_that_of_scipy():
         how = {"paired": True, "vectorized": True, "n_resamples": 4000, "batch": 200}
         how |= {"method": "percentile", "rng": np.random.default_rng(2)}
         expected = scipy.stats.bootstrap((y, proba[:, 1]), statistic, **how)
-        low, high = bootstrap.interval(values[name])
+        low, high = bootstrap.percentiles(values[name])
         # The Monte-Carlo error of a 2.5 % quantile of 4000 normal draws is 0.042 sd, of the
         # difference of two 0.06 sd; values of accuracy are steps of 1/120.
         tolerance = 4 * 0.06 * expected.standard_error + (name == "accuracy") / 120
@@ -45,9 +43,9 @@ def test_only_the_metrics_that_are_asked_for_are_resampled_and_others_are_refuse
     rows = frame(*case(3, n=50, seed=2))
     for asked in (["auprc", "accuracy"], ["auroc"], ["f1_weighted"]):
         assert list(bootstrap.bootstrap(rows, names(3), 5, names=asked)) == asked
-        assert list(bootstrap.bootstrap(rows, names(3), 5, names=asked, paired=False)) == asked
+        assert list(bootstrap.jackknife(rows, names(3), asked)) == asked
     with pytest.raises(ValueError, match="'aurok'.*auroc"):
-        bootstrap.bootstrap(rows, names(3), 5, names=["aurok"], paired=False)
+        bootstrap.bootstrap(rows, names(3), 5, names=["aurok"])
 
 
 def test_the_patient_bootstrap_is_that_of_drawing_patients_and_joining_their_rows():
@@ -56,10 +54,10 @@ def test_the_patient_bootstrap_is_that_of_drawing_patients_and_joining_their_row
     patients = np.array([f"p{i}" for i in "30441222566666013504213"])
     values = bootstrap.bootstrap(frame(y, proba, patients), names(3), resamples=40, seed=5)
     unique = sorted(set(patients))
-    draws = np.random.default_rng(5).integers(len(unique), size=(40, len(unique)))
     compared = 0
-    for b, draw in enumerate(draws):
-        rows = np.concatenate([np.flatnonzero(patients == unique[p]) for p in draw])
+    for b, counts in enumerate(draws.counts(unique, 0, 40, seed=5)):
+        times = dict(zip(unique, counts.tolist(), strict=True))
+        rows = np.repeat(np.arange(23), [times[patient] for patient in patients])
         if len(set(y[rows])) < 3:
             assert np.isnan(values["auroc"][b])
             continue
@@ -75,10 +73,9 @@ def test_areas_of_resamples_are_those_of_scikit_learn_with_the_drawn_counts_as_w
     y, proba, patients = mixed(18, k, seed=1)
     values = bootstrap.bootstrap(frame(y, proba, patients), names(k), resamples=60, seed=7)
     unique, owner = np.unique(patients, return_inverse=True)
-    draws = np.random.default_rng(7).integers(len(unique), size=(60, len(unique)))
     missing = 0
-    for b, draw in enumerate(draws):
-        weights = np.bincount(draw, minlength=len(unique))[owner]
+    for b, counts in enumerate(draws.counts(unique, 0, 60, seed=7)):
+        weights = counts[owner].astype(int)
         if len(set(y[weights > 0])) < k:
             missing += 1
             assert np.isnan(values["auroc"][b])
@@ -86,69 +83,25 @@ def test_areas_of_resamples_are_those_of_scikit_learn_with_the_drawn_counts_as_w
         expected = by_sklearn(y, proba, weights)
         for name in set(metrics.RANKS) & set(expected):
             assert values[name][b] == pytest.approx(expected[name], rel=0, abs=1e-12), name
-    assert missing < 30 and (k == 2 or missing)
+    assert missing < 40 and (k == 2 or missing)
 
 
-def test_confusion_matrices_of_single_images_are_multinomial():
-    # Four images, one in each cell but the last: every matrix that can be drawn, and how often.
-    y, proba = np.array([0, 0, 1, 1]), np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.6, 0.4]])
-    rng = np.random.default_rng(0)
-    drawn = bootstrap._draw_confusion(y, proba, np.arange(4), 20_000, rng, 2)
-    outcomes = [c for c in itertools.product(range(5), repeat=3) if sum(c) == 4]
-    observed = [(drawn.reshape(-1, 4)[:, :3] == outcome).all(1).sum() for outcome in outcomes]
-    expected = scipy.stats.multinomial(4, [1 / 4, 1 / 4, 1 / 2]).pmf(outcomes) * 20_000
-    assert sum(observed) == 20_000
-    assert scipy.stats.chisquare(observed, expected).pvalue > 1e-3
-
-
-def test_accuracy_of_single_images_is_binomial_when_draws_need_not_be_paired():
+def test_accuracy_of_single_images_is_the_share_of_one_poisson_count_in_two():
     y, proba = case(7, n=60, seed=5)
     proba = 0.4 * proba + 0.6 * case(7, n=60, seed=9)[1]  # less than perfect
     right = int((proba.argmax(1) == y).sum())
-    accuracy = bootstrap.bootstrap(frame(y, proba), names(7), 20_000, seed=3, paired=False)[
-        "accuracy"
-    ]
-    hits = np.round(accuracy * 60).astype(int)
-    np.testing.assert_allclose(accuracy, hits / 60, rtol=0, atol=1e-12)
-    exact = scipy.stats.binom(60, right / 60)
-    low, high = exact.ppf([0.005, 0.995]).astype(int)
-    middle = np.arange(low, high + 1)  # each expected dozens of times, and so are both tails
-    observed = np.bincount(np.clip(hits, low - 1, high + 1), minlength=high + 2)[low - 1 :]
-    expected = 20_000 * np.array([exact.cdf(low - 1), *exact.pmf(middle), exact.sf(high)])
-    assert min(expected) > 10
+    drawn = bootstrap.bootstrap(frame(y, proba), names(7), 20_000, seed=3, names=["accuracy"])
+    # Right and wrong images are drawn Poisson(right) and Poisson(60 - right) times.
+    hits, misses = np.arange(1, 200)[:, None], np.arange(1, 200)
+    poisson = scipy.stats.poisson
+    chance = (poisson(right).pmf(hits) * poisson(60 - right).pmf(misses)).ravel()
+    assert chance.sum() > 1 - 1e-6
+    exact = (hits / (hits + misses)).ravel()
+    edges = np.quantile(drawn["accuracy"], np.arange(1, 16) / 16) + 1e-9  # between two fractions
+    expected = np.bincount(np.searchsorted(edges, exact), chance) * 20_000 / chance.sum()
+    observed = np.bincount(np.searchsorted(edges, drawn["accuracy"]))
+    assert len(observed) == 16 and min(expected) > 500
     assert scipy.stats.chisquare(observed, expected).pvalue > 1e-3
-
-
-@pytest.mark.parametrize("k", [2, 4])
-def test_draws_that_need_not_be_paired_have_the_distribution_of_those_that_are(k):
-    y, proba, patients = mixed(40, k, seed=2)
-    right = pd.Series(proba.argmax(1) == y).groupby(patients)
-    assert right.nunique().max() == 2, "no patient is right in one image and wrong in another"
-    rows, n = frame(y, proba, patients), 20_000
-    apart = bootstrap.bootstrap(rows, names(k), n, seed=1, paired=False)
-    together = bootstrap.bootstrap(rows, names(k), n, seed=2)
-    by_image = bootstrap.bootstrap(rows.assign(patient_id=rows["sample_id"]), names(k), n)
-    assert by_image["accuracy"].std() < 0.9 * together["accuracy"].std(), "the case shows nothing"
-    for name in metrics.applicable(k):
-        a, b = apart[name][np.isfinite(apart[name])], together[name][np.isfinite(together[name])]
-        assert abs(a.mean() - b.mean()) < 4 * b.std() * np.sqrt(2 / n), name
-        assert a.std() == pytest.approx(b.std(), rel=4 / np.sqrt(n)), name
-        # The rank of a quantile has the error of a share, sqrt(q (1 - q) / n), in both samples.
-        for q in (0.025, 0.5, 0.975):
-            error = 4 * np.sqrt(2 * q * (1 - q) / n)
-            assert np.quantile(b, max(0, q - error)) <= np.quantile(a, q), name
-            assert np.quantile(a, q) <= np.quantile(b, min(1, q + error)), name
-
-
-def test_draws_that_need_not_be_paired_are_the_same_for_the_same_seed_in_any_order():
-    y, proba, patients = mixed(30, 3)
-    rows = frame(y, proba, patients)
-    first = bootstrap.bootstrap(rows, names(3), 50, seed=4, paired=False)
-    again = bootstrap.bootstrap(rows.sample(frac=1, random_state=0), names(3), 50, 4, paired=False)
-    other = bootstrap.bootstrap(rows, names(3), 50, seed=5, paired=False)
-    for name in first:
-        np.testing.assert_allclose(first[name], again[name], rtol=0, atol=1e-12)
-        assert not np.allclose(first[name], other[name], equal_nan=True), name
 
 
 def test_frames_with_the_same_patients_in_another_order_get_the_same_draws():
@@ -165,11 +118,11 @@ def test_frames_with_the_same_patients_in_another_order_get_the_same_draws():
 
 def test_copies_of_an_image_do_not_narrow_the_interval_of_their_patients():
     rows = clustered(60, 8)
-    by_patient = bootstrap.interval(bootstrap.bootstrap(rows, names(2), 4000)["accuracy"])
+    by_patient = bootstrap.percentiles(bootstrap.bootstrap(rows, names(2), 4000)["accuracy"])
     alone = rows.assign(patient_id=rows["sample_id"])
-    by_image = bootstrap.interval(bootstrap.bootstrap(alone, names(2), 4000)["accuracy"])
+    by_image = bootstrap.percentiles(bootstrap.bootstrap(alone, names(2), 4000)["accuracy"])
     single = rows.drop_duplicates("patient_id")
-    by_single = bootstrap.interval(bootstrap.bootstrap(single, names(2), 4000)["accuracy"])
+    by_single = bootstrap.percentiles(bootstrap.bootstrap(single, names(2), 4000)["accuracy"])
     # Eight copies carry the information of one image. Drawn as images, the interval is sqrt(8)
     # times too narrow.
     assert np.ptp(by_patient) == pytest.approx(np.ptp(by_single), rel=1e-12)
@@ -177,7 +130,7 @@ def test_copies_of_an_image_do_not_narrow_the_interval_of_their_patients():
 
 
 def test_the_size_of_a_chunk_does_not_change_a_draw(monkeypatch):
-    rows = clustered(7, 3)  # an odd number: random numbers are made in pairs
+    rows = clustered(7, 3)
     whole = bootstrap.bootstrap(rows, names(2), resamples=31, seed=2)
     assert len(whole["auroc"]) == 31
     for rows_at_once in (1, 4, 30):
@@ -191,17 +144,14 @@ def test_the_size_of_a_chunk_does_not_change_a_draw(monkeypatch):
     np.testing.assert_array_equal(parts["accuracy"], whole["accuracy"])
 
 
-@pytest.mark.parametrize(("paired", "chunk"), [(True, 8), (False, 4000)])
-def test_the_number_of_threads_does_not_change_a_bit(monkeypatch, paired, chunk):
-    monkeypatch.setattr(
-        bootstrap, "CHUNK", chunk
-    )  # few resamples at a time: threads overtake each other
+def test_the_number_of_threads_does_not_change_a_bit(monkeypatch):
+    monkeypatch.setattr(bootstrap, "CHUNK", 8)  # one resample at a time: threads overtake others
     rows = frame(*mixed(50, 4))
-    alone = bootstrap.bootstrap(rows, names(4), 600, seed=9, paired=paired, threads=1)
+    alone = bootstrap.bootstrap(rows, names(4), 600, seed=9, threads=1)
     patience = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        several = bootstrap.bootstrap(rows, names(4), 600, seed=9, paired=paired, threads=5)
+        several = bootstrap.bootstrap(rows, names(4), 600, seed=9, threads=5)
     finally:
         sys.setswitchinterval(patience)
     for name in alone:
@@ -209,8 +159,9 @@ def test_the_number_of_threads_does_not_change_a_bit(monkeypatch, paired, chunk)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_memory_stays_below_the_stated_bound(threads):
-    n, resamples = 20_000, 400
+def test_memory_stays_below_the_stated_bound(monkeypatch, threads):
+    monkeypatch.setattr(bootstrap, "CHUNK", 1 << 15)
+    n, resamples = 5000, 400
     rng = np.random.default_rng(0)
     y, score = (rng.random(n) < 0.99).astype(int), rng.random(n)  # most arrays are of positives
     rows = frame(y, np.stack([1 - score, score], axis=1))
@@ -224,17 +175,17 @@ def test_memory_stays_below_the_stated_bound(threads):
     assert bound < 8 * resamples * n / 2, "all weights at once would almost fit as well"
 
 
-def test_an_interval_holds_the_middle_of_the_values():
+def test_a_percentile_interval_holds_the_middle_of_the_values():
     values = np.arange(1001) / 1000
-    assert bootstrap.interval(values) == pytest.approx((0.025, 0.975), abs=1e-12)
+    assert bootstrap.percentiles(values) == pytest.approx((0.025, 0.975), abs=1e-12)
 
 
-def test_an_interval_leaves_undefined_values_out_and_is_undefined_without_any_other():
+def test_a_percentile_interval_leaves_undefined_values_out_and_is_undefined_without_any_other():
     values = np.arange(1001) / 1000
     holes = np.concatenate([[np.nan] * 500, values, [np.nan] * 7])
-    assert bootstrap.interval(holes) == pytest.approx((0.025, 0.975), abs=1e-12)
-    assert np.isnan(bootstrap.interval(np.full(9, np.nan))).all()
-    assert np.isnan(bootstrap.interval(np.array([]))).all()
+    assert bootstrap.percentiles(holes) == pytest.approx((0.025, 0.975), abs=1e-12)
+    assert np.isnan(bootstrap.percentiles(np.full(9, np.nan))).all()
+    assert np.isnan(bootstrap.percentiles(np.array([]))).all()
 
 
 # --------------------------------------------------------------------- other kinds of interval
@@ -261,7 +212,7 @@ def test_the_bca_interval_is_that_of_scipy_from_the_same_resamples():
     left_out = (sample.sum() - sample) / (len(sample) - 1)
     low, high = bootstrap.bca_interval(values, sample.mean(), left_out)
     assert (low, high) == pytest.approx(tuple(expected.confidence_interval), rel=0, abs=1e-12)
-    plain = bootstrap.interval(values)
+    plain = bootstrap.percentiles(values)
     assert low > plain[0] + 0.05 and high > plain[1] + 0.05, "the case shows no correction"
     holes = np.append(values, [np.nan] * 5), sample.mean(), np.append(left_out, np.nan)
     assert bootstrap.bca_interval(*holes) == (low, high)
@@ -318,8 +269,8 @@ def test_delong_agrees_with_the_bootstrap_over_patients():
     score = scipy.special.expit(score)
     proba = np.stack([1 - score, score], axis=1)
     areas, covariance = bootstrap.delong(y, proba[None, :, 1], patients)
-    draws = bootstrap.bootstrap(frame(y, proba, patients), names(2), 4000, names=["auroc"])
-    assert np.sqrt(covariance[0, 0]) == pytest.approx(draws["auroc"].std(), rel=0.05)
+    drawn = bootstrap.bootstrap(frame(y, proba, patients), names(2), 4000, names=["auroc"])
+    assert np.sqrt(covariance[0, 0]) == pytest.approx(drawn["auroc"].std(), rel=0.05)
     by_image = bootstrap.delong(y, proba[None, :, 1], np.arange(len(y)))[1]
     assert by_image[0, 0] < 0.6 * covariance[0, 0], "the case shows no clustering"
 
@@ -330,9 +281,88 @@ def test_delong_is_undefined_without_two_patients_of_each_class(y):
     assert np.isnan(result[0]).all() and np.isnan(result[1]).all()
 
 
+def test_in_cross_validation_delong_is_that_of_the_mean_over_folds():
+    y, proba, patients = mixed(30, 2, seed=6)
+    second = 0.6 * proba + 0.4 * mixed(30, 2, seed=6)[1][::-1]
+    place = np.unique(patients, return_inverse=True)[1]
+    folds = np.array([0, 1, 0])[place % 3]  # 20 patients and 10
+    frames = [frame(y, p, patients, folds) for p in (proba, second)]
+    areas, covariance = bootstrap.delong_of_frames(frames, names(2))
+    assert areas == pytest.approx(
+        [prediction.point(rows, names(2), ["auroc"])["auroc"] for rows in frames], abs=1e-12
+    )
+    # Folds have no patient in common, so that variances add up.
+    expected = np.zeros((2, 2))
+    for fold, share in ((0, 2 / 3), (1, 1 / 3)):
+        inside = folds == fold
+        scores = np.stack([p[inside, 1] for p in (proba, second)])
+        expected += share**2 * bootstrap.delong(y[inside], scores, patients[inside])[1]
+    np.testing.assert_allclose(covariance, expected, rtol=0, atol=1e-15)
+    drawn = bootstrap.bootstrap(frames[0], names(2), 4000, names=["auroc"])["auroc"]
+    assert np.sqrt(covariance[0, 0]) == pytest.approx(drawn.std(), rel=0.1)
+
+
+# ------------------------------------------------------------------------- by metric
+
+
+def test_a_logit_interval_is_that_worked_out_by_hand():
+    # At 1/2 the logit is 0 and its slope 4: two errors of 0.1 reach to -0.8 and 0.8.
+    low, high = bootstrap.logit_interval(0.5, 0.1, 99, reach=2)
+    assert (low, high) == pytest.approx((1 / (1 + np.e**0.8), 1 / (1 + np.e**-0.8)), abs=1e-12)
+    # At 9/10 the odds are 9 and the slope is 1 / 0.09: 1.96 errors of 0.045 multiply the odds by
+    # e to the 0.98.
+    low, high = bootstrap.logit_interval(0.9, 0.045, 99)
+    factor = np.exp(1.959963984540054 * 0.045 / 0.09)
+    assert (low, high) == pytest.approx(
+        (9 / (9 + factor), 9 * factor / (9 * factor + 1)), abs=1e-12
+    )
+    # Small errors change nothing of it: then it is the usual interval.
+    low, high = bootstrap.logit_interval(0.7, 1e-5, 99)
+    assert (low, high) == pytest.approx((0.7 - 1.96e-5, 0.7 + 1.96e-5), abs=1e-8)
+    wide = bootstrap.logit_interval(0.98, 0.1, 99)
+    assert 0 < wide[0] < 0.98 < wide[1] < 1
+    assert np.isnan(bootstrap.logit_interval(float("nan"), 0.1, 99)).all()
+    assert np.isnan(bootstrap.logit_interval(0.7, float("nan"), 99)).all()
+
+
+@pytest.mark.parametrize("n", [1, 7, 20, 300])
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_at_0_and_1_the_logit_interval_is_wilsons(n, level):
+    reach = scipy.stats.norm.ppf((1 + level) / 2)
+    for value in (0, 1):
+        of_scipy = scipy.stats.binomtest(value * n, n).proportion_ci(level, "wilson")
+        for near in (value, abs(value - 1e-12)):
+            interval = bootstrap.logit_interval(near, 0.0, n, reach)
+            assert interval == pytest.approx((of_scipy.low, of_scipy.high), rel=0, abs=1e-12)
+
+
+def test_the_kind_of_interval_follows_from_the_metric():
+    rng = np.random.default_rng(0)
+    values, left_out = rng.beta(20, 4, 3000), rng.beta(200, 40, 50) ** 2
+    values[:7] = np.nan
+    whole, error = values[7:], np.std(values[7:], ddof=1)
+    logit = bootstrap.logit_interval(0.85, error, 12)
+    corrected = bootstrap.bca_interval(whole, 0.85, left_out)
+    assert np.abs(np.subtract(logit, corrected)).min() > 0.005, "the case shows no difference"
+    kinds = dict.fromkeys(metrics.NAMES, logit)
+    kinds |= dict.fromkeys(("log_loss", "brier", "kappa", "kappa_quadratic"), corrected)
+    kinds["ece"] = (np.nan, np.nan)
+    for name, expected in kinds.items():
+        found = bootstrap.interval(name, 0.85, values, left_out, 12)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12, err_msg=name)
+    # A perfect score is as sure as the patients of the rarest class are many.
+    perfect = bootstrap.interval("auroc", 1.0, np.ones(9), np.ones(4), 12)
+    of_scipy = scipy.stats.binomtest(12, 12).proportion_ci(method="wilson")
+    assert perfect == pytest.approx((of_scipy.low, 1), abs=1e-12)
+    for name in ("auroc", "brier", "ece"):  # without two defined resamples nothing is known
+        for few in ([], [0.8], [np.nan, 0.8, np.nan]):
+            found = bootstrap.interval(name, 0.85, np.array(few), left_out, 12)
+            assert np.isnan(found).all()
+
+
 def test_intervals_over_patients_cover_the_truth_and_those_over_images_do_not():
     """Patients with one to six images that share an effect; the true AUROC is known."""
-    n, effect, noise, shift, repeats = 160, 1.0, 0.5, 1.2, 600
+    n, effect, noise, shift, repeats = 160, 1.0, 0.5, 1.2, 300
     truth = scipy.stats.norm.cdf(shift / np.sqrt(2 * (effect**2 + noise**2)))
     rng, covered = np.random.default_rng(5), {"patient": 0, "image": 0}
     for _ in range(repeats):
@@ -341,10 +371,32 @@ def test_intervals_over_patients_cover_the_truth_and_those_over_images_do_not():
         own = shift * label + effect * rng.normal(size=n)
         score = scipy.special.expit(own[owner] + noise * rng.normal(size=len(owner)))
         proba = np.stack([1 - score, score], axis=1)
+        area = sk.roc_auc_score(label[owner], score)
         for kind, patients in (("patient", owner), ("image", np.arange(len(owner)))):
             rows = frame(label[owner], proba, patients)
-            draws = bootstrap.bootstrap(rows, names(2), 400, names=["auroc"], threads=1)
-            low, high = bootstrap.interval(draws["auroc"])
+            drawn = bootstrap.bootstrap(rows, names(2), 300, names=["auroc"], threads=1)["auroc"]
+            low, high = bootstrap.interval("auroc", area, drawn, np.array([]), n // 2)
             covered[kind] += low <= truth <= high
     assert 0.93 <= covered["patient"] / repeats <= 0.97, covered
     assert covered["image"] / repeats < 0.85, covered
+
+
+def test_near_the_ceiling_the_logit_interval_covers_and_the_percentile_interval_does_not():
+    """Forty patients and an AUROC of 0.95; of some samples it is 1."""
+    n, truth, repeats = 40, 0.95, 400
+    shift = np.sqrt(2) * scipy.stats.norm.ppf(truth)
+    label, rng = np.arange(n) % 2, np.random.default_rng(3)
+    covered, perfect = {"logit": 0, "percentile": 0}, 0
+    for _ in range(repeats):
+        score = scipy.stats.norm.cdf((shift * label + rng.normal(size=n)) / 3)
+        rows = frame(label, np.stack([1 - score, score], axis=1))
+        drawn = bootstrap.bootstrap(rows, names(2), 300, names=["auroc"], threads=1)["auroc"]
+        area = sk.roc_auc_score(label, score)
+        perfect += area == 1
+        low, high = bootstrap.percentiles(drawn)
+        covered["percentile"] += low <= truth <= high
+        low, high = bootstrap.interval("auroc", area, drawn, np.array([]), n // 2)
+        covered["logit"] += low <= truth <= high
+    assert perfect > 0
+    assert covered["percentile"] / repeats < 0.9, covered
+    assert 0.93 <= covered["logit"] / repeats <= 0.99, covered

@@ -1,31 +1,35 @@
-"""medlib.stats.claims: verdicts on predictions whose truth is known, in all four outcomes."""
+"""medlib.stats.claims: verdicts on arms whose truth is known, in all five outcomes."""
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
+from made_arms import arm, varying
 
 from medlib.core import backbones
 from medlib.data import cards
-from medlib.stats import claims, differences
+from medlib.stats import claims
 
 CONTROLS = ("vit_small-imagenet", "vit_base-imagenet", "vit_small-random", "resnet50-random")
 EVERY = (*claims.DINOV2.values(), *claims.CNNS, *CONTROLS)
 TASKS = claims.MRI + claims.PUBLIC
+NAMES = ["C1", "C2", "C3", "C4"]
+ALL = {"frozen": 1.0, "finetuned": 1.0}
 
 
-def arms(value, sd=0.004, backbones=EVERY, fractions=None, seed=0, tasks=TASKS):
-    """Arms whose AUROC is `value(task, backbone, regime)`, drawn with an independent error."""
+def arms(
+    value, sd=0.004, training=0.002, backbones=EVERY, fractions=ALL, seed=0, tasks=TASKS, **given
+):
+    """Arms whose AUROC is `value(task, backbone, regime)`, with errors of patients and training."""
     rng, made = np.random.default_rng(seed), []
-    fractions = fractions or {"frozen": 1.0, "finetuned": 1.0}
     for task in tasks:
-        for backbone in backbones:
+        for name in backbones:
             for regime, fraction in fractions.items():
-                cell = {"task": task, "backbone": backbone, "regime": regime, "head": "linear"}
-                cell |= {"label_fraction": fraction}
-                cell |= {"pretraining": backbone.partition("-")[2] or "dinov2"}
-                truth = value(task, backbone, regime)
-                draws = truth + sd * rng.normal(size=2000)
-                made.append(differences.Arm(cell, "auroc", truth, draws, [], ["no", "yes"]))
+                cell = {"task": task, "regime": regime, "label_fraction": fraction}
+                cell |= {"pretraining": name.partition("-")[2] or "dinov2"} | given
+                if regime == "frozen" and fraction == 1 and cell["pretraining"] != "random":
+                    cell |= {"seeds": (0,)}
+                made.append(varying(name, value(task, name, regime), sd, training, rng, **cell))
     return made
 
 
@@ -43,48 +47,200 @@ def reversed_(task, backbone, regime):
     if backbone not in claims.DINOV2.values():
         return 0.80
     size = {"dinov2_small": -0.06, "dinov2_base": 0.0, "dinov2_large": 0.06}[backbone]
-    return size + (0.88 if task in claims.MRI else 0.70)
+    return size + (0.88 if task in claims.MRI else 0.70 if regime == "frozen" else 0.75)
+
+
+def differing(on_mri, frozen, tuned):
+    """DINOv2 minus CNNs: on MRI, and elsewhere frozen and fine-tuned."""
+
+    def value(task, backbone, regime):
+        if backbone not in claims.DINOV2.values():
+            return 0.85
+        more = frozen if regime == "frozen" else tuned
+        return 0.85 + (on_mri if task in claims.MRI else more)
+
+    return value
 
 
 def verdict(table):
     return table.groupby("claim")["verdict"].agg(lambda verdicts: " ".join(set(verdicts))).to_dict()
 
 
+# ----------------------------------------------------------------------------------------- verdicts
+
+
 def test_what_the_paper_claims_is_supported_where_it_is_so():
     table = claims.verdicts(arms(as_claimed))
-    assert verdict(table) == dict.fromkeys(["C1", "C2", "C3", "C4"], "supported")
+    assert verdict(table) == dict.fromkeys(NAMES, "supported")
     effects = table.set_index(["claim", "part"])["difference"]
     assert effects["C1", "DINOv2 (S, B, L) minus CNNs"] == pytest.approx(-0.05)
     assert effects["C2", "DINOv2 (S, B, L) minus CNNs"] == pytest.approx((0.08 + 0.03) / 2)
     assert effects["C2", "the same, frozen minus fine-tuned"] == pytest.approx(0.05)
     assert effects["C3", "DINOv2 S minus B"] == pytest.approx(0)
     assert (table["missing"] == "").all() and table["ci_low"].lt(table["ci_high"]).all()
+    assert (table["procedure_low"] < table["ci_low"]).all()  # it is about more than patients
+    assert (table["procedure_high"] > table["ci_high"]).all()
+    assert set(table["training"]) == {"redraws and seeds"} and set(table["n_seeds"]) == {3}
+
+
+def test_the_error_of_a_part_is_that_of_its_weighted_arms():
+    # C1: 3 and 3 backbones, 2 regimes, 3 tasks, all independent: 36 arms of weight 1 / 18.
+    made = arms(as_claimed, sd=0.012, training=0.009, seeds=range(100))
+    row = claims.verdicts(made).iloc[0]
+    assert row["error"] == pytest.approx(0.015 * 6 / 18, rel=0.1)
+    assert row["training_share"] == pytest.approx(0.36, abs=0.1)
 
 
 def test_it_is_contradicted_where_the_opposite_is_so():
     table = claims.verdicts(arms(reversed_))
-    assert verdict(table) == dict.fromkeys(["C1", "C2", "C3", "C4"], "contradicted")
+    assert verdict(table) == dict.fromkeys(NAMES, "contradicted")
 
 
-def test_a_direction_is_contradicted_where_nothing_differs():
-    table = claims.verdicts(arms(lambda *_: 0.85, sd=0.002))
-    verdicts = verdict(table)
-    assert verdicts["C1"] == verdicts["C2"] == "contradicted"
+def test_where_nothing_differs_a_direction_is_not_shown_and_equivalence_is():
+    verdicts = verdict(claims.verdicts(arms(lambda *_: 0.85, sd=0.002, training=0.001)))
+    assert verdicts["C1"] == verdicts["C2"] == "inconclusive"
     assert verdicts["C3"] == verdicts["C4"] == "supported"
 
 
 def test_it_is_inconclusive_where_the_intervals_are_wide():
-    table = claims.verdicts(arms(lambda *_: 0.85, sd=0.2))
-    assert verdict(table) == dict.fromkeys(["C1", "C2", "C3", "C4"], "inconclusive")
+    for errors in ({"sd": 0.2}, {"training": 0.2}):  # whichever of the two errors is large
+        table = claims.verdicts(arms(lambda *_: 0.85, **errors))
+        assert verdict(table) == dict.fromkeys(NAMES, "inconclusive")
+
+
+def test_the_error_of_training_alone_can_leave_a_claim_open():
+    wide = claims.verdicts(arms(as_claimed, training=0.15)).set_index("claim")
+    assert wide.loc["C1", "verdict"] == "inconclusive"
+    assert wide.loc["C1", "ci_high"] < 0 < wide.loc["C1", "procedure_high"]
+
+
+SMALL = "right direction, smaller than the margin"
+
+
+def test_a_true_direction_of_half_a_hundredth_is_right_and_small_and_not_contradicted():
+    value = differing(on_mri=-0.005, frozen=0.0075, tuned=0.0025)
+    verdicts = verdict(claims.verdicts(arms(value, sd=0.001, training=0.0005)))
+    assert verdicts["C1"] == verdicts["C2"] == SMALL == claims.SMALL
+    assert verdicts["C3"] == verdicts["C4"] == "supported"
+    # The wrong direction is contradicted, however small it is.
+    value = differing(on_mri=0.005, frozen=-0.0075, tuned=-0.0025)
+    verdicts = verdict(claims.verdicts(arms(value, sd=0.001, training=0.0005)))
+    assert verdicts["C1"] == verdicts["C2"] == "contradicted"
+    # Whether it is smaller than the margin takes a small error: that it is right may be all.
+    value = differing(on_mri=-0.02, frozen=0.03, tuned=0.01)
+    verdicts = verdict(claims.verdicts(arms(value, sd=0.001, training=0.0005)))
+    assert verdicts["C1"] == verdicts["C2"] == "supported"
+
+
+def test_one_small_part_makes_a_claim_small():
+    value = differing(on_mri=-0.05, frozen=0.0525, tuned=0.0475)  # the gap's difference is 0.005
+    table = claims.verdicts(arms(value, sd=0.001, training=0.0005))
+    assert verdict(table) == {"C1": "supported", "C2": SMALL} | dict.fromkeys(
+        NAMES[2:], "supported"
+    )
 
 
 def test_one_part_of_a_claim_is_not_the_claim():
-    def value(task, backbone, regime):  # stronger on photographs, frozen and fine-tuned
-        return 0.93 if backbone in claims.DINOV2.values() and task in claims.PUBLIC else 0.85
+    equal_in_both, less_when_frozen = (
+        claims.verdicts(arms(differing(-0.05, frozen, 0.08), sd=0.002, training=0.001))
+        for frozen in (0.08, 0.05)
+    )
+    assert verdict(equal_in_both)["C2"] == "inconclusive"
+    assert verdict(less_when_frozen)["C2"] == "contradicted"
+    stronger, most_when_frozen = equal_in_both.set_index("claim").loc["C2", "p_value"]
+    assert stronger < 0.001 and most_when_frozen > 0.5
 
-    table = claims.verdicts(arms(value, sd=0.002)).set_index("claim")
-    assert set(table.loc["C2", "verdict"]) == {"contradicted"}
-    assert table.loc["C2", "p_for"].iloc[0] < 0.05 < table.loc["C2", "p_for"].iloc[1]
+
+def two(value, error, expected, margin=0.02):
+    """The verdict and the power of a claim about one pair of arms."""
+    quantiles = scipy.stats.norm.ppf((np.arange(1, 100)) / 100)
+    quantiles *= error / np.std(quantiles, ddof=1)
+    still, redraws = {0: np.zeros(99)}, {0: np.tile([-1e-9, 1e-9], 500)}
+    pair = [
+        arm("a", value, {0: value + quantiles}, redraws, task="t"),
+        arm("b", 0.0, still, redraws, task="t"),
+    ]
+    part = claims.Part("a minus b", {"a": 1, "b": -1}, expected, {"frozen": 1})
+    return claims.verdicts(pair, [claims.Claim("C", "words", ("t",), (part,), margin)]).iloc[0]
+
+
+# Where the estimate must lie, for an error of 0.005 and a margin of 0.02: a direction is shown by
+# 1.959964 errors, a bound by 1.644854.
+CASES = {
+    "above 0": [
+        (-0.01, "contradicted"),
+        (-0.0099, "contradicted"),
+        (-0.0097, "inconclusive"),
+        (0.0097, "inconclusive"),
+        (0.0099, SMALL),
+        (0.0101, SMALL),
+        (0.0103, "supported"),
+    ],
+    "within the margin": [
+        (-0.0299, "contradicted"),
+        (-0.0297, "inconclusive"),
+        (-0.0119, "inconclusive"),
+        (-0.0117, "supported"),
+        (0.0117, "supported"),
+        (0.0119, "inconclusive"),
+        (0.0299, "contradicted"),
+    ],
+    "above -margin": [
+        (-0.0299, "contradicted"),
+        (-0.0297, "inconclusive"),
+        (-0.0119, "inconclusive"),
+        (-0.0117, "supported"),
+        (0.5, "supported"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("expected", "value", "of_claim"),
+    [(expected, *case) for expected, cases in CASES.items() for case in cases],
+)
+def test_a_part_is_judged_where_the_estimate_is_worked_out_by_hand(expected, value, of_claim):
+    assert two(value, 0.005, expected)["verdict"] == of_claim
+    if expected == "above 0":
+        assert two(-value, 0.005, "below 0")["verdict"] == of_claim
+
+
+def test_a_direction_that_is_observed_is_never_contradicted():
+    rng, seen = np.random.default_rng(0), set()
+    for _ in range(100):
+        value, error = 10 ** rng.uniform(-4, -0.5), 10 ** rng.uniform(-4, -0.5)
+        seen.add(two(value, error, "above 0")["verdict"])
+        seen.add(two(-value, error, "below 0")["verdict"])
+    assert seen == {"supported", SMALL, "inconclusive"}
+
+
+@pytest.mark.parametrize("among", ["all four claims", "the two"])
+def test_where_the_sizes_are_alike_the_small_one_is_adequate(among):
+    rng, together = np.random.default_rng(0), []
+    some = [claim._replace(tasks=("t",)) for claim in claims.CLAIMS]
+    some = some if among == "all four claims" else some[2:]
+    for _ in range(120):
+        centre, spread = 10 ** rng.uniform(-3, -1.5, 2)
+        values = dict(zip(claims.DINOV2.values(), spread * rng.normal(size=3), strict=True))
+        values |= dict.fromkeys(claims.CNNS, centre * rng.normal())
+        made = []
+        for name, value in values.items():
+            error = 10 ** rng.uniform(-3.5, -2)
+            seeds = value + error * rng.normal(size=rng.integers(3, 6))
+            redraws = {0: value + error * rng.normal(size=20)}
+            drawn = {0: value + error * rng.normal(size=30)}
+            made.append(arm(name, value, drawn, redraws, task="t"))
+            draws = {s: drawn[0] for s in range(len(seeds))}
+            tuned = dict(enumerate(seeds))
+            made.append(arm(name, tuned, draws, task="t", regime="finetuned"))
+        verdicts = verdict(claims.verdicts(made, some))
+        together.append((verdicts["C3"], verdicts["C4"]))
+    alike = [c4 for c3, c4 in together if c3 == "supported"]
+    assert set(alike) == {"supported"} and len(alike) > 25
+    assert len(set(together)) >= 4, "the other outcomes occur as well"
+
+
+# ------------------------------------------------------------------------------------- not tested
 
 
 @pytest.mark.parametrize("lacking", ["dinov2_small", "dinov2_large", "vgg16-imagenet"])
@@ -99,14 +255,43 @@ def test_it_is_not_tested_without_every_weight_that_it_speaks_of(lacking):
         f"{task}: {lacking}, {regime}" for task in claims.MRI for regime in claims.BOTH
     ]
     untested = table[table["missing"] != ""]
-    assert untested[["difference", "ci_low", "p_for", "p_against"]].isna().all(axis=None)
+    empty = ["difference", "ci_low", "procedure_low", "p_value", "p_equivalence", "power"]
+    assert untested[empty].isna().all(axis=None)
+
+
+@pytest.mark.parametrize("regime", claims.BOTH)
+def test_arms_that_were_trained_once_are_not_tested(regime):
+    once = [
+        one._replace(redraws={})
+        if regime == "frozen"
+        else one._replace(values={0: one.value}, draws={0: one.draws[0]})
+        for one in arms(as_claimed)
+        if one.cell["regime"] == regime
+    ]
+    others = [one for one in arms(as_claimed) if one.cell["regime"] != regime]
+    table = claims.verdicts(once + others)
+    assert set(table["verdict"]) == {"not tested"}
+    assert set(table["missing"]) == {"more than one training of each arm"}
+    tests = ["p_value", "p_equivalence", "error", "power", "procedure_low"]
+    assert table[tests].isna().all(axis=None)
+    # What was observed is said all the same, with its interval over patients.
+    assert table["difference"].iloc[0] == pytest.approx(-0.05)
+    assert table[["ci_low", "ci_high"]].notna().all(axis=None)
+
+
+def test_one_arm_that_was_trained_once_leaves_its_claims_untested():
+    made = arms(as_claimed)
+    place = [one.cell["backbone"] == "vgg16-imagenet" for one in made].index(True)
+    made[place] = made[place]._replace(redraws={})  # frozen, on the first of the MRI tasks
+    expected = {"C1": "not tested"} | dict.fromkeys(NAMES[1:], "supported")
+    assert verdict(claims.verdicts(made)) == expected
 
 
 def test_random_weights_never_stand_in_for_pretrained_ones():
     names = [f"{b.partition('-')[0]}-random" for b in EVERY if "random" not in b]
     table = claims.verdicts(arms(lambda *_: 0.9, backbones=names))
     assert set(table["verdict"]) == {"not tested"}
-    assert "glioma_ucsf_t1: dinov2_small, frozen" in table["missing"].iloc[0]
+    assert f"{claims.MRI[0]}: dinov2_small, frozen" in table["missing"].iloc[0]
     assert set(claims.verdicts([])["verdict"]) == {"not tested"}
 
 
@@ -116,35 +301,202 @@ def test_a_regime_that_was_not_run_is_named():
     assert "finetuned" in table["missing"].iloc[0] and "frozen" not in table["missing"].iloc[0]
 
 
+def later(one):
+    """The same arm, of other seeds."""
+    values, draws = ({s + 5: v for s, v in part.items()} for part in (one.values, one.draws))
+    return one._replace(values=values, draws=draws)
+
+
+@pytest.mark.parametrize("weighting", ["equal", "precision"])
+def test_seeds_that_arms_do_not_share_are_named(weighting):
+    made = [
+        later(one)
+        if (one.cell["backbone"], one.cell["regime"]) == ("dinov2_small", "finetuned")
+        else one
+        for one in arms(as_claimed)
+    ]
+    table = claims.verdicts(made, weighting=weighting)
+    assert set(table["verdict"]) == {"not tested"}
+    assert "seed" in table["missing"].iloc[0]
+
+
 def test_frozen_and_fine_tuned_networks_are_compared_on_the_same_labels():
     few = arms(as_claimed, fractions={"frozen": 0.1, "finetuned": 0.1})
     many = arms(lambda *_: 0.99, fractions={"frozen": 1.0}, seed=1)
     table = claims.verdicts(few + many)
     assert set(table["verdict"]) == {"supported"}
     assert table["difference"].iloc[0] == pytest.approx(-0.05)
+    assert set(table["training"]) == {"seeds"}  # they draw the labelled patients of all arms
 
 
 def test_other_heads_and_other_metrics_are_left_out():
     real = arms(as_claimed)
-    knn = [a._replace(cell=a.cell | {"head": "knn"}, value=0.5) for a in real]
-    brier = [a._replace(metric="brier", value=0.1) for a in real]
+    knn = [a._replace(cell=a.cell | {"head": "knn"}, values={0: 0.5}) for a in real]
+    brier = [a._replace(metric="brier", values={0: 0.1}) for a in real]
     expected = claims.verdicts(real)
     pd.testing.assert_frame_equal(claims.verdicts(real + knn + brier), expected)
 
 
 def test_four_claims_are_corrected_for_their_number():
-    # z = 2.2, a two-sided p of 0.028: significant alone, but not as the smallest of four.
-    def value(task, backbone, regime):
-        return 0.85 - (0.03 if backbone in claims.DINOV2.values() and task in claims.MRI else 0)
-
+    # 2.2 errors, a two-sided p of about 0.03: significant alone, but not as the smallest of four.
+    value = differing(on_mri=-0.03, frozen=0, tuned=0)
     sd = 0.03 / 2.2 * 3  # of an arm; of the contrast (6 backbones, 2 regimes, 3 tasks) a third
-    table = claims.verdicts(arms(value, sd=sd, seed=4)).set_index("claim")
-    p = table.loc["C1", "p_for"]
-    assert 0.0125 < p < 0.05 and table.loc["C1", "ci_high"] < 0
-    assert (table["p_for"].drop("C1") > 0.05).all()
+    made = arms(value, sd=sd, training=0.001, seed=4)
+    table = claims.verdicts(made).set_index("claim")
+    p = table.loc["C1", "p_value"]
+    assert 0.0125 < p < 0.05 and table.loc["C1", "procedure_high"] < 0
+    assert (table["p_value"].drop("C1") > 0.05).all()
     assert table.loc["C1", "verdict"] == "inconclusive"
-    alone = claims.verdicts(arms(value, sd=sd, seed=4), claims.CLAIMS[:1])
+    alone = claims.verdicts(made, claims.CLAIMS[:1])
     assert alone["verdict"].tolist() == ["supported"]
+
+
+# ------------------------------------------------------------------------------- power and weights
+
+
+@pytest.mark.parametrize("expected", ["above 0", "below 0", "above -margin", "within the margin"])
+@pytest.mark.parametrize("error", [0.004, 0.006, 0.01, 0.03])
+def test_power_is_how_often_a_part_is_shown_in_simulations(expected, error):
+    truth = {"above 0": 0.02, "below 0": -0.02}.get(expected, 0.0)
+    estimates = np.random.default_rng(0).normal(truth, error, 200_000)
+    # In a simulation a part is shown where its interval, at 0.05 over 4 claims, says so.
+    one, both = (error * scipy.stats.norm.isf(level) for level in (0.0125, 0.00625))
+    shown = {
+        "above 0": estimates > both,
+        "below 0": estimates < -both,
+        "above -margin": estimates > -0.02 + one,
+        "within the margin": np.abs(estimates) < 0.02 - one,
+    }[expected]
+    draws = {0: np.array([-1, 1]) * error / np.sqrt(2)}
+    pair = [
+        arm("a", 0.0, draws, {0: np.tile([-1e-9, 1e-9], 500)}, task="t"),
+        arm("b", 0.0, redraws={0: np.zeros(1000)}, task="t"),
+    ]
+    part = claims.Part("a minus b", {"a": 1, "b": -1}, expected, {"frozen": 1})
+    claim = claims.Claim("C", "words", ("t",), (part,))
+    four = [claim._replace(name=name) for name in NAMES]
+    table = claims.verdicts(pair, four)
+    assert table["error"].tolist() == pytest.approx([error] * 4, rel=1e-6)
+    assert table["power"].tolist() == pytest.approx([shown.mean()] * 4, abs=0.005)
+    wider = claims.verdicts(pair, [one._replace(margin=0.05) for one in four])["power"]
+    assert (wider > table["power"]).all() or wider[0] < 1e-9 or table["power"][0] > 1 - 1e-9
+
+
+def test_verdicts_have_the_power_that_they_say():
+    rng = np.random.default_rng(0)
+    for expected, truth in (("above 0", 0.02), ("within the margin", 0.0)):
+        rows = [two(truth + 0.007 * rng.normal(), 0.007, expected) for _ in range(250)]
+        shown = [row["verdict"] in ("supported", SMALL) for row in rows]
+        share = scipy.stats.binomtest(sum(shown), 250).proportion_ci(0.999)
+        assert share.low < rows[0]["power"] < share.high and 0.5 < rows[0]["power"] < 0.9
+
+
+def test_power_is_right_with_three_seeds_too():
+    pair = [
+        arm("a", {0: 0.80, 1: 0.81, 2: 0.83}, task="t", regime="finetuned"),
+        arm("b", {0: 0.80, 1: 0.80, 2: 0.80}, task="t", regime="finetuned"),
+    ]
+    part = claims.Part("a minus b", {"a": 1, "b": -1}, "above 0", {"finetuned": 1})
+    (row,) = claims.verdicts(pair, [claims.Claim("C", "", ("t",), (part,), 0.03)]).to_dict(
+        "records"
+    )
+    spread = np.std([0.80, 0.81, 0.83], ddof=1)
+    seeds = np.random.default_rng(0).normal(0.03, spread, (3, 4000))
+    tests = scipy.stats.ttest_1samp(seeds, 0)
+    shown = (tests.pvalue < 0.05) & (tests.statistic > 0)
+    assert row["power"] == pytest.approx(shown.mean(), abs=0.03)
+
+
+def of_tasks(values_and_errors, metric="auroc"):
+    """A frozen arm on each task; its draws have exactly this standard error."""
+    return [
+        arm(
+            "a",
+            value,
+            {0: value + np.array([-1, 1]) * error / np.sqrt(2)},
+            {0: np.full(50, value)},
+            metric,
+            task=task,
+        )
+        for task, (value, error) in values_and_errors.items()
+    ]
+
+
+def test_tasks_are_weighted_equally_or_by_their_precision():
+    # Errors of 0.01 and 0.03: the first task counts nine times as much.
+    made = of_tasks({"one": (0.10, 0.01), "two": (0.20, 0.03)})
+    part = claims.Part("a", {"a": 1}, "above 0", {"frozen": 1})
+    claim = claims.Claim("C", "words", ("one", "two"), (part,))
+    equal, precise = (
+        claims.verdicts(made, [claim], weighting=weighting).iloc[0]
+        for weighting in ("equal", "precision")
+    )
+    assert equal["weighting"] == "equal" and precise["weighting"] == "precision"
+    assert equal["difference"] == pytest.approx(0.15)
+    assert precise["difference"] == pytest.approx(0.9 * 0.10 + 0.1 * 0.20)
+    # The two tasks share their draws here, so their errors add up.
+    assert equal["error"] == pytest.approx((0.01 + 0.03) / 2)
+    assert precise["error"] == pytest.approx(0.9 * 0.01 + 0.1 * 0.03)
+    places = claims.by_place(made)
+    found, missing = claims.contrast(places, {"a": 1}, {"frozen": 1}, ("one", "two"), "precision")
+    assert found.value == pytest.approx(0.11) and missing == []
+    found, missing = claims.contrast(places, {"a": 1}, {"frozen": 1}, ("one", "x"), "precision")
+    assert found is None and missing == ["x: a, frozen"]
+
+
+def test_equal_errors_give_equal_weights():
+    made = arms(as_claimed, seed=3)
+    for part, of in (("precision", 1e-3), ("equal", 1e-12)):
+        table = claims.verdicts(made, weighting=part)
+        assert table["difference"].iloc[0] == pytest.approx(-0.05, abs=of)
+
+
+def test_the_sensitivity_table_judges_by_each_metric_weighting_and_margin():
+    def value(task, backbone, regime):  # the sizes differ by 0.015 and 0.03
+        size = {"dinov2_small": -0.015, "dinov2_large": 0.015}.get(backbone, 0)
+        return as_claimed(task, backbone, regime) + size
+
+    made = arms(value, sd=0.002, training=0.001)
+    made += arms(reversed_, sd=0.002, training=0.001, metric="accuracy")
+    table = claims.sensitivity(made)
+    assert list(table) == ["metric", "weighting", "margin", *NAMES]
+    ways = [
+        (metric, weighting, margin)
+        for metric in ("auroc", "accuracy", "f1_weighted")
+        for weighting in ("equal", "precision")
+        for margin in (0.01, 0.02, 0.05)
+    ]
+    assert list(table.iloc[:, :3].itertuples(index=False, name=None)) == ways
+    # C1 and C2 hold by 0.05 or more, S and L differ by 0.03, so the margin decides.
+    by_margin = {
+        0.01: ["supported", "supported", "contradicted", "contradicted"],
+        0.02: ["supported", "supported", "contradicted", "contradicted"],
+        0.05: ["supported", "supported", "supported", "supported"],
+    }
+    for _, row in table.iterrows():
+        if row["metric"] == "auroc":
+            assert row[NAMES].tolist() == by_margin[row["margin"]], row.tolist()
+        elif row["metric"] == "accuracy":
+            assert set(row[NAMES]) == {"contradicted"}
+        else:
+            assert set(row[NAMES]) == {"not tested"}
+    few = claims.sensitivity(made, margins=(0.035,))
+    assert len(few) == 6 and few[NAMES].iloc[0].tolist() == ["supported"] * 4
+
+
+def test_a_verdict_can_depend_on_the_weights_of_the_tasks():
+    def value(task, backbone, regime):
+        worse = {claims.MRI[0]: -0.05, claims.MRI[1]: -0.05}.get(task, 0.2)  # and better on one
+        return 0.85 + (worse if backbone in claims.DINOV2.values() else 0)
+
+    flair = claims.MRI[2]
+    precise = [a for a in arms(value, sd=0.001, training=0.001) if a.cell["task"] != flair]
+    coarse = [a for a in arms(value, sd=0.25, seed=1) if a.cell["task"] == flair]
+    table = claims.sensitivity(precise + coarse, margins=(0.02,)).query("metric == 'auroc'")
+    assert table.set_index("weighting")["C1"].to_dict() == {
+        "equal": "inconclusive",
+        "precision": "supported",
+    }
 
 
 # ------------------------------------------------------------------------------------- stand-ins
@@ -231,6 +583,9 @@ def test_another_task_is_not_judged():
     assert len(table) == len(claims.verdicts(made)) and set(table["note"]) == {""}
 
 
+# --------------------------------------------------------------------------------------- the claims
+
+
 def test_claims_speak_of_tasks_and_backbones_that_there_are():
     for claim in claims.CLAIMS:
         assert set(claim.tasks) <= set(cards.tasks())
@@ -238,12 +593,12 @@ def test_claims_speak_of_tasks_and_backbones_that_there_are():
             for name in part.backbones:
                 assert backbones.get(name).pretraining != "random"
             assert sum(part.backbones.values()) == pytest.approx(0)
-    assert [claim.name for claim in claims.CLAIMS] == ["C1", "C2", "C3", "C4"]
+    assert [claim.name for claim in claims.CLAIMS] == NAMES
     for name in claims.SUPERVISED.values():
         assert backbones.get(name).pretraining == "imagenet"
 
 
-# ------------------------------------------------------------------------------------- confounds
+# ---------------------------------------------------------------------------------------- confounds
 
 
 def test_the_difference_is_the_sum_of_pretraining_and_architecture():
@@ -262,6 +617,8 @@ def test_the_difference_is_the_sum_of_pretraining_and_architecture():
     assert len(mean) == 2 and mean["difference"].tolist() == pytest.approx([0.12, 0.12])
     wide = table.query("task == 'dermoscopy' and part == 'total'")
     assert (mean["ci_high"] - mean["ci_low"]).max() < (wide["ci_high"] - wide["ci_low"]).min()
+    tested = table[table["missing"] == ""]
+    assert (tested["procedure_high"] > tested["ci_high"]).all() and tested["p_value"].notna().all()
 
 
 def test_a_part_without_its_control_is_not_tested_and_the_others_are():

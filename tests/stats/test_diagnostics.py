@@ -8,7 +8,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
-from medlib.stats import diagnostics, prediction
+from medlib.stats import diagnostics, draws, prediction
 
 
 def frame(k, n=80, seed=0, per_patient=1):
@@ -119,6 +119,25 @@ def test_reliability_is_that_of_scikit_learn_bin_by_bin():
     assert ((full["low"] < full["accuracy"]) & (full["accuracy"] < full["high"])).all()
     gap = (bins["count"] * (bins["accuracy"] - bins["confidence"]).abs()).sum() / 300
     assert gap == pytest.approx(prediction.point(rows, classes)["ece"], abs=0.05)
+
+
+def test_the_bands_of_reliability_are_percentiles_over_draws_of_patients():
+    rows, classes = frame(2, n=120, per_patient=3)
+    bins = diagnostics.reliability([rows.sample(frac=1, random_state=0)], classes, 150)
+    patients = sorted(set(rows["patient_id"]))
+    counts = pd.DataFrame(draws.counts(patients, 0, 150), columns=patients)
+    weights = counts[rows["patient_id"]].to_numpy().astype(int)
+    proba = rows[["prob_c0", "prob_c1"]].to_numpy()
+    right = (np.array(classes)[proba.argmax(1)] == rows["y_true"]).to_numpy()
+    bin_of = np.ceil(proba.max(1) * 10 - 1e-12).astype(int)
+    for row, number in zip(bins.to_dict("records"), np.unique(bin_of), strict=True):
+        members = bin_of == number
+        inside, hits = weights[:, members].sum(1), weights[:, members & right].sum(1)
+        values = hits[inside > 0] / inside[inside > 0]
+        assert row["count"] == members.sum()
+        assert (row["low"], row["high"]) == pytest.approx(
+            tuple(np.quantile(values, [0.025, 0.975]))
+        )
 
 
 def test_the_released_codes_interval_is_seventy_times_too_narrow():

@@ -182,6 +182,25 @@ def test_auroc_of_two_classes_is_undefined_when_one_is_absent(only):
     assert np.isnan(metrics.compute(y, proba)["auroc"][0])
 
 
+@pytest.mark.parametrize("absent", [0, 1])
+def test_metrics_of_ranks_are_undefined_in_a_draw_that_lacks_one_of_two_classes(absent):
+    y, proba = case(2, n=20, seed=3)
+    weights = np.stack([y != absent, np.ones(20)]).astype(int)
+    computed = metrics.compute(y, proba, weights, names=metrics.RANKS)
+    for name in metrics.RANKS:
+        assert np.isnan(computed[name][0]) and np.isfinite(computed[name][1]), name
+
+
+def test_a_draw_of_nobody_has_no_metric_and_no_warning():
+    y, proba = case(3, n=20, seed=3)
+    weights = np.stack([np.zeros(20), np.ones(20)]).astype(int)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        computed = metrics.compute(y, proba, weights)
+    for name, values in computed.items():
+        assert np.isnan(values[0]) and np.isfinite(values[1]), name
+
+
 @pytest.mark.parametrize("k", [2, 3])
 def test_probabilities_that_are_not_finite_never_give_an_auroc(k):
     # A network that has diverged predicts NaN. In the order of the rows these labels would be

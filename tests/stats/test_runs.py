@@ -2,9 +2,10 @@
 
 import pandas as pd
 import pytest
-from made_runs import kept_below, predictions, runs_below, save
+from made_runs import CANDIDATES, kept_below, predictions, runs_below, save
 from scored import frame_by_sklearn
 
+from medlib import files
 from medlib.stats import runs, summaries
 
 
@@ -119,3 +120,44 @@ def test_hundreds_of_offenders_are_counted(tmp_path):
         summaries.summarise(folders)
     lines = str(caught.value).splitlines()
     assert lines[0].startswith("300 of 300") and len(lines) == 23 and "280 more" in lines[21]
+
+
+def test_a_record_without_digests_or_candidates_is_refused_by_what_it_lacks(tmp_path):
+    frame = predictions("mri", 0)
+    folders = [save(tmp_path, frame, seed=0, sha256={"redraws.csv": "0"})]
+    folders.append(save(tmp_path, frame, seed=1))
+    record = files.read_json(folders[1] / "run.json")
+    files.save_json(folders[1] / "run.json", record | {"how": {}})
+    folders.append(save(tmp_path, frame, seed=2))
+    with pytest.raises(ValueError) as caught:
+        runs.read_records(folders)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "2 of 3 runs have no readable record:"
+    assert "seed0" in lines[1] and lines[1].endswith("it lacks sha256")
+    assert "seed1" in lines[2] and lines[2].endswith("it lacks candidates")
+
+
+@pytest.mark.parametrize("file", ["redraws.csv", "validation.csv"])
+def test_tables_that_are_not_those_of_the_record_are_refused_made_or_kept(tmp_path, made, file):
+    frame = predictions("mri", 0)
+    again = pd.DataFrame({"auroc": [0.7, 0.8, float("nan")], "accuracy": [0.6, 0.7, 0.8]})
+    folder = save(tmp_path, frame, redraws=again, validation=frame.assign(rotation=0))
+    (run,) = runs.runs_by_cell([folder])[0]
+    assert set(run.sha256) == {"predictions.csv", "validation.csv", "redraws.csv"}
+    pd.testing.assert_frame_equal(runs.redraws(run), again, check_exact=True)
+    validated = runs.validation(run)
+    pd.testing.assert_frame_equal(validated, frame.assign(rotation=0), check_exact=True)
+    whole = (folder / file).read_text()
+    for kept in (None, kept_below(tmp_path)):
+        summaries.summarise([folder], 5, kept=kept)
+        for harm in (whole.replace("0.", "0.1", 1), None):
+            (folder / file).write_text(harm) if harm else (folder / file).unlink()
+            with pytest.raises(ValueError, match=f"1 of 1 runs cannot be used(.|\n)*{file}"):
+                summaries.summarise([folder], 5, kept=kept)
+            (folder / file).write_text(whole)
+
+
+def test_a_run_without_redraws_and_validation_has_empty_tables(tmp_path):
+    (run,) = runs.runs_by_cell([save(tmp_path, predictions("mri", 0))])[0]
+    assert runs.redraws(run).empty and runs.validation(run).empty
+    assert run.candidates == CANDIDATES

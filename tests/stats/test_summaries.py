@@ -8,22 +8,27 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from made_runs import BACKBONES, CLASSES, kept_below, predictions, runs_below, save
+import scipy.stats
+from made_runs import BACKBONES, CANDIDATES, CLASSES, kept_below, predictions, runs_below, save
 from scored import frame_by_sklearn
 
 from medlib import files
 from medlib.grid.notebooks import imports
-from medlib.stats import bootstrap, metrics, prediction, summaries
+from medlib.stats import bootstrap, draws, metrics, prediction, summaries
 
 SUMMARY = ["task", "backbone", "pretraining", "regime", "head", "label_fraction", "seed", "metric"]
-SUMMARY += ["value", "ci_low", "ci_high", "n_patients", "n_images", "bca_low", "bca_high"]
+SUMMARY += ["value", "ci_low", "ci_high", "n_patients", "n_images", "rarest", "candidates"]
 SUMMARY += ["delong_low", "delong_high", "undefined"]
+PROCEDURE = ["procedure_low", "procedure_high", "training", "training_share"]  # over seeds alone
+Z = 1.959963984540054
 
 
 def test_every_value_of_the_summary_is_that_of_scikit_learn(saved):
     results, predicted = saved
-    by_seed, _ = summaries.summarise(runs_below(results), resamples=50)
+    by_seed, over_seeds = summaries.summarise(runs_below(results), resamples=50)
     assert list(by_seed.columns) == SUMMARY
+    of_seeds = ["n_seeds" if name == "seed" else name for name in SUMMARY]
+    assert list(over_seeds.columns) == [*of_seeds, "sd", *PROCEDURE]
     assert len(by_seed) == 2 * 2 * sum(len(metrics.applicable(len(c))) for c in CLASSES.values())
     assert not by_seed.duplicated(["task", "backbone", "seed", "metric"]).any()
     of_run = by_seed.set_index(["task", "backbone", "seed"]).sort_index()
@@ -37,10 +42,31 @@ def test_every_value_of_the_summary_is_that_of_scikit_learn(saved):
         assert set(mine["regime"]) == {"frozen"}
 
 
-def test_the_summary_counts_patients_and_samples(saved):
+def test_the_summary_counts_patients_samples_and_candidates(saved):
     for table in summaries.summarise(runs_below(saved[0]), resamples=20):
         assert set(table["n_patients"]) == {15}
         assert set(table["n_images"]) == {30}
+        # Of 15 patients 8 and 7 have the two classes of one task, 5 each those of the other.
+        assert table.groupby("task")["rarest"].unique().map(list).to_dict() == {
+            "mri": [7],
+            "skin": [5],
+        }
+        assert set(table["candidates"]) == {CANDIDATES}
+
+
+def test_the_rarest_class_is_counted_in_patients_and_candidates_are_those_of_the_cells_runs(
+    tmp_path,
+):
+    frame = predictions("skin", 0, n_patients=8)  # three patients of nv and of mel, two of bcc
+    few = frame[~frame["patient_id"].isin(["001", "004"])]  # one of mel, with two samples
+    save(tmp_path, few, "skin", how={"candidates": 21}, regime="finetuned")
+    save(tmp_path, few, "skin")
+    for table in summaries.summarise(runs_below(tmp_path), resamples=20):
+        assert set(table["rarest"]) == {1} and set(table["n_patients"]) == {6}
+        assert table.groupby("regime")["candidates"].unique().map(list).to_dict() == {
+            "finetuned": [21],
+            "frozen": [CANDIDATES],
+        }
 
 
 def test_over_seeds_the_value_is_the_mean_and_the_spread_the_sample_standard_deviation(saved):
@@ -58,23 +84,123 @@ def test_over_seeds_the_value_is_the_mean_and_the_spread_the_sample_standard_dev
         assert row.sd == pytest.approx(abs(a - b) / np.sqrt(2), rel=0, abs=1e-12)
 
 
+def logit_ends(value, reach):
+    """The ends of an interval that reaches ``reach`` to each side of ``value``, in log-odds."""
+    odds, factor = value / (1 - value), np.exp(reach / (value * (1 - value)))
+    return odds / factor / (1 + odds / factor), odds * factor / (1 + odds * factor)
+
+
+def accuracy_draws(frame, resamples):
+    """The accuracy on draws of patients who have two samples each."""
+    hit = (frame["prob_high"] > 0.5) == (frame["y_true"] == "high")
+    by_patient = hit.groupby(frame["patient_id"]).mean()
+    counts = draws.counts(list(by_patient.index), 0, resamples).astype(float)
+    return counts @ by_patient.to_numpy() / counts.sum(1)
+
+
 def test_intervals_are_those_of_drawing_patients_the_same_for_every_seed(saved):
     results, predicted = saved
     by_seed, over_seeds = summaries.summarise(runs_below(results), resamples=60)
-    seed = bootstrap.stream(predicted["mri", "dinov2_small", 0])
-    draws = np.random.default_rng(seed).integers(15, size=(60, 15))
-    values = {0: [], 1: []}
-    for seed, frame in ((s, predicted["mri", "dinov2_small", s]) for s in (0, 1)):
-        hit = (frame["prob_high"] > 0.5) == (frame["y_true"] == "high")
-        values[seed] = hit.groupby(frame["patient_id"]).mean().to_numpy()[draws].mean(1)
+    values = [accuracy_draws(predicted["mri", "dinov2_small", seed], 60) for seed in (0, 1)]
     cell = "task == 'mri' and backbone == 'dinov2_small' and metric == 'accuracy'"
     for seed in (0, 1):
         row = by_seed.query(cell + " and seed == @seed").iloc[0]
-        expected = np.quantile(values[seed], (0.025, 0.975))
-        assert (row.ci_low, row.ci_high) == pytest.approx(tuple(expected), rel=0, abs=1e-12)
+        expected = logit_ends(row.value, Z * np.std(values[seed], ddof=1))
+        assert (row.ci_low, row.ci_high) == pytest.approx(expected, rel=0, abs=1e-12)
     row = over_seeds.query(cell).iloc[0]
-    expected = np.quantile((values[0] + values[1]) / 2, (0.025, 0.975))
-    assert (row.ci_low, row.ci_high) == pytest.approx(tuple(expected), rel=0, abs=1e-12)
+    expected = logit_ends(row.value, Z * np.std((values[0] + values[1]) / 2, ddof=1))
+    assert (row.ci_low, row.ci_high) == pytest.approx(expected, rel=0, abs=1e-12)
+
+
+# ----------------------------------------------------- intervals of the procedure, trained again
+
+
+def redrawn(names, seed=0, n=30):
+    """What a run's models might reach after redraws; one redraw lacks a class."""
+    table = pd.DataFrame(
+        np.random.default_rng(seed).normal(0.8, 0.03, (n, len(names))), columns=names
+    )
+    table.iloc[4] = np.nan
+    return table
+
+
+def expected_procedure(value, patients, parts):
+    """Interval and share of training, by Satterthwaite; ``parts``: (variance, df) of training."""
+    training = sum(variance for variance, _ in parts)
+    both = patients**2 + training
+    df = both**2 / sum(variance**2 / df for variance, df in parts)
+    reach = scipy.stats.t.ppf(0.975, df) * np.sqrt(both)
+    return value, reach, training / both
+
+
+def of_procedure(tmp_path, metric="accuracy"):
+    _, over_seeds = summaries.summarise(runs_below(tmp_path), resamples=60)
+    return over_seeds.set_index("metric").loc[metric]
+
+
+def test_a_frozen_procedure_varies_with_its_patients_and_their_redraws(tmp_path):
+    frame, again = predictions("mri", 0), redrawn(metrics.applicable(2))
+    save(tmp_path, frame, redraws=again)
+    row = of_procedure(tmp_path)
+    parts = [(np.var(again["accuracy"].dropna(), ddof=1), 28)]  # 29 redraws are defined
+    patients = np.std(accuracy_draws(frame, 60), ddof=1)
+    value, reach, share = expected_procedure(row["value"], patients, parts)
+    assert row["training"] == "redraws"
+    assert row["training_share"] == pytest.approx(share, abs=1e-12) and 0.01 < share < 0.9
+    ends = row["procedure_low"], row["procedure_high"]
+    assert ends == pytest.approx(logit_ends(value, reach), rel=0, abs=1e-12)
+    assert ends[0] < row["ci_low"] < row["ci_high"] < ends[1]
+    # A loss has no bounds, so its interval is symmetric.
+    row = of_procedure(tmp_path, "log_loss")
+    drawn = bootstrap.bootstrap(frame, CLASSES["mri"], 60, names=["log_loss"])["log_loss"]
+    parts = [(np.var(again["log_loss"].dropna(), ddof=1), 28)]
+    value, reach, share = expected_procedure(row["value"], np.std(drawn, ddof=1), parts)
+    ends = row["procedure_low"], row["procedure_high"]
+    assert ends == pytest.approx((value - reach, value + reach), rel=0, abs=1e-12)
+    # No interval of the calibration error covers.
+    row = of_procedure(tmp_path, "ece")
+    assert row[["ci_low", "ci_high", "procedure_low", "procedure_high"]].isna().all()
+
+
+def test_a_fine_tuned_procedure_varies_with_its_patients_and_its_seeds(tmp_path):
+    frames = [predictions("mri", seed) for seed in (0, 1, 2)]
+    for seed, frame in enumerate(frames):
+        save(tmp_path, frame, seed=seed, regime="finetuned")
+    row = of_procedure(tmp_path)
+    accuracies = [frame_by_sklearn(frame, CLASSES["mri"])["accuracy"] for frame in frames]
+    patients = np.std(np.mean([accuracy_draws(frame, 60) for frame in frames], axis=0), ddof=1)
+    parts = [(np.var(accuracies, ddof=1) / 3, 2)]
+    value, reach, share = expected_procedure(np.mean(accuracies), patients, parts)
+    assert row["training"] == "seeds" and row["n_seeds"] == 3
+    assert row["training_share"] == pytest.approx(share, abs=1e-12) and share > 0.01
+    ends = row["procedure_low"], row["procedure_high"]
+    assert ends == pytest.approx(logit_ends(value, reach), rel=0, abs=1e-12)
+
+
+def test_a_random_control_varies_with_redraws_and_with_the_seeds_of_its_weights(tmp_path):
+    frames = [predictions("mri", seed) for seed in (0, 1)]
+    again = [redrawn(metrics.applicable(2), seed) for seed in (0, 1)]
+    for seed in (0, 1):
+        save(tmp_path, frames[seed], seed=seed, pretraining="random", redraws=again[seed])
+    row = of_procedure(tmp_path)
+    accuracies = [frame_by_sklearn(frame, CLASSES["mri"])["accuracy"] for frame in frames]
+    patients = np.std(np.mean([accuracy_draws(frame, 60) for frame in frames], axis=0), ddof=1)
+    mean = (again[0]["accuracy"] + again[1]["accuracy"]).dropna() / 2
+    parts = [(np.var(mean, ddof=1), 28), (np.var(accuracies, ddof=1) / 2, 1)]
+    value, reach, share = expected_procedure(np.mean(accuracies), patients, parts)
+    assert row["training"] == "redraws and seeds"
+    assert row["training_share"] == pytest.approx(share, abs=1e-12)
+    ends = row["procedure_low"], row["procedure_high"]
+    assert ends == pytest.approx(logit_ends(value, reach), rel=0, abs=1e-12)
+
+
+@pytest.mark.parametrize("given", [{"head": "knn"}, {"regime": "finetuned"}])
+def test_one_training_does_not_say_how_a_procedure_varies(tmp_path, given):
+    save(tmp_path, predictions("mri", 0), **given)
+    row = of_procedure(tmp_path)
+    assert row["training"] == ""
+    assert row[["procedure_low", "procedure_high", "training_share"]].isna().all()
+    assert row["ci_low"] < row["value"] < row["ci_high"]
 
 
 def test_a_single_seed_has_the_same_interval_in_both_tables_and_no_spread(tmp_path):
@@ -82,11 +208,11 @@ def test_a_single_seed_has_the_same_interval_in_both_tables_and_no_spread(tmp_pa
     by_seed, over_seeds = summaries.summarise(runs_below(tmp_path), resamples=80)
     assert set(by_seed["seed"]) == {4} and set(over_seeds["n_seeds"]) == {1}
     assert over_seeds["sd"].isna().all()
-    for column in ("metric", "value", "ci_low", "ci_high"):
-        assert by_seed[column].tolist() == over_seeds[column].tolist()
-    middle = by_seed[
-        by_seed["metric"] != "ece"
-    ]  # resampling adds noise, which increases the calibration error
+    same = ["metric", "value", "ci_low", "ci_high"]
+    pd.testing.assert_frame_equal(by_seed[same], over_seeds[same], check_exact=True)
+    calibration = by_seed["metric"] == "ece"  # no interval of it covers
+    assert by_seed.loc[calibration, ["ci_low", "ci_high"]].isna().all(axis=None)
+    middle = by_seed[~calibration]
     assert (middle["ci_low"] < middle["value"]).all()
     assert (middle["value"] < middle["ci_high"]).all()
 
@@ -114,27 +240,27 @@ def test_label_fractions_and_heads_are_cells_of_their_own(tmp_path):
     assert areas.to_dict() == pytest.approx(expected, rel=0, abs=1e-12)
 
 
-def test_beside_percentiles_stand_the_corrected_interval_and_delongs(saved):
+def test_losses_and_kappas_have_the_corrected_interval_and_beside_auroc_stands_delongs(saved):
     results, predicted = saved
     by_seed, over_seeds = summaries.summarise(runs_below(results), resamples=300)
     mine = over_seeds.query("task == 'mri' and backbone == 'dinov2_small'").set_index("metric")
     frames = [predicted["mri", "dinov2_small", seed] for seed in (0, 1)]
     classes, patients = CLASSES["mri"], sorted(set(frames[0]["patient_id"]))
-    for name in ("auroc", "accuracy"):
-        draws = [bootstrap.bootstrap(f, classes, 300, bootstrap.stream(f))[name] for f in frames]
+    for name in ("log_loss", "brier", "kappa"):
+        drawn = [bootstrap.bootstrap(frame, classes, 300)[name] for frame in frames]
         left_out = [
             np.mean([prediction.point(f[f["patient_id"] != p], classes)[name] for f in frames])
             for p in patients
         ]
         expected = bootstrap.bca_interval(
-            np.mean(draws, axis=0), mine.loc[name, "value"], np.array(left_out)
+            np.mean(drawn, axis=0), mine.loc[name, "value"], np.array(left_out)
         )
-        corrected = mine.loc[name, ["bca_low", "bca_high"]].tolist()
+        corrected = mine.loc[name, ["ci_low", "ci_high"]].tolist()
         assert corrected == pytest.approx(expected, abs=1e-12)
     y = (frames[0]["y_true"] == "high").astype(int)
     scores = np.stack([frame["prob_high"] for frame in frames])
     _, covariance = bootstrap.delong(y, scores, frames[0]["patient_id"])
-    half = 1.959963984540054 * np.sqrt(covariance.mean())
+    half = Z * np.sqrt(covariance.mean())
     row = mine.loc["auroc"]
     assert row["delong_low"] == pytest.approx(row["value"] - half, abs=1e-12)
     assert row["delong_high"] == pytest.approx(min(1, row["value"] + half), abs=1e-12)
@@ -142,18 +268,20 @@ def test_beside_percentiles_stand_the_corrected_interval_and_delongs(saved):
     one = by_seed.query("task == 'mri' and backbone == 'dinov2_small' and metric == 'auroc'")
     half = (one["delong_high"] - one["delong_low"]).to_numpy() / 2
     uncut = (one["delong_high"] < 1).to_numpy()
-    expected = 1.959963984540054 * np.sqrt(np.diag(covariance))
+    expected = Z * np.sqrt(np.diag(covariance))
     np.testing.assert_allclose(half[uncut], expected[uncut], rtol=0, atol=1e-12)
 
 
 def test_the_share_of_resamples_that_lack_a_class_is_stated(tmp_path):
     frame = predictions("skin", 0, n_patients=5)  # two patients of nv and of mel, one of bcc
     save(tmp_path, frame, "skin")
-    by_seed, _ = summaries.summarise(runs_below(tmp_path), resamples=500)
+    by_seed, _ = summaries.summarise(runs_below(tmp_path), resamples=2000)
     undefined = by_seed.set_index("metric")["undefined"]
-    # One class missing: (4/5)^5 + 2 (3/5)^5, minus the draws in which two are missing.
-    p = (4**5 + 2 * 3**5 - (2 * 2**5 + 1)) / 5**5
-    assert undefined["auroc"] == pytest.approx(p, abs=0.09) and undefined["accuracy"] == 0
+    # A class is there unless none of its patients is drawn; accuracy, unless nobody is.
+    p = 1 - (1 - np.exp(-2)) ** 2 * (1 - np.exp(-1))
+    for name, share in (("auroc", p), ("accuracy", np.exp(-5))):
+        error = np.sqrt(share * (1 - share) / 2000)
+        assert undefined[name] == pytest.approx(share, abs=4 * error), name
 
 
 def test_grades_in_order_have_a_quadratic_kappa(tmp_path):
@@ -225,11 +353,28 @@ def test_rows_depend_on_every_module_that_makes_them():
     assert set(summaries._code()) == {files.file_sha256(file) for file in makers}
 
 
-def test_a_cell_that_becomes_a_main_one_gets_its_corrected_interval(tmp_path, made):
-    folder = save(tmp_path, predictions("mri", 0), label_fraction=0.5)
-    summarise = functools.partial(summaries.summarise, [folder], 50, kept=kept_below(tmp_path))
-    plain, main = (summarise(trained=trained)[0] for trained in ([], [("mri", 0.5)]))
-    assert plain["bca_low"].isna().all() and main["bca_low"].notna().any() and len(made) == 2
+def test_rows_are_made_again_when_the_redraws_of_a_run_are_others(tmp_path, made):
+    frame, kept = predictions("mri", 0), kept_below(tmp_path)
+    tables = []
+    for seed in (None, 1, 1, 2):
+        again = None if seed is None else redrawn(metrics.applicable(2), seed)
+        save(tmp_path, frame, redraws=again)
+        tables.append(summaries.summarise(runs_below(tmp_path), 20, kept=kept)[1])
+    assert len(made) == 3  # without redraws, with some, and with others
+    none, some, same, others = (table.set_index("metric") for table in tables)
+    pd.testing.assert_frame_equal(some, same, check_exact=True)
+    columns = ["procedure_low", "procedure_high"]
+    assert none.loc["auroc", columns].isna().all()
+    assert (some.loc["auroc", columns] != others.loc["auroc", columns]).all()
+    assert some.loc["auroc", "ci_low"] == others.loc["auroc", "ci_low"]
+
+
+def test_rows_are_made_again_when_a_run_chose_among_more_candidates(tmp_path, made):
+    for candidates in (7, 14):
+        save(tmp_path, predictions("mri", 0), how={"candidates": candidates})
+        table, _ = summaries.summarise(runs_below(tmp_path), 20, kept=kept_below(tmp_path))
+        assert set(table["candidates"]) == {candidates}
+    assert len(made) == 2
 
 
 @pytest.mark.parametrize("harm", ["{", "[]", "{}", "", "\x80"])

@@ -1,0 +1,143 @@
+"""Arms, and weighted sums of them, with two standard errors.
+
+One error is over test patients: these trained models on other patients. The other is over training
+patients and seeds: the same procedure, trained again. Their variances add up. Conclusions about
+backbones need both.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from medlib.stats import bootstrap, metrics, prediction, runs
+
+
+class Arm(NamedTuple):
+    """One arm on one task, and one metric of it. ``values``, ``draws``, ``redraws`` go by seed."""
+
+    cell: dict  # the columns of runs.CELL
+    metric: str
+    values: dict[int, float]
+    draws: dict[int, np.ndarray]  # (resamples,) on draws of the test patients
+    redraws: dict[int, np.ndarray]  # (redraws,) after draws of the training patients, if any
+    frames: list[pd.DataFrame]  # predictions of each seed, sorted by sample id
+    classes: list[str]
+    validated: Sequence[pd.DataFrame] = ()  # predictions of the validation patients, of each seed
+
+    @property
+    def value(self) -> float:
+        return float(np.mean(list(self.values.values())))
+
+    @property
+    def seeded(self) -> bool:
+        """Whether a seed draws weights or an order: of training, a random control or the MLP."""
+        drawn = self.cell["pretraining"] == "random" or self.cell["head"] == "mlp"
+        return drawn or self.cell["regime"] != "frozen"
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the arm is the same for every seed: its one run then stands for all of them."""
+        return not self.seeded and self.cell["label_fraction"] == 1
+
+    def at(self, seed: int, field: str) -> np.ndarray:
+        """``values`` (1,), ``draws`` or ``redraws`` of a seed. Those of one number go together."""
+        of_seeds = getattr(self, field)
+        return np.atleast_1d(of_seeds[next(iter(of_seeds)) if self.fixed else seed])
+
+
+class Effect(NamedTuple):
+    """A weighted sum of arms, with the standard errors of its two sources."""
+
+    value: float
+    draws: np.ndarray  # (resamples,)
+    redraws: np.ndarray  # (redraws,); empty where seeds alone tell how training varies
+    patients: float  # the standard error over test patients
+    training: float  # over training patients and seeds; NaN: unknown, from one training
+    df: float  # degrees of freedom of both together (Satterthwaite)
+    n_seeds: int
+    source: str  # of the error of training: "redraws", "seeds", both, or ""
+
+    @property
+    def error(self) -> float:
+        return float(np.hypot(self.patients, self.training))
+
+    def reach(self, level: float = bootstrap.LEVEL) -> float:
+        """How many standard errors an interval of this level reaches to each side."""
+        return float(stats.t.ppf((1 + level) / 2, self.df))
+
+
+def of_runs(
+    of_cell: list[runs.Run], names: Sequence[str] | None, resamples: int, ordered: bool = False
+) -> tuple[list[Arm], str]:
+    """The arms of a cell, one for each metric, and the hash of its samples.
+
+    ``names`` None: all metrics that the task has.
+    """
+    frames, classes, samples = runs.read(of_cell)
+    names = names or metrics.applicable(len(classes), ordered)
+    seeds = [run.seed for run in of_cell]
+    points = [prediction.point(frame, classes, names) for frame in frames]
+    draws = [bootstrap.bootstrap(f, classes, resamples, names=names, threads=1) for f in frames]
+    redraws, validated = (runs.each(of_cell, read) for read in (runs.redraws, runs.validation))
+    arms = []
+    for name in names:
+        values, drawn = (
+            {s: of[name] for s, of in zip(seeds, x, strict=True)} for x in (points, draws)
+        )
+        again = {s: r[name].to_numpy() for s, r in zip(seeds, redraws, strict=True) if name in r}
+        arms.append(Arm(of_cell[0].named(), name, values, drawn, again, frames, classes, validated))
+    return arms, samples
+
+
+def effect(terms: Sequence[tuple[float, Arm]]) -> Effect | None:
+    """The sum of weight × arm over ``terms``, on the seeds that all arms have; None if none.
+
+    A seed draws the labelled patients, so arms on few labels are compared on the same ones. The
+    variance of training is that over redraws of the training patients (frozen arms) plus that of
+    the mean over seeds (arms with drawn weights or order). If arms are trained on a share of the
+    labels, seeds draw the patients of all arms, and their variance alone is taken. It is unknown
+    where a drawn arm has a single seed, or a frozen one no redraws.
+    """
+    of_seeds = [set(arm.values) for _, arm in terms if not arm.fixed]
+    seeds = sorted(set.intersection(*of_seeds)) if of_seeds else [0]
+    if not seeds:
+        return None
+
+    def total(chosen: Sequence[tuple[float, Arm]], field: str) -> list[np.ndarray]:
+        """The weighted sum for each seed; of redraws, the first that all arms have."""
+        sums = []
+        for seed in seeds:
+            parts = [(weight, arm.at(seed, field)) for weight, arm in chosen]
+            n = min(len(values) for _, values in parts)
+            sums.append(sum(weight * values[:n] for weight, values in parts))
+        return sums
+
+    values, draws = total(terms, "values"), np.mean(total(terms, "draws"), axis=0)
+    shares = [arm.cell["label_fraction"] for _, arm in terms]
+    by_seed = any(a.cell["regime"] != "frozen" for _, a in terms) and max(shares) < 1
+    frozen = [(w, a) for w, a in terms if a.cell["regime"] == "frozen" and not by_seed]
+    seeded = [(w, a) for w, a in terms if a.seeded or by_seed]
+    parts, redraws, sources = [], np.array([]), []
+    if frozen:
+        if all(len(a.redraws) == len(a.values) for _, a in frozen):
+            redraws = np.mean(total(frozen, "redraws"), axis=0)
+        defined = redraws[np.isfinite(redraws)]
+        parts.append((_variance(defined), len(defined) - 1))
+        sources.append("redraws")
+    if seeded:
+        parts.append((_variance(np.array(total(seeded, "values"))) / len(seeds), len(seeds) - 1))
+        sources.append("seeds")
+    patients = np.sqrt(_variance(draws[np.isfinite(draws)]))
+    training = sum(variance for variance, _ in parts)
+    spread = sum(v**2 / df for v, df in parts if df > 0 and v > 0)
+    df = (patients**2 + training) ** 2 / spread if spread > 0 else np.inf + 0 * training
+    known = " and ".join(sources) if np.isfinite(training) else ""
+    errors = float(patients), float(np.sqrt(training)), float(df)
+    return Effect(float(np.mean(values)), draws, redraws, *errors, len(seeds), known)
+
+
+def _variance(values: np.ndarray) -> float:
+    return float(np.var(values, ddof=1)) if len(values) > 1 else float("nan")

@@ -1,0 +1,38 @@
+"""Arms with chosen values, draws and redraws, without the runs they would come from."""
+
+import numpy as np
+
+from medlib.stats.effects import Arm
+
+CLASSES = ["low", "high"]
+
+
+def arm(backbone="a", values=0.8, draws=None, redraws=None, metric="auroc", frames=(), **cell):
+    """A frozen backbone on all labels unless ``cell`` says otherwise.
+
+    ``values``, ``draws`` and ``redraws`` go by seed; a single value is that of seed 0. Without
+    ``draws`` test patients make no difference.
+    """
+    values = values if isinstance(values, dict) else {0: values}
+    draws = draws or {seed: [value, value] for seed, value in values.items()}
+    named = {"task": "mri", "backbone": backbone, "pretraining": "imagenet", "regime": "frozen"}
+    named |= {"head": "linear", "label_fraction": 1.0} | cell
+    by_seed = [{s: np.array(of) for s, of in part.items()} for part in (draws, redraws or {})]
+    return Arm(named, metric, values, *by_seed, list(frames), CLASSES)
+
+
+def varying(backbone, value, patients, training, rng, seeds=(0, 1, 2), resamples=2000, **cell):
+    """An arm with normal draws of these two standard errors; its mean over seeds is ``value``.
+
+    A frozen one has 200 redraws of each seed; the values of a trained one differ between seeds.
+    """
+    values, redraws = dict.fromkeys(seeds, value), {}
+    if cell.get("regime", "frozen") != "frozen":
+        apart = rng.normal(size=len(seeds))
+        apart *= training * np.sqrt(len(seeds)) / np.std(apart, ddof=1) if len(seeds) > 1 else 0
+        values = dict(zip(seeds, value + apart - apart.mean(), strict=True))
+    of_patients = patients * rng.normal(size=resamples)  # the same ones for every seed
+    draws = {seed: own + of_patients for seed, own in values.items()}
+    if cell.get("regime", "frozen") == "frozen":
+        redraws = {seed: value + training * rng.normal(size=200) for seed in seeds}
+    return arm(backbone, values, draws, redraws, **cell)
