@@ -3,7 +3,10 @@
 import itertools
 
 import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 BACKBONES = {
@@ -24,8 +27,12 @@ TASKS = {
 }
 
 
-def long_table(arms, backbones=BACKBONES, metrics=("auroc", "accuracy"), sd=float("nan")):
-    """`arms`: task → (regime, head, label_fraction) triples; values are all different."""
+def long_table(arms, backbones=BACKBONES, metrics=("auroc", "accuracy")):
+    """`arms`: task → (regime, head, label_fraction) triples; values are all different.
+
+    The interval of the procedure reaches further than that over patients. The rarest class has 20
+    patients.
+    """
     names = ["task", "backbone", "pretraining", "regime", "head", "label_fraction", "metric"]
     cells, values = [], []
     for task, triples in arms.items():
@@ -33,8 +40,10 @@ def long_table(arms, backbones=BACKBONES, metrics=("auroc", "accuracy"), sd=floa
             cells.append((task, *pair, *triple, metric))
             values.append((values[-1] if values else 0.6) + 0.0037)
     table = pd.DataFrame(cells, columns=names).assign(value=values)
-    table = table.assign(ci_low=table["value"] - 0.05, ci_high=table["value"] + 0.04, sd=sd)
-    return table.assign(n_seeds=1, n_patients=40, n_images=80)
+    for ends, below, above in (("ci", 0.05, 0.04), ("procedure", 0.07, 0.05)):
+        table[f"{ends}_low"], table[f"{ends}_high"] = table["value"] - below, table["value"] + above
+    counts = {"n_seeds": 1, "n_patients": 40, "n_images": 80, "rarest": 20, "candidates": 7}
+    return table.assign(**counts, training_share=0.25)
 
 
 ARMS = {task: [FROZEN_ALL, ("frozen", "knn", 1.0), FROZEN_10, TUNED_10] for task in TASKS}
@@ -48,6 +57,18 @@ def legend_words(fig: Figure) -> list[str]:
 def all_words(fig: Figure) -> str:
     fig.draw_without_rendering()
     return "\n".join(text.get_text() for text in fig.findobj(matplotlib.text.Text))
+
+
+def bars(ax: plt.Axes) -> dict[str, set[tuple]]:
+    """The ends (x, y, x, y) of the thick and of the thin lines, which are intervals."""
+    lines = [lines for lines in ax.collections if isinstance(lines, LineCollection)]
+    widths = sorted({float(one.get_linewidth()[0]) for one in lines})
+    found = {name: set() for name, _ in zip(("thin", "thick"), widths, strict=True)}
+    for one in lines:
+        name = "thick" if one.get_linewidth()[0] == widths[1] else "thin"
+        ends = [segment.ravel() for segment in one.get_segments()]
+        found[name] |= {tuple(np.round(end, 9)) for end in ends if np.isfinite(end).sum() == 4}
+    return found
 
 
 def row_names(fig: Figure) -> list[str]:

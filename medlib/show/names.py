@@ -101,7 +101,10 @@ def shown_rows(table: pd.DataFrame, tasks: Tasks, metrics: Sequence[str]) -> pd.
     From here on a backbone goes by `name`, as printed, so that random weights always show.
     """
     cell = ["task", "backbone", "pretraining", "regime", "head", "label_fraction", "metric"]
-    rows = table[[*cell, "value", "ci_low", "ci_high", "sd", "n_patients", "n_images"]]
+    ends = ["ci_low", "ci_high", "procedure_low", "procedure_high"]
+    rows = table[
+        [*cell, "value", *ends, "n_patients", "n_images", "rarest", "candidates", "training_share"]
+    ]
     rows = rows[rows["task"].isin(list(tasks)) & rows["metric"].isin(list(metrics))].copy()
     if rows.empty:
         have = {column: sorted(set(table[column])) for column in ("task", "metric")}

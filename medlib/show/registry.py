@@ -46,13 +46,14 @@ ENTRIES = (  # in the order of the page
     Entry("curves_{task}", "look", "Curves"),
     Entry("confusion_{task}", "look", "Confusions"),
     Entry("reliability_{task}", "look", "Calibration"),
+    Entry("calibration_{task}", "look", "Calibration", "table"),
     Entry("embeddings_{task}", "look", "Embeddings", frozen=True),
     Entry("seen_{task}", "look", "What they see", frozen=True, patients=True),
     Entry("passport_{task}", "prepare", "Split passports"),
     Entry("full_table", "compare", "All metrics, all heads", "table"),
 )
 WORDS = {  # under a heading, where it needs some
-    "The comparison": "Frozen and fine-tuned, with 95 % intervals over patients.",
+    "The comparison": "Thick bars: other test patients; thin lines: other training patients, too.",
     "In numbers": "Linear heads. Bold: the best of a task, and its equivalents.",
     "The paper's claims": "Written down beforehand; judged only where every arm is there.",
     "Ranks over tasks": "A bar joins backbones that cannot be told apart.",

@@ -59,6 +59,8 @@ def save(
     undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
     paths = [Path(f"{path_stem}.{kind}") for kind in undated]
     with mpl.rc_context(STYLE):
+        fig.draw_without_rendering()
+        fig.set_layout_engine("none")  # laid out once: every file shows the same
         for path, (kind, metadata) in zip(paths, undated.items(), strict=True):
             with replacing(path) as temporary:
                 fig.savefig(temporary, format=kind, metadata=metadata)

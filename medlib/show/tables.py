@@ -16,6 +16,18 @@ from medlib.stats.metrics import LOSSES
 
 LONG = 44  # letters; a longer column is set in lines
 WIDE, TALL = 150, 60  # letters and rows of a LaTeX table; a larger one becomes several
+ONE_TRAINING, FEW = "†", "‡"
+MARKS = f"{ONE_TRAINING}: over test patients alone, of one training or of a head that was not "
+MARKS += f"trained again; {FEW}: a class has fewer than 20 patients; due to training: the share of "
+MARKS += "training in the variance of the AUROC."
+OVER_CLASSES = (
+    "auroc",
+    "auprc",
+    "balanced_accuracy",
+    "precision_macro",
+    "recall_macro",
+    "f1_macro",
+)
 HTML = jinja2.Template(
     """<div class="scroll"><table>{% if caption %}<caption>{{ caption }}</caption>{% endif %}
 <tr>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
@@ -31,16 +43,29 @@ def main_table(
     """The long table made wide: one row per task, backbone, regime, head and label fraction.
 
     Columns: task (its title), backbone (its printed name), pretraining, regime, head,
-    label_fraction, n_patients, then one per metric whose cells read `value [low, high]` with
-    three decimals, empty where there is no result. Rows come in the order of `tasks`, then of
-    the figure's backbones, then regimes, heads, and the larger fraction first.
+    label_fraction, n_patients, candidates, one per metric, and training (the share of training in
+    the variance of the AUROC). A cell reads `value [low, high]`, with the interval of the
+    procedure; where that is unknown, `value [low, high]` and :data:`ONE_TRAINING`, with the
+    interval over test patients alone. It ends in :data:`FEW` where it is a mean over classes of
+    which one has fewer than 20 patients. It is empty where there is no result. Rows come in the
+    order of `tasks`, then of the figure's backbones, then regimes, heads, and the larger fraction
+    first.
     """
     rows = names.shown_rows(table, tasks, metrics)
-    cells = [
-        f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if pd.notna(low) else "")
-        for value, low, high in rows[["value", "ci_low", "ci_high"]].itertuples(index=False)
-    ]
-    wide = _wide(rows.assign(cell=cells), tasks, metrics, "")
+    known, cells = rows["procedure_low"].notna(), []
+    low = rows["procedure_low"].where(known, rows["ci_low"])
+    high = rows["procedure_high"].where(known, rows["ci_high"])
+    for row, a, b in zip(rows.itertuples(), low, high, strict=True):
+        one = "" if known[row.Index] else ONE_TRAINING
+        few = FEW if row.rarest < 20 and row.metric in OVER_CLASSES else ""
+        cells.append(
+            f"{row.value:.3f}" + (f" [{a:.3f}, {b:.3f}]{one}" if pd.notna(a) else "") + few
+        )
+    rows = rows.assign(cell=cells)
+    shares = rows[rows["metric"] == "auroc"].assign(metric="training")
+    printed = shares["training_share"].map("{:.0%}".format)
+    shares["cell"] = printed.where(shares["training_share"].notna(), "")
+    wide = _wide(pd.concat([rows, shares]), tasks, [*metrics, "training"], "")
     wide["task"] = wide["task"].map(lambda task: tasks[task]["title"])
     return wide
 
@@ -66,6 +91,7 @@ def _wide(
     for column, categories in order.items():
         rows[column] = pd.Categorical(rows[column], categories)
     keys = ["task", "name", "pretraining", "regime", "head", "label_fraction", "n_patients"]
+    keys += ["candidates"]
     wide = rows.pivot(index=keys, columns="metric", values="cell")
     wide = wide.reindex(columns=list(metrics)).astype(object).fillna(empty)
     wide = wide.rename_axis(columns=None).reset_index()
@@ -85,12 +111,28 @@ def claims_table(verdicts: pd.DataFrame) -> pd.DataFrame:
     words = {"within the margin": "within ± {:g}", "above -margin": "above −{:g}"}
     pairs = zip(verdicts["expected"], verdicts["margin"], strict=True)
     # of "task: backbone, regime; …" the backbones, each once
-    missing = [dict.fromkeys(re.findall(": (.*?),", arms)) for arms in verdicts["missing"]]
+    missing = [dict.fromkeys(re.findall(": (.*?),", a)) or [a] for a in verdicts["missing"]]
     expected = [words.get(expected, expected).format(margin) for expected, margin in pairs]
     columns = {"claim": verdicts["claim"], "contrast": verdicts["part"], "expected": expected}
-    columns |= {"difference in AUROC": _effects(verdicts), "verdict": verdicts["verdict"]}
-    missing = list(map(", ".join, missing))
-    return pd.DataFrame(columns | {"missing": missing, "note": verdicts["note"]})
+    power = verdicts["power"].map("{:.0%}".format).where(verdicts["power"].notna(), "")
+    columns |= {"difference in AUROC": _effects(verdicts), "power": power}
+    columns |= {"verdict": verdicts["verdict"], "missing": list(map(", ".join, missing))}
+    return pd.DataFrame(columns | {"note": verdicts["note"]})
+
+
+def calibration_table(beside: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `calibration.beside_raw` as printed: two rows for each backbone, a column a metric.
+
+    `beside` has the columns backbone and pretraining as well.
+    """
+    rows, words = names.in_order(beside), "{:.3f} [{:.3f}, {:.3f}]".format
+    ends = beside[["value", "ci_low", "ci_high"]].itertuples(index=False)
+    cells = [words(*row) if pd.notna(row.ci_low) else f"{row.value:.3f}" for row in ends]
+    named = beside.assign(cell=cells).merge(rows[["backbone", "pretraining", "name"]])
+    wide = named.pivot(index=["name", "probabilities"], columns="metric", values="cell")
+    order = pd.MultiIndex.from_product([rows["name"], ["raw", "calibrated"]])
+    wide = wide.loc[order, named["metric"].unique()].rename_axis(["backbone", "probabilities"])
+    return wide.rename_axis(columns=None).reset_index()
 
 
 def confounds_table(parts: pd.DataFrame, tasks: names.Tasks) -> pd.DataFrame:
@@ -108,8 +150,8 @@ def confounds_table(parts: pd.DataFrame, tasks: names.Tasks) -> pd.DataFrame:
 def _effects(table: pd.DataFrame) -> list[str]:
     """Differences with their intervals, or "not tested"."""
     words = "{:+.3f} [{:+.3f}, {:+.3f}]".format
-    rows = table[["difference", "ci_low", "ci_high"]].itertuples(index=False)
-    return [words(*row) if pd.notna(row.difference) else "not tested" for row in rows]
+    rows = table[["difference", "procedure_low", "procedure_high"]].itertuples(index=False)
+    return [words(*row) if pd.notna(row.procedure_low) else "not tested" for row in rows]
 
 
 def save_table(
@@ -146,7 +188,8 @@ def _best_cells(df: pd.DataFrame) -> pd.DataFrame:
     best = pd.DataFrame(False, df.index, df.columns)
     if "task" in df:
         for column in df.columns.intersection(list(names.METRICS.values())):
-            values = pd.to_numeric(df[column].astype(str).str.split().str[0], errors="coerce")
+            first = df[column].astype(str).str.extract(r"^(-?[\d.]+)", expand=False)
+            values = pd.to_numeric(first, errors="coerce")
             if column in [names.METRICS[name] for name in LOSSES]:
                 values = -values
             of_task = values.groupby(df["task"])
@@ -166,6 +209,7 @@ def _readable(df: pd.DataFrame) -> pd.DataFrame:
     if "regime" in df:
         df["regime"] = df["regime"].replace(names.REGIMES)
     headings = {"label_fraction": "labels", "n_patients": "patients", **names.METRICS}
+    headings["training"] = "due to training"
     return df.rename(columns=lambda name: headings.get(name, name.replace("_", " ")))
 
 

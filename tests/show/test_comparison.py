@@ -11,6 +11,7 @@ from shown import (
     TASKS,
     TUNED_10,
     all_words,
+    bars,
     legend_words,
     long_table,
     row_names,
@@ -20,17 +21,18 @@ from medlib.data import cards
 from medlib.show import style, tables
 from medlib.show.figures import comparison
 
+INTERVALS = ["these models, other test patients", "trained on others as well"]
 SERIES = ["frozen, all labels", "frozen, same labels as fine-tuned", "fine-tuned"]
 
 
 def test_main_comparison_has_its_panels_rows_and_series():
-    table = long_table(ARMS, sd=0.01)
+    table = long_table(ARMS)
     fig = comparison.main_comparison(table, TASKS)
     assert isinstance(fig, Figure)
     assert [ax.get_title("left") for ax in fig.axes] == ["Glioma grade", "Dermoscopy"]
     names = ["ResNet50 (ImageNet)", "ViT-Ti (ImageNet)", "ViT-Ti (random weights)", "DINOv2 S"]
     assert row_names(fig) == names
-    assert legend_words(fig) == [*SERIES, "random weights", "± 1 SD over seeds", "chance"]
+    assert legend_words(fig) == [*SERIES, "random weights", *INTERVALS, "chance"]
     assert "40 patients, 80 images" in all_words(fig)
     assert fig.axes[0].get_xlim() == fig.axes[1].get_xlim()
     # the values drawn are those of the table, and the random ones are hollow
@@ -47,12 +49,38 @@ def test_main_comparison_has_its_panels_rows_and_series():
     assert fig.axes[0].get_ylim()[0] > fig.axes[0].get_ylim()[1]  # first row on top
 
 
-def test_each_interval_is_drawn_where_the_table_says():
+def test_both_intervals_are_drawn_where_the_table_says_the_one_over_patients_thick():
+    table = long_table({"mri": [FROZEN_ALL, FROZEN_10]}, metrics=("auroc",))
+    fig = comparison.main_comparison(table, {"mri": TASKS["mri"]})
+    places = {x: y for line in fig.axes[0].lines for x, y in zip(*line.get_data(), strict=True)}
+    drawn = bars(fig.axes[0])
+    for look, name in (("thick", "ci"), ("thin", "procedure")):
+        expected = set()
+        for row in table.itertuples():
+            y = places[row.value]  # of the value's own mark
+            expected.add((getattr(row, f"{name}_low"), y, getattr(row, f"{name}_high"), y))
+        assert drawn[look] == {tuple(np.round(ends, 9)) for ends in expected}
+    assert len(drawn["thick"]) == len(table) == 8
+    assert "AUROC (95 % intervals)" in all_words(fig)
+
+
+def test_an_arm_that_was_trained_once_has_no_thin_line():
+    table = long_table({"mri": [FROZEN_ALL, TUNED_10]}, metrics=("auroc",))
+    once = (table["regime"] == "finetuned") & (table["backbone"] == "dinov2_small")
+    table.loc[once, ["procedure_low", "procedure_high"]] = np.nan
+    drawn = bars(comparison.main_comparison(table, {"mri": TASKS["mri"]}).axes[0])
+    thick, thin = (sorted(ends[0] for ends in drawn[look]) for look in ("thick", "thin"))
+    np.testing.assert_allclose(thick, sorted(table["ci_low"]))
+    np.testing.assert_allclose(thin, sorted(table.loc[~once, "procedure_low"]))
+    assert len(thick) == len(thin) + 1 == 8
+    (alone,) = comparison.main_comparison(table[once], {"mri": TASKS["mri"]}).axes
+    assert not bars(alone)["thin"]
+
+
+def test_one_share_of_the_labels_is_not_named():
     table = long_table({"mri": [FROZEN_ALL]}, {"dinov2_small": "dinov2"}, metrics=("auroc",))
     fig = comparison.main_comparison(table, {"mri": TASKS["mri"]})
-    ends = [s[:, 0].tolist() for c in fig.axes[0].collections for s in c.get_segments()]
-    assert table[["ci_low", "ci_high"]].iloc[0].tolist() in ends
-    assert legend_words(fig) == ["frozen", "chance"]  # one fraction only: none is named
+    assert legend_words(fig) == ["frozen", *INTERVALS, "chance"]
 
 
 def test_label_fractions_that_differ_are_told_in_the_panels():
@@ -87,6 +115,14 @@ def test_patients_with_one_image_each_are_counted_once():
         for ax in comparison.main_comparison(table, TASKS).axes
     ]
     assert notes == ["40 patients", "40 patients, 80 images"]
+
+
+def test_a_task_with_few_patients_of_a_class_says_so():
+    table = long_table(ARMS)
+    table.loc[table["task"] == "skin", "rarest"] = 19
+    notes = [ax.texts[0].get_text() for ax in comparison.main_comparison(table, TASKS).axes]
+    assert "of a class" not in notes[0]  # 20 are enough
+    assert notes[1].split("\n")[:2] == ["40 patients, 80 images", "only 19 of a class"]
 
 
 def test_label_shares_are_named_where_a_task_was_fine_tuned_on_several():
@@ -133,7 +169,8 @@ def test_main_comparison_refuses_what_it_cannot_draw():
     ):
         with pytest.raises(ValueError, match=word):
             comparison.main_comparison(wrong, TASKS)
-    with pytest.raises(KeyError, match="ci_low"):
-        comparison.main_comparison(table.drop(columns="ci_low"), TASKS)
+    for column in ("ci_low", "procedure_high"):
+        with pytest.raises(KeyError, match=column):
+            comparison.main_comparison(table.drop(columns=column), TASKS)
     with pytest.raises(ValueError, match="auprc"):
         comparison.main_comparison(table, TASKS, metric="auprc")

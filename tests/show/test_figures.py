@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 import numpy as np
 import pandas as pd
 import pytest
-from shown import TASKS, all_words, legend_words, long_table
+from shown import TASKS, all_words, bars, legend_words, long_table
 
 from medlib.show import style
 from medlib.show.figures import comparison, costs, embeddings, predictions
@@ -34,6 +34,15 @@ def table(tasks=TASKS, backbones=BACKBONES):
     return results.assign(parameters=name.map(PARAMETERS), seconds=100.0, memory=2.0**30)
 
 
+def pairs(tasks=TASKS, backbones=BACKBONES):
+    """As `on_same_labels` makes them: all backbones on a tenth of the labels, one on all."""
+    rows = long_table(dict.fromkeys(tasks, [ARMS[2]]), backbones, metrics=("auroc",))
+    rows = rows.rename(columns={"value": "finetuned"})
+    rows["frozen"] = rows["finetuned"] - 0.02 + 0.01 * (np.arange(len(rows)) % 5)
+    keys = ["task", "backbone", "pretraining", "label_fraction", "n_patients", "n_images"]
+    return rows[[*keys, "frozen", "finetuned", "n_seeds"]]
+
+
 def by_seed():
     """Three seeds at three shares of the labels."""
     parts = []
@@ -54,6 +63,7 @@ def differences():
         table[f"{side}_pretraining"] = table[f"{side}_backbone"].map(BACKBONES)
     value = pd.Series([0.01 * (i % 7 - 3) for i in range(len(table))])
     table = table.assign(difference=value, ci_low=value - 0.015, ci_high=value + 0.015)
+    table = table.assign(procedure_low=value - 0.02, procedure_high=value + 0.02)
     table = table.assign(different=value.abs() > 0.02, equivalent=value == 0)
     table = table.assign(head="linear", label_fraction=1.0, contrast="backbones")
     return table.assign(one_regime="frozen", other_regime="frozen")
@@ -117,7 +127,7 @@ def seen():
 
 
 DRAWN = {
-    "freezing": lambda: comparison.freezing(table(), TASKS),
+    "freezing": lambda: comparison.freezing(pairs(), TASKS),
     "size": lambda: costs.size(table(), TASKS),
     "label_efficiency": lambda: costs.label_efficiency(by_seed(), TASKS),
     "cost": lambda: costs.cost(table({"mri": TASKS["mri"]}).query("label_fraction == 0.1")),
@@ -144,9 +154,9 @@ def test_long_titles_stay_on_the_page():
     title = "Glioma grade II versus III, FLAIR MRI and all that was seen on it"
     tasks = {name: {"title": title, "chance": 0.5} for name in ("one", "two", "three")}
     draws = pd.concat(by_seed().assign(task=name) for name in tasks)
-    pairs = pd.concat(differences().query("task == 'mri'").assign(task=name) for name in tasks)
-    figures = [comparison.freezing(table(tasks), tasks), costs.size(table(tasks), tasks)]
-    figures += [costs.label_efficiency(draws, tasks), forest(pairs, tasks)]
+    apart = pd.concat(differences().query("task == 'mri'").assign(task=name) for name in tasks)
+    figures = [comparison.freezing(pairs(tasks), tasks), costs.size(table(tasks), tasks)]
+    figures += [costs.label_efficiency(draws, tasks), forest(apart, tasks)]
     for fig in figures:
         fig.draw_without_rendering()
         words = [t for ax in fig.axes for t in (ax._left_title, *ax.texts)]
@@ -162,16 +172,23 @@ def test_random_weights_are_named(name):
 
 
 def test_slopes_lead_from_frozen_to_fine_tuned_on_the_same_labels():
-    rows = table()
+    rows = pairs()
     fig = comparison.freezing(rows, TASKS)
-    task = rows[(rows["task"] == "mri") & (rows["label_fraction"] == 0.1)]
-    wide = task.pivot(index="backbone", columns="regime", values="value")
-    drawn = {tuple(line.get_ydata()) for line in fig.axes[0].lines if len(line.get_ydata()) == 2}
-    assert drawn == set(wide[["frozen", "finetuned"]].itertuples(index=False, name=None))
+    for ax, task in zip(fig.axes, TASKS, strict=True):
+        part = rows[rows["task"] == task]
+        drawn = {tuple(line.get_ydata()) for line in ax.lines}
+        assert drawn == set(part[["frozen", "finetuned"]].itertuples(index=False, name=None))
+        assert len(ax.lines) == len(part) == len(BACKBONES)
+        assert {tuple(line.get_xdata()) for line in ax.lines} == {(0, 1)}
+        # The interval of one of the two says nothing about how far they are apart.
+        assert not ax.collections
     words = all_words(fig)
     assert "10 % of labels" in words and "DINOv2 B" in words and "40 test patients" in words
-    alone = rows[rows["regime"] == "frozen"]
-    assert "no backbone in both regimes" in all_words(comparison.freezing(alone, TASKS))
+    everything = rows.assign(label_fraction=1.0)
+    assert "of labels" not in all_words(comparison.freezing(everything, TASKS))
+    other = rows[rows["task"] == "skin"]
+    assert "no backbone in both regimes" in all_words(comparison.freezing(other, TASKS))
+    assert all_words(comparison.freezing(rows.iloc[:0], TASKS)).count("no backbone") == 2
 
 
 def test_sizes_of_a_family_are_joined_and_the_band_is_the_margin():
@@ -183,6 +200,13 @@ def test_sizes_of_a_family_are_joined_and_the_band_is_the_margin():
     first = rows.query("backbone == 'dinov2_small' and regime == 'frozen' and label_fraction == 1")
     bands = [patch.get_y() for patch in fig.axes[0].patches]
     assert pytest.approx(first["value"].iloc[0] - 0.03) in bands
+    drawn, shown = bars(fig.axes[0]), rows[rows["pretraining"] != "random"]
+    shown = shown[shown["backbone"] != "resnet50-imagenet"]
+    shown = shown.query("regime == 'finetuned' or label_fraction == 1")
+    for look, name in (("thick", "ci"), ("thin", "procedure")):
+        x, low, high = shown["parameters"] / 1e6, shown[f"{name}_low"], shown[f"{name}_high"]
+        expected = {tuple(np.round(ends, 9)) for ends in zip(x, low, x, high, strict=True)}
+        assert drawn[look] == expected and len(expected) == 8
     assert "± 0.03 of the smallest, frozen" in legend_words(fig)
     one = rows[rows["backbone"] == "vit_tiny-imagenet"]
     assert "one size only" in all_words(costs.size(one, {"mri": TASKS["mri"]}))
@@ -247,12 +271,35 @@ def test_a_forest_has_a_row_a_pair_and_a_mark_for_what_was_shown():
     assert marks[f"o{style.VERMILION}"] == mri["different"].sum()
     assert marks[f"s{style.BLUE}"] == mri["equivalent"].sum()
     assert sum(marks.values()) == 15
-    assert "Frozen, 95 % intervals over patients." in all_words(fig)
+    said = "Frozen, 95 % intervals. Without a thin line: one training only."
+    assert said in " ".join(fig.get_supxlabel().split())
+    names = ["these models, other test patients", "trained on others as well"]
+    assert legend_words(fig)[3:5] == names
     regimes = rows.assign(one_regime="finetuned", other_backbone=rows["one_backbone"])
     regimes["other_pretraining"] = rows["one_pretraining"]
     regimes = regimes.drop_duplicates(["task", "one_backbone"])
     words = all_words(forest(regimes, TASKS))
     assert "Fine-tuned minus frozen" in words and "DINOv2 S − " not in words
+    adapted = regimes.assign(one_regime="lora")
+    both = forest(pd.concat([regimes, adapted]), TASKS)
+    labels = [label.get_text() for label in both.axes[0].get_yticklabels()]
+    assert len(labels) == 2 * regimes["one_backbone"].nunique() == len(set(labels))
+
+
+def test_a_forest_has_both_intervals_and_no_thin_one_where_there_was_one_training():
+    rows = differences()
+    once = (rows["task"] == "skin") & (rows["one_backbone"] == "dinov2_small")
+    rows.loc[once, ["procedure_low", "procedure_high"]] = np.nan
+    fig = forest(rows, TASKS)
+    for ax, task in zip(fig.axes, TASKS, strict=True):
+        part, drawn = rows[rows["task"] == task], bars(ax)
+        for look, name in (("thick", "ci"), ("thin", "procedure")):
+            known = part[part[f"{name}_low"].notna()]
+            ends = [(round(x, 9), round(z, 9)) for x, _, z, _ in drawn[look]]
+            expected = known[[f"{name}_low", f"{name}_high"]].round(9)
+            assert sorted(ends) == sorted(expected.itertuples(index=False, name=None))
+            assert all(y == same for _, y, _, same in drawn[look])
+    assert len(drawn["thin"]) == len(drawn["thick"]) - once.sum() and once.sum() == 2
 
 
 def test_confusions_show_the_share_of_each_label():

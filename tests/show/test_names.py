@@ -113,8 +113,7 @@ def test_a_new_row_is_a_name_a_family_and_a_place_in_the_order(four_more):
 def test_what_only_old_results_have_is_drawn_as_unknown_and_not_as_another_family():
     assert names.family("old_net-mae", "mae") == names.family("vgg16-imagenet", "mae")
     table = long_table({"mri": [FROZEN_ALL]}, {"old_net-mae": "mae", "vgg16-imagenet": "imagenet"})
-    table = table.assign(label_fraction=1.0)
-    both = pd.concat([table, table.assign(regime="finetuned")])
-    fig = comparison.freezing(both, TASKS)
+    both = table.assign(frozen=table["value"], finetuned=table["value"] + 0.01)
+    fig = comparison.freezing(both[both["metric"] == "auroc"], TASKS)
     assert legend_words(fig) == ["CNN, ImageNet", "family unknown"]
     assert "old_net-mae" in all_words(fig)

@@ -152,3 +152,18 @@ def test_roc_curves_state_the_auroc():
         "high grade: AUROC 0.750",
         "other: AUROC undefined",
     ]
+
+
+def test_the_auroc_of_a_cross_validation_is_the_mean_over_folds_by_their_patients():
+    risk = [0.1, 0.4, 0.05, 0.6, 0.9, 0.95, 0.2]
+    truth = ["low grade", "high grade", "high grade", "low grade", "high grade"]
+    frame = pd.DataFrame({"y_true": [*truth, "high grade", "high grade"], "prob_high grade": risk})
+    frame["prob_low grade"] = 1 - frame["prob_high grade"]
+    frame["fold"] = [0, 0, 0, 1, 1, 2, 2]  # the last fold lacks a class: it has no AUROC
+    frame["patient_id"] = ["a", "b", "c", "d", "d", "e", "f"]
+    # Fold 0: one of two pairs is in order, three patients. Fold 1: one of one, one patient.
+    fig = predictions.roc_curves(frame, CLASSES)
+    assert legend_words(fig) == ["high grade: AUROC 0.625"]
+    # Without folds all ten pairs count: 0.1 is below four of the scores, 0.6 below two.
+    fig = predictions.roc_curves(frame.drop(columns="fold"), CLASSES)
+    assert legend_words(fig) == ["high grade: AUROC 0.600"]

@@ -8,12 +8,13 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
+from made_arms import varying
 from shown import ARMS, FROZEN_10, FROZEN_ALL, TASKS, TUNED_10, long_table, row_names
 
 from medlib.show import tables
 from medlib.show.figures import comparison
 from medlib.show.names import METRICS
-from medlib.stats import claims, differences
+from medlib.stats import claims
 
 
 def test_main_table_holds_the_numbers_of_the_long_table_in_order():
@@ -30,12 +31,71 @@ def test_main_table_holds_the_numbers_of_the_long_table_in_order():
     cell = wide[
         (wide.task == "Glioma grade") & (wide.pretraining == "random") & (wide["head"] == "knn")
     ].iloc[0]
-    assert cell["auroc"] == f"{source.value:.3f} [{source.ci_low:.3f}, {source.ci_high:.3f}]"
-    assert cell["n_patients"] == 40
+    ends = f"[{source.procedure_low:.3f}, {source.procedure_high:.3f}]"
+    assert cell["auroc"] == f"{source.value:.3f} {ends}"
+    assert cell["n_patients"] == 40 and cell["candidates"] == 7 and cell["training"] == "25%"
     gaps = table[(table.metric != "auroc") | (table.regime == "frozen")]
     gaps = tables.main_table(gaps, TASKS)
     assert (gaps.auroc[gaps.regime == "finetuned"] == "").all() and (gaps.f1_weighted == "").all()
     assert len(gaps) == len(wide)
+
+
+def test_a_cell_says_which_interval_it_has_and_which_mean_is_over_a_class_of_few():
+    names = ("accuracy", "f1_weighted", "f1_macro", "auroc", "kappa", "ece")
+    table = long_table({"mri": [FROZEN_ALL]}, {"dinov2_small": "dinov2"}, metrics=names)
+    value, intervals = table["value"].tolist(), ["ci_low", "ci_high", "procedure_low"]
+    intervals += ["procedure_high"]
+    table.loc[table["metric"] == "ece", intervals] = np.nan  # it never has one
+    once = table.assign(procedure_low=np.nan, procedure_high=np.nan)
+
+    def cells(of):
+        return tables.main_table(of, TASKS, metrics=names)[list(names)].iloc[0].tolist()
+
+    whole = [f"{v:.3f} [{v - 0.07:.3f}, {v + 0.05:.3f}]" for v in value[:-1]]
+    short = [f"{v:.3f} [{v - 0.05:.3f}, {v + 0.04:.3f}]†" for v in value[:-1]]
+    without = f"{value[-1]:.3f}"
+    assert cells(table) == [*whole, without]
+    assert cells(once) == [*short, without]
+    few = ["", "", "‡", "‡", ""]  # the rarest class counts in means over classes alone
+    for of, texts in ((table, whole), (once, short)):
+        marked = [text + mark for text, mark in zip(texts, few, strict=True)]
+        assert cells(of.assign(rarest=19)) == [*marked, without]
+    assert tables.MARKS.startswith("†: ") and "; ‡: " in tables.MARKS
+    assert "fewer than 20 patients" in tables.MARKS
+
+
+def test_marks_are_in_every_format_and_change_no_comparison(tmp_path):
+    table = long_table(ARMS, metrics=("auroc",)).assign(rarest=3)
+    once = table["backbone"] == "dinov2_small"
+    table.loc[once, ["procedure_low", "procedure_high"]] = np.nan
+    wide = tables.main_table(table, TASKS, metrics=("auroc",))
+    written = tables.save_table(wide, tmp_path / "t", note=tables.MARKS)
+    for path in written[1:]:
+        text = path.read_text("utf-8")
+        assert text.count("]†‡") == once.sum() and text.count("]‡") == (~once).sum()
+        assert tables.MARKS in text
+    best = [f"{value:.3f}" for value in table.groupby("task", sort=False)["value"].max()]
+    md = written[1].read_text("utf-8")
+    assert [cell[:5] for cell in re.findall(r"\*\*(.*?)\*\*", md)] == best
+
+
+def test_the_share_that_is_due_to_training_is_that_of_the_auroc():
+    names, both = ("accuracy", "auroc"), {"vgg16-imagenet": "imagenet", "dinov2_small": "dinov2"}
+    table = long_table({"mri": [FROZEN_ALL]}, both, metrics=names)
+    table["training_share"] = [0.9, 0.126, 0.9, np.nan]
+    wide = tables.main_table(table, TASKS, metrics=names)
+    assert wide["training"].tolist() == ["13%", ""] and list(wide)[-3:] == [*names, "training"]
+    without = tables.main_table(table[table["metric"] == "accuracy"], TASKS, metrics=names)
+    assert without["training"].tolist() == ["", ""]
+
+
+def test_the_best_is_bold_where_a_marked_value_has_no_interval(tmp_path):
+    table = long_table({"mri": [FROZEN_ALL]}, metrics=("auroc",)).assign(rarest=3)
+    intervals = ["ci_low", "ci_high", "procedure_low", "procedure_high"]
+    table[intervals] = np.nan  # as of a grid without resamples
+    wide = tables.main_table(table, TASKS, metrics=("auroc",))
+    _, md, *_ = tables.save_table(wide, tmp_path / "t")
+    assert re.findall(r"\*\*(.*?)\*\*", md.read_text("utf-8")) == [f"{table['value'].max():.3f}‡"]
 
 
 def test_tables_agree_across_formats_and_bold_the_best(tmp_path):
@@ -61,8 +121,8 @@ def test_tables_agree_across_formats_and_bold_the_best(tmp_path):
         wide
     )
     assert "\\caption{100 \\% of\\_it \\& more}" in tex
-    headings = ["task", "backbone", "regime", "head", "labels", "patients"]
-    headings += ["balanced accuracy", "AUROC"]
+    headings = ["task", "backbone", "regime", "head", "labels", "patients", "candidates"]
+    headings += ["balanced accuracy", "AUROC", "due to training"]
     assert re.findall("<th>(.*?)</th>", html) == headings
     lines = tex.splitlines()
     assert lines[lines.index(r"\toprule") + 1] == " & ".join(headings) + r" \\"
@@ -131,16 +191,15 @@ def test_metrics_are_printed_in_one_order():
     assert tables.all_metrics(table) == ["accuracy", "auroc", "brier"]
 
 
-def verdicts(tasks=claims.MRI + claims.PUBLIC):
-    rng = np.random.default_rng(0)
-    arms = []
+def verdicts(tasks=claims.MRI + claims.PUBLIC, seeds=(0, 1, 2)):
+    """Of arms that all have the same AUROC; those that are fine-tuned have these seeds."""
+    rng, arms = np.random.default_rng(0), []
     for task in tasks:
         for backbone in (*claims.DINOV2.values(), *claims.CNNS[:2]):
             for regime in claims.BOTH:
-                cell = {"task": task, "backbone": backbone, "pretraining": "imagenet"}
-                cell |= {"regime": regime, "head": "linear", "label_fraction": 1.0}
-                draws = 0.8 + 0.002 * rng.normal(size=500)
-                arms.append(differences.Arm(cell, "auroc", 0.8, draws, [], ["a", "b"]))
+                of = seeds if regime == "finetuned" else (0,)
+                how = {"seeds": of, "resamples": 500, "task": task, "regime": regime}
+                arms.append(varying(backbone, 0.8, 0.002, 0.002, rng, **how))
     return claims.verdicts(arms), claims.confounds(arms)
 
 
@@ -150,15 +209,20 @@ def test_the_claims_table_says_what_was_not_tested_and_what_is_missing(tmp_path)
     assert table["claim"].tolist() == judged["claim"].tolist()
     first = table.iloc[0]
     assert first["difference in AUROC"] == first["verdict"] == "not tested"
-    assert first["missing"] == "densenet121-imagenet"
+    assert first["missing"] == "densenet121-imagenet" and first["power"] == ""
     sizes = table[table["claim"] == "C3"]
     assert set(sizes["verdict"]) == {"supported"} and set(sizes["missing"]) == {""}
     assert sizes["expected"].iloc[0] == "within ± 0.02"
-    assert re.fullmatch(
-        r"[+-]0\.000 \[-0\.\d{3}, \+0\.\d{3}\]", sizes["difference in AUROC"].iloc[0]
-    )
+    # Six tasks, two regimes, two backbones: 0.002² twice (patients, training), times 4 / 24.
+    error, of_c3 = np.sqrt(2 * 0.002**2 * 4 / 24), judged[judged["claim"] == "C3"]
+    np.testing.assert_allclose(of_c3["error"], error, rtol=0.2)
+    assert set(sizes["power"]) == {"100%"}  # a margin of 17 errors
+    cells = sizes["difference in AUROC"].tolist()
+    for cell, row in zip(cells, of_c3.itertuples(), strict=True):
+        assert re.fullmatch(r"[+-]0\.000 \[-0\.00\d, \+0\.00\d\]", cell)
+        assert cell.split("[")[1] == f"{row.procedure_low:+.3f}, {row.procedure_high:+.3f}]"
     csv, md, *_ = tables.save_table(table, tmp_path / "claims", data=judged)
-    assert {"p_for", "p_against", "verdict", "missing"} <= set(pd.read_csv(csv))
+    assert {"power", "procedure_low", "verdict", "missing"} <= set(pd.read_csv(csv))
     assert "not tested" in md.read_text()
     titles = {task: {"title": task.upper()} for task in claims.MRI + claims.PUBLIC}
     wide = tables.confounds_table(parts, titles)
@@ -167,6 +231,43 @@ def test_the_claims_table_says_what_was_not_tested_and_what_is_missing(tmp_path)
     first = ["GLIOMA_UCSF_T1", "GLIOMA_UCSF_T1CE"]
     assert len(wide) == 2 * 2 * 7 and wide["task"].iloc[:2].tolist() == first
     assert set(wide["pretraining"]) == {"not tested"} and "mean over all tasks" in set(wide["task"])
+
+
+def test_of_arms_that_were_trained_once_no_claim_has_an_interval():
+    judged, _ = verdicts(seeds=(0,))
+    sizes = tables.claims_table(judged).query("claim == 'C3'")
+    assert set(sizes["difference in AUROC"]) == set(sizes["verdict"]) == {"not tested"}
+    assert set(sizes["missing"]) == {"more than one training of each arm"}
+    assert judged.query("claim == 'C3'")["ci_low"].notna().all()  # over patients there is one
+
+
+def test_the_power_of_a_part_is_printed_in_percent():
+    judged, _ = verdicts()
+    judged["power"] = [None, 0.004, 0.495, 0.804, *[1.0] * (len(judged) - 4)]
+    printed = tables.claims_table(judged.astype({"power": float}))["power"].tolist()
+    assert printed[:5] == ["", "0%", "50%", "80%", "100%"]
+
+
+def test_calibrated_metrics_stand_under_raw_ones_of_the_same_backbone():
+    rows = []
+    for at, (backbone, pretraining) in enumerate(
+        {"dinov2_small": "dinov2", "vgg16-imagenet": "imagenet"}.items()
+    ):
+        for kind, more in (("raw", 0.2), ("calibrated", 0.1)):
+            for metric in ("brier", "ece"):
+                value = more + 0.01 * at
+                ends = (value - 0.05, value + 0.06) if metric == "brier" else (np.nan, np.nan)
+                names = {"backbone": backbone, "pretraining": pretraining, "probabilities": kind}
+                names |= {"metric": metric, "value": value, "ci_low": ends[0], "ci_high": ends[1]}
+                rows.append(names)
+    table = tables.calibration_table(pd.DataFrame(rows))
+    assert table.to_numpy().tolist() == [
+        ["VGG16 (ImageNet)", "raw", "0.210 [0.160, 0.270]", "0.210"],
+        ["VGG16 (ImageNet)", "calibrated", "0.110 [0.060, 0.170]", "0.110"],
+        ["DINOv2 S", "raw", "0.200 [0.150, 0.260]", "0.200"],
+        ["DINOv2 S", "calibrated", "0.100 [0.050, 0.160]", "0.100"],
+    ]
+    assert list(table) == ["backbone", "probabilities", "brier", "ece"]
 
 
 def test_the_claims_table_names_the_stand_ins(tmp_path):
@@ -194,9 +295,10 @@ def test_a_table_that_would_leave_the_page_becomes_several(tmp_path):
     paths = tables.save_table(wide, tmp_path / "full", "All, 95 %.")
     _, md, tex, _ = (path.read_text() for path in paths)
     parts = tex.split(r"\begin{table}")[1:]
-    assert len(parts) == 6 * 4 and md.count("\n|") == len(wide) + 2
+    # Of 150 letters the names of an arm take 71: three of 16 metrics fit, with 20 letters each.
+    assert len(parts) == 6 * 6 and md.count("\n|") == len(wide) + 2
     labels = re.findall(r"\\label\{(.*?)\}", tex)
-    assert labels == [f"tab:full-{i}" for i in range(1, 25)]
+    assert labels == [f"tab:full-{i}" for i in range(1, 37)]
     number = r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]"
     assert len(re.findall(number, tex)) == len(wide) * len(METRICS)
     for part in parts:
@@ -213,9 +315,8 @@ def test_tables_compile_with_a_plain_article_class(tmp_path, engine):
     tables.save_table(
         tables.claims_table(judged), tmp_path / "claims", "Claims", "C1: less < more > 5 %."
     )
-    tables.save_table(
-        tables.main_table(long_table(ARMS), TASKS), tmp_path / "main", "Main", "A_note #1"
-    )
+    marked = long_table(ARMS).assign(rarest=3, procedure_low=np.nan)
+    tables.save_table(tables.main_table(marked, TASKS), tmp_path / "main", "Main", "A_note #1 † ‡")
     (tmp_path / "all.tex").write_text(
         "\\documentclass{article}\n\\usepackage{booktabs}\n\\extrafloats{100}\n"
         "\\begin{document}\n\\input{full}\\input{claims}\\input{main}\n\\end{document}\n"

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 
 from medlib.show import names, style
@@ -16,9 +15,10 @@ def main_comparison(table: pd.DataFrame, tasks: names.Tasks, metric: str = "auro
     """The study in one figure: a panel per task, a row per backbone, the regimes side by side.
 
     `table` is long form: task, backbone, pretraining, regime, head, label_fraction (1.0: all
-    training patients), metric, value, ci_low, ci_high, sd (over seeds), n_patients, n_images.
-    `tasks` maps a task to {"title": str, "chance": float or None}, in the order of the panels.
-    Points are values, thin lines 95 % intervals, thick bars one SD over seeds. Of the frozen heads
+    training patients), metric, value, n_patients, n_images and both intervals (ci_low, ci_high,
+    procedure_low, procedure_high). `tasks` maps a task to {"title": str, "chance": float or None},
+    in the order of the panels. Points are values, thick bars 95 % intervals over test patients,
+    thin lines those of the procedure, over training patients and seeds as well. Of the frozen heads
     only the linear one is drawn. A random control stands below its pretrained twin, grey and
     hollow. The panel's title says the share of labels used in fine-tuning. Missing combinations
     stay empty.
@@ -52,7 +52,7 @@ def main_comparison(table: pd.DataFrame, tasks: names.Tasks, metric: str = "auro
         ax.set_yticks(range(len(rows)), rows, linespacing=0.95)
         for text, random in zip(ax.get_yticklabels(), networks["random"], strict=True):
             text.set_color(style.GREY if random else "black")
-    parts.label_below(axes, n, f"{names.METRICS[metric]} (95 % interval)", size=7.5)
+    parts.label_below(axes, n, f"{names.METRICS[metric]} (95 % intervals)", size=7.5)
     chance = any(card["chance"] is not None for card in tasks.values())
     style.legend_above(fig, _comparison_legend(arms, looks, chance))
     return fig
@@ -86,10 +86,7 @@ def _draw_task(ax: plt.Axes, arms: pd.DataFrame, networks: pd.DataFrame, looks: 
         mark = _mark(looks[name], random)
         shift = (list(looks).index(name) - (len(looks) - 1) / 2) * 0.8 / len(looks)
         y = part["name"].map(position) + shift
-        if part["sd"].notna().any():
-            ends = part["value"] - part["sd"], part["value"] + part["sd"]
-            ax.hlines(y, *ends, color=mark["color"], linewidth=3.4, alpha=0.4, zorder=2)
-        ax.hlines(y, part["ci_low"], part["ci_high"], color=mark["color"], linewidth=0.9)
+        parts.intervals(ax, part, y, mark["color"], "x")
         ax.plot(part["value"], y, **mark, zorder=4)
 
 
@@ -99,6 +96,7 @@ def _note(arms: pd.DataFrame) -> str:
         return "no results"
     patients, images = arms["n_patients"].max(), arms["n_images"].max()
     words = f"{patients:,} patients" + (f", {images:,} images" if images != patients else "")
+    words += f"\nonly {few} of a class" if (few := arms["rarest"].min()) < 20 else ""
     tuned = arms.loc[arms["series"].isin(["fine-tuned", "LoRA"]), "label_fraction"]
     # where the legend names no shares, all labels were used throughout
     share = f"\nfine-tuned on {100 * tuned.iloc[0]:g} % of labels" if len(tuned) else ""
@@ -112,35 +110,27 @@ def _comparison_legend(arms: pd.DataFrame, looks: dict, chance: bool) -> dict[st
     if arms["random"].any():
         hollow = [plt.Line2D([], [], **_mark(look, True)) for look in looks.values()]
         entries["random weights"] = tuple(hollow)
-    if arms["sd"].notna().any():
-        entries["± 1 SD over seeds"] = plt.Line2D([], [], color="0.3", linewidth=3.4, alpha=0.4)
+    entries |= parts.interval_entries()
     if chance:
         entries["chance"] = plt.Line2D([], [], color="0.3", linewidth=0.8, linestyle=":")
     return entries
 
 
 @style.styled
-def freezing(table: pd.DataFrame, tasks: names.Tasks, metric: str = "auroc") -> plt.Figure:
+def freezing(pairs: pd.DataFrame, tasks: names.Tasks, metric: str = "auroc") -> plt.Figure:
     """What freezing costs: each backbone frozen and fine-tuned on the same labels, a panel a task.
 
-    `table` and `tasks` are as `main_comparison` takes them. A slope leads from the frozen
-    network to the fine-tuned one, with both 95 % intervals; a backbone without one of the two is
-    left out.
+    `pairs` is `differences.on_same_labels`'. A slope leads from the frozen network to the
+    fine-tuned one. The interval of the difference is `forest`'s.
     """
-    arms = parts.linear(table, tasks, metric)
-    frozen, tuned = (arms[arms["regime"] == regime] for regime in ("frozen", "finetuned"))
-    keys = ["task", "backbone", "label_fraction"]
-    pairs = frozen.merge(tuned, on=keys, suffixes=("", "_tuned"))
+    pairs = parts.named(pairs)
     fig, places = parts.panels(pairs, tasks, 2.1)
     for ax, card, part in places:
         ends = []
-        for step, row in enumerate(part.itertuples()):
-            shift = 0.03 * (step - (len(part) - 1) / 2)  # else intervals cover each other
-            mark, x = parts.line_look(row.family), np.array([shift, 1 + shift])
-            ax.plot(x, [row.value, row.value_tuned], **mark)
-            lows, highs = (row.ci_low, row.ci_low_tuned), (row.ci_high, row.ci_high_tuned)
-            ax.vlines(x, lows, highs, color=mark["color"], linewidth=0.7)
-            ends.append((row.value_tuned, row.name, mark["color"]))
+        for row in part.itertuples():
+            mark, x = parts.line_look(row.family), [0, 1]
+            ax.plot(x, [row.frozen, row.finetuned], **mark)
+            ends.append((row.finetuned, row.name, mark["color"]))
         ax.set(xlim=(-0.25, 2.15), ylabel=names.METRICS[metric])
         ax.set_xticks([0, 1], ["frozen", "fine-tuned"])
         ax.grid(axis="y")

@@ -15,8 +15,8 @@ def size(
 ) -> plt.Figure:
     """Does size pay: the metric against the number of parameters, within vision transformers.
 
-    `table` is as `comparison.freezing` takes it, with the column `parameters`. A line joins the
-    sizes of one family in one regime, on the most labels of that regime. The band is the
+    `table` is as `comparison.main_comparison` takes it, with the column `parameters`. A line joins
+    the sizes of one family in one regime, on the most labels of that regime. The band is the
     equivalence margin around the smallest of each frozen family: within it, a larger network is no
     better in practice.
     """
@@ -35,7 +35,7 @@ def size(
                 ax.axhspan(first - margin, first + margin, **band)
             mark |= {} if frozen else {"markerfacecolor": "white"}
             ax.plot(x, line["value"], linestyle="-" if frozen else ":", **mark)
-            ax.vlines(x, line["ci_low"], line["ci_high"], color=mark["color"], linewidth=0.7)
+            parts.intervals(ax, line, x, mark["color"], "y")
         parts.log_axis(ax, part["parameters"] / 1e6)
         ax.set_ylim(top=min(ax.get_ylim()[1], 1.005))  # no band above what can be
         ax.set(xlabel="parameters (millions)", ylabel=names.METRICS[metric])
@@ -49,6 +49,7 @@ def size(
         line, inside = ("-", "0.3") if regime == "frozen" else (":", "white")
         look = {"color": "0.3", "marker": "o", "markersize": 4, "markerfacecolor": inside}
         entries[names.REGIMES[regime]] = plt.Line2D([], [], linestyle=line, **look)
+    entries |= parts.interval_entries()
     entries[f"± {margin:g} of the smallest, frozen"] = Patch(color="0.85")
     style.legend_above(fig, entries)
     return fig

@@ -102,12 +102,16 @@ def forest(table: pd.DataFrame, tasks: names.Tasks, margin: float = 0.02) -> plt
     """Differences with 95 % intervals over the equivalence margin: a panel a task, a row a pair.
 
     `table` is `differences.differences`', or rows of it: one backbone minus another, or one regime
-    minus another of one backbone. Filled round marks differ and squares are equivalent, both after
-    correction; hollow ones are neither.
+    minus another of one backbone. A thick bar is the interval over test patients, a thin line that
+    of the procedure. Filled round marks differ and squares are equivalent, both by the procedure
+    and after correction; hollow ones are neither. Without a thin line there was one training only.
     """
     shown = [table["different"].astype(bool), table["equivalent"].astype(bool)]
     sides = zip(*(_each(names.full_name, table, side) for side in ("one", "other")), strict=True)
     labels = [one if one == other else f"{one} − {other}" for one, other in sides]
+    if table[["one_regime", "other_regime"]].drop_duplicates().shape[0] > 1:  # LoRA as well
+        own = table["one_regime"].map(names.REGIMES)
+        labels = [f"{name}, {regime}" for name, regime in zip(labels, own, strict=True)]
     pairs = table.assign(kind=np.select(shown, list(LOOKS)[:2], list(LOOKS)[2]), label=labels)
     order = list(dict.fromkeys(pairs.sort_values(["one_backbone", "other_backbone"])["label"]))
     full = [style.wrapped(parts.short(name), 1.9, 6.5) for name in order]
@@ -123,7 +127,7 @@ def forest(table: pd.DataFrame, tasks: names.Tasks, margin: float = 0.02) -> plt
         for kind, look in LOOKS.items():
             some = part[part["kind"] == kind]
             y = some["label"].map(order.index)
-            ax.hlines(y, some["ci_low"], some["ci_high"], color=look["color"], linewidth=0.9)
+            parts.intervals(ax, some, y, look["color"], "x")
             ax.plot(some["difference"], y, markeredgewidth=0.8, **MARK, **look)
         ax.tick_params(axis="y", length=0)
         ax.tick_params(axis="x", labelbottom=True)
@@ -135,13 +139,14 @@ def forest(table: pd.DataFrame, tasks: names.Tasks, margin: float = 0.02) -> plt
         parts.titles(ax, card, " and ".join(words) or "no pair", room)
         ax.set_xlabel("difference in AUROC")
     entries = {kind: plt.Line2D([], [], **MARK, **look) for kind, look in LOOKS.items()}
+    entries |= parts.interval_entries()
     entries[f"± {margin:g}: equivalence margin"] = Patch(color=parts.BAND)
     style.legend_above(fig, entries)
     regimes = zip(pairs["one_regime"], pairs["other_regime"], strict=True)
     printed = [[names.REGIMES[regime] for regime in both] for both in dict.fromkeys(regimes)]
     words = [one if one == other else f"{one} minus {other}" for one, other in printed]
     if words:
-        note = ", ".join(words) + ", 95 % intervals over patients."
+        note = ", ".join(words) + ", 95 % intervals. Without a thin line: one training only."
         style.caption_below(fig, note[0].upper() + note[1:])
     return fig
 

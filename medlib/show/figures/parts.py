@@ -13,6 +13,7 @@ from medlib.show import names, style
 FAMILY_COLOURS = (style.BLUE, style.GREEN, style.VERMILION, style.PURPLE, style.ORANGE, style.SKY)
 FAMILY_MARKERS = ("o", "^", "D", "s", "v", "P")  # X marks a fine-tuned backbone
 BAND = "0.92"  # of an equivalence margin
+BARS = {"ci": {"linewidth": 3.2, "alpha": 0.4}, "procedure": {"linewidth": 0.8}}
 SHARED = {"sharex": True, "sharey": True}
 TUNED = {"marker": "X", "markersize": 5, "linestyle": "none"}
 
@@ -48,6 +49,23 @@ def linear(table: pd.DataFrame, tasks: names.Tasks, metric: str) -> pd.DataFrame
     """The results of linear heads in one metric, with the columns of :func:`named`."""
     shown = (table["metric"] == metric) & table["task"].isin(list(tasks))
     return named(table[shown & (table["head"] == "linear")])
+
+
+def intervals(ax: plt.Axes, table: pd.DataFrame, at: Sequence, colour: str, along: str) -> None:
+    """Both intervals of each row of a table, ``along`` "x" or "y", placed ``at`` on the other axis.
+
+    A thick bar is the one over test patients, a thin line that of the procedure, where known.
+    """
+    draw = ax.hlines if along == "x" else ax.vlines
+    for name, look in BARS.items():
+        ends = table[f"{name}_low"], table[f"{name}_high"]
+        draw(at, *ends, color=colour, zorder=2, **look)
+
+
+def interval_entries() -> dict[str, object]:
+    """What a legend says of :func:`intervals`."""
+    words = {"ci": "these models, other test patients", "procedure": "trained on others as well"}
+    return {words[name]: plt.Line2D([], [], color="0.3", **look) for name, look in BARS.items()}
 
 
 def line_look(family: str) -> dict:

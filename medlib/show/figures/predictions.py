@@ -9,6 +9,7 @@ import pandas as pd
 
 from medlib.show import names, style
 from medlib.show.figures import parts
+from medlib.stats import prediction
 
 
 @style.styled
@@ -16,20 +17,25 @@ def roc_curves(predictions: pd.DataFrame, classes: Sequence[str], title: str = "
     """ROC curves with their AUROC: of the second class if there are two, else one against rest.
 
     `predictions` has the columns y_true (class name) and `prob_<class>` (0 to 1) per class, one
-    row per judged unit (a patient, where a task is judged by patient).
+    row per judged unit (a patient, where a task is judged by patient). In cross-validation (columns
+    fold and patient_id) the AUROC is the mean over folds, while the curve pools their scores.
     """
-    from sklearn.metrics import auc, roc_curve
+    from sklearn.metrics import roc_auc_score, roc_curve
 
     fig, ax = plt.subplots(figsize=(style.COLUMN, style.COLUMN))
     ax.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
     shown = classes[1:] if len(classes) == 2 else classes
     looks = zip(style.COLOURS, itertools.cycle(style.DASHES), strict=False)
     for name, (colour, dash) in zip(shown, looks, strict=False):
-        positive = predictions["y_true"] == name
+        positive, score = (predictions["y_true"] == name).to_numpy(), predictions[f"prob_{name}"]
         label, false_rate, true_rate = f"{names.spoken(name)}: AUROC undefined", [], []
         if 0 < positive.sum() < len(positive):
-            false_rate, true_rate, _ = roc_curve(positive, predictions[f"prob_{name}"])
-            label = f"{names.spoken(name)}: AUROC {auc(false_rate, true_rate):.3f}"
+            false_rate, true_rate, _ = roc_curve(positive, score)
+            folds = prediction.folds(predictions)
+            folds = [(rows, n) for rows, n in folds if 0 < positive[rows].sum() < rows.sum()]
+            areas = [roc_auc_score(positive[rows], score[rows]) for rows, _ in folds]
+            area = np.average(areas, weights=[share for _, share in folds])
+            label = f"{names.spoken(name)}: AUROC {area:.3f}"
         ax.plot(false_rate, true_rate, color=colour, linestyle=dash, label=label, clip_on=False)
     ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", title=title)
     ax.set_xlabel("false positive rate (1 − specificity)")
