@@ -30,6 +30,7 @@ BACKBONES = sorted(gridfile.all_backbones(grid))
 SHARED = {"data": grid["data"], "results": f"../{RESULTS}"}
 COMPARED = {"results": SHARED["results"], "grid_file": f"../grids/{GRID}.yaml"} | grid["collect"]
 CAPTION = states.caption(grid, RESULTS) if PARTIAL else grid.get("caption", "")
+PRIMARY = {"primary": gridfile.primary(grid)}
 DRAWN = {"figures": f"../{FIGURES}", "caption": CAPTION}
 # Names, families and order of backbones in figures: if one changes, all figures are drawn again.
 PRINTED = repr([
@@ -269,6 +270,7 @@ rule probe:
             backbone=wildcards.backbone,
             seeds=gridfile.seeds(grid, "frozen"),
             label_fractions=gridfile.label_fractions(grid, wildcards.task),
+            redrawn_fractions=gridfile.redrawn_fractions(grid, wildcards.task),
             **settings("frozen", "backbones", "label_fractions", "seeds"),
         ),
     resources:
@@ -380,11 +382,12 @@ rule claims:
     output:
         reported("claims"),
         f"{RESULTS}/differences.csv",
+        f"{RESULTS}/claims_sensitivity.csv",
     log:
         notebook=f"{RESULTS}/08_test_claims.ipynb",
     params:
         printed=PRINTED,
-        json=lambda wildcards: parameters(COMPARED | DRAWN),
+        json=lambda wildcards: parameters(COMPARED | DRAWN | PRIMARY),
     resources:
         **needs(60),
     shell:

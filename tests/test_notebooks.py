@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 
 from medlib import files
+from medlib.core.heads import HEADS
 from medlib.data import cards, phantoms
 from medlib.grid import address, jobs
 from medlib.grid.notebooks import code, execute
+from medlib.show import tables
 
 NAMES = [
     "00_core_in_a_page",
@@ -131,7 +133,9 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
             [address.features(results, "glioma_flair", "micro_resnet-random") / "embeddings.npy"],
         ),
         "03_probe_features": (
-            task | {"image_size": 32, "seeds": [0, 1], "label_fractions": [1.0, 0.5, 0.4]},
+            task
+            | {"image_size": 32, "seeds": [0, 1], "label_fractions": [1.0, 0.5, 0.4]}
+            | {"redraws": 15, "redrawn_fractions": [1.0, 0.5]},
             [
                 runs / "frozen-linear" / "seed0" / "run.json",
                 runs / "frozen-knn-fraction0.5" / "seed1" / "predictions.csv",
@@ -156,11 +160,12 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
             shown | {"resamples": 200},
             drawn("critical_difference", "differences_frozen", "differences_regimes")
             + written("claims", "confounds")
-            + [results / "differences.csv"],
+            + [results / "differences.csv", results / "claims_sensitivity.csv"],
         ),
         "09_look_closer": (
             shown | {"task": "glioma_flair", "resamples": 200, "drawn_bands": 50},
-            drawn(*(f"{name}_glioma_flair" for name in looked_at)),
+            drawn(*(f"{name}_glioma_flair" for name in looked_at))
+            + written("calibration_glioma_flair"),
         ),
     }
     assert list(steps) == NAMES
@@ -195,6 +200,8 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
     assert cards.used(address.manifest(results, "glioma_flair")).volumes.slices == 3
     assert record["inputs"]["weights_digest"].startswith("random-")
     assert {"versions", "git_commit", "hardware", "seconds", "peak_memory_bytes"} <= set(record)
+    said_of_runs(runs, folds=3)
+    said_of_trainings(results, figures)
     assert "random weights" in (figures / "main_table.md").read_text()
     main = pd.read_csv(figures / "main_comparison.csv")
     assert set(main["label_fraction"]) == {1.0, 0.5}, "other shares of the labels crowd the figure"
@@ -212,7 +219,73 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
     }, "the interval of the table is another"
     claimed = pd.read_csv(figures / "claims.csv")
     assert set(claimed["verdict"]) == {"not tested"} and claimed["missing"].notna().all()
+    noted = claimed.set_index("claim")["note"].dropna()  # C2 is of photographs and radiographs
+    assert set(noted) == {"on stand-ins: glioma_flair"} and set(noted.index) == {"C1", "C3", "C4"}
     assert set(pd.read_csv(results / "differences.csv")["contrast"]) == {"backbones", "regimes"}
+
+
+def said_of_runs(runs, folds):
+    """Validation patients are predicted once by a model that has not seen them; and redraws."""
+    for run in runs.glob("*/seed*/run.json"):
+        record, regime = files.read_json(run), run.parts[-3].partition("-")[0]
+        tested, validated = (
+            pd.read_csv(run.with_name(name), dtype={"patient_id": str})
+            for name in ("predictions.csv", "validation.csv")
+        )
+        # A rotation's model is tested on the fold that names it, and validated on another.
+        assert set(tested["fold"]) == set(validated["rotation"]) == set(range(folds))
+        assert (validated["fold"] != validated["rotation"]).all()
+        assert not validated["sample_id"].duplicated().any()
+        names = {"predictions.csv", "validation.csv"}
+        at, redrawn = record["coordinates"], run.with_name("redraws.csv")
+        if regime == "frozen" and at["head"] == "linear" and at["label_fraction"] in (1.0, 0.5):
+            names.add("redraws.csv")
+            values = pd.read_csv(redrawn)["auroc"]
+            assert len(values) == 15 and values.nunique() > 3
+            assert values.dropna().between(0, 1).all()  # some draws lack a class
+        assert set(record["sha256"]) == names and redrawn.is_file() == ("redraws.csv" in names)
+        digest = {name: files.file_sha256(run.with_name(name)) for name in names}
+        assert record["sha256"] == digest
+        tried = 2 * 2 if regime != "frozen" else len(HEADS[at["head"]].candidates)
+        assert record["how"]["candidates"] == tried  # learning rates times epochs
+
+
+def said_of_trainings(results, figures):
+    """What was trained once has an interval over test patients alone, and no test."""
+    table = pd.read_csv(results / "summary_over_seeds.csv", keep_default_na=False, na_values=[""])
+    area = table[(table["metric"] == "auroc") & (table["head"] == "linear")]
+    area = area.set_index(["backbone", "regime", "label_fraction"])
+    known = area["training"].dropna().to_dict()
+    # Random weights are drawn anew for each seed; the second backbone has a single one.
+    control = "micro_resnet-random", "frozen"
+    assert known == dict.fromkeys([(*control, 1.0), (*control, 0.5)], "redraws and seeds")
+    unknown = area["training"].isna()
+    ends = area[["procedure_low", "procedure_high"]]
+    assert (ends.isna().all(axis=1) == unknown).all() and area["ci_low"].notna().all()
+    words = (figures / "main_table.md").read_text()
+    rows = [line for line in words.splitlines() if line.startswith("| Glioma")]
+    assert sum("†" not in row for row in rows) == 2 < len(rows) and tables.MARKS in words
+    # A slope is of the seeds that both regimes have.
+    by_seed = pd.read_csv(results / "summary.csv").query("metric == 'auroc' and head == 'linear'")
+    (slope,) = pd.read_csv(figures / "freezing.csv").to_dict("records")
+    of = by_seed.query("backbone == 'micro_resnet-random' and label_fraction == 0.5 and seed == 0")
+    of = of.set_index("regime")["value"]
+    assert (slope["frozen"], slope["finetuned"]) == (of["frozen"], of["finetuned"])
+    assert slope["n_seeds"] == 1
+    apart = pd.read_csv(results / "differences.csv")
+    assert apart["p_value"].isna().all() and apart["ci_low"].notna().any()
+    assert not apart["primary"].any() and not apart["different"].any()  # of random weights alone
+    ways = pd.read_csv(results / "claims_sensitivity.csv")
+    assert len(ways) == 3 * 2 * 3
+    assert (ways[["C1", "C2", "C3", "C4"]].to_numpy() == "not tested").all()
+    beside = pd.read_csv(figures / "calibration_glioma_flair.csv")
+    raw = beside[beside["probabilities"] == "raw"].set_index(["backbone", "metric"])
+    for (backbone, metric), row in raw.iterrows():
+        one = (table["backbone"] == backbone) & (table["regime"] == "frozen")
+        one &= (table["metric"] == metric) & (table["head"] == "linear")
+        (value,) = table[one & (table["label_fraction"] == 1)]["value"]
+        assert row["value"] == pytest.approx(value, abs=1e-12)
+    assert set(beside["probabilities"]) == {"raw", "calibrated"} and len(raw) == 2 * 5
 
 
 @pytest.mark.xdist_group("alone")

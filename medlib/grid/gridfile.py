@@ -1,10 +1,11 @@
 """A grid file: tasks × backbones × regimes × seeds, checked as a whole before anything runs.
 
-``grids/<grid>.yaml`` holds ``title``, ``caption`` (printed beneath every figure), ``data``
-("phantoms", "real" or a folder), ``tasks``, ``seeds``, and the settings of notebook 01
-(``prepare``), of the regimes (``frozen``, ``finetuned``, ``lora``) and of notebook 05
-(``collect``). Settings have the names of the notebooks' parameters; those of training are the
-fields of :class:`medlib.core.settings.FineTuning`. Any regime may be left out.
+``grids/<grid>.yaml`` holds ``title``, ``caption`` (printed beneath every figure), ``primary`` (the
+regime whose pairs of backbones are the primary family of tests), ``data`` ("phantoms", "real" or a
+folder), ``tasks``, ``seeds``, and the settings of notebook 01 (``prepare``), of the regimes
+(``frozen``, ``finetuned``, ``lora``) and of notebook 05 (``collect``). Settings have the names of
+the notebooks' parameters; those of training are the fields of
+:class:`medlib.core.settings.FineTuning`. Any regime may be left out.
 """
 
 import re
@@ -106,6 +107,7 @@ class Regime(Part):
 class Frozen(Regime):
     heads: _list_of(Annotated[Name, _one_of("head", lambda: settings.HEADS)], _refused(_not_linear))
     label_fractions: _list_of(Share, _refused(_not_all)) = [1.0]
+    redraws: Annotated[int, Field(ge=0)] = 100
 
 
 class Trained(Regime):
@@ -138,6 +140,7 @@ def _trained(regime: str) -> type[Trained]:
 class Top(Part):
     title: cards.Text
     caption: str = ""
+    primary: Annotated[str, _one_of("regime", lambda: settings.REGIMES)] = ""
     data: cards.Text
     tasks: _list_of(Annotated[Name, _one_of("task", cards.tasks)])
     seeds: Seeds
@@ -208,6 +211,8 @@ def _checked(stated: dict) -> tuple[dict, list[str]]:
         problems = _problems(error)
     if not regimes:
         problems.append(f"there is no regime: none of {', '.join(settings.REGIMES)}")
+    elif stated.get("primary") in [r for r in settings.REGIMES if r not in regimes]:
+        problems.append(f"primary is {stated['primary']!r}, a regime that the grid does not have")
     return dict.fromkeys(PARTS, {}) | grid, problems
 
 
@@ -267,6 +272,20 @@ def label_fractions(grid: dict, task: str) -> list[float]:
     """
     own = {label_fraction(grid, task, regime) for regime in settings.TRAINED if grid[regime]}
     return sorted(own | set(grid["frozen"].get("label_fractions", [1.0])), reverse=True)
+
+
+def primary(grid: dict) -> str:
+    """The regime whose pairs of backbones are the primary family of tests; by default the first."""
+    return grid.get("primary") or next(r for r in settings.REGIMES if grid[r])
+
+
+def redrawn_fractions(grid: dict, task: str) -> list[float]:
+    """The shares of the labels on which a task's backbones are compared: see `runs.is_main`.
+
+    There a frozen backbone is also trained on redraws of its patients.
+    """
+    trained = {label_fraction(grid, task, r) for r in settings.TRAINED if grid[r]}
+    return [share for share in label_fractions(grid, task) if share == 1 or share in trained]
 
 
 def runs(grid: dict) -> list[Address]:

@@ -32,21 +32,27 @@ def save_run(
     run: Address,
     results: Path | str,
     provenance: Provenance,
-    predictions: pd.DataFrame,
+    tables: dict[str, pd.DataFrame],
     history: pd.DataFrame,
     metrics: dict,
 ) -> None:
-    """Write a run's files below ``results``, ``run.json`` last; then remove its checkpoint."""
+    """Write a run's files below ``results``, ``run.json`` last; then remove its checkpoint.
+
+    ``tables`` by the name of their file: predictions.csv (of the test part), validation.csv, and
+    redraws.csv of a run that has been trained again on draws of its patients. The record holds
+    their digests.
+    """
     folder, record = run.folder(results), run.record(results)
     folder.mkdir(parents=True, exist_ok=True)
     record.unlink(missing_ok=True)  # the run is not complete until the new record is there
-    save_csv(folder / "predictions.csv", predictions)
+    for name, table in tables.items():
+        save_csv(folder / name, table)
     save_csv(folder / "history.csv", history)
     save_json(folder / "metrics.json", metrics)
     content = vars(provenance) | environment()
     content["coordinates"] = asdict(run) | {"pretraining": content.pop("pretraining")}
     content["seconds"] = round(provenance.seconds, 3)
     content["peak_memory_bytes"] = peak_memory_bytes()
-    content["predictions_sha256"] = file_sha256(folder / "predictions.csv")
+    content["sha256"] = {name: file_sha256(folder / name) for name in tables}
     save_json(record, content)
     (folder / CHECKPOINT).unlink(missing_ok=True)

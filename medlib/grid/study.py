@@ -28,6 +28,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 
+from medlib.core import settings
 from medlib.files import read_json
 from medlib.grid import gridfile, jobs, page, states
 from medlib.grid.watch import TARGET, LogHandler, Watch, describe, duration, progress_words, why
@@ -279,7 +280,9 @@ def plan(study: Study, arguments: list[str]) -> int:
     """Print what would run and why, grouped."""
     would_run = planned(study, arguments)
     if would_run.empty:
-        print(f"Nothing would run: grid '{study.name}' is complete.")
+        print(
+            f"Nothing would run: grid '{study.name}' is complete.", *one_more_seed(study), sep="\n"
+        )
         return 0
     width = would_run["rule"].str.len().max()
     print(f"{len(would_run)} jobs would run:")
@@ -287,7 +290,23 @@ def plan(study: Study, arguments: list[str]) -> int:
         few = len(words) <= 3 and because not in (NOT_MADE, FOLLOWS)
         names = f" ({', '.join(words)})" if few else ""
         print(f"{len(words):6d} × {rule:{width}s}  {because}{names}")
+    print(*one_more_seed(study), sep="\n")
     return 0
+
+
+def one_more_seed(study: Study) -> list[str]:
+    """What one more seed of each trained regime would cost, by the mean of the done runs."""
+    lines = []
+    for regime in settings.TRAINED:
+        seeds = gridfile.seeds(study.grid, regime)
+        n = sum(run.regime == regime for run in gridfile.runs(study.grid)) // len(seeds)
+        done = [run for run in states.done(study.grid, study.results) if run.regime == regime]
+        seconds = [read_json(run.record(study.results))["seconds"] for run in done]
+        if n:
+            took = f", about {duration(n * sum(seconds) / len(done))} of work" if done else ""
+            one = " With a single seed nothing is concluded about it." * (len(seeds) == 1)
+            lines.append(f"One more seed of {regime}: {n} trainings{took}.{one}")
+    return lines
 
 
 def show_status(study: Study, arguments: list[str]) -> int:

@@ -8,7 +8,6 @@ import functools
 import sys
 from pathlib import Path
 
-from medlib.core import settings
 from medlib.data import cards
 from medlib.grid import address, gridfile, jobs, states
 from medlib.stats.summaries import summarise
@@ -27,13 +26,11 @@ def main() -> int:
         try:
             grid = gridfile.read(options.grid_file)
             done = states.done(grid | {"tasks": [task]}, results)
-            regimes = [regime for regime in settings.TRAINED if grid[regime]]
             card = cards.used(address.manifest(results, task))
             summarise(
                 [run.folder(results) for run in done if run.backbone == backbone],
                 **grid["collect"],
                 threads=1,
-                trained=[(task, gridfile.label_fraction(grid, task, r)) for r in regimes],
                 ordered=[task] if card.ordered else [],
                 kept=functools.partial(address.intervals, results),
             )

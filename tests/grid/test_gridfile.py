@@ -1,5 +1,6 @@
 """A grid is checked as a whole before anything runs."""
 
+import ast
 import dataclasses
 import json
 import re
@@ -7,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
 from medlib.core import settings
 from medlib.data import cards
 from medlib.grid import address, gridfile, states
+from medlib.stats.runs import is_main
 
 GOOD = """
 title: a grid
@@ -123,6 +126,11 @@ def written(tmp_path, old, new):
         ("64", "'64'", "frozen: image_size is '64', but must be a valid integer"),
         ("64, ", "64, label_fractions: [1.0, 1.5], ", "frozen: label_fractions[1] is 1.5, but"),
         ("64, ", "64, label_fractions: [1.0, 0], ", "frozen: label_fractions[1] is 0, but"),
+        ("64, ", "64, redraws: -1, ", "frozen: redraws is -1, but must be greater than or equal"),
+        ("64, ", "64, redraws: 2.5, ", "frozen: redraws is 2.5, but must be a valid integer"),
+        ("32", "32, redraws: 100", "Unknown setting of finetuned 'redraws'"),
+        ("frozen:", "primary: frosen\nfrozen:", "'frosen'. Did you mean 'frozen'?"),
+        ("frozen:", "primary: [frozen]\nfrozen:", "primary is ['frozen'], but must be a valid"),
         ("32", "32, label_fraction: .nan", "finetuned: label_fraction is nan, but"),
         ("32", "32, label_fraction: {fundus_pm: 2}", "label_fraction.fundus_pm is 2, but"),
         ("32", "32, epochs: 0", "finetuned: epochs is 0, but"),
@@ -133,8 +141,8 @@ def written(tmp_path, old, new):
         ("frozen:", "lora: null\nfrozen:", "lora is None, but must be a mapping of names"),
         ("frozen:", "x: !!python/object/apply:os.system [ls]\nfrozen:", "it is not plain YAML: "),
         ("frozen:", "x: 2026-99-99\nfrozen:", "it is not plain YAML: "),
-        (GOOD, "", "it must hold a mapping with the fields title, caption, data"),
-        (GOOD, "- tasks", "it must hold a mapping with the fields title, caption, data"),
+        (GOOD, "", "it must hold a mapping with the fields title, caption, primary, data"),
+        (GOOD, "- tasks", "it must hold a mapping with the fields title, caption, primary, data"),
         (GOOD, "[" * 9999, "it is not plain YAML: "),
         (GOOD, "a: &a [*a]", "Unknown field 'a'"),
         (GOOD, "#" * 70_000, "it is larger than 65,536 bytes"),
@@ -199,10 +207,8 @@ def test_settings_of_lora_belong_to_lora_alone(tmp_path):
 
 @pytest.mark.parametrize("regime", ["finetuned", "lora"])
 def test_every_setting_of_a_trained_regime_is_a_parameter_of_its_notebook(repository, regime):
-    notebook = json.loads((repository / "notebooks" / "04_fine_tune.ipynb").read_text())
-    (cell,) = [c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", [])]
-    parameters = {line.partition(":")[0] for line in cell["source"]}
-    assert set(gridfile.SETTINGS[regime]) - {"backbones", "seeds"} <= parameters
+    names = set(parameters(repository, "04_fine_tune"))
+    assert set(gridfile.SETTINGS[regime]) - {"backbones", "seeds"} <= names
 
 
 def test_frozen_features_are_probed_at_the_labels_of_fine_tuning_too(tmp_path):
@@ -217,6 +223,62 @@ def test_frozen_features_are_probed_at_the_labels_of_fine_tuning_too(tmp_path):
     assert gridfile.label_fraction(grid, "fundus_pm", "lora") == 0.2
     assert gridfile.label_fractions(grid, "fundus_pm") == [1.0, 0.2, 0.1]
     assert gridfile.image_sizes(grid) == [32, 48, 64]
+
+
+def test_frozen_heads_are_trained_again_on_redraws_where_backbones_are_compared(tmp_path):
+    tuned = {"backbones": ["vit_tiny-random"], "image_size": 32}
+    lora = tuned | {"label_fraction": 0.2}
+    tuned |= {"label_fraction": {"fundus_pm": 0.1, "chest_xray": 0.3}}
+    frozen = {"backbones": ["vit_tiny-imagenet"], "image_size": 32, "heads": ["linear", "knn"]}
+    frozen["label_fractions"] = [0.5, 1.0, 0.1]
+    both = {"tasks": ["fundus_pm", "chest_xray"], "frozen": frozen, "finetuned": tuned}
+    for parts, expected in (
+        (both, {"fundus_pm": [1.0, 0.1], "chest_xray": [1.0, 0.3]}),
+        (both | {"lora": lora}, {"fundus_pm": [1.0, 0.2, 0.1], "chest_xray": [1.0, 0.3, 0.2]}),
+        (both | {"finetuned": {}}, {"fundus_pm": [1.0], "chest_xray": [1.0]}),
+    ):
+        grid = gridfile.read(write(tmp_path, **parts))
+        found = {task: gridfile.redrawn_fractions(grid, task) for task in grid["tasks"]}
+        assert found == expected
+        # They are those of the main comparison, among all that is probed.
+        table = pd.DataFrame([dataclasses.asdict(run) for run in gridfile.runs(grid)])
+        main = table[is_main(table) & (table["regime"] == "frozen")]
+        for task, shares in expected.items():
+            assert set(main.loc[main["task"] == task, "label_fraction"]) == set(shares)
+            assert set(gridfile.label_fractions(grid, task)) >= set(shares)
+
+
+def test_how_a_grid_is_judged_is_passed_on_as_it_states_it(tmp_path, repository):
+    assert "primary" not in gridfile.read(write(tmp_path))
+    frozen = {"backbones": ["vit_tiny-random"], "image_size": 64, "heads": ["linear"]}
+    grid = gridfile.read(write(tmp_path, primary="finetuned", frozen=frozen | {"redraws": 7}))
+    assert grid["primary"] == gridfile.primary(grid) == "finetuned"
+    assert grid["frozen"]["redraws"] == 7
+    trained = gridfile.read(write(tmp_path, frozen={}))
+    assert gridfile.primary(trained) == "finetuned", "the first regime that the grid has"
+    with pytest.raises(ValueError, match="primary is 'lora', a regime that the grid does not have"):
+        gridfile.read(write(tmp_path, primary="lora"))
+    # What a grid does not state is the notebook's own default, and the two agree.
+    for part, name, notebook in (
+        (gridfile.Frozen, "redraws", "03_probe_features"),
+        (gridfile.Collect, "resamples", "08_test_claims"),
+    ):
+        own = ast.literal_eval(parameters(repository, notebook)[name])
+        assert own == part.model_fields[name].default
+
+
+def parameters(repository, notebook):
+    """The parameters of a notebook, with the text of their default."""
+    text = (repository / "notebooks" / f"{notebook}.ipynb").read_text("utf-8")
+    tagged = [c for c in json.loads(text)["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    lines = [line.partition("  #")[0] for cell in tagged for line in cell["source"]]
+    return {line.partition(":")[0]: line.partition(" = ")[2] for line in lines}
+
+
+def test_every_setting_of_frozen_backbones_is_a_parameter_of_its_notebook(repository):
+    names = parameters(repository, "03_probe_features")
+    assert set(gridfile.SETTINGS["frozen"]) - {"backbones"} <= set(names)
+    assert {"redraws", "redrawn_fractions"} <= set(names)
 
 
 def test_a_label_fraction_for_each_task_must_cover_all_tasks(tmp_path):

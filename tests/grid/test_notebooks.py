@@ -22,6 +22,7 @@ from medlib.grid.jobs import (
     visible_gpus,
 )
 
+JUDGING = ("bootstrap", "effects", "differences", "claims", "summaries", "calibration", "runs")
 PREPARING = ("decoding", "packing", "duplicates", "volumes", "preparation", "phantoms", "passport")
 
 
@@ -107,14 +108,20 @@ def test_sources_follow_imports_from_the_notebook_through_the_modules(repository
     assert not {"heads.py", "summaries.py"} & set(names)
 
 
-@pytest.mark.parametrize("notebook", ["03_probe_features", "04_fine_tune"])
-def test_what_only_prepares_or_plans_is_no_reason_to_train_again(repository, notebook):
+@pytest.mark.parametrize(
+    ("notebook", "drawn"),
+    [("03_probe_features", {"stats/draws", "stats/redraws"}), ("04_fine_tune", set())],
+)
+def test_what_only_prepares_or_plans_is_no_reason_to_train_again(repository, notebook, drawn):
     modules = notebooks.sources(repository / "notebooks" / f"{notebook}.ipynb")[1:]
     names = {str(path.relative_to(notebooks.MEDLIB).with_suffix("")) for path in modules}
     assert {f"data/{name}" for name in PREPARING} & names == set()
+    for folder, own in (("data", PREPARING), ("stats", JUDGING)):  # else this asks nothing
+        assert all((notebooks.MEDLIB / folder / f"{name}.py").is_file() for name in own)
     assert not any(name.startswith("data/layouts") for name in names)
+    assert {f"stats/{name}" for name in JUDGING} & names == set()
     stats = {name for name in names if name.startswith("stats/")}
-    assert stats <= {"stats/prediction", "stats/metrics"}
+    assert stats == {"stats/prediction", "stats/metrics"} | drawn  # draws of training patients
     planning = {"grid/gridfile", "grid/states", "grid/study", "grid/watch", "grid/summarise"}
     assert planning & names == set()
 

@@ -20,8 +20,8 @@ def study(tmp_path):
     grid = gridfile.read(tmp_path / "small.yaml")
     made = records.Provenance("random", {}, {}, 1.0)
     for run in gridfile.runs(grid)[:3]:
-        frames = pd.DataFrame({"a": [1]}), pd.DataFrame()
-        records.save_run(run, tmp_path / "results", made, *frames, {})
+        tables = {"predictions.csv": pd.DataFrame({"a": [1]})}
+        records.save_run(run, tmp_path / "results", made, tables, pd.DataFrame(), {})
         run.promised(tmp_path / "results").touch()
     (tmp_path / "figures").mkdir()
     return tmp_path

@@ -16,7 +16,15 @@ RUN = address.Address("toy", "net", "frozen", "knn")
 COORDINATES = {"task": "toy", "backbone": "net", "regime": "frozen", "head": "knn", "seed": 0}
 
 
-def save_run(results, run=RUN, metrics=None):
+TABLES = {
+    "predictions.csv": pd.DataFrame({"sample_id": ["x"], "a": [1 / 3]}),
+    "validation.csv": pd.DataFrame({"sample_id": ["y"], "a": [2 / 3]}),
+}
+REDRAWS = {"redraws.csv": pd.DataFrame({"auroc": [0.5, 0.25]})}
+WRITTEN = [*TABLES, *REDRAWS, "history.csv", "metrics.json", "run.json"]
+
+
+def save_run(results, run=RUN, metrics=None, tables=TABLES | REDRAWS):
     """Save a small run; returns its folder."""
     records.save_run(
         run,
@@ -24,7 +32,7 @@ def save_run(results, run=RUN, metrics=None):
         records.Provenance(
             "random", {"k": 5}, {"images": "abc"}, 1.23456, {"precision": "float32"}
         ),
-        predictions=pd.DataFrame({"sample_id": ["x"], "a": [1 / 3]}),
+        tables=tables,
         history=pd.DataFrame({"epoch": [0], "loss": [0.5]}),
         metrics=metrics or {"auroc": 0.75},
     )
@@ -34,8 +42,10 @@ def save_run(results, run=RUN, metrics=None):
 def test_a_run_is_recorded_with_all_that_made_it(tmp_path):
     folder = save_run(tmp_path)
     names = {path.name for path in folder.iterdir()}
-    assert names == {"predictions.csv", "history.csv", "metrics.json", "run.json"}
+    assert names == set(WRITTEN)
     assert (folder / "predictions.csv").read_text() == f"sample_id,a\nx,{1 / 3!r}\n"
+    assert (folder / "validation.csv").read_text() == f"sample_id,a\ny,{2 / 3!r}\n"
+    assert (folder / "redraws.csv").read_text() == "auroc\n0.5\n0.25\n"
     assert json.loads((folder / "metrics.json").read_text()) == {"auroc": 0.75}
     record = json.loads((folder / "run.json").read_text())
     assert record["coordinates"] == COORDINATES | {"label_fraction": 1.0, "pretraining": "random"}
@@ -43,8 +53,10 @@ def test_a_run_is_recorded_with_all_that_made_it(tmp_path):
     assert record["inputs"] == {"images": "abc"}
     assert record["how"] == {"precision": "float32"}
     assert record["seconds"] == 1.235
-    written = (folder / "predictions.csv").read_bytes()
-    assert record["predictions_sha256"] == hashlib.sha256(written).hexdigest()
+    digests = {}
+    for name in ("predictions.csv", "validation.csv", "redraws.csv"):
+        digests[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    assert record["sha256"] == digests
     assert record["versions"]["python"] == platform.python_version()
     for package in ("torch", "timm", "numpy", "medlib"):
         assert record["versions"][package] == importlib.metadata.version(package)
@@ -53,7 +65,13 @@ def test_a_run_is_recorded_with_all_that_made_it(tmp_path):
     assert 2**20 < record["peak_memory_bytes"]["resident"] < 2**40
 
 
-@pytest.mark.parametrize("fails", ["predictions.csv", "history.csv", "metrics.json", "run.json"])
+def test_a_run_without_redraws_records_none(tmp_path):
+    save_run(tmp_path)  # with some, from which nothing must be left in the record
+    folder = save_run(tmp_path, tables=TABLES)
+    assert set(json.loads((folder / "run.json").read_text())["sha256"]) == set(TABLES)
+
+
+@pytest.mark.parametrize("fails", WRITTEN)
 @pytest.mark.parametrize("before", [False, True])
 def test_a_run_that_fails_at_any_file_is_not_complete(tmp_path, monkeypatch, fails, before):
     folder = RUN.folder(tmp_path)
@@ -84,7 +102,7 @@ def test_run_json_is_written_last(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", note)
     save_run(tmp_path)
-    assert sorted(order) == ["history.csv", "metrics.json", "predictions.csv", "run.json"]
+    assert sorted(order) == sorted(WRITTEN)
     assert order[-1] == "run.json"
 
 
