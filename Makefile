@@ -32,7 +32,7 @@ export OMP_NUM_THREADS ?= 1
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-BENCHMARKS = bootstrap decode extraction finetuning frozen_study memory probes scale
+BENCHMARKS = bootstrap decode extraction finetuning frozen_study memory probes redraws scale
 
 STUDY = python -m medlib.grid.study
 # With a profile, jobs run on other machines: the cores of this one do not limit them.

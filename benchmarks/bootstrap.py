@@ -5,9 +5,9 @@ function for each metric. It gets arrays of whole numbers, and its time is that 
 scaled: each takes as long. Ours is ``bootstrap.bootstrap``, from the data frame of predictions to
 the values of every resample, on all cores; the loop runs on one, as such loops do.
 
-Three questions: that code's four confusion metrics, which need not be paired and are then drawn as
-counts of confusion matrices (timed with paired draws as well); macro AUROC; and seven metrics
-with two images a patient, paired, as the summary of a study needs them.
+Three questions: that code's four confusion metrics; macro AUROC; and seven metrics with two images
+a patient, as the summary of a study needs them. All draws are paired: a patient's counts follow
+from their id.
 """
 
 from collections.abc import Callable
@@ -75,7 +75,7 @@ def loop_of(
 def contestants(
     n: int, k: int, per_patient: int, resamples: int, part: int, names: tuple[str, ...]
 ) -> dict[str, Callable[[], object]]:
-    """Ours with paired draws and without, and the loop, timed on a part of its resamples."""
+    """Ours, and the loop, timed on a part of its resamples."""
     y, proba, patients = case(n, k, per_patient)
     classes = [f"class{c}" for c in range(k)]
     frame = pd.DataFrame(proba, columns=prediction.probability_columns(classes))
@@ -83,14 +83,14 @@ def contestants(
     frame["patient_id"] = [f"{patient:06d}" for patient in patients]
     loop = loop_of(y, proba, patients, names)
 
-    def ours(paired: bool) -> None:
-        bootstrap.bootstrap(frame, classes, resamples, names=names, paired=paired)
+    def ours() -> None:
+        bootstrap.bootstrap(frame, classes, resamples, names=names)
 
     def peer() -> float:
         return seconds(lambda: loop(part)) * resamples / part
 
     loop(3)  # what scikit-learn does once only
-    return {"unpaired": lambda: ours(False), "paired": lambda: ours(True), "peer": peer}
+    return {"ours": ours, "peer": peer}
 
 
 def main() -> None:
@@ -98,26 +98,23 @@ def main() -> None:
     small, large = (100, 200) if options.quick else (624, 10_000)
     resamples, part = (200, 5) if options.quick else (5000, 100)
     lines = [
-        ("four metrics", FOUR, small, 2, 1, "unpaired", 800),
-        ("four metrics", FOUR, large, 2, 1, "unpaired", 800),
-        ("four metrics", FOUR, large, 7, 1, "unpaired", 800),
-        ("four, paired", FOUR, small, 2, 1, "paired", None),
-        ("four, paired", FOUR, large, 7, 1, "paired", None),
-        ("AUROC", ("auroc",), small, 2, 1, "paired", 100),
-        ("AUROC", ("auroc",), large, 2, 1, "paired", 15),
-        ("AUROC", ("auroc",), large, 7, 1, "paired", 15),
-        ("seven by patient", SEVEN, small, 2, 2, "paired", None),
-        ("seven by patient", SEVEN, large, 7, 2, "paired", None),
+        ("four, paired", FOUR, small, 2, 1, None),
+        ("four, paired", FOUR, large, 7, 1, None),
+        ("AUROC", ("auroc",), small, 2, 1, 100),
+        ("AUROC", ("auroc",), large, 2, 1, 15),
+        ("AUROC", ("auroc",), large, 7, 1, 15),
+        ("seven by patient", SEVEN, small, 2, 2, None),
+        ("seven by patient", SEVEN, large, 7, 2, None),
     ]
-    for what, names, n, k, per_patient, draws, target in lines:
+    for what, names, n, k, per_patient, target in lines:
         sides = contestants(n, k, per_patient, resamples, part, names)
-        times = interleaved({side: sides[side] for side in (draws, "peer")}, options.repeats)
+        times = interleaved(sides, options.repeats)
         report(
             f"bootstrap, {what}, n = {n}, K = {k}",
             PEER,
-            times["peer"] / times[draws],
+            times["peer"] / times["ours"],
             target=target,
-            value=float(np.median(times[draws])),
+            value=float(np.median(times["ours"])),
             unit="s",
             quick=options.quick,
         )

@@ -24,6 +24,7 @@ import argparse
 import itertools
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -88,11 +89,11 @@ def ours(x: np.ndarray, y: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.nd
 
 def lowest(x: np.ndarray, y: np.ndarray, c: np.ndarray) -> list[float]:
     """The objectives of our solver when it is not let go before a gap of 1e-12."""
-    usual, logistic.GAP = logistic.GAP, 1e-12
+    usual, logistic._minimise = logistic._minimise, partial(logistic._minimise, enough=1e-12)
     try:
         return [objective(x, y, w, b, v) for w, b, v in zip(*ours(x, y, c), c, strict=True)]
     finally:
-        logistic.GAP = usual
+        logistic._minimise = usual
 
 
 def theirs(

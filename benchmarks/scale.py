@@ -32,6 +32,7 @@ from medlib.stats import prediction, summaries
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
+REDRAWS = 100  # of the training patients, of each frozen run
 # Test samples, patients and classes of the paper's tasks.
 SIZES = dict.fromkeys(cards.MRI, (501, 495, 3)) | {
     "chest_xray": (624, 408, 2),
@@ -119,7 +120,7 @@ def make_runs(results: Path, task: str, size: tuple[int, int, int], seeds: int) 
     frame["patient_id"] = [f"patient_{p:06d}" for p in np.sort(np.arange(n) % n_patients)]
     frame["split"], frame["y_true"] = "test", np.array(classes)[y]
     peak, folders = files.peak_memory_bytes(), []
-    how = {"parameters": 1, "train_patients": n_patients}
+    how = {"parameters": 1, "train_patients": n_patients, "candidates": 30}
     how["embedding"] = {"seconds": 1.0, "peak_memory_bytes": peak, "gpu": None}
     for regime, share in (("finetuned", 1.0), ("frozen", 0.5), ("frozen", 0.25), ("frozen", 0.1)):
         for seed in range(seeds):
@@ -127,8 +128,12 @@ def make_runs(results: Path, task: str, size: tuple[int, int, int], seeds: int) 
             frame[prediction.probability_columns(classes)] = proba
             run = address.Address(task, "backbone000", regime, "linear", share, seed)
             made = records.Provenance("imagenet", {"image_size": 224}, {}, 1.0, how)
-            history, metrics = pd.DataFrame({"value": [1.0]}), prediction.point(frame, classes)
-            records.save_run(run, results, made, frame, history, metrics)
+            values, tables = prediction.point(frame, classes), {"predictions.csv": frame}
+            tables["validation.csv"] = frame.drop(columns="split").assign(split="val", rotation=0)
+            if regime == "frozen":
+                again = pd.DataFrame([values] * REDRAWS)
+                tables["redraws.csv"] = again + 0.01 * rng.normal(size=again.shape)
+            records.save_run(run, results, made, tables, pd.DataFrame({"value": [1.0]}), values)
             folders.append(run.folder(results))
     return folders
 

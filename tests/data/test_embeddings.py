@@ -156,6 +156,6 @@ def linear_auroc(made, classes):
     parts = manifest.rotations(made.index)
     y, samples = metrics.codes(made.index["label"], classes), made.index["sample_id"]
     runs = [("linear", 0, parts)]
-    ((_, proba, *_),) = heads.sweep(made.embeddings, y, samples, runs, n_classes=len(classes))
-    found = prediction.out_of_fold(made.index, parts, proba, classes)
+    ((_, predicted, *_),) = heads.sweep(made.embeddings, y, samples, runs, n_classes=len(classes))
+    found = prediction.tables(made.index, parts, predicted, classes)["predictions.csv"]
     return prediction.point(found, classes)["auroc"]
