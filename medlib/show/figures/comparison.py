@@ -140,4 +140,5 @@ def freezing(pairs: pd.DataFrame, tasks: names.Tasks, metric: str = "auroc") -> 
         parts.titles(ax, card, "no backbone in both regimes" if part.empty else note)
     if len(pairs):
         style.legend_above(fig, parts.family_handles(pairs))
+        style.caption_below(fig, "The interval of each difference is in differences_regimes.")
     return fig
