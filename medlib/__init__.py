@@ -4,13 +4,13 @@
 |---------|---------------------------------------|---------------------------------------------|
 | `grid`  | who runs what, and where does it lie? | grid files, addresses, records, jobs, study |
 | `show`  | how does it look?                     | style, names, figures, tables, the report   |
-| `stats` | what do predictions say?              | bootstrap, summaries, differences, claims   |
+| `stats` | what do predictions say?              | draws, intervals, effects, tests, claims    |
 | `data`  | which images, whose, how split?       | cards, layouts, manifests, packs, phantoms  |
 | `core`  | arrays and labels in, predictions out | backbones, features, heads, fine-tuning     |
 
 Below them: `errors` (their wording) and `files` (atomic writes, hashes, the environment's record).
-`core` needs nothing else of medlib; `core/fast` holds what only speed asks for. Metrics are in
-`stats`: the core needs only the AUROC by which it chooses.
+`core` needs nothing else of medlib; `core/fast` holds what is there only for speed. Metrics are in
+`stats`: the core needs only the AUROC and the log-loss by which it chooses.
 
 Libraries that were considered and left. kornia: the augmentation is one affine grid, which a CUDA
 graph must record. torchmetrics: it cannot take the weights of thousands of resamples. statsmodels
