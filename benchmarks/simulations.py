@@ -36,7 +36,7 @@ OUT = Path("figures/bench/simulations.csv")
 def patients(n: int, signals: list[float], rng: np.random.Generator) -> tuple:
     """Labels (n,) and the features (n, D) of each extractor, whose classes lie ``signal`` apart.
 
-    A third of the features are the same in all extractors, so that their errors go together.
+    All extractors share a third of their features. Therefore their errors are correlated.
     """
     y = rng.permutation(np.arange(n) % 2)
     shared = rng.normal(size=(n, SHARED))

@@ -1,4 +1,4 @@
-"""A backbone as a network: how it is built and loaded, and how it embeds images."""
+"""Backbones as PyTorch networks: build one, load its weights, embed images with it."""
 
 import hashlib
 from pathlib import Path

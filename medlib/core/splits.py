@@ -22,7 +22,10 @@ class Rotation:
 
 
 class Predicted(NamedTuple):
-    """Probabilities of one rotation's validation rows (v, K) and test rows (m, K)."""
+    """The probabilities that one rotation's model predicts.
+
+    ``val`` (v, K) are those of the validation rows, ``test`` (m, K) those of the test rows.
+    """
 
     val: np.ndarray
     test: np.ndarray

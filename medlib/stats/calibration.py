@@ -13,7 +13,7 @@ from scipy import optimize, special
 from medlib.stats import bootstrap, prediction
 from medlib.stats.effects import Arm
 
-METRICS = ("accuracy", "f1_weighted", "log_loss", "brier", "ece")  # that calibration changes
+METRICS = ("accuracy", "f1_weighted", "log_loss", "brier", "ece")  # calibration changes these
 
 
 def calibrated(

@@ -424,7 +424,7 @@ def test_the_mlp_separates_what_no_line_can():
 
 
 def plain_mlp(x, y, k, rate, seed):
-    """The MLP, one at a time, by PyTorch's own layers and optimiser."""
+    """Train one MLP after the other with PyTorch's own layers and optimiser."""
     inputs, labels = torch.tensor(x, dtype=torch.float32), torch.tensor(y)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -824,7 +824,7 @@ def volumes(k, folds, seed=0):
 
 
 def redrawn_by_hand(x, y, samples, rotations, counts, k):
-    """By scikit-learn, one model at a time; also which candidate each resample chooses."""
+    """Fit each model with scikit-learn. Returns predictions, and the candidate of each resample."""
     candidates, tested, choices = heads.HEADS["linear"].candidates, [], []
     for own in counts:
         aurocs, losses, labels, tests = [], [], [], []

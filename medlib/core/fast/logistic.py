@@ -47,11 +47,12 @@ def logistic_regression(x: Tensor, y: Tensor, c: Sequence[float]) -> tuple[Tenso
 
 
 def resampled(x: Tensor, y: Tensor, c: Sequence[float], counts: Tensor) -> tuple[Tensor, Tensor]:
-    """The same regressions on resamples of the images, in float32, to a gap of about :data:`ROUGH`.
+    """Solve the same regressions on resamples of the images, in float32.
 
     ``counts`` (R, n) says how often each image is drawn. Every class must be drawn in each
-    resample. Returns weights (R, len(c), K, d) and biases (R, len(c), K). All start from the
-    solutions of the images themselves.
+    resample. Each regression starts from the solution of the images themselves, and stops when its
+    estimated gap is below :data:`ROUGH`. Returns weights (R, len(c), K, d) and biases
+    (R, len(c), K).
     """
     z, hot, penalty, basis = _problems(x, y, c)
     penalty, parts = penalty.to(z), []

@@ -85,8 +85,8 @@ def keep(
 ) -> None:
     """Write a checkpoint after an epoch: one safetensors file, under a temporary name, renamed.
 
-    If writing takes longer than :data:`LONG`, at most a tenth of the time is spent on it: after
-    some epochs nothing is written. (On few images, a large network trains faster than it is saved.)
+    After a checkpoint that took longer than :data:`LONG` to write, no epoch is saved for ten times
+    as long. (A large network may train on few images faster than it is saved.)
     """
     from safetensors.torch import save_file
 
