@@ -21,6 +21,12 @@ def case(k, n, seed, never_predicted=None):
     return y, proba / proba.sum(1, keepdims=True)
 
 
+def area(y, proba, weights=None):
+    """Macro one-versus-rest AUROC by scikit-learn."""
+    ranked = [1] if proba.shape[1] == 2 else range(proba.shape[1])
+    return np.mean([sk.roc_auc_score(y == c, proba[:, c], sample_weight=weights) for c in ranked])
+
+
 def by_sklearn(y, proba, weights=None):
     """Every metric by scikit-learn, areas class by class; it lacks the calibration error."""
     k = proba.shape[1]
@@ -39,7 +45,7 @@ def by_sklearn(y, proba, weights=None):
         "recall_macro": sk.recall_score(y, predicted, **macro),
         "f1_macro": sk.f1_score(y, predicted, **macro),
         "kappa": sk.cohen_kappa_score(y, predicted, labels=range(k), **weighted),
-        "auroc": np.mean([sk.roc_auc_score(y == c, proba[:, c], **weighted) for c in ranked]),
+        "auroc": area(y, proba, weights),
         "auprc": np.mean(
             [sk.average_precision_score(y == c, proba[:, c], **weighted) for c in ranked]
         ),

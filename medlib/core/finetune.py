@@ -199,13 +199,13 @@ def run(
     """Fine-tune a backbone on every rotation, and choose one learning rate for all of them.
 
     For each rate the model starts from the same weights, and the epoch with the best validation
-    AUROC is kept. The rate with the best mean of these AUROCs over rotations is chosen. As weights
-    are not kept for that long, every rate predicts the test part; only the predictions of the
-    chosen one are returned, and nobody looks at the others: the choice uses validation only.
+    AUROC is kept. The rate with the best mean of these AUROCs over rotations is chosen. The weights
+    are not kept until then, so every rate predicts the test part. Only the predictions of the
+    chosen rate are returned, and the choice uses validation only.
     ``regime`` is one of :data:`TRAINED`. ``seed`` draws the head, the order of the images, their
-    augmentation and, in a random control arm, the weights. ``resume`` is the file of a checkpoint:
-    it is written after each epoch, and the run continues from one of the same data, settings and
-    code, to the same predictions. Returns each rotation's probabilities; a history, one dict per
+    augmentation and, in a random control arm, the weights. ``resume`` is the file of a checkpoint,
+    written after each epoch. A run of the same data, settings and code continues from it, to the
+    same predictions. Returns each rotation's probabilities; a history, one dict per
     epoch (keys: :data:`HISTORY`); and how it was done, with ``candidates`` (learning rates times
     epochs), ``resumed`` (how often) and ``seconds_before`` (of earlier attempts, up to the
     checkpoint). Raises ValueError for an unknown regime, and where no epoch has a validation AUROC;
@@ -297,7 +297,7 @@ def _judge(model: Classifier, data: Data, rows: np.ndarray) -> tuple[float, floa
 
 
 def _score(row: dict) -> tuple[float, float]:
-    """What the best epoch has most of: the validation AUROC, then minus the validation loss."""
+    """By what epochs are compared: the validation AUROC, then minus the validation loss."""
     # Small validation sets tie often in AUROC; the loss then decides.
     return WORST if math.isnan(row["val_auroc"]) else (row["val_auroc"], -row["val_loss"])
 
@@ -311,8 +311,9 @@ def _improves(history: list[dict], row: tuple) -> bool:
 def _choose(history: list[dict], settings: FineTuning) -> int:
     """Choose the learning rate for the rotations that are done, and mark its best epochs.
 
-    Returns its position: the best by the mean AUROC of the best epochs, then by their mean loss,
-    then the smaller rate. Raises ValueError when no rate has an AUROC in every rotation.
+    The highest mean AUROC of the best epochs is chosen; of equal ones the lowest mean loss, of
+    equal losses the smallest rate. Returns the position of the rate. Raises ValueError when no rate
+    has an AUROC in every rotation.
     """
     n, epochs = len(settings.learning_rates), settings.epochs
     trainings = [history[start : start + epochs] for start in range(0, len(history), epochs)]

@@ -33,7 +33,7 @@ Fit = Callable[[Tensor, Tensor, int, Problems], Predictor]
 
 
 class Head(NamedTuple):
-    """How a head is fitted, its hyper-parameter and the candidates; of ties the first is taken."""
+    """How a head is fitted, the name of its hyper-parameter, and the values that are tried."""
 
     fit: Fit
     hyperparameter: str
@@ -233,8 +233,11 @@ def _judged(
 def _chosen(
     head: str, rotations: list[Rotation], parts: list[tuple], n_runs: int
 ) -> Iterator[tuple[list[Predicted], list[dict]]]:
-    """Predictions and history of each run. ``parts`` holds for each rotation its predictor, its
-    validation probabilities (P, v, K), its labels, and the AUROC and log-loss (P,) of each."""
+    """Predictions and history of each run.
+
+    ``parts`` holds for each rotation the predictor, the validation probabilities (P, v, K), the
+    labels of the validation samples, and the AUROC and log-loss (P,) of each problem.
+    """
     _, name, candidates = HEADS[head]
     predictors, vals, truths, *scores = zip(*parts, strict=True)
     aurocs, losses = (np.reshape(s, (len(rotations), n_runs, len(candidates))) for s in scores)
@@ -266,36 +269,35 @@ def redrawn(
     """What the linear head would have predicted after other training and validation patients.
 
     ``counts`` (R, n) says how often each row is drawn in each of R resamples; all rows of a patient
-    are drawn alike. In each resample every C is fitted again, one is chosen again, and the test
-    rows, which stay, are predicted. Features are standardised, and ties are told, as in the run
-    itself. Returns for each rotation the probabilities (R, m, K); NaN where a resample lacks a
-    class in the training or in the validation part of any rotation.
+    are drawn alike. In each resample every C is fitted again, one is chosen again, and the same
+    test rows are predicted. The mean and deviation of the features, and the difference that counts
+    as a tie, are those of the run itself. Returns for each rotation the probabilities (R, m, K).
+    They are NaN where a resample lacks a class in the training or validation part of any rotation.
     """
     data, counts = _data(embeddings, y, samples, device), np.asarray(counts)
     sides = [side for rotation in rotations for side in (rotation.train, rotation.val)]
     whole = np.all([_has_all(data[1][side], counts[:, side]) for side in sides], axis=0)
     if not whole.any():
         return [np.full((len(counts), r.test.sum(), n_classes), np.nan) for r in rotations]
-    candidates, parts = HEADS["linear"].candidates, []
+    problems, kept, parts = [(c, 0) for c in HEADS["linear"].candidates], counts[whole], []
+    n = len(problems)
     for rotation in rotations:
-        drawn = torch.as_tensor(counts[whole][:, rotation.train], device=data[0].device)
-        fit = partial(fit_linear, counts=drawn)
-        predict = _fitted(data, n_classes, rotation, fit, [(c, 0) for c in candidates])
-        scores, weights = [], counts[whole][:, None, rotation.val]
-        # As many resamples at once as fit BLOCK.
-        at_once = 1 + BLOCK // (len(candidates) * rotation.val.sum() * n_classes * 10)
-        for i in range(0, len(weights), at_once):
-            some = weights[i : i + at_once]
-            positions = np.arange(len(some) * len(candidates)) + i * len(candidates)
-            val = predict(rotation.val, positions).reshape(
-                len(some), len(candidates), -1, n_classes
-            )
+        drawn = torch.as_tensor(kept[:, rotation.train], device=data[0].device)
+        predict = _fitted(data, n_classes, rotation, partial(fit_linear, counts=drawn), problems)
+        scores, weights = [], kept[:, None, rotation.val]
+        # An AUROC takes about ten arrays as large as the probabilities.
+        at_once = 1 + BLOCK // (n * rotation.val.sum() * n_classes * 10)
+        for start in range(0, len(kept), at_once):
+            some = weights[start : start + at_once]
+            positions = np.arange(start * n, (start + len(some)) * n)
+            val = predict(rotation.val, positions)
+            val = val.reshape(len(some), n, *val.shape[1:])
             scores.append(_judged(data, rotation.val, val, some))
         truth, aurocs, losses = zip(*scores, strict=True)
         parts.append((predict, truth[0], np.concatenate(aurocs), np.concatenate(losses)))
     predictors, truths, aurocs, losses = zip(*parts, strict=True)
     best = metrics.choose(np.array(aurocs), np.array(losses), truths)
-    positions = np.arange(len(best)) * len(candidates) + best
+    positions = np.arange(len(best)) * n + best
     probabilities = []
     for predict, rotation in zip(predictors, rotations, strict=True):
         proba = np.full((len(counts), rotation.test.sum(), n_classes), np.nan)
@@ -305,7 +307,7 @@ def redrawn(
 
 
 def _has_all(y: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Whether each resample (R,), by its ``counts`` (R, n), has all the classes of ``y`` (n,)."""
+    """For each resample (R,) with ``counts`` (R, n): does it have every class of ``y`` (n,)?"""
     return np.all([counts[:, y == label].any(1) for label in np.unique(y)], axis=0)
 
 

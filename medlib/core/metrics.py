@@ -1,4 +1,4 @@
-"""What chooses among candidates: AUROC and log-loss of samples, each the mean over its slices."""
+"""How a candidate is chosen: by AUROC and log-loss of samples. Slices are averaged to samples."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,9 @@ import numpy as np
 def auroc(y: np.ndarray, proba: np.ndarray, counts: np.ndarray | None = None) -> float | np.ndarray:
     """Macro one-versus-rest AUROC, the metric by which hyper-parameters are chosen.
 
-    ``y`` (n,) labels in 0 … K-1; ``proba`` (n, K), or (…, n, K) for many predictions at once,
-    which gives an array (…). ``counts`` (…, n), whole numbers: how often each sample counts. NaN
-    when a class is missing, or a probability is not finite.
+    ``y`` (n,) holds labels in 0 … K-1. ``proba`` is (n, K), or (…, n, K) for many predictions at
+    once; then an array (…) is returned. ``counts`` (…, n) holds whole numbers: how often each
+    sample counts. The AUROC is NaN when a class is missing, or a probability is not finite.
     """
     y, proba = np.asarray(y), np.asarray(proba, dtype=np.float64)
     ranked = np.array(ranked_classes(proba.shape[-1]))[:, None]
@@ -24,7 +24,7 @@ def auroc(y: np.ndarray, proba: np.ndarray, counts: np.ndarray | None = None) ->
     misses = np.cumsum(counts - hits, axis=-1)
     starts = np.ones((*score.shape[:-1], len(y) + 1), dtype=bool)  # of runs of equal scores
     starts[..., 1:-1] = ordered[..., 1:] != ordered[..., :-1]
-    # Negative samples below a positive one's run, and up to the run's end: a tie is half a pair.
+    # Negative samples before the run of equal scores, and up to its end: a tie is half a pair.
     below = np.where(starts[..., :-1], misses - (counts - hits), 0)
     below = np.maximum.accumulate(below, axis=-1)
     upto = np.where(starts[..., 1:], misses, misses[..., -1:])[..., ::-1]
@@ -48,19 +48,21 @@ def log_loss(
 def choose(aurocs: np.ndarray, losses: np.ndarray, y: Sequence[np.ndarray]) -> np.ndarray:
     """The candidate that each run takes: positions (…), one for all rotations.
 
-    ``aurocs`` and ``losses`` (rotations, …, candidates) on the validation samples, whose labels are
-    ``y``, an array for each rotation. The highest mean AUROC over rotations is chosen. Those that
-    are below it by less than one pair of samples in each rotation and class are ties: validation
-    cannot tell them apart. Of these the lowest mean log-loss is chosen, of equal ones the first.
+    ``aurocs`` and ``losses`` (rotations, …, candidates) are those of the validation samples; ``y``
+    holds their labels, an array for each rotation. The candidate with the highest mean AUROC over
+    rotations is the best. Those that are below it by less than one pair of samples in each rotation
+    and class tie with it: validation cannot tell them apart. Of these the one with the lowest mean
+    log-loss is chosen; where losses are equal, the first.
     """
     step = np.mean([np.mean([1 / pairs for pairs in _pairs(labels)]) for labels in y])
     aurocs = np.nan_to_num(np.mean(aurocs, axis=0), nan=-1.0)
-    tied = aurocs > aurocs.max(-1, keepdims=True) - step * (1 - 1e-9)  # but for rounding
+    # A little less than one pair: after rounding, too, a whole pair is no tie.
+    tied = aurocs > aurocs.max(-1, keepdims=True) - step * (1 - 1e-9)
     return np.where(tied, np.mean(losses, axis=0), np.inf).argmin(-1)
 
 
 def _pairs(y: np.ndarray) -> list[int]:
-    """The number of pairs, a sample of a class and one of the others, of each ranked class."""
+    """For each ranked class, the number of pairs of a sample of it and a sample of the others."""
     sizes = np.bincount(y)
     return [int(sizes[c] * (len(y) - sizes[c])) for c in ranked_classes(len(sizes))]
 

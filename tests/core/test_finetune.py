@@ -77,7 +77,7 @@ def labelled(pixels, index, images_hash=""):
 
 
 def tuned(data, backbone=CNN, images_hash="", **settings):
-    """What a run returns: for each rotation what it predicts, the history as a table, and how."""
+    """What a run returns: the predictions of each rotation, the history as a table, and how."""
     pixels, index, rotations = data
     settings = SHORT | settings
     names = [name for name in ("regime", "seed", "device", "resume") if name in settings]
@@ -261,10 +261,11 @@ def test_the_epoch_with_the_best_validation_auroc_predicts_and_the_loss_breaks_t
 
 @pytest.fixture
 def two_rotations(monkeypatch):
-    """A scripted run of two rotations, from (rate, epoch) -> validation probabilities of each.
+    """A run of two rotations by a script: (rate, epoch) -> the validation probabilities of both.
 
-    Four images each, of classes 0, 1, 0, 1. Of its test part, the i-th state predicts i / 100.
-    Returns what the rotations predict of class 1, the history, how, and how often training began.
+    Each part has four images, of classes 0, 1, 0, 1. The i-th entry of the script predicts i / 100
+    for every test image. The run returns what the rotations predict of class 1, the history and
+    how; ``begun`` says how often training began.
     """
 
     def scripted_run(states, learning_rates, epochs=1):
@@ -286,7 +287,7 @@ def two_rotations(monkeypatch):
     return scripted_run
 
 
-# Validation probabilities by their AUROC on the classes 0, 1, 0, 1.
+# AUROC -> validation probabilities that have it on the classes 0, 1, 0, 1.
 AUROC = {
     1.0: [0.2, 0.8, 0.2, 0.8],
     0.75: [0.4, 0.3, 0.2, 0.8],
@@ -320,7 +321,7 @@ def test_the_mean_over_rotations_chooses_one_learning_rate_and_each_rotation_its
 
 
 def test_equal_means_are_decided_by_the_mean_loss(two_rotations):
-    # Means of 0.875. Losses of AUROC 1 and 0.75: -log 0.8 twice and 0.54; at 0.9 less.
+    # All means are 0.875. The second rate has the lowest loss: it is surer where its AUROC is 1.
     surer = [0.1, 0.9, 0.1, 0.9]
     states = {
         (0.1, 1): (AUROC[1.0], AUROC[0.75]),
@@ -1331,7 +1332,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path, monkeypatch, s
 
 @pytest.fixture(scope="module")
 def two_rates():
-    """Two rotations with two learning rates, of two epochs each, and what they give."""
+    """The data and settings of a run: two rotations, two rates, two epochs; and its result."""
     pixels, index, rotations = folds()
     data, settings = (pixels, index, rotations[:2]), {"learning_rates": [3e-3, 1e-3]}
     return data, settings, tuned(data, **settings)

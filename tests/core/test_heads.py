@@ -8,6 +8,7 @@ import pytest
 import scipy.optimize
 import torch
 from scipy.special import log_softmax
+from scored import area
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -77,12 +78,6 @@ def by_volume(samples, proba):
     return pd.DataFrame(proba).groupby(np.asarray(samples), sort=False).mean().to_numpy()
 
 
-def area(y, proba, counts=None):
-    """Macro one-versus-rest AUROC by scikit-learn, each sample weighted by its count."""
-    ranked = [1] if proba.shape[1] == 2 else range(proba.shape[1])
-    return np.mean([roc_auc_score(y == c, proba[:, c], sample_weight=counts) for c in ranked])
-
-
 def loss(y, proba, counts=None):
     """Log-loss by scikit-learn, each sample weighted by its count."""
     proba = proba / proba.sum(1, keepdims=True)
@@ -90,7 +85,7 @@ def loss(y, proba, counts=None):
 
 
 def choice(aurocs, losses, labels):
-    """The rule that chooses, as a plain loop over candidates; (rotations, candidates) of scores."""
+    """The candidate that the rule chooses, by a plain loop; scores (rotations, candidates)."""
     steps = []
     for y in labels:
         sizes = [int((y == c).sum()) for c in range(max(y) + 1)]
@@ -189,7 +184,7 @@ def solved(x, y, c):
 def objective(x, y, w, b, c, counts=None):
     """Mean cross-entropy + |W|²/(2C), in float64; one row of weights is the second class's.
 
-    In the mean each image is weighted by its count.
+    ``counts`` weigh the images in the mean.
     """
     logits = x.astype(np.float64) @ np.asarray(w, np.float64).T + np.asarray(b)
     if len(w) == 1:
@@ -335,7 +330,7 @@ def test_every_resample_reaches_its_own_optimum_by_scikit_learn(draw, n, d, k):
             model = peer(x, y, c, own)
             theirs = objective(x, y, model.coef_, model.intercept_, c, own)
             mine = objective(x, y, weights[i, j], bias[i, j], c, own)
-            # The gap that ends the iteration is an estimate: the true one is up to 6 times as wide.
+            # The iteration stops by an estimate of the gap. The true gap is up to 6 times as large.
             assert mine <= theirs * (1 + 10 * logistic.ROUGH), (i, c)
 
 
@@ -347,7 +342,7 @@ def test_an_image_that_is_not_drawn_is_one_that_is_not_there(k):
     kept = np.repeat(np.arange(120), counts)
     fresh, _ = embedded(50, 8, k, seed=9)
     without = fitted(heads.fit_linear, x[kept], y[kept], k, [(0.1, 0), (10.0, 0)])(fresh)
-    x[counts == 0] *= 5  # whatever they are
+    x[counts == 0] *= 5  # what is not drawn may be anything
     of_counts = torch.tensor(np.stack([np.ones_like(counts), counts]))
     predict = heads.fit_linear(
         torch.tensor(x), torch.tensor(y), k, [(0.1, 0), (10.0, 0)], counts=of_counts
@@ -360,7 +355,7 @@ def test_an_image_that_is_not_drawn_is_one_that_is_not_there(k):
 def test_resamples_may_be_solved_a_few_at_a_time(monkeypatch):
     x, y = embedded(100, 6, 3)
     counts, found = drawn(y, 5), []
-    # All, one resample and two, of two problems each, three classes and 100 images.
+    # All resamples at once, one, and two: each has 2 problems, 3 classes and 100 images.
     for at_once in (logistic.AT_ONCE, 1, 2 * 2 * 3 * 100):
         monkeypatch.setattr(logistic, "AT_ONCE", at_once)
         weights, bias = redone(x, y, (0.1, 10.0), counts)
@@ -618,7 +613,7 @@ def test_of_penalties_within_one_pair_of_the_best_the_loss_chooses():
     aurocs, losses = ([score(y[val], proba) for proba in vals] for score in (area, loss))
     assert history["val_auroc"].tolist() == pytest.approx(aurocs, abs=1e-9)
     assert history["val_loss"].tolist() == pytest.approx(losses, abs=1e-3)
-    # Two penalties tie; the stronger one has a higher loss, and those with a lower do not tie.
+    # Two penalties tie, and the weaker one has the lower loss. Even lower losses do not tie.
     assert (np.max(aurocs) - aurocs < 1 / (10 * 20)).tolist() == [i in (3, 4) for i in range(7)]
     assert losses[3] > losses[4] > losses[5] > losses[6]
     assert history["chosen"].tolist() == [i == 4 for i in range(7)]
@@ -854,7 +849,7 @@ def test_redrawing_patients_is_a_plain_loop_of_fit_choose_and_predict(monkeypatc
     counts = counts[:, numbers]
     expected, choices = redrawn_by_hand(x, y, samples, rotations, counts, k)
     assert len(set(choices)) > 2
-    # A choice may hang on the ranks of two samples: solved more closely, they are the same.
+    # A choice may depend on how two samples rank. A smaller gap gives scikit-learn's ranks.
     monkeypatch.setattr(logistic, "ROUGH", 1e-7)
     found = heads.redrawn(x, y, samples, rotations, counts, n_classes=k, device="cpu")
     assert len(found) == len(rotations) == (3 if folds else 1)
@@ -887,7 +882,7 @@ def test_a_redraw_that_lacks_a_class_in_training_or_validation_predicts_nothing(
         row[side & (y == 1)] = 0
     counts[4, sides[1] & (numbers > numbers[sides[1]].min() + 3)] = 0  # one volume of each class
     found = heads.redrawn(x, y, samples, rotations, counts, n_classes=3, device="cpu")
-    # Whom one rotation tests, another trains on: then they too are lacking.
+    # With folds, another rotation trains on the patients that the first one tests.
     valid = np.array([True, False, False, not folds, True])
     for part, proba in zip(rotations, found, strict=True):
         assert proba.shape == (5, part.test.sum(), 3)

@@ -1,8 +1,9 @@
-"""medlib.core.metrics: what chooses, labels as numbers, and the mean over a volume's slices."""
+"""medlib.core.metrics: how one chooses, labels as numbers, the mean over a volume's slices."""
 
 import numpy as np
 import pandas as pd
 import pytest
+from scored import area
 from sklearn import metrics as sk
 
 from medlib.core import heads, metrics
@@ -45,19 +46,14 @@ def tied(k, n, seed=0):
     return y, proba, counts
 
 
-def by_sklearn(y, proba, counts):
-    ranked = [1] if proba.shape[1] == 2 else range(proba.shape[1])
-    return np.mean([sk.roc_auc_score(y == c, proba[:, c], sample_weight=counts) for c in ranked])
-
-
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.float64])
 @pytest.mark.parametrize("k", [2, 3, 5])
 def test_an_auroc_with_counts_is_scikit_learns_with_sample_weights(k, dtype):
     y, proba, counts = tied(k, 400)
     assert len(np.unique(proba[:, 1])) < 20 and (counts == 0).sum() > 80
     found = metrics.auroc(y, proba, counts.astype(dtype))
-    assert found == pytest.approx(by_sklearn(y, proba, counts), abs=1e-12)
-    assert found != pytest.approx(by_sklearn(y, proba, None), abs=1e-4)
+    assert found == pytest.approx(area(y, proba, counts), abs=1e-12)
+    assert found != pytest.approx(area(y, proba, None), abs=1e-4)
     rows = np.repeat(np.arange(400), counts)
     assert found == pytest.approx(metrics.auroc(y[rows], proba[rows]), abs=1e-12)
     assert metrics.auroc(y, proba, np.ones(400, int)) == metrics.auroc(y, proba)
@@ -65,7 +61,7 @@ def test_an_auroc_with_counts_is_scikit_learns_with_sample_weights(k, dtype):
 
 def test_an_auroc_with_counts_by_hand():
     y, proba = np.array([0, 0, 1, 1]), np.array([0.1, 0.6, 0.6, 0.9])
-    # Pairs won, of 6: the sample at 0.9 wins all 3 against it; that at 0.6, 2 and half of 1.
+    # There are 6 pairs. The positive at 0.9 wins its 3; that at 0.6 wins 2, and ties in 1.
     found = metrics.auroc(y, np.stack([1 - proba, proba], 1), np.array([2, 1, 1, 1]))
     assert found == pytest.approx((3 + 2.5) / 6, abs=1e-15)
 
@@ -79,10 +75,10 @@ def test_counts_and_predictions_of_many_resamples_are_judged_at_once(k):
     areas, losses = metrics.auroc(y, probas, counts), metrics.log_loss(y, probas, counts)
     assert areas.shape == losses.shape == (4, 3)
     for i in range(4):
-        of_one = metrics.auroc(y, probas[i], counts[i, 0])  # the same counts of 3 predictions
+        of_one = metrics.auroc(y, probas[i], counts[i, 0])  # one row of counts, 3 predictions
         np.testing.assert_array_equal(of_one, areas[i])
         for j in range(3):
-            expected = by_sklearn(y, probas[i, j], counts[i, 0])
+            expected = area(y, probas[i, j], counts[i, 0])
             assert areas[i, j] == pytest.approx(expected, abs=1e-12)
             own = np.maximum(probas[i, j][np.arange(60), y], np.finfo(float).eps)
             expected = np.average(-np.log(own), weights=counts[i, 0])
@@ -129,8 +125,8 @@ def test_the_highest_auroc_is_chosen_whatever_the_loss():
 
 
 def test_one_candidate_serves_all_rotations():
-    # Each rotation by itself would take one of the others; by the mean they are more than a pair
-    # below: (1 + 0.25) / 2 and 0.875.
+    # Each rotation by itself would take another candidate. By the mean, (1 + 0.25) / 2, these are
+    # more than a pair below the third, 0.875.
     aurocs = [[1.0, 0.25, 0.875], [0.25, 1.0, 0.875]]
     losses = [[0.1, 0.1, 0.9], [0.1, 0.1, 0.9]]
     assert [chosen([a], [b], [EIGHT]) for a, b in zip(aurocs, losses, strict=True)] == [0, 1]
@@ -190,7 +186,7 @@ def test_of_ties_with_one_loss_the_first_is_taken():
 def test_an_undefined_auroc_is_never_chosen():
     nan = np.nan
     assert chosen([[nan, 0.5, 0.75]], [[0.0, 0.5, 0.9]], [EIGHT]) == 2
-    # In one rotation of two, however good the other.
+    # It is enough that it is undefined in one of two rotations.
     assert chosen([[0.5, 1.0], [0.5, nan]], [[0.9, 0.1], [0.9, 0.1]], [EIGHT, EIGHT]) == 0
     # A single pair: here every other candidate is a tie.
     one = np.array([0, 1])

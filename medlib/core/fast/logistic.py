@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 GAP = 3e-8  # where a regression stops: the estimated gap to its optimum, relative to the objective
 ITERATIONS = 5000  # at most, in float32 and again in float64
-PATIENCE = 10  # iterations in float32 that may bring no smaller gap: what is left is rounding
+PATIENCE = 10  # float32 stops after this many iterations without a smaller gap: it only rounds
 TRIALS = 10  # step lengths tried at most
 MEMORY = 10  # steps that L-BFGS remembers
-REFRESH = 5  # iterations that an approximation of the Hessian serves
-ROUGH = 1e-5  # the gap at which a regression on a resample stops: its spread is what is wanted
-AT_ONCE = 1 << 24  # elements of problems × classes × images that are held at once
+REFRESH = 5  # an approximation of the Hessian is used for this many iterations
+ROUGH = 1e-5  # where a regression on a resample stops: only the spread over resamples is wanted
+AT_ONCE = 1 << 24  # resamples are solved in blocks of about this many logits
 
 
 def logistic_regression(x: Tensor, y: Tensor, c: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -60,17 +60,19 @@ def resampled(x: Tensor, y: Tensor, c: Sequence[float], counts: Tensor) -> tuple
     start, _ = _minimise(z, hot, penalty, even, patience=PATIENCE, enough=ROUGH)
     for some in counts.to(z).split(max(1, AT_ONCE // (start[:, :, :1].numel() * len(z)))):
         share = (some / some.sum(1, keepdim=True)).repeat_interleave(len(c), 0)[:, None]
-        repeated = (values.repeat(len(some), 1, 1) for values in (penalty, start))
-        penalties, starts = repeated
+        penalties, starts = (part.repeat(len(some), 1, 1) for part in (penalty, start))
         problems = z, hot, penalties, share, starts
-        # Some come no closer for a while, far from the optimum: rounding is not yet what is left.
+        # Longer than PATIENCE: some come no closer for a while, although their optimum is far.
         parts.append(_minimise(*problems, patience=3 * PATIENCE, enough=ROUGH)[0])
     best = torch.cat(parts).unflatten(0, (len(counts), len(c)))
     return best[..., :-1] @ basis.T, best[..., -1]
 
 
 def _problems(x: Tensor, y: Tensor, c: Sequence[float]) -> tuple[Tensor, ...]:
-    """Features (n, r) in a basis (d, r - 1), labels (k, n), penalties (len(c), 1, r); and basis."""
+    """Features (n, r), labels (k, n), penalties (len(c), 1, r), and the basis (d, r - 1).
+
+    The features are the coordinates of ``x`` in the basis, and a constant 1 for the bias.
+    """
     n_classes = int(y.max()) + 1
     if n_classes < 2:
         raise ValueError("Logistic regression needs training images of at least two classes.")
@@ -107,10 +109,10 @@ def _minimise(
 ) -> tuple[Tensor, Tensor]:
     """The weights that minimise P objectives, and their estimated relative gaps (P,).
 
-    ``z`` (n, r), ``hot`` (k, n) labels, ``penalty`` (P, 1, r), ``share`` (1 or P, 1, n) of each
-    image in the mean, ``start`` (P, k, r) or 0. Problems leave the batch when their gap is
-    ``enough``, or when they come no closer for ``patience`` iterations. The gap is gᵀH⁻¹g / 2, by
-    the larger of two estimates of H⁻¹.
+    ``z`` (n, r) features; ``hot`` (k, n) labels; ``penalty`` (P, 1, r); ``share`` (1 or P, 1, n)
+    the weight of each image in the mean; ``start`` (P, k, r) the first weights, 0 if left out. A
+    problem leaves the batch when its gap is at most ``enough``, or when it has come no closer for
+    ``patience`` iterations. The gap is gᵀH⁻¹g / 2, by the larger of two estimates of H⁻¹.
     """
     squares, eps = z.square(), torch.finfo(z.dtype).eps
     start = z.new_zeros(len(penalty), len(hot), z.shape[1]) if start is None else start
@@ -184,8 +186,8 @@ def _hessian(
 
     The mean over images of diag(p) - ppᵀ couples the classes; the features, uncoupled by the
     eigenbasis, are scaled by their squares (n, r), weighted by each image's Σ p (1 - p). ``shared``
-    is p times the image's share in the mean. Returns the eigenvectors over classes (P, k, k) and
-    the eigenvalues (P, k, r).
+    is p times the weight of the image in the mean. Returns the eigenvectors over classes (P, k, k)
+    and the eigenvalues (P, k, r).
     """
     spread = (shared * (1 - proba)).sum(1)
     features = spread @ squares / spread.sum(1, keepdim=True)

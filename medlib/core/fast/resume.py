@@ -68,13 +68,13 @@ class Progress:
 
     course: Course = field(default_factory=Course)  # of the present training
     history: list[dict] = field(default_factory=list)  # a row for each epoch that is done
-    # By each training that is done: every learning rate of a rotation, then the next rotation.
+    # An item for each training that is done: all learning rates of a rotation, then the next one.
     predicted: list[Predicted] = field(default_factory=list)
-    images: int = 0  # that have been trained on
-    resumed: int = 0  # how often
+    images: int = 0  # how many images the steps have seen
+    resumed: int = 0  # how often the run has been resumed
     seconds: float = 0.0  # of all earlier attempts, up to the checkpoint they were resumed from
     begun: float = field(default_factory=time.perf_counter)
-    rests_until: float = 0.0  # no checkpoint is written before
+    rests_until: float = 0.0  # no checkpoint is written before this time
 
 
 IN_WORDS = ("history", "images", "resumed")  # stored as JSON
@@ -138,5 +138,6 @@ def restored(
     assign(best_state, parts["best"])
     course = Course(words.pop("epoch"), words.pop("micro_batches"), parts["course"])
     words["resumed"] += 1
-    sides = (parts["predicted"][str(i)].numpy() for i in range(len(parts["predicted"])))
-    return Progress(course, predicted=list(map(Predicted, sides, sides)), **words)
+    sides = [parts["predicted"][str(i)].numpy() for i in range(len(parts["predicted"]))]
+    predicted = [Predicted(*pair) for pair in zip(sides[::2], sides[1::2], strict=True)]
+    return Progress(course, predicted=predicted, **words)
