@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-from harness import arguments, interleaved, report, seconds
+from harness import arguments, contest, seconds
 from sklearn import metrics as sk
 
 from medlib.stats import bootstrap, metrics, prediction
@@ -108,16 +108,8 @@ def main() -> None:
     ]
     for what, names, n, k, per_patient, target in lines:
         sides = contestants(n, k, per_patient, resamples, part, names)
-        times = interleaved(sides, options.repeats)
-        report(
-            f"bootstrap, {what}, n = {n}, K = {k}",
-            PEER,
-            times["peer"] / times["ours"],
-            target=target,
-            value=float(np.median(times["ours"])),
-            unit="s",
-            quick=options.quick,
-        )
+        name = f"bootstrap, {what}, n = {n}, K = {k}"
+        contest(name, PEER, sides, options.repeats, target=target, quick=options.quick)
 
 
 if __name__ == "__main__":

@@ -218,5 +218,20 @@ def report(
     files.save_json(SUMMARY, records)
 
 
+def contest(
+    name: str,
+    peer: str,
+    contestants: Mapping[str, Callable[[], object]],
+    repeats: int,
+    *,
+    target: float | None,
+    quick: bool,
+) -> None:
+    """Time the contestants "ours" and "peer" in turn, and report how much faster ours is."""
+    times = interleaved(contestants, repeats)
+    ratios, own = times["peer"] / times["ours"], float(np.median(times["ours"]))
+    report(name, peer, ratios, target=target, value=own, unit="s", quick=quick)
+
+
 def _digits(value: float) -> float:
     return float(f"{value:.4g}")

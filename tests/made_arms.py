@@ -1,4 +1,4 @@
-"""Arms with chosen values, draws and redraws, without the runs they would come from."""
+"""Arms of chosen values, draws and redraws. No run is needed to make them."""
 
 import numpy as np
 
@@ -10,8 +10,8 @@ CLASSES = ["low", "high"]
 def arm(backbone="a", values=0.8, draws=None, redraws=None, metric="auroc", frames=(), **cell):
     """A frozen backbone on all labels unless ``cell`` says otherwise.
 
-    ``values``, ``draws`` and ``redraws`` go by seed; a single value is that of seed 0. Without
-    ``draws`` test patients make no difference.
+    ``values``, ``draws`` and ``redraws`` are dictionaries by seed. A single value is that of seed
+    0. Without ``draws`` all draws of test patients give the same value.
     """
     values = values if isinstance(values, dict) else {0: values}
     draws = draws or {seed: [value, value] for seed, value in values.items()}
@@ -24,7 +24,7 @@ def arm(backbone="a", values=0.8, draws=None, redraws=None, metric="auroc", fram
 def varying(backbone, value, patients, training, rng, seeds=(0, 1, 2), resamples=2000, **cell):
     """An arm with normal draws of these two standard errors; its mean over seeds is ``value``.
 
-    A frozen one has 200 redraws of each seed; the values of a trained one differ between seeds.
+    A frozen arm has 200 redraws of each seed. The values of a trained arm differ between seeds.
     """
     values, redraws = dict.fromkeys(seeds, value), {}
     if cell.get("regime", "frozen") != "frozen":

@@ -28,7 +28,7 @@ def predictions(task, seed, n_patients=15):
 
 
 def write(folder, coordinates, frame, redraws=None, validation=None, how=None, **record):
-    """The files of a run from which the statistics are made; the tables are frames, or None."""
+    """Write the files of a run that the statistics read. A table that is None is not written."""
     tables = {"predictions": frame, "validation": validation, "redraws": redraws}
     sha256 = {}
     for name, table in tables.items():
@@ -45,7 +45,7 @@ def write(folder, coordinates, frame, redraws=None, validation=None, how=None, *
 def save(results, frame, task="mri", backbone="dinov2_small", seed=0, **given):
     """A run of a frozen backbone unless ``given`` says otherwise; returns its folder.
 
-    ``given`` may name coordinates, tables of :func:`write`, and anything else that a record holds.
+    ``given`` may hold coordinates, the tables that :func:`write` takes, and other record fields.
     """
     coordinates = {"task": task, "backbone": backbone, "pretraining": BACKBONES[backbone]}
     coordinates |= {"regime": "frozen", "head": "linear", "label_fraction": 1.0, "seed": seed}

@@ -83,11 +83,12 @@ def frame_by_sklearn(frame, classes):
 
 
 def frame(y, proba, patients=None, folds=None):
-    """A predictions frame as a run writes it: one row a sample; with ``folds``, cross-validated."""
+    """The predictions of a run, one row a sample; ``folds`` make it a cross-validation."""
     ids = [f"s{i:03d}" for i in range(len(y))]
     classes = names(proba.shape[1])
     rows = pd.DataFrame({"sample_id": ids, "patient_id": ids if patients is None else patients})
-    rows["split" if folds is None else "fold"] = "test" if folds is None else folds
+    column, side = ("split", "test") if folds is None else ("fold", folds)
+    rows[column] = side
     rows["y_true"] = [classes[label] for label in y]
     rows[[f"prob_{name}" for name in classes]] = proba
     return rows

@@ -1,7 +1,8 @@
 """Probabilities calibrated on validation patients: Platt scaling, and temperature scaling.
 
-Accuracy, F1, log-loss, Brier score and calibration error of raw probabilities partly measure how
-strongly a head was regularised. Calibrated ones are shown beside them.
+Raw probabilities depend on how strongly a head was regularised, and so do their accuracy, F1,
+log-loss, Brier score and calibration error. The same metrics of calibrated probabilities are shown
+beside them.
 """
 
 from collections.abc import Callable
@@ -19,16 +20,17 @@ METRICS = ("accuracy", "f1_weighted", "log_loss", "brier", "ece")  # calibration
 def calibrated(
     predictions: pd.DataFrame, validation: pd.DataFrame, classes: list[str]
 ) -> pd.DataFrame:
-    """``predictions`` with calibrated probabilities, fitted for each rotation on its validation.
+    """``predictions`` with calibrated probabilities.
 
-    Both are tables of :func:`prediction.tables`. For two classes Platt scaling (in Smola et al.,
-    Advances in Large Margin Classifiers, 1999): a sigmoid of slope × log-odds + offset. For more,
-    temperature scaling (Guo et al., ICML 2017).
+    Calibration is fitted for each rotation, on its own validation patients. Both tables are those
+    of :func:`prediction.tables`. Two classes get Platt scaling (in Smola et al., Advances in Large
+    Margin Classifiers, 1999): a sigmoid of slope × log-odds + offset. More classes get temperature
+    scaling (Guo et al., ICML 2017).
     """
     made, columns = predictions.copy(), prediction.probability_columns(classes)
-    fold = predictions["fold"].astype(str) if "fold" in predictions else "0"
     for rotation, own in validation.groupby(validation["rotation"].astype(str)):
-        rows = (fold == rotation) if "fold" in predictions else slice(None)
+        official = "fold" not in predictions  # then there is one rotation
+        rows = slice(None) if official else predictions["fold"].astype(str) == rotation
         scale = _fitted(*prediction.arrays(own, classes))
         made.loc[rows, columns] = scale(made.loc[rows, columns].to_numpy())
     return made
@@ -79,8 +81,7 @@ def beside_raw(arm: Arm, resamples: int = 5000) -> pd.DataFrame:
     Columns: metric, probabilities ("raw", "calibrated"), value, ci_low, ci_high. The calibration
     error has no interval: see :func:`bootstrap.interval`.
     """
-    rarest = int(arm.frames[0].groupby("y_true")["patient_id"].nunique().min())
-    rows, asked = [], {"names": METRICS}
+    rarest, rows, asked = prediction.rarest(arm.frames[0]), [], {"names": METRICS}
     for kind, frames in {"raw": arm.frames, "calibrated": of_arm(arm)}.items():
         points = [prediction.point(frame, arm.classes, METRICS) for frame in frames]
         drawn = [bootstrap.bootstrap(f, arm.classes, resamples, **asked) for f in frames]

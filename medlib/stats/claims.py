@@ -14,10 +14,11 @@ and p-values, for and against the claim. A claim is
 - **not tested** when an arm is missing, or was trained only once. Only the weights that a claim
   names count: random initialisation and other sizes never replace them.
 
-What is "shown" is shown of the procedure: by the standard error over test patients, training
-patients and seeds. P-values are corrected by Holm's method for the number of claims. C3 says that
-all sizes differ by less than the margin, and C4 that the small one is not worse by more. Both are
-tested one-sided at the same level, so that C4 is supported wherever C3 is.
+All this is shown of the procedure, not only of the trained models: the standard error is over test
+patients, training patients and seeds. P-values are corrected by Holm's method for the number of
+claims. C3 says that all sizes differ by less than the margin. C4 says that the small one is not
+worse by more than the margin. Both are tested one-sided at the same level, so that C4 is supported
+wherever C3 is.
 
 A claim is judged on the paper's tasks. A task that was not run gives its place to its stand-in, and
 the row's note names the stand-in.
@@ -129,12 +130,13 @@ def contrast(
             missing += [f"{task}: {backbone}, {regime}" for backbone, regime in absent]
         else:
             of_tasks.append([(factor, here[place]) for place, factor in weights.items()])
-    found = list(map(effect, of_tasks))
-    if missing or None in found:
-        return None, missing or ["a seed that all arms have"]
-    shares = np.ones(len(found))
+    if missing:
+        return None, missing
+    shares = np.ones(len(of_tasks))
     if weighting == "precision":
-        shares = 1 / np.array([of_task.error or np.nan for of_task in found]) ** 2
+        # Where a task has no common seed, the sum over tasks has none either, and is None below.
+        errors = [(found and found.error) or np.nan for found in map(effect, of_tasks)]
+        shares = 1 / np.array(errors) ** 2
     shares = shares / shares.sum()
     terms = [(s * w, arm) for s, of in zip(shares, of_tasks, strict=True) for w, arm in of]
     over_tasks = effect(terms)

@@ -16,7 +16,7 @@ from medlib.stats.effects import Arm, Effect, effect, of_runs
 
 MARGIN = 0.02  # AUROC: a smaller difference counts as none
 ALPHA, POWER = 0.05, 0.8  # of tests, and of the minimum detectable difference
-CEILING, FEW = 0.97, 100  # above this AUROC, equivalence takes as many test patients at least
+CEILING, FEW = 0.97, 100  # above this AUROC, equivalence needs at least so many test patients
 OF_A_SIDE = ("backbone", "pretraining", "regime")
 SIDES = [f"{side}_{name}" for side in ("one", "other") for name in OF_A_SIDE]
 EVIDENCE = ["difference", "ci_low", "ci_high", "procedure_low", "procedure_high", "error", "df"]
@@ -41,15 +41,16 @@ def arms(
 
 
 def evidence(found: Effect | None, margin: float = MARGIN) -> dict[str, float | str]:
-    """Intervals and tests of a difference.
+    """Intervals and tests of a difference: the columns :data:`EVIDENCE`.
 
-    Returns :data:`EVIDENCE`. ``ci`` is the 95 % interval over test patients: these trained models,
-    on other patients. ``procedure`` is that over test patients, training patients and seeds, with
-    standard error ``error``, of whose square ``training_share`` is due to ``training``. From this
-    error are ``p_value``, two-sided, and ``p_equivalence``, of two one-sided tests against -margin
-    and margin: they need an error above zero. Where the error of training is unknown all these are
-    NaN: one training says nothing about backbones. ``p_bootstrap`` is a check: the two-sided
-    p-value over patients alone, by the share of resamples beyond zero.
+    ``ci`` is the 95 % interval over test patients: it is about these trained models on other
+    patients. ``procedure`` is the interval over test patients, training patients and seeds.
+    ``error`` is its standard error, and ``training`` names what tells how training varies;
+    ``training_share`` is the share of training in the variance. ``p_value`` (two-sided) and
+    ``p_equivalence`` (two one-sided tests, against -margin and margin) come from ``error``, and
+    need it above zero. All these are NaN where the error of training is unknown: one training says
+    nothing about backbones. ``p_bootstrap`` is a check. It is the two-sided p-value over patients
+    alone, from the share of resamples beyond zero.
     """
     if found is None or not np.isfinite(found.value):
         return dict.fromkeys(EVIDENCE, float("nan")) | {"training": "", "n_seeds": 0}
@@ -59,7 +60,7 @@ def evidence(found: Effect | None, margin: float = MARGIN) -> dict[str, float | 
     row = {"difference": value, "error": found.error, "df": found.df, "training": found.source}
     row |= bootstrap.ends("ci", value + np.array([-1, 1]) * bootstrap.Z * found.patients)
     row |= bootstrap.ends("procedure", value + reach) | {"n_seeds": found.n_seeds}
-    row["training_share"] = found.training**2 / found.error**2 if found.error > 0 else np.nan
+    row["training_share"] = found.training_share
     row["p_value"] = 2 * min(one_sided(found, 0, side) for side in ("above", "below"))
     sides = one_sided(found, -margin, "above"), one_sided(found, margin, "below")
     row["p_equivalence"] = max(sides) if np.isfinite(sides).all() else np.nan
@@ -78,18 +79,24 @@ def one_sided(found: Effect, bound: float, side: str) -> float:
 def difference(one: Arm, other: Arm, margin: float = MARGIN) -> dict[str, float | str]:
     """``one`` minus ``other``, paired by patient, redraw and seed: :func:`evidence`.
 
-    Near the ceiling equivalence is not tested: an AUROC above :data:`CEILING` with fewer than
-    :data:`FEW` test patients. Raises ValueError for arms that cannot be paired.
+    Equivalence is not tested near the ceiling, where an AUROC is above :data:`CEILING` and there
+    are fewer than :data:`FEW` test patients. Raises ValueError for arms that cannot be paired.
     """
+    return _compared(one, other, margin)[0]
+
+
+def _compared(one: Arm, other: Arm, margin: float) -> tuple[dict[str, float | str], Effect | None]:
+    """The row of :func:`difference`, and the effect that it describes."""
     tasks = ("tasks", one.cell["task"], other.cell["task"])
     for what, a, b in (tasks, ("metrics", one.metric, other.metric)):
         if a != b:
             raise ValueError(f"Arms of different {what} cannot be paired: {a} and {b}.")
-    row = evidence(effect([(1, one), (-1, other)]), margin)
+    found = effect([(1, one), (-1, other)])
+    row = evidence(found, margin)
     if one.metric == "auroc" and max(one.value, other.value) > CEILING:
         few = one.frames[0]["patient_id"].nunique() < FEW
         row["p_equivalence"] = np.nan if few else row["p_equivalence"]
-    return row
+    return row, found
 
 
 def differences(
@@ -130,10 +137,11 @@ def differences(
         first = contrast == "backbones" and a["regime"] == primary and pretrained
         first = first and a["label_fraction"] == most[a["task"], a["regime"]]
         pair = shared | {"contrast": contrast, "family": "primary" if first else family}
-        pair |= {"primary": first} | difference(one, other, margin)
+        row, found = _compared(one, other, margin)
+        pair |= {"primary": first} | row
         pair |= zip(SIDES, [cell[name] for cell in (a, b) for name in OF_A_SIDE], strict=True)
         pairs.append(pair)
-        effects.append(effect([(1, one), (-1, other)]))
+        effects.append(found)
     table = pd.DataFrame(pairs, columns=DIFFERENCES)
     for name in ("p_value", "p_equivalence"):
         table[f"{name}_holm"] = table.groupby("family")[name].transform(holm) if pairs else []
@@ -155,10 +163,11 @@ def differences(
 def simultaneous_reach(effects: Sequence[Effect | None], level: float = bootstrap.LEVEL) -> float:
     """How many standard errors a simultaneous interval of a family reaches to each side.
 
-    The quantile of the largest studentised deviation over the family. A deviation is that of a
-    resample of test patients plus that of a redraw of training patients; where seeds alone tell
-    how training varies, it is normal and independent. The errors are taken as known: an interval
-    with few degrees of freedom reaches to the same quantile of its t distribution.
+    It is the quantile of the largest deviation over the family, in standard errors. A deviation is
+    the sum of two: of a resample of test patients, and of a redraw of training patients. Where
+    seeds tell how training varies, a normal random number takes the place of the second. The errors
+    are taken as known. An interval with few degrees of freedom reaches to the same quantile of its
+    t distribution.
     """
     rng, largest = np.random.default_rng(0), 0.0
     for found in effects:

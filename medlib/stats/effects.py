@@ -1,8 +1,8 @@
 """Arms, and weighted sums of them, with two standard errors.
 
-One error is over test patients: these trained models on other patients. The other is over training
-patients and seeds: the same procedure, trained again. Their variances add up. Conclusions about
-backbones need both.
+One error is over test patients: it is about these trained models on other patients. The other is
+over training patients and seeds: it is about the same procedure, trained again. Their variances add
+up. Conclusions about backbones need both.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,11 @@ from medlib.stats import bootstrap, metrics, prediction, runs
 
 
 class Arm(NamedTuple):
-    """One arm on one task, and one metric of it. ``values``, ``draws``, ``redraws`` go by seed."""
+    """One arm on one task, and one metric of it.
+
+    ``values``, ``draws`` and ``redraws`` map each seed to its own. The i-th draw is of the same
+    patients in all arms and seeds, and so is the i-th redraw.
+    """
 
     cell: dict  # the columns of runs.CELL
     metric: str
@@ -43,7 +47,7 @@ class Arm(NamedTuple):
         return not self.seeded and self.cell["label_fraction"] == 1
 
     def at(self, seed: int, field: str) -> np.ndarray:
-        """``values`` (1,), ``draws`` or ``redraws`` of a seed. Those of one number go together."""
+        """The ``values`` (1,), ``draws`` or ``redraws`` of a seed."""
         of_seeds = getattr(self, field)
         return np.atleast_1d(of_seeds[next(iter(of_seeds)) if self.fixed else seed])
 
@@ -63,6 +67,11 @@ class Effect(NamedTuple):
     @property
     def error(self) -> float:
         return float(np.hypot(self.patients, self.training))
+
+    @property
+    def training_share(self) -> float:
+        """The share of training in the variance; NaN where there is none, or it is unknown."""
+        return self.training**2 / self.error**2 if self.error > 0 else float("nan")
 
     def reach(self, level: float = bootstrap.LEVEL) -> float:
         """How many standard errors an interval of this level reaches to each side."""

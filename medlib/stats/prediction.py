@@ -42,7 +42,7 @@ def tables(
 ) -> dict[str, pd.DataFrame]:
     """The files of a run's predictions: predictions.csv of the test rows, and validation.csv.
 
-    The latter's column ``rotation`` is the fold that the model of this rotation is tested on.
+    In validation.csv, ``rotation`` is the fold on which the model of the row is tested.
     """
     validated = [
         prediction_frame(index[part.val], own.val, classes).assign(rotation=part.fold)
@@ -90,15 +90,23 @@ def evaluator(
         parts.append((own, share, metrics.evaluator(y[rows], proba[rows], number, names)))
 
     def evaluate(weights: np.ndarray) -> dict[str, np.ndarray]:
-        values = [(share, part(weights.take(own, axis=1))) for own, share, part in parts]
-        means = {}
-        for name in names:
-            of_folds = np.array([value[name] for _, value in values])
-            shares = np.array([share for share, _ in values])[:, None] * np.isfinite(of_folds)
-            means[name] = ratio_or_nan((shares * np.nan_to_num(of_folds)).sum(0), shares.sum(0))
-        return means
+        values = [part(weights.take(own, axis=1)) for own, _, part in parts]
+        shares = [share for _, share, _ in parts]
+        return {name: over_folds([of[name] for of in values], shares) for name in names}
 
     return evaluate, list(patients)
+
+
+def over_folds(values: Sequence[np.ndarray], shares: Sequence[float]) -> np.ndarray:
+    """The mean of each fold's ``values``, weighted by ``shares``, without undefined ones (NaN)."""
+    values = np.array(values)
+    weights = np.reshape(shares, (-1, *[1] * (values.ndim - 1))) * np.isfinite(values)
+    return ratio_or_nan((weights * np.nan_to_num(values)).sum(0), weights.sum(0))
+
+
+def rarest(predictions: pd.DataFrame) -> int:
+    """How many patients the rarest class has."""
+    return int(predictions.groupby("y_true")["patient_id"].nunique().min())
 
 
 def point(

@@ -89,26 +89,16 @@ def _record(path: Path) -> dict:
     return record
 
 
-def runs_by_cell(
-    folders: list[Path], trained: Collection[tuple[str, float]] = ()
-) -> list[list[Run]]:
-    """The runs of each cell, in the order of cells and seeds; ``trained`` as in :func:`is_main`."""
+def runs_by_cell(folders: list[Path]) -> list[list[Run]]:
+    """The runs of each cell, in the order of cells and seeds."""
     records = read_records(folders)
-    main = is_main(pd.DataFrame([record["coordinates"] for record in records]), trained)
+    main = is_main(pd.DataFrame([record["coordinates"] for record in records]))
     runs = []
     for folder, record, of_main in zip(folders, records, main, strict=True):
         at = record["coordinates"]
         cell = tuple(at[name] for name in CELL)
-        runs.append(
-            Run(
-                cell,
-                at["seed"],
-                folder,
-                record["sha256"],
-                record["how"]["candidates"],
-                bool(of_main),
-            )
-        )
+        sha256, candidates = record["sha256"], record["how"]["candidates"]
+        runs.append(Run(cell, at["seed"], folder, sha256, candidates, bool(of_main)))
     runs.sort(key=lambda run: run[:2])
     return [list(part) for _, part in itertools.groupby(runs, key=lambda run: run.cell)]
 

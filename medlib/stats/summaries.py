@@ -32,15 +32,18 @@ def summarise(
     """The metrics of complete runs with 95 % intervals, by seed and over seeds.
 
     ``ci_low`` and ``ci_high`` are about these trained models on other test patients: they come from
-    ``resamples`` draws of patients (:func:`bootstrap.interval`). ``procedure_low`` and
-    ``procedure_high``, over seeds alone, are about the procedure, trained on other patients and
-    from other seeds as well (:func:`effects.effect`); ``training`` says what tells how training
-    varies, and ``training_share`` its share in the variance. ``sd`` is the spread over seeds. For
-    the AUROC of two classes ``delong_low`` and ``delong_high`` are DeLong's, for clustered data, as
-    a check. ``undefined`` is the share of resamples that lacked a class and were left out;
-    ``rarest`` the patients of the rarest class; ``candidates`` the number of settings that a run
-    chose among. ``ordered`` names the tasks whose classes are ordered grades. ``threads`` cells are
-    read or made at once (None: one a core).
+    ``resamples`` draws of patients (:func:`bootstrap.interval`). ``delong_low`` and ``delong_high``
+    are a check: DeLong's interval for clustered data, of the AUROC of two classes. ``undefined`` is
+    the share of resamples that lacked a class and were left out. ``rarest`` is the number of
+    patients of the rarest class, ``candidates`` the number of settings that a run chose among.
+
+    The table over seeds has more columns. ``sd`` is the spread over seeds. ``procedure_low`` and
+    ``procedure_high`` are about the procedure, when it is trained on other patients and from other
+    seeds as well (:func:`effects.effect`). ``training`` names what tells how training varies;
+    ``training_share`` is the share of training in the variance.
+
+    ``ordered`` names the tasks whose classes are ordered grades. ``threads`` cells are read or made
+    at once (None: one a core).
 
     ``kept(task, backbone)`` is the file that keeps the rows of a backbone on a task, under a hash
     of the predictions and of all else that they depend on: rows with this hash are read, others
@@ -106,12 +109,11 @@ def _summarise_cell(of_cell: list[runs.Run], in_order: bool, resamples: int) -> 
     names = [arm.metric for arm in arms if bootstrap.takes_bca(arm.metric)]
     left_out = [bootstrap.jackknife(frame, classes, names) for frame in frames]
     covariance = bootstrap.delong_of_frames(frames, classes)[1]
-    of_class = frames[0].groupby("y_true")["patient_id"].nunique()
     same = {"n_patients": frames[0]["patient_id"].nunique(), "n_images": len(frames[0])}
-    same |= {"rarest": int(of_class.min()), "candidates": of_cell[0].candidates}
+    same |= {"rarest": prediction.rarest(frames[0]), "candidates": of_cell[0].candidates}
 
     def row(arm: effects.Arm, chosen: list[int], first: dict) -> dict:
-        """Of the mean over the chosen seeds."""
+        """The columns about the mean over the chosen seeds."""
         name, values = arm.metric, list(arm.values.values())
         value = float(np.mean([values[i] for i in chosen]))
         drawn = np.mean([list(arm.draws.values())[i] for i in chosen], axis=0)
@@ -139,8 +141,8 @@ def _summarise_cell(of_cell: list[runs.Run], in_order: bool, resamples: int) -> 
 def _procedure(arm: effects.Arm, rarest: int) -> dict[str, float | str]:
     """The interval of a procedure over test patients, training patients and seeds.
 
-    On the scale of :func:`bootstrap.interval`; of a metric without bounds (a loss, a kappa) it is
-    symmetric. Where one training is all there is, NaN.
+    Shares from 0 to 1 get the logit interval, as in :func:`bootstrap.interval`. The interval of a
+    loss or a kappa is symmetric. NaN where the error of training is unknown.
     """
     found = effects.effect([(1, arm)])
     error, reach = found.error, found.reach()
@@ -149,8 +151,8 @@ def _procedure(arm: effects.Arm, rarest: int) -> dict[str, float | str]:
         ends = found.value - reach * error, found.value + reach * error
         if not bootstrap.takes_bca(arm.metric):
             ends = bootstrap.logit_interval(found.value, error, rarest, reach)
-    share = found.training**2 / error**2 if error > 0 else np.nan
-    return bootstrap.ends("procedure", ends) | {"training": found.source, "training_share": share}
+    columns = {"training": found.source, "training_share": found.training_share}
+    return bootstrap.ends("procedure", ends) | columns
 
 
 def costs(folders: list[Path]) -> pd.DataFrame:

@@ -316,7 +316,7 @@ def test_a_logit_interval_is_that_worked_out_by_hand():
     assert (low, high) == pytest.approx(
         (9 / (9 + factor), 9 * factor / (9 * factor + 1)), abs=1e-12
     )
-    # Small errors change nothing of it: then it is the usual interval.
+    # For a small error it is the usual interval.
     low, high = bootstrap.logit_interval(0.7, 1e-5, 99)
     assert (low, high) == pytest.approx((0.7 - 1.96e-5, 0.7 + 1.96e-5), abs=1e-8)
     wide = bootstrap.logit_interval(0.98, 0.1, 99)
@@ -350,7 +350,7 @@ def test_the_kind_of_interval_follows_from_the_metric():
     for name, expected in kinds.items():
         found = bootstrap.interval(name, 0.85, values, left_out, 12)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12, err_msg=name)
-    # A perfect score is as sure as the patients of the rarest class are many.
+    # The more patients the rarest class has, the shorter is the interval of a perfect score.
     perfect = bootstrap.interval("auroc", 1.0, np.ones(9), np.ones(4), 12)
     of_scipy = scipy.stats.binomtest(12, 12).proportion_ci(method="wilson")
     assert perfect == pytest.approx((of_scipy.low, 1), abs=1e-12)

@@ -51,7 +51,7 @@ def reversed_(task, backbone, regime):
 
 
 def differing(on_mri, frozen, tuned):
-    """DINOv2 minus CNNs: on MRI, and elsewhere frozen and fine-tuned."""
+    """DINOv2 is better by these: on MRI, and on other tasks frozen and fine-tuned."""
 
     def value(task, backbone, regime):
         if backbone not in claims.DINOV2.values():
@@ -78,7 +78,7 @@ def test_what_the_paper_claims_is_supported_where_it_is_so():
     assert effects["C2", "the same, frozen minus fine-tuned"] == pytest.approx(0.05)
     assert effects["C3", "DINOv2 S minus B"] == pytest.approx(0)
     assert (table["missing"] == "").all() and table["ci_low"].lt(table["ci_high"]).all()
-    assert (table["procedure_low"] < table["ci_low"]).all()  # it is about more than patients
+    assert (table["procedure_low"] < table["ci_low"]).all()  # the error of training adds to it
     assert (table["procedure_high"] > table["ci_high"]).all()
     assert set(table["training"]) == {"redraws and seeds"} and set(table["n_seeds"]) == {3}
 
@@ -126,7 +126,7 @@ def test_a_true_direction_of_half_a_hundredth_is_right_and_small_and_not_contrad
     value = differing(on_mri=0.005, frozen=-0.0075, tuned=-0.0025)
     verdicts = verdict(claims.verdicts(arms(value, sd=0.001, training=0.0005)))
     assert verdicts["C1"] == verdicts["C2"] == "contradicted"
-    # Whether it is smaller than the margin takes a small error: that it is right may be all.
+    # A difference of exactly the margin is not shown to be smaller, however small the error is.
     value = differing(on_mri=-0.02, frozen=0.03, tuned=0.01)
     verdicts = verdict(claims.verdicts(arms(value, sd=0.001, training=0.0005)))
     assert verdicts["C1"] == verdicts["C2"] == "supported"
@@ -151,8 +151,14 @@ def test_one_part_of_a_claim_is_not_the_claim():
     assert stronger < 0.001 and most_when_frozen > 0.5
 
 
-def two(value, error, expected, margin=0.02):
-    """The verdict and the power of a claim about one pair of arms."""
+def a_minus_b(expected, regime="frozen"):
+    """A claim about the difference of two arms."""
+    part = claims.Part("a minus b", {"a": 1, "b": -1}, expected, {regime: 1})
+    return claims.Claim("C", "words", ("t",), (part,))
+
+
+def two(value, error, expected):
+    """The row of a claim about two arms whose difference has this value and this error."""
     quantiles = scipy.stats.norm.ppf((np.arange(1, 100)) / 100)
     quantiles *= error / np.std(quantiles, ddof=1)
     still, redraws = {0: np.zeros(99)}, {0: np.tile([-1e-9, 1e-9], 500)}
@@ -160,8 +166,7 @@ def two(value, error, expected, margin=0.02):
         arm("a", value, {0: value + quantiles}, redraws, task="t"),
         arm("b", 0.0, still, redraws, task="t"),
     ]
-    part = claims.Part("a minus b", {"a": 1, "b": -1}, expected, {"frozen": 1})
-    return claims.verdicts(pair, [claims.Claim("C", "words", ("t",), (part,), margin)]).iloc[0]
+    return claims.verdicts(pair, [a_minus_b(expected)]).iloc[0]
 
 
 # Where the estimate must lie, for an error of 0.005 and a margin of 0.02: a direction is shown by
@@ -326,7 +331,7 @@ def test_frozen_and_fine_tuned_networks_are_compared_on_the_same_labels():
     table = claims.verdicts(few + many)
     assert set(table["verdict"]) == {"supported"}
     assert table["difference"].iloc[0] == pytest.approx(-0.05)
-    assert set(table["training"]) == {"seeds"}  # they draw the labelled patients of all arms
+    assert set(table["training"]) == {"seeds"}  # each seed draws the labelled patients of all arms
 
 
 def test_other_heads_and_other_metrics_are_left_out():
@@ -372,9 +377,7 @@ def test_power_is_how_often_a_part_is_shown_in_simulations(expected, error):
         arm("a", 0.0, draws, {0: np.tile([-1e-9, 1e-9], 500)}, task="t"),
         arm("b", 0.0, redraws={0: np.zeros(1000)}, task="t"),
     ]
-    part = claims.Part("a minus b", {"a": 1, "b": -1}, expected, {"frozen": 1})
-    claim = claims.Claim("C", "words", ("t",), (part,))
-    four = [claim._replace(name=name) for name in NAMES]
+    four = [a_minus_b(expected)._replace(name=name) for name in NAMES]
     table = claims.verdicts(pair, four)
     assert table["error"].tolist() == pytest.approx([error] * 4, rel=1e-6)
     assert table["power"].tolist() == pytest.approx([shown.mean()] * 4, abs=0.005)
@@ -396,10 +399,8 @@ def test_power_is_right_with_three_seeds_too():
         arm("a", {0: 0.80, 1: 0.81, 2: 0.83}, task="t", regime="finetuned"),
         arm("b", {0: 0.80, 1: 0.80, 2: 0.80}, task="t", regime="finetuned"),
     ]
-    part = claims.Part("a minus b", {"a": 1, "b": -1}, "above 0", {"finetuned": 1})
-    (row,) = claims.verdicts(pair, [claims.Claim("C", "", ("t",), (part,), 0.03)]).to_dict(
-        "records"
-    )
+    claim = a_minus_b("above 0", "finetuned")._replace(margin=0.03)
+    (row,) = claims.verdicts(pair, [claim]).to_dict("records")
     spread = np.std([0.80, 0.81, 0.83], ddof=1)
     seeds = np.random.default_rng(0).normal(0.03, spread, (3, 4000))
     tests = scipy.stats.ttest_1samp(seeds, 0)
@@ -446,9 +447,9 @@ def test_tasks_are_weighted_equally_or_by_their_precision():
 
 def test_equal_errors_give_equal_weights():
     made = arms(as_claimed, seed=3)
-    for part, of in (("precision", 1e-3), ("equal", 1e-12)):
-        table = claims.verdicts(made, weighting=part)
-        assert table["difference"].iloc[0] == pytest.approx(-0.05, abs=of)
+    for weighting, tolerance in (("precision", 1e-3), ("equal", 1e-12)):
+        table = claims.verdicts(made, weighting=weighting)
+        assert table["difference"].iloc[0] == pytest.approx(-0.05, abs=tolerance)
 
 
 def test_the_sensitivity_table_judges_by_each_metric_weighting_and_margin():
@@ -505,14 +506,14 @@ GLIOMA = ["glioma_t1", "glioma_t1ce", "glioma_flair"]
 
 
 def weaker_by(**losses):
-    """AUROC 0.85, and less of DINOv2 on these tasks."""
+    """AUROC is 0.85. On these tasks DINOv2 loses this much of it."""
     return lambda task, backbone, _: (
         0.85 - losses.get(task, 0) * (backbone in claims.DINOV2.values())
     )
 
 
 def effects(table):
-    """Of each claim's first part: the tasks, the difference and the note."""
+    """The tasks and the difference of each claim's first part, by claim and note."""
     first = table.drop_duplicates(["claim", "note"]).set_index(["claim", "note"])
     return first[["tasks", "difference"]].apply(tuple, axis=1).to_dict()
 

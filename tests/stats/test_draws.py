@@ -21,7 +21,7 @@ def test_each_patient_is_drawn_as_often_as_a_poisson_variable_of_mean_one():
     poisson = scipy.stats.poisson(1)
     expected = drawn.size * np.array([*poisson.pmf(range(6)), poisson.sf(5)])
     assert scipy.stats.chisquare(observed, expected).pvalue > 1e-3
-    assert 7 <= drawn.max() <= 8  # 65,536 levels hold no more
+    assert 7 <= drawn.max() <= 8  # 65,536 levels allow no higher count
     # The sums of 2000 and of 500 such variables are Poisson as well: no patient and no resample
     # is drawn more than others.
     for sums, n in ((drawn.sum(0, dtype=int), 2000), (drawn.sum(1, dtype=int), 500)):
@@ -41,7 +41,8 @@ def test_draws_are_independent_between_patients_and_between_resamples(between):
     z = of_pairs * np.sqrt(n)
     assert np.abs(z).max() < 5.5, "of 19,900 pairs of independent columns none is so far from 0"
     assert (z**2).mean() == pytest.approx(1, abs=4 * np.sqrt(2 / len(z)))
-    # Not only uncorrelated. One random number gives four resamples, so these are looked at too.
+    # Draws must be independent, not only uncorrelated. One random number gives four resamples, so
+    # near ones are compared as well.
     for apart in (1, 2, 3, 4, 100):
         one, other = (np.minimum(side, 3).ravel() for side in (drawn[:, apart:], drawn[:, :-apart]))
         table = np.bincount(4 * one + other, minlength=16).reshape(4, 4)
@@ -71,6 +72,7 @@ def test_a_patients_counts_depend_neither_on_other_patients_nor_on_the_chunk_of_
 
 
 def modality(noise, seed, own, label):
+    """Predictions of one modality: a patient's ``own`` score, and noise of the modality."""
     rng = np.random.default_rng(seed)
     score = scipy.stats.norm.cdf(own + label + noise * rng.normal(size=len(label)))
     return frame(label, np.stack([1 - score, score], axis=1), PATIENTS[: len(label)])
@@ -92,7 +94,7 @@ def test_a_patient_who_lacks_a_modality_leaves_the_draws_of_two_modalities_corre
     for lacking in (0, 31):
         rows = other.drop(index=lacking)
         assert correlation(drawn(one), drawn(rows)) == pytest.approx(complete, abs=0.03)
-    # Draws that have nothing to do with each other do not show that the scores are alike.
+    # Where the draws are independent, the metrics are so too, although the scores are alike.
     assert abs(correlation(drawn(one), drawn(other, seed=1))) < 0.1
 
 
@@ -152,7 +154,7 @@ def test_redraws_are_the_metrics_of_scikit_learn_on_what_the_redrawn_heads_predi
         assert split == "official" or len(set(sizes)) > 1, "all folds weigh the same"
         for name in made:
             expected = np.average([values[name] for values in of_folds], weights=sizes)
-            # Heads are redrawn in float32: what is 1 is not exactly the sum of their probabilities.
+            # Redrawn heads predict in float32, so their probabilities do not sum to exactly 1.
             tolerance = 1e-7 if name in metrics.LOSSES else 1e-12
             assert made[name][i] == pytest.approx(expected, rel=0, abs=tolerance), name
     assert 0 < lacking < 15

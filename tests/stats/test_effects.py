@@ -147,13 +147,13 @@ def test_the_one_run_of_a_frozen_backbone_on_all_labels_counts_for_every_seed():
 
 def test_on_few_labels_seeds_draw_the_patients_so_their_variance_alone_is_taken():
     few = {"label_fraction": 0.1}
-    frozen = {"values": {0: 0.6, 1: 0.7, 2: 0.62}}
+    frozen = {0: 0.6, 1: 0.7, 2: 0.62}
     again = {seed: [0.0, 0.5, 1.0] for seed in range(3)}
     for redraws in ({}, again):  # whether there are redraws makes no difference
         found = minus(
-            arm(regime="finetuned", **TUNED, **few), arm(**frozen, redraws=redraws, **few)
+            arm(regime="finetuned", **TUNED, **few), arm(values=frozen, redraws=redraws, **few)
         )
-        of_seeds = np.var([0.1, 0.1, 0.28], ddof=1) / 3  # patients of a seed are the same in both
+        of_seeds = np.var([0.1, 0.1, 0.28], ddof=1) / 3  # both arms have the patients of a seed
         assert found.training == pytest.approx(np.sqrt(of_seeds))
         assert found.source == "seeds" and len(found.redraws) == 0
         total = found.patients**2 + of_seeds
@@ -200,7 +200,7 @@ def test_tasks_are_paired_by_draw_redraw_and_seed():
             arm(task="skin", draws=falling, redraws=falling),
         )
     )
-    # The same people: their errors go together, and a mean over tasks has no smaller one.
+    # The same people have the same errors in both tasks, so the mean has no smaller error.
     assert same.patients == same.training == pytest.approx(np.sqrt(0.02))
     assert opposite.patients == opposite.training == pytest.approx(0, abs=1e-12)
     one = arm(values={0: 0.7, 1: 0.8, 2: 0.9}, regime="finetuned")

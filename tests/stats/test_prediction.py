@@ -8,7 +8,6 @@ import pytest
 import scipy.stats
 from scored import by_sklearn, case, frame, mixed, names
 from sklearn import metrics as sk
-from sklearn.exceptions import UndefinedMetricWarning
 
 from medlib.core.splits import Predicted, rotations
 from medlib.stats import metrics, prediction
@@ -116,7 +115,6 @@ def fold_by_sklearn(y, proba, weights):
     """The metrics of one fold in one draw; those of ranks are NaN where a class is not drawn."""
     drawn = weights > 0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UndefinedMetricWarning)
         warnings.simplefilter("ignore", UserWarning)
         values = by_sklearn(y[drawn], proba[drawn], weights[drawn])
     if len(set(y[drawn])) < proba.shape[1]:
@@ -130,7 +128,7 @@ def test_in_cross_validation_a_metric_is_the_mean_of_scikit_learns_over_the_fold
     folds = folds_of(patients)
     evaluate, order = prediction.evaluator(frame(y, proba, patients, folds), names(k))
     assert order == sorted(set(patients))
-    # Patients weigh, not images: in this case the shares differ.
+    # A fold weighs by its patients, not by its images. Here the two differ.
     sizes = np.array([len(set(patients[folds == f])) for f in range(3)])
     assert sizes.tolist() == [24, 12, 6]
     assert np.abs(sizes / 42 - np.bincount(folds) / len(y)).max() > 0.01
@@ -172,7 +170,8 @@ def test_the_mean_over_folds_is_that_worked_out_by_hand():
     assert patients == list("abcdef")
     drawn = evaluate(np.array([[1, 1, 1, 1, 1, 0], [1, 1, 0, 0, 1, 0]]))
     np.testing.assert_array_equal(drawn["auroc"], [1, np.nan])
-    # At 1/2, of fold 0 two images of five are right (then both of two), of fold 1 none.
+    # At a threshold of 1/2 two of five images of fold 0 are right in the first draw, and two of two
+    # in the second. In fold 1 none is right.
     np.testing.assert_allclose(drawn["accuracy"], [4 / 6 * 2 / 5, 4 / 6])
     (mask, share), *others = prediction.folds(rows.drop(columns="fold"))
     assert mask.all() and share == 1 and not others

@@ -19,7 +19,8 @@ from medlib.stats import bootstrap, draws, metrics, prediction, summaries
 SUMMARY = ["task", "backbone", "pretraining", "regime", "head", "label_fraction", "seed", "metric"]
 SUMMARY += ["value", "ci_low", "ci_high", "n_patients", "n_images", "rarest", "candidates"]
 SUMMARY += ["delong_low", "delong_high", "undefined"]
-PROCEDURE = ["procedure_low", "procedure_high", "training", "training_share"]  # over seeds alone
+# Only the table over seeds has these.
+PROCEDURE = ["procedure_low", "procedure_high", "training", "training_share"]
 Z = 1.959963984540054
 
 
@@ -116,7 +117,7 @@ def test_intervals_are_those_of_drawing_patients_the_same_for_every_seed(saved):
 
 
 def redrawn(names, seed=0, n=30):
-    """What a run's models might reach after redraws; one redraw lacks a class."""
+    """The table of a run's redraws. One redraw lacks a class, so its metrics are undefined."""
     table = pd.DataFrame(
         np.random.default_rng(seed).normal(0.8, 0.03, (n, len(names))), columns=names
     )
@@ -124,13 +125,20 @@ def redrawn(names, seed=0, n=30):
     return table
 
 
-def expected_procedure(value, patients, parts):
-    """Interval and share of training, by Satterthwaite; ``parts``: (variance, df) of training."""
+def expected_procedure(patients, parts):
+    """Reach and share of training, by Satterthwaite; ``parts``: (variance, df) of training."""
     training = sum(variance for variance, _ in parts)
     both = patients**2 + training
     df = both**2 / sum(variance**2 / df for variance, df in parts)
     reach = scipy.stats.t.ppf(0.975, df) * np.sqrt(both)
-    return value, reach, training / both
+    return reach, training / both
+
+
+def of_seeds(frames):
+    """The accuracy of each seed, and the standard error over patients of their mean."""
+    accuracies = [frame_by_sklearn(frame, CLASSES["mri"])["accuracy"] for frame in frames]
+    drawn = np.mean([accuracy_draws(frame, 60) for frame in frames], axis=0)
+    return accuracies, np.std(drawn, ddof=1)
 
 
 def of_procedure(tmp_path, metric="accuracy"):
@@ -144,20 +152,20 @@ def test_a_frozen_procedure_varies_with_its_patients_and_their_redraws(tmp_path)
     row = of_procedure(tmp_path)
     parts = [(np.var(again["accuracy"].dropna(), ddof=1), 28)]  # 29 redraws are defined
     patients = np.std(accuracy_draws(frame, 60), ddof=1)
-    value, reach, share = expected_procedure(row["value"], patients, parts)
+    reach, share = expected_procedure(patients, parts)
     assert row["training"] == "redraws"
     assert row["training_share"] == pytest.approx(share, abs=1e-12) and 0.01 < share < 0.9
     ends = row["procedure_low"], row["procedure_high"]
-    assert ends == pytest.approx(logit_ends(value, reach), rel=0, abs=1e-12)
+    assert ends == pytest.approx(logit_ends(row["value"], reach), rel=0, abs=1e-12)
     assert ends[0] < row["ci_low"] < row["ci_high"] < ends[1]
     # A loss has no bounds, so its interval is symmetric.
     row = of_procedure(tmp_path, "log_loss")
     drawn = bootstrap.bootstrap(frame, CLASSES["mri"], 60, names=["log_loss"])["log_loss"]
     parts = [(np.var(again["log_loss"].dropna(), ddof=1), 28)]
-    value, reach, share = expected_procedure(row["value"], np.std(drawn, ddof=1), parts)
-    ends = row["procedure_low"], row["procedure_high"]
+    reach, _ = expected_procedure(np.std(drawn, ddof=1), parts)
+    ends, value = (row["procedure_low"], row["procedure_high"]), row["value"]
     assert ends == pytest.approx((value - reach, value + reach), rel=0, abs=1e-12)
-    # No interval of the calibration error covers.
+    # The calibration error has no interval, because none covers the truth.
     row = of_procedure(tmp_path, "ece")
     assert row[["ci_low", "ci_high", "procedure_low", "procedure_high"]].isna().all()
 
@@ -167,14 +175,13 @@ def test_a_fine_tuned_procedure_varies_with_its_patients_and_its_seeds(tmp_path)
     for seed, frame in enumerate(frames):
         save(tmp_path, frame, seed=seed, regime="finetuned")
     row = of_procedure(tmp_path)
-    accuracies = [frame_by_sklearn(frame, CLASSES["mri"])["accuracy"] for frame in frames]
-    patients = np.std(np.mean([accuracy_draws(frame, 60) for frame in frames], axis=0), ddof=1)
+    accuracies, patients = of_seeds(frames)
     parts = [(np.var(accuracies, ddof=1) / 3, 2)]
-    value, reach, share = expected_procedure(np.mean(accuracies), patients, parts)
+    reach, share = expected_procedure(patients, parts)
     assert row["training"] == "seeds" and row["n_seeds"] == 3
     assert row["training_share"] == pytest.approx(share, abs=1e-12) and share > 0.01
     ends = row["procedure_low"], row["procedure_high"]
-    assert ends == pytest.approx(logit_ends(value, reach), rel=0, abs=1e-12)
+    assert ends == pytest.approx(logit_ends(np.mean(accuracies), reach), rel=0, abs=1e-12)
 
 
 def test_a_random_control_varies_with_redraws_and_with_the_seeds_of_its_weights(tmp_path):
@@ -183,15 +190,14 @@ def test_a_random_control_varies_with_redraws_and_with_the_seeds_of_its_weights(
     for seed in (0, 1):
         save(tmp_path, frames[seed], seed=seed, pretraining="random", redraws=again[seed])
     row = of_procedure(tmp_path)
-    accuracies = [frame_by_sklearn(frame, CLASSES["mri"])["accuracy"] for frame in frames]
-    patients = np.std(np.mean([accuracy_draws(frame, 60) for frame in frames], axis=0), ddof=1)
+    accuracies, patients = of_seeds(frames)
     mean = (again[0]["accuracy"] + again[1]["accuracy"]).dropna() / 2
     parts = [(np.var(mean, ddof=1), 28), (np.var(accuracies, ddof=1) / 2, 1)]
-    value, reach, share = expected_procedure(np.mean(accuracies), patients, parts)
+    reach, share = expected_procedure(patients, parts)
     assert row["training"] == "redraws and seeds"
     assert row["training_share"] == pytest.approx(share, abs=1e-12)
     ends = row["procedure_low"], row["procedure_high"]
-    assert ends == pytest.approx(logit_ends(value, reach), rel=0, abs=1e-12)
+    assert ends == pytest.approx(logit_ends(np.mean(accuracies), reach), rel=0, abs=1e-12)
 
 
 @pytest.mark.parametrize("given", [{"head": "knn"}, {"regime": "finetuned"}])
@@ -210,7 +216,7 @@ def test_a_single_seed_has_the_same_interval_in_both_tables_and_no_spread(tmp_pa
     assert over_seeds["sd"].isna().all()
     same = ["metric", "value", "ci_low", "ci_high"]
     pd.testing.assert_frame_equal(by_seed[same], over_seeds[same], check_exact=True)
-    calibration = by_seed["metric"] == "ece"  # no interval of it covers
+    calibration = by_seed["metric"] == "ece"  # it has no interval, because none covers
     assert by_seed.loc[calibration, ["ci_low", "ci_high"]].isna().all(axis=None)
     middle = by_seed[~calibration]
     assert (middle["ci_low"] < middle["value"]).all()
@@ -277,7 +283,7 @@ def test_the_share_of_resamples_that_lack_a_class_is_stated(tmp_path):
     save(tmp_path, frame, "skin")
     by_seed, _ = summaries.summarise(runs_below(tmp_path), resamples=2000)
     undefined = by_seed.set_index("metric")["undefined"]
-    # A class is there unless none of its patients is drawn; accuracy, unless nobody is.
+    # AUROC takes a drawn patient of every class; accuracy takes any drawn patient.
     p = 1 - (1 - np.exp(-2)) ** 2 * (1 - np.exp(-1))
     for name, share in (("auroc", p), ("accuracy", np.exp(-5))):
         error = np.sqrt(share * (1 - share) / 2000)
