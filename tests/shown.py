@@ -30,7 +30,7 @@ TASKS = {
 def long_table(arms, backbones=BACKBONES, metrics=("auroc", "accuracy")):
     """`arms`: task → (regime, head, label_fraction) triples; values are all different.
 
-    The interval of the procedure reaches further than that over patients. The rarest class has 20
+    The interval of the procedure is wider than the one over patients. The rarest class has 20
     patients.
     """
     names = ["task", "backbone", "pretraining", "regime", "head", "label_fraction", "metric"]
@@ -60,7 +60,7 @@ def all_words(fig: Figure) -> str:
 
 
 def bars(ax: plt.Axes) -> dict[str, set[tuple]]:
-    """The ends (x, y, x, y) of the thick and of the thin lines, which are intervals."""
+    """The ends (x, y, x, y) of the intervals: those of thick lines, and those of thin lines."""
     lines = [lines for lines in ax.collections if isinstance(lines, LineCollection)]
     widths = sorted({float(one.get_linewidth()[0]) for one in lines})
     found = {name: set() for name, _ in zip(("thin", "thick"), widths, strict=True)}

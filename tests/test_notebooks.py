@@ -225,7 +225,7 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
 
 
 def said_of_runs(runs, folds):
-    """Validation patients are predicted once by a model that has not seen them; and redraws."""
+    """A model predicts each validation patient once, unseen. Some runs also have redraws."""
     for run in runs.glob("*/seed*/run.json"):
         record, regime = files.read_json(run), run.parts[-3].partition("-")[0]
         tested, validated = (
@@ -265,7 +265,7 @@ def said_of_trainings(results, figures):
     words = (figures / "main_table.md").read_text()
     rows = [line for line in words.splitlines() if line.startswith("| Glioma")]
     assert sum("†" not in row for row in rows) == 2 < len(rows) and tables.MARKS in words
-    # A slope is of the seeds that both regimes have.
+    # A slope uses the seeds that both regimes have.
     by_seed = pd.read_csv(results / "summary.csv").query("metric == 'auroc' and head == 'linear'")
     (slope,) = pd.read_csv(figures / "freezing.csv").to_dict("records")
     of = by_seed.query("backbone == 'micro_resnet-random' and label_fraction == 0.5 and seed == 0")

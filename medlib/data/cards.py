@@ -182,7 +182,7 @@ def tasks(folder: Path | str = FOLDER) -> list[str]:
 
 
 def of_paper(present: Collection[str], tasks: Iterable[str] = MRI + PUBLIC) -> list[str]:
-    """The paper's tasks; one that is not present gives its place to its stand-in that is."""
+    """The paper's tasks. If one is not present but its stand-in is, the stand-in replaces it."""
     stand_ins = {t: other for t, other in STAND_INS.items() if other in present}
     return [task if task in present else stand_ins.get(task, task) for task in tasks]
 
@@ -190,7 +190,7 @@ def of_paper(present: Collection[str], tasks: Iterable[str] = MRI + PUBLIC) -> l
 def in_order(tasks: Iterable[str]) -> list[str]:
     """The tasks without repetition: first those of :func:`of_paper`, then the others.
 
-    Of the others, stand-ins of tasks that are there themselves come first, the rest by name.
+    Among the others, stand-ins come first, in a fixed order. The rest are sorted by name.
     """
     tasks = set(tasks)
     first = [*of_paper(tasks), *STAND_INS.values()]

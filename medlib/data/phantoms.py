@@ -280,7 +280,7 @@ def _myopia(rng: np.random.Generator, image: np.ndarray) -> None:
 def _write_fundus(
     folder: Path, scale: float, rng: np.random.Generator, *, eyes: dict, name: str, ill: str
 ) -> None:
-    """`<name>-Training400/{H,N,P}dddd.jpg`, `<name>-Validation400/Vdddd.jpg`: RGB, 112 x 112."""
+    """`<name>-Training400/<kind>dddd.jpg`, `<name>-Validation400/Vdddd.jpg`: RGB, 112 x 112."""
     for kind, count in eyes["train"].items():
         for k in range(_count(count, scale)):
             path = folder / f"{name}-Training400" / f"{kind}{k + 1:04d}.jpg"
@@ -474,7 +474,7 @@ def _write_ucsf(folder: Path, scale: float, rng: np.random.Generator) -> None:
 
 
 def _save_case(rng: np.random.Generator, stem: Path, volumes: dict[str, np.ndarray]) -> None:
-    """Write `<stem>_<name>.nii.gz` of each volume, all in one position."""
+    """Write `<stem>_<name>.nii.gz` of each volume, all at the same place in space."""
     spacing = np.array([2.3, 2.3, 6.0]) * rng.uniform(0.95, 1.05)
     shape = np.array(next(iter(volumes.values())).shape)
     affine = np.diag([*spacing, 1.0])

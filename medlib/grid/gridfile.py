@@ -275,14 +275,14 @@ def label_fractions(grid: dict, task: str) -> list[float]:
 
 
 def primary(grid: dict) -> str:
-    """The regime whose pairs of backbones are the primary family of tests; by default the first."""
+    """The regime whose pairs of backbones are the primary family of tests (default: the first)."""
     return grid.get("primary") or next(r for r in settings.REGIMES if grid[r])
 
 
 def redrawn_fractions(grid: dict, task: str) -> list[float]:
     """The shares of the labels on which a task's backbones are compared: see `runs.is_main`.
 
-    There a frozen backbone is also trained on redraws of its patients.
+    On these shares the head of a frozen backbone is trained again on redraws of its patients.
     """
     trained = {label_fraction(grid, task, r) for r in settings.TRAINED if grid[r]}
     return [share for share in label_fractions(grid, task) if share == 1 or share in trained]

@@ -38,9 +38,9 @@ def save_run(
 ) -> None:
     """Write a run's files below ``results``, ``run.json`` last; then remove its checkpoint.
 
-    ``tables`` by the name of their file: predictions.csv (of the test part), validation.csv, and
-    redraws.csv of a run that has been trained again on draws of its patients. The record holds
-    their digests.
+    ``tables`` maps the name of a file to its table: predictions.csv (of the test part),
+    validation.csv and, if the run was trained again on draws of its patients, redraws.csv. The
+    record holds their digests.
     """
     folder, record = run.folder(results), run.record(results)
     folder.mkdir(parents=True, exist_ok=True)

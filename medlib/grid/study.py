@@ -280,30 +280,30 @@ def plan(study: Study, arguments: list[str]) -> int:
     """Print what would run and why, grouped."""
     would_run = planned(study, arguments)
     if would_run.empty:
-        print(
-            f"Nothing would run: grid '{study.name}' is complete.", *one_more_seed(study), sep="\n"
-        )
-        return 0
-    width = would_run["rule"].str.len().max()
-    print(f"{len(would_run)} jobs would run:")
-    for (rule, because), words in would_run.groupby(["rule", "reason"], sort=False)["words"]:
-        few = len(words) <= 3 and because not in (NOT_MADE, FOLLOWS)
-        names = f" ({', '.join(words)})" if few else ""
-        print(f"{len(words):6d} × {rule:{width}s}  {because}{names}")
-    print(*one_more_seed(study), sep="\n")
+        print(f"Nothing would run: grid '{study.name}' is complete.")
+    else:
+        width = would_run["rule"].str.len().max()
+        print(f"{len(would_run)} jobs would run:")
+        for (rule, because), words in would_run.groupby(["rule", "reason"], sort=False)["words"]:
+            few = len(words) <= 3 and because not in (NOT_MADE, FOLLOWS)
+            names = f" ({', '.join(words)})" if few else ""
+            print(f"{len(words):6d} × {rule:{width}s}  {because}{names}")
+    for line in one_more_seed(study):
+        print(line)
     return 0
 
 
 def one_more_seed(study: Study) -> list[str]:
-    """What one more seed of each trained regime would cost, by the mean of the done runs."""
+    """What one more seed of each trained regime would cost, if it took as long as the done runs."""
+    runs, done = gridfile.runs(study.grid), states.done(study.grid, study.results)
     lines = []
     for regime in settings.TRAINED:
         seeds = gridfile.seeds(study.grid, regime)
-        n = sum(run.regime == regime for run in gridfile.runs(study.grid)) // len(seeds)
-        done = [run for run in states.done(study.grid, study.results) if run.regime == regime]
-        seconds = [read_json(run.record(study.results))["seconds"] for run in done]
+        n = sum(run.regime == regime for run in runs) // len(seeds)
+        own = [run.record(study.results) for run in done if run.regime == regime]
+        seconds = [read_json(record)["seconds"] for record in own]
         if n:
-            took = f", about {duration(n * sum(seconds) / len(done))} of work" if done else ""
+            took = f", about {duration(n * sum(seconds) / len(own))} of work" if own else ""
             one = " With a single seed nothing is concluded about it." * (len(seeds) == 1)
             lines.append(f"One more seed of {regime}: {n} trainings{took}.{one}")
     return lines

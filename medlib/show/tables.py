@@ -17,9 +17,9 @@ from medlib.stats.metrics import LOSSES
 LONG = 44  # letters; a longer column is set in lines
 WIDE, TALL = 150, 60  # letters and rows of a LaTeX table; a larger one becomes several
 ONE_TRAINING, FEW = "†", "‡"
-MARKS = f"{ONE_TRAINING}: over test patients alone, of one training or of a head that was not "
-MARKS += f"trained again; {FEW}: a class has fewer than 20 patients; due to training: the share of "
-MARKS += "training in the variance of the AUROC."
+MARKS = f"{ONE_TRAINING}: the interval is over test patients alone, because there was one training "
+MARKS += f"or the head was not trained again; {FEW}: a class has fewer than 20 patients; due to "
+MARKS += "training: the share of training in the variance of the AUROC."
 OVER_CLASSES = (
     "auroc",
     "auprc",
@@ -45,11 +45,10 @@ def main_table(
     Columns: task (its title), backbone (its printed name), pretraining, regime, head,
     label_fraction, n_patients, candidates, one per metric, and training (the share of training in
     the variance of the AUROC). A cell reads `value [low, high]`, with the interval of the
-    procedure; where that is unknown, `value [low, high]` and :data:`ONE_TRAINING`, with the
-    interval over test patients alone. It ends in :data:`FEW` where it is a mean over classes of
-    which one has fewer than 20 patients. It is empty where there is no result. Rows come in the
-    order of `tasks`, then of the figure's backbones, then regimes, heads, and the larger fraction
-    first.
+    procedure. Where that is unknown, the interval is over test patients alone, and
+    :data:`ONE_TRAINING` follows it. A cell ends in :data:`FEW` if it is a mean over classes and one
+    of them has fewer than 20 patients. It is empty where there is no result. Rows come in the order
+    of `tasks`, then of the figure's backbones, then regimes, heads, and the larger fraction first.
     """
     rows = names.shown_rows(table, tasks, metrics)
     known, cells = rows["procedure_low"].notna(), []
@@ -63,8 +62,7 @@ def main_table(
         )
     rows = rows.assign(cell=cells)
     shares = rows[rows["metric"] == "auroc"].assign(metric="training")
-    printed = shares["training_share"].map("{:.0%}".format)
-    shares["cell"] = printed.where(shares["training_share"].notna(), "")
+    shares["cell"] = _percent(shares["training_share"])
     wide = _wide(pd.concat([rows, shares]), tasks, [*metrics, "training"], "")
     wide["task"] = wide["task"].map(lambda task: tasks[task]["title"])
     return wide
@@ -114,16 +112,16 @@ def claims_table(verdicts: pd.DataFrame) -> pd.DataFrame:
     missing = [dict.fromkeys(re.findall(": (.*?),", a)) or [a] for a in verdicts["missing"]]
     expected = [words.get(expected, expected).format(margin) for expected, margin in pairs]
     columns = {"claim": verdicts["claim"], "contrast": verdicts["part"], "expected": expected}
-    power = verdicts["power"].map("{:.0%}".format).where(verdicts["power"].notna(), "")
+    power = _percent(verdicts["power"])
     columns |= {"difference in AUROC": _effects(verdicts), "power": power}
     columns |= {"verdict": verdicts["verdict"], "missing": list(map(", ".join, missing))}
     return pd.DataFrame(columns | {"note": verdicts["note"]})
 
 
 def calibration_table(beside: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `calibration.beside_raw` as printed: two rows for each backbone, a column a metric.
+    """The rows of `calibration.beside_raw` as printed: two rows a backbone, a column a metric.
 
-    `beside` has the columns backbone and pretraining as well.
+    `beside` also has the columns backbone and pretraining.
     """
     rows, words = names.in_order(beside), "{:.3f} [{:.3f}, {:.3f}]".format
     ends = beside[["value", "ci_low", "ci_high"]].itertuples(index=False)
@@ -145,6 +143,11 @@ def confounds_table(parts: pd.DataFrame, tasks: names.Tasks) -> pd.DataFrame:
     order = cells[keys].drop_duplicates()
     wide = wide.loc[[tuple(row) for row in order.itertuples(index=False)], parts["part"].unique()]
     return wide.rename_axis(columns=None).reset_index()
+
+
+def _percent(shares: pd.Series) -> pd.Series:
+    """Whole percent, empty where a share is unknown."""
+    return shares.map("{:.0%}".format).where(shares.notna(), "")
 
 
 def _effects(table: pd.DataFrame) -> list[str]:

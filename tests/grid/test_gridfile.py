@@ -240,7 +240,7 @@ def test_frozen_heads_are_trained_again_on_redraws_where_backbones_are_compared(
         grid = gridfile.read(write(tmp_path, **parts))
         found = {task: gridfile.redrawn_fractions(grid, task) for task in grid["tasks"]}
         assert found == expected
-        # They are those of the main comparison, among all that is probed.
+        # These shares are those of the main comparison. All of them are probed.
         table = pd.DataFrame([dataclasses.asdict(run) for run in gridfile.runs(grid)])
         main = table[is_main(table) & (table["regime"] == "frozen")]
         for task, shares in expected.items():

@@ -66,7 +66,7 @@ def test_a_run_is_recorded_with_all_that_made_it(tmp_path):
 
 
 def test_a_run_without_redraws_records_none(tmp_path):
-    save_run(tmp_path)  # with some, from which nothing must be left in the record
+    save_run(tmp_path)  # with redraws, which must not stay in the record
     folder = save_run(tmp_path, tables=TABLES)
     assert set(json.loads((folder / "run.json").read_text())["sha256"]) == set(TABLES)
 

@@ -35,7 +35,7 @@ def table(tasks=TASKS, backbones=BACKBONES):
 
 
 def pairs(tasks=TASKS, backbones=BACKBONES):
-    """As `on_same_labels` makes them: all backbones on a tenth of the labels, one on all."""
+    """What `on_same_labels` would return: all backbones of each task, at one share of labels."""
     rows = long_table(dict.fromkeys(tasks, [ARMS[2]]), backbones, metrics=("auroc",))
     rows = rows.rename(columns={"value": "finetuned"})
     rows["frozen"] = rows["finetuned"] - 0.02 + 0.01 * (np.arange(len(rows)) % 5)
@@ -180,7 +180,7 @@ def test_slopes_lead_from_frozen_to_fine_tuned_on_the_same_labels():
         assert drawn == set(part[["frozen", "finetuned"]].itertuples(index=False, name=None))
         assert len(ax.lines) == len(part) == len(BACKBONES)
         assert {tuple(line.get_xdata()) for line in ax.lines} == {(0, 1)}
-        # The interval of one of the two says nothing about how far they are apart.
+        # No intervals: that of one value does not tell how far the two values are apart.
         assert not ax.collections
     words = all_words(fig)
     assert "10 % of labels" in words and "DINOv2 B" in words and "40 test patients" in words

@@ -45,7 +45,7 @@ def test_a_cell_says_which_interval_it_has_and_which_mean_is_over_a_class_of_few
     table = long_table({"mri": [FROZEN_ALL]}, {"dinov2_small": "dinov2"}, metrics=names)
     value, intervals = table["value"].tolist(), ["ci_low", "ci_high", "procedure_low"]
     intervals += ["procedure_high"]
-    table.loc[table["metric"] == "ece", intervals] = np.nan  # it never has one
+    table.loc[table["metric"] == "ece", intervals] = np.nan  # a calibration error never has one
     once = table.assign(procedure_low=np.nan, procedure_high=np.nan)
 
     def cells(of):
@@ -192,7 +192,7 @@ def test_metrics_are_printed_in_one_order():
 
 
 def verdicts(tasks=claims.MRI + claims.PUBLIC, seeds=(0, 1, 2)):
-    """Of arms that all have the same AUROC; those that are fine-tuned have these seeds."""
+    """Verdicts and confounds of arms with the same AUROC. Fine-tuned arms have these seeds."""
     rng, arms = np.random.default_rng(0), []
     for task in tasks:
         for backbone in (*claims.DINOV2.values(), *claims.CNNS[:2]):

@@ -17,11 +17,11 @@ def main_comparison(table: pd.DataFrame, tasks: names.Tasks, metric: str = "auro
     `table` is long form: task, backbone, pretraining, regime, head, label_fraction (1.0: all
     training patients), metric, value, n_patients, n_images and both intervals (ci_low, ci_high,
     procedure_low, procedure_high). `tasks` maps a task to {"title": str, "chance": float or None},
-    in the order of the panels. Points are values, thick bars 95 % intervals over test patients,
-    thin lines those of the procedure, over training patients and seeds as well. Of the frozen heads
-    only the linear one is drawn. A random control stands below its pretrained twin, grey and
-    hollow. The panel's title says the share of labels used in fine-tuning. Missing combinations
-    stay empty.
+    in the order of the panels. Points are values. Thick bars are 95 % intervals over test patients;
+    thin lines are intervals of the procedure, which also cover training patients and seeds. Of the
+    frozen heads only the linear one is drawn. A random control stands below its pretrained twin,
+    grey and hollow. The panel's title says the share of labels used in fine-tuning. Missing
+    combinations stay empty.
     """
     arms = names.shown_rows(table, tasks, [metric])
     arms = arms[(arms["regime"] != "frozen") | (arms["head"] == "linear")]
@@ -120,8 +120,8 @@ def _comparison_legend(arms: pd.DataFrame, looks: dict, chance: bool) -> dict[st
 def freezing(pairs: pd.DataFrame, tasks: names.Tasks, metric: str = "auroc") -> plt.Figure:
     """What freezing costs: each backbone frozen and fine-tuned on the same labels, a panel a task.
 
-    `pairs` is `differences.on_same_labels`'. A slope leads from the frozen network to the
-    fine-tuned one. The interval of the difference is `forest`'s.
+    `pairs` is the table that `differences.on_same_labels` returns. A slope leads from the frozen
+    network to the fine-tuned one. `forest` draws the interval of the difference.
     """
     pairs = parts.named(pairs)
     fig, places = parts.panels(pairs, tasks, 2.1)

@@ -102,9 +102,10 @@ def forest(table: pd.DataFrame, tasks: names.Tasks, margin: float = 0.02) -> plt
     """Differences with 95 % intervals over the equivalence margin: a panel a task, a row a pair.
 
     `table` is `differences.differences`', or rows of it: one backbone minus another, or one regime
-    minus another of one backbone. A thick bar is the interval over test patients, a thin line that
-    of the procedure. Filled round marks differ and squares are equivalent, both by the procedure
-    and after correction; hollow ones are neither. Without a thin line there was one training only.
+    minus another of one backbone. A thick bar is the interval over test patients. A thin line is
+    the interval of the procedure; it is missing if there was one training only. A filled round mark
+    is a difference, a square is an equivalence, a hollow mark is neither. All are judged by the
+    procedure, after correction.
     """
     shown = [table["different"].astype(bool), table["equivalent"].astype(bool)]
     sides = zip(*(_each(names.full_name, table, side) for side in ("one", "other")), strict=True)

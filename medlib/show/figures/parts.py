@@ -52,9 +52,10 @@ def linear(table: pd.DataFrame, tasks: names.Tasks, metric: str) -> pd.DataFrame
 
 
 def intervals(ax: plt.Axes, table: pd.DataFrame, at: Sequence, colour: str, along: str) -> None:
-    """Both intervals of each row of a table, ``along`` "x" or "y", placed ``at`` on the other axis.
+    """Draw both intervals of each row ``along`` the "x" or "y" axis, ``at`` places on the other.
 
-    A thick bar is the one over test patients, a thin line that of the procedure, where known.
+    A thick bar is the interval over test patients. A thin line is the interval of the procedure; it
+    is drawn where it is known.
     """
     draw = ax.hlines if along == "x" else ax.vlines
     for name, look in BARS.items():
@@ -63,7 +64,7 @@ def intervals(ax: plt.Axes, table: pd.DataFrame, at: Sequence, colour: str, alon
 
 
 def interval_entries() -> dict[str, object]:
-    """What a legend says of :func:`intervals`."""
+    """The legend's entries for the lines of :func:`intervals`."""
     words = {"ci": "these models, other test patients", "procedure": "trained on others as well"}
     return {words[name]: plt.Line2D([], [], color="0.3", **look) for name, look in BARS.items()}
 
