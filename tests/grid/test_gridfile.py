@@ -7,14 +7,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import yaml
 
+from medlib import files
 from medlib.core import settings
 from medlib.data import cards
 from medlib.grid import address, gridfile, states
+from medlib.grid.study import one_more_seed
 from medlib.stats.runs import is_main
 
 GOOD = """
@@ -391,3 +394,17 @@ def test_a_seed_draws_the_weights_of_random_controls_in_both_regimes_and_no_othe
     # With pretrained weights nothing is random in a linear head on all labels.
     assert linear == [("vit_tiny-imagenet", 3), ("vit_tiny-random", 3), ("vit_tiny-random", 5)]
     assert sum(r.head == "mlp" for r in runs) == 4
+
+
+def test_a_plan_says_what_one_more_seed_would_cost(tmp_path):
+    tuned = {"backbones": ["vit_tiny-random", "resnet50-random"], "image_size": 32}
+    asked = {"finetuned": tuned | {"seeds": [4]}, "lora": tuned}
+    grid = gridfile.read(write(tmp_path, tasks=["fundus_pm", "chest_xray"], **asked))
+    study = SimpleNamespace(grid=grid, results=tmp_path)
+    one = " With a single seed nothing is concluded about it."
+    lora = "One more seed of lora: 4 trainings"
+    assert one_more_seed(study) == [f"One more seed of finetuned: 4 trainings.{one}", f"{lora}."]
+    own = [run for run in gridfile.runs(grid) if run.regime == "lora"]
+    for run, seconds in zip(own, (10, 20), strict=False):
+        files.save_json(run.record(tmp_path), {"seconds": seconds})
+    assert one_more_seed(study)[1] == f"{lora}, about 60 s of work."  # four of 15 s
