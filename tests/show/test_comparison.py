@@ -21,7 +21,7 @@ from medlib.data import cards
 from medlib.show import style, tables
 from medlib.show.figures import comparison
 
-INTERVALS = ["these models, other test patients", "trained on others as well"]
+INTERVALS = ["other test patients", "other test and training patients"]
 SERIES = ["frozen, all labels", "frozen, same labels as fine-tuned", "fine-tuned"]
 
 

@@ -273,7 +273,7 @@ def test_a_forest_has_a_row_a_pair_and_a_mark_for_what_was_shown():
     assert sum(marks.values()) == 15
     said = "Frozen, 95 % intervals. Without a thin line: one training only."
     assert said in " ".join(fig.get_supxlabel().split())
-    names = ["these models, other test patients", "trained on others as well"]
+    names = ["other test patients", "other test and training patients"]
     assert legend_words(fig)[3:5] == names
     regimes = rows.assign(one_regime="finetuned", other_backbone=rows["one_backbone"])
     regimes["other_pretraining"] = rows["one_pretraining"]

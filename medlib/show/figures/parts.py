@@ -65,7 +65,7 @@ def intervals(ax: plt.Axes, table: pd.DataFrame, at: Sequence, colour: str, alon
 
 def interval_entries() -> dict[str, object]:
     """The legend's entries for the lines of :func:`intervals`."""
-    words = {"ci": "these models, other test patients", "procedure": "trained on others as well"}
+    words = {"ci": "other test patients", "procedure": "other test and training patients"}
     return {words[name]: plt.Line2D([], [], color="0.3", **look) for name, look in BARS.items()}
 
 
