@@ -118,6 +118,7 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
                 "task": "glioma_flair",
                 "image_sizes": [32],
                 "folds": 3,
+                "repeats": 2,
                 "phantom_scale": 0.2,
                 "figures": str(figures),
                 "volumes": {"choice": "largest_tumour", "slices": 3},
@@ -192,10 +193,19 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
     digests = [one["inputs"]["weights_digest"] for one in (record, frozen, other)]
     assert digests[0] == digests[1] != digests[2]
     seeds = {"phantoms": 0, "split": 0, "weights": 0, "labels": 0, "head": 0}
+    seeds["folds"] = 0  # of the first repetition of cross-validation
     assert record["seeds"] == seeds | {"order": 0}
     assert frozen["seeds"] == seeds | {"labels": None, "head": None}
+    of_patient = [
+        pd.read_csv(runs / "frozen-linear" / seed / "predictions.csv", dtype=str).set_index(
+            "sample_id"
+        )["fold"]
+        for seed in ("seed0", "seed1")
+    ]
+    assert set(of_patient[0].index) == set(of_patient[1].index)
+    assert (of_patient[0] != of_patient[1].reindex(of_patient[0].index)).any()
     fewer = files.read_json(runs / "frozen-mlp-fraction0.4" / "seed1" / "run.json")
-    assert fewer["seeds"] == seeds | {"weights": 1, "labels": 1, "head": 1}
+    assert fewer["seeds"] == seeds | {"weights": 1, "folds": 1, "labels": 1, "head": 1}
     assert record["inputs"]["mask_at_test_time"] is frozen["inputs"]["mask_at_test_time"] is True
     assert cards.used(address.manifest(results, "glioma_flair")).volumes.slices == 3
     assert record["inputs"]["weights_digest"].startswith("random-")

@@ -3,10 +3,12 @@
 A manifest (``data_manifests/<task>.csv``) has one row per sample, an image file or a volume:
 ``sample_id, patient_id, path, label``, then either ``split`` (train, val, test; where there is an
 official test set) or ``fold`` (0 … k-1, for cross-validation), and ``sha256`` where the file is at
-hand. ``path`` is relative to the data folder.
+hand. ``path`` is relative to the data folder. Repeated cross-validation has the folds of each
+further repetition in ``fold_1``, ``fold_2``, ….
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -48,8 +50,9 @@ def read_rows(path: Path | str) -> pd.DataFrame:
     """A manifest's rows as they stand, not validated."""
     # Everything is text: an id of "007" must not become 7, nor a label of "NA" missing.
     rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if "fold" in rows and rows["fold"].str.fullmatch(r"\d+").all():
-        rows["fold"] = rows["fold"].astype(int)
+    for column in fold_columns(rows):
+        if rows[column].str.fullmatch(r"\d+").all():
+            rows[column] = rows[column].astype(int)
     return rows
 
 
@@ -102,55 +105,68 @@ def validate(
     elif data is not None and not Path(data).is_dir():
         problems = [f"the data folder {data} does not exist"]
     else:
-        problems = [*dict.fromkeys(_row_problems(rows, card, data))]  # each once
-        problems += _side_problems(rows, classes(rows, card))
+        problems = _row_problems(rows, card, data)
+        for side in fold_columns(rows) or ["split"]:
+            problems = [*problems, *_stands_problems(rows, side)]
+            problems += _side_problems(rows, side, classes(rows, card))
+        problems = [*dict.fromkeys(problems)]  # each once
     if problems:
         way_out = "Correct the rows, or remove them, and run notebook 01_prepare_data again."
         raise ManifestError(f"{name}: {len(problems)} problem(s):\n{listed(problems)}\n{way_out}")
 
 
 def _row_problems(rows: pd.DataFrame, card: Card, data: Path | str | None) -> Iterator[str]:
-    """What is wrong with each row: by itself, beside the other rows, and with its files."""
-    side, rows = split_column(rows), rows.fillna("").reset_index(drop=True)
+    """What is wrong with each row by itself, and with its files."""
+    rows = rows.fillna("")
+    again = rows["sample_id"].duplicated(keep=False)
+    known = ", ".join(card.all_classes)
+    for number, (row, twice) in enumerate(zip(rows.to_dict("records"), again, strict=True)):
+        sample, label = row["sample_id"], row["label"]
+        where = f"row {number + 2}"  # as a spreadsheet counts
+        yield from (f"{name} is empty in {where}" for name in REQUIRED if row[name] == "")
+        if label not in ("", *card.all_classes):
+            yield f"label {label!r} of {sample} is not a class of the card ({known})"
+        if twice:
+            yield f"sample_id {sample!r} stands in several rows"
+        if data and (problem := read_files(row, data)[-1]):
+            yield problem
+
+
+def _stands_problems(rows: pd.DataFrame, side: str) -> Iterator[str]:
+    """What is wrong with where the rows stand in a column: split, fold, or further folds."""
+    rows = rows.fillna("").reset_index(drop=True)
     hashes = rows["sha256"] if "sha256" in rows else pd.Series("", rows.index)
     image = hashes.where(hashes != "", rows.index.astype(str))  # no hash: an image of its own
     rows = rows.assign(
         patient_sides=sides(rows[side], rows["patient_id"]),
         image_sides=sides(rows[side], image),
         samples=sides(rows["sample_id"], image),
-        again=rows["sample_id"].duplicated(keep=False),
     )
-    known = ", ".join(card.all_classes)
-    for number, row in enumerate(rows.to_dict("records"), start=2):  # as a spreadsheet counts
-        sample, label, stands = row["sample_id"], row["label"], row[side]
-        yield from (f"{name} is empty in row {number}" for name in REQUIRED if row[name] == "")
-        if label not in ("", *card.all_classes):
-            yield f"label {label!r} of {sample} is not a class of the card ({known})"
+    for row in rows.to_dict("records"):
+        sample, stands = row["sample_id"], row[side]
         if side == "split" and stands not in SPLITS:
             yield f"split {stands!r} of {sample} is not one of {SPLITS}"
-        if side == "fold" and not str(stands).isdecimal():
-            yield f"fold {stands!r} of {sample} is not a whole number from 0 on"
-        if row["again"]:
-            yield f"sample_id {sample!r} stands in several rows"
+        if side != "split" and not str(stands).isdecimal():
+            yield f"{side} {stands!r} of {sample} is not a whole number from 0 on"
         if ", " in (several := row["patient_sides"]):
             yield f"patient {row['patient_id']!r} stands in several {side}s: {several}"
         if ", " in (several := row["image_sides"]):
             yield f"{row['samples']} are one image but stand in several {side}s: {several}"
-        if data and (problem := read_files(row, data)[-1]):
-            yield problem
 
 
-def _side_problems(rows: pd.DataFrame, present: list[str]) -> list[str]:
+def _side_problems(rows: pd.DataFrame, side: str, present: list[str]) -> list[str]:
     """What is wrong with a split as a whole; ``present``: the classes that the data have."""
-    side, sides, problems = split_column(rows), list(SPLITS), []
-    if side == "fold":
-        if not pd.api.types.is_integer_dtype(rows["fold"]):
+    sides, problems = list(SPLITS), []
+    if side != "split":
+        if not pd.api.types.is_integer_dtype(rows[side]):
             return []  # folds that are no numbers are reported row by row
-        sides = sorted(rows["fold"].unique().tolist())
+        sides = sorted(rows[side].unique().tolist())
         if sides != list(range(len(sides))):
-            problems.append(f"folds count from 0 on without a gap (fold 0, 1, …), not {sides}")
+            problems.append(
+                f"{side}s count from 0 on without a gap ({side} 0, {side} 1, …), not {sides}"
+            )
         if len(sides) < 3:
-            problems.append(f"{len(sides)} fold(s): three or more are needed (train, val and test)")
+            problems.append(f"{len(sides)} {side}(s): three or more are needed (train, val, test)")
     for one in sides:
         labels = set(rows["label"][rows[side] == one])
         lacking = [label for label in present if label not in labels]
@@ -282,6 +298,27 @@ def assign_splits(rows: pd.DataFrame, card: Card, seed: int = 0, pairs: Pairs = 
     return rows.assign(fold=_folds(rows, card.folds, seed, card.task, pairs))
 
 
+def repeat_folds(
+    rows: pd.DataFrame, card: Card, repeats: int, seed: int = 0, pairs: Pairs = ()
+) -> pd.DataFrame:
+    """Rows with the folds of ``repeats`` repetitions: each further one is a new draw.
+
+    The official split of a card is not repeated: the rows come back as they are. ``seed`` and
+    ``pairs`` are those of :func:`assign_splits`. Raises ManifestError for rows that come with a
+    split which the card does not announce.
+    """
+    if split_column(rows) != "fold":
+        if repeats > 1 and card.split != "official":
+            there = f"{card.task}: its samples come with a split, which cannot be drawn again"
+            raise ManifestError(f"{there}: set repeats to 1, or say 'split: official' in the card.")
+        return rows
+    n_folds = rows["fold"].nunique()
+    drawn = {
+        f"fold_{r}": _folds(rows, n_folds, seed + r, card.task, pairs) for r in range(1, repeats)
+    }
+    return rows.drop(columns=fold_columns(rows)[1:]).assign(**drawn)
+
+
 def _folds(rows: pd.DataFrame, n_folds: int, seed: int, task: str, pairs: Pairs) -> pd.Series:
     patients = rows.groupby("label")["patient_id"].nunique()
     few = ", ".join(f"{label} has {n}" for label, n in patients[patients < n_folds].items())
@@ -325,6 +362,22 @@ def split_column(rows: pd.DataFrame) -> str | None:
     """``"split"`` or ``"fold"``: which of the two the manifest has; None unless it is just one."""
     there = [column for column in ("split", "fold") if column in rows]
     return there[0] if len(there) == 1 else None
+
+
+def fold_columns(rows: pd.DataFrame) -> list[str]:
+    """The columns of folds: ``fold``, then one for each further repetition."""
+    return sorted((c for c in rows if re.fullmatch(r"fold(_\d+)?", c)), key=lambda c: (len(c), c))
+
+
+def repetition(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Rows, or a pack's index, with the folds of one seed alone, as ``fold``.
+
+    Of R repetitions of cross-validation, seed s takes number s modulo R.
+    """
+    columns = fold_columns(rows)
+    if len(columns) < 2:
+        return rows
+    return rows.drop(columns=columns).assign(fold=rows[columns[seed % len(columns)]])
 
 
 def sides(side: pd.Series, key: pd.Series) -> pd.Series:

@@ -141,7 +141,8 @@ def _draw(row: dict, data: Place, contents: dict, settings: Slicing, size: float
 
 def write(read: Reading, rows: pd.DataFrame, folders: Folders, settings: Slicing = None) -> None:
     """Make packs of the images of ``rows``, in their order. A pack that matches them stays."""
-    kept = ["sample_id", "patient_id", "label", manifest.split_column(rows)]
+    sides = manifest.fold_columns(rows) or ["split"]
+    kept = ["sample_id", "patient_id", "label", *sides]
     places = [read.slices[sample] for sample in rows["sample_id"]]
     index = rows[kept].iloc[np.repeat(np.arange(len(rows)), [len(s) for _, s in places])]
     index = index.assign(slice=[number for _, slices in places for number in slices])

@@ -38,6 +38,7 @@ def prepare(
     *,
     folders: packing.Folders | None = None,
     given: Path | None = None,
+    repeats: int = 1,
     seed: int = 0,
     quarantine: bool = False,
     workers: int = 0,
@@ -49,7 +50,7 @@ def prepare(
     splits: the committed one of a public data set, or a user's own CSV. If the card has a layout,
     its files are then found in the folder by sample id, so that any distribution of the data set
     will do. Without ``given`` the layout says which samples there are, and splits are drawn from
-    ``seed`` where the data have none.
+    ``seed`` where the data have none. So are the folds of further ``repeats`` of cross-validation.
     Raises ManifestError that lists every sample that cannot be used, or else every image that
     stands on two sides of a split. With ``quarantine`` these are left out instead, and listed with
     their reasons in ``excluded``.
@@ -59,13 +60,19 @@ def prepare(
     unused = [name for name in BESIDE if name in listing.rows and not used[name]]  # not read
     rows, folders = listing.rows.drop(columns=unused), folders or {}
     with packing.reading(rows, data, folders, settings=card.volumes, workers=workers) as read:
-        prepared = _checked_and_split(card, Path(data), listing, read, seed, quarantine)
+        prepared = _checked_and_split(card, data, listing, read, quarantine, repeats, seed)
         packing.write(read, prepared.rows, folders, card.volumes)
     return prepared
 
 
 def _checked_and_split(
-    card: Card, data: Path, listing: base.Found, read: packing.Reading, seed: int, quarantine: bool
+    card: Card,
+    data: Path | str,
+    listing: base.Found,
+    read: packing.Reading,
+    quarantine: bool,
+    repeats: int,
+    seed: int,
 ) -> Prepared:
     problems, excluded = _joined(listing.problems, read.unreadable, read.broken), listing.excluded
     if len(problems) and not quarantine:
@@ -84,9 +91,10 @@ def _checked_and_split(
         rows, excluded = _one_side_each(rows, pairs, card, quarantine, excluded)
     if "fold" not in rows:  # copies stay together
         rows = manifest.assign_splits(rows, card, seed, _ids(pairs))
+    rows = manifest.repeat_folds(rows, card, repeats, seed, _ids(pairs))
     manifest.validate(rows, card, name=card.task)
     side = manifest.split_column(rows)
-    columns = [*REQUIRED, side, "sha256"]
+    columns = [*REQUIRED, *(manifest.fold_columns(rows) or [side]), "sha256"]
     columns += [c for c in KNOWN if c in rows and (rows[c] != "").any()]
     columns += [name for c in BESIDE if c in rows for name in (c, f"{c}_sha256")]
     return Prepared(rows[columns], excluded, _report(pairs, read.rows, rows, side))

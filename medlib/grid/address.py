@@ -132,20 +132,21 @@ def frozen_runs(
     heads: Iterable[str],
     label_fractions: Iterable[float],
     seeds: Iterable[int],
-    random_weights: bool = False,
+    always_drawn: bool = False,
 ) -> list[Address]:
     """The probes of one frozen backbone on a task.
 
-    A seed draws the labelled patients, the MLP and, of a random control, the backbone's weights.
-    Logistic regression and kNN on all labels of a pretrained backbone depend on none of these: they
-    run for the first seed only. Otherwise copies of one result would be shown as a spread of zero.
+    A seed draws the labelled patients and the MLP. With ``always_drawn`` it draws more: the weights
+    of a random control, or the folds of repeated cross-validation. Without, logistic regression
+    and kNN on all labels depend on no seed: they run for the first one only. Otherwise copies of
+    one result would be shown as a spread of zero.
     """
     seeds, label_fractions = list(seeds), list(label_fractions)
     return [
         Address(task, backbone, "frozen", head, fraction, seed)
         for head in heads
         for fraction in label_fractions
-        for seed in (seeds if random_weights or head == "mlp" or fraction != 1 else seeds[:1])
+        for seed in (seeds if always_drawn or head == "mlp" or fraction != 1 else seeds[:1])
     ]
 
 

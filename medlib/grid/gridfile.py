@@ -93,6 +93,7 @@ class Part(pydantic.BaseModel):
 
 class Prepare(Part):
     folds: Annotated[int, Field(ge=0)] = 0
+    repeats: Annotated[int, Field(ge=1)] = 1
     phantom_scale: Annotated[float, Field(gt=0)] = 1.0
     quarantine: bool = False
     volumes: dict[str, pydantic.JsonValue] = {}
@@ -293,9 +294,11 @@ def runs(grid: dict) -> list[Address]:
     heads, addresses = grid["frozen"].get("heads", ()), []
     for task in grid["tasks"]:
         asked = heads, label_fractions(grid, task), seeds(grid, "frozen")
+        official = cards.read(task).split == "official"
+        repeated = grid["prepare"].get("repeats", 1) > 1 and not official
         for backbone in grid["frozen"].get("backbones", ()):
             random_weights = backbones.get(backbone).pretraining == "random"
-            addresses += frozen_runs(task, backbone, *asked, random_weights)
+            addresses += frozen_runs(task, backbone, *asked, random_weights or repeated)
         addresses += [
             Address(task, backbone, regime, "linear", label_fraction(grid, task, regime), seed)
             for regime in settings.TRAINED

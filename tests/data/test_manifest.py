@@ -563,6 +563,42 @@ def test_folds_depend_on_the_seed_and_not_on_the_order_of_rows():
     assert (other != first).any()
 
 
+def test_repeated_cross_validation_draws_other_folds_for_each_seed():
+    rows = manifest.assign_splits(samples({"a": 20, "b": 20}, lambda k: 1 + k % 2), toy(), seed=3)
+    twice = manifest.repeat_folds(rows, toy(), repeats=3, seed=3)
+    columns = manifest.fold_columns(twice)
+    assert columns == ["fold", "fold_1", "fold_2"] and (twice["fold"] == rows["fold"]).all()
+    manifest.validate(twice, toy())
+    for column in columns:
+        assert twice.groupby("patient_id")[column].nunique().eq(1).all()
+        assert set(twice[column]) == {0, 1, 2, 3, 4}
+    assert (twice["fold"] != twice["fold_1"]).any() and (twice["fold_1"] != twice["fold_2"]).any()
+    for seed, column in ((0, "fold"), (1, "fold_1"), (2, "fold_2"), (3, "fold")):
+        own = manifest.repetition(twice, seed)
+        assert (own["fold"] == twice[column]).all() and manifest.fold_columns(own) == ["fold"]
+    once = manifest.repeat_folds(twice, toy(), repeats=1)
+    assert list(once.columns) == list(rows.columns)
+    assert manifest.repetition(rows, 1) is rows
+
+
+def test_each_repetitions_folds_are_checked():
+    rows = folded(patients=2, images=lambda k: 2)
+    rows["fold_1"] = rows["fold"]
+    manifest.validate(rows, toy())
+    rows.loc[0, "fold_1"] = 2
+    assert "patient 'a0' stands in several fold_1s: 0, 2" in complaint(rows)
+    rows["fold_1"] = rows["fold"] // 2
+    assert "2 fold_1(s): three or more are needed" in complaint(rows)
+
+
+def test_an_official_split_is_not_repeated_and_an_unannounced_one_is_refused():
+    rows = samples({"a": 3, "b": 3}).assign(split=["train", "val", "test"] * 2)
+    assert manifest.repeat_folds(rows, toy(split="official"), repeats=2) is rows
+    assert manifest.repeat_folds(rows, toy(), repeats=1) is rows
+    with pytest.raises(ManifestError, match="toy: its samples come with a split.*repeats to 1"):
+        manifest.repeat_folds(rows, toy(), repeats=2)
+
+
 def test_patients_who_share_an_identical_file_stay_together():
     rows = samples({"a": 15, "b": 15}, lambda k: 2)
     rows["sha256"] = [f"{i:064x}" for i in range(len(rows))]

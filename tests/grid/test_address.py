@@ -121,7 +121,7 @@ def test_probes_without_chance_run_for_the_first_seed_only():
     runs = address.frozen_runs(*cell, ["linear", "knn", "mlp"], iter([1, 0.1]), iter([4, 5]))
     probes = {(run.head, run.label_fraction, run.seed) for run in runs}
     assert len(runs) == len(probes) == 10
-    assert len(address.frozen_runs(*cell, ["linear", "mlp"], [1], [4, 5], random_weights=True)) == 4
+    assert len(address.frozen_runs(*cell, ["linear", "mlp"], [1], [4, 5], always_drawn=True)) == 4
     expected = {(head, 1, 4) for head in ("linear", "knn", "mlp")} | {("mlp", 1, 5)}
     expected |= {(head, 0.1, seed) for head in ("linear", "knn", "mlp") for seed in (4, 5)}
     assert probes == expected

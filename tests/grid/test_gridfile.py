@@ -396,6 +396,19 @@ def test_a_seed_draws_the_weights_of_random_controls_in_both_regimes_and_no_othe
     assert sum(r.head == "mlp" for r in runs) == 4
 
 
+def test_with_repeated_cross_validation_every_seed_has_folds_of_its_own(tmp_path):
+    both = {"backbones": ["vit_tiny-imagenet"], "image_size": 32, "heads": ["linear"]}
+    tasks = ["dermoscopy", "chest_xray"]  # cross-validated, and with an official test set
+    asked = {"tasks": tasks, "frozen": both | {"seeds": [3, 5]}, "finetuned": {}}
+    once, twice = (
+        gridfile.runs(gridfile.read(write(tmp_path, prepare={"repeats": n}, **asked)))
+        for n in (1, 2)
+    )
+    assert [(run.task, run.seed) for run in once] == [("dermoscopy", 3), ("chest_xray", 3)]
+    more = [("dermoscopy", 3), ("dermoscopy", 5), ("chest_xray", 3)]
+    assert [(run.task, run.seed) for run in twice] == more
+
+
 def test_a_plan_says_what_one_more_seed_would_cost(tmp_path):
     tuned = {"backbones": ["vit_tiny-random", "resnet50-random"], "image_size": 32}
     asked = {"finetuned": tuned | {"seeds": [4]}, "lora": tuned}
