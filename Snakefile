@@ -4,6 +4,9 @@
 
 Settings that do not change results (device, folders of data and weights) are not in `params`:
 changing them runs nothing again. Where files lie is known to medlib.grid.address alone.
+
+Snakemake runs a job whose output is missing. Every input is `ancient`: times decide nothing. What
+has to run again is decided by medlib.grid.plan, by content, and handed over with --forcerun.
 """
 
 import functools
@@ -41,9 +44,13 @@ PRINTED = repr([
 RUNS = states.done(grid, RESULTS) if PARTIAL else gridfile.runs(grid)  # that are drawn
 LOOKED_AT = next(regime for regime in REGIMES if grid[regime])  # by notebook 09
 LOOKED_AT_TASKS = list(dict.fromkeys(run.task for run in RUNS if run.regime == LOOKED_AT))
+# What a job is made from. It records the content of its inputs when it begins.
+MADE_FROM = (
+    "--attempt {resources.attempt} --settings {params:q} --expect {output:q} --inputs {input:q}"
+)
 RUN = (
     "python -m medlib.grid.notebooks {input.notebook:q} {log.notebook:q} --gpu {resources.gpu} "
-    "--attempt {resources.attempt} --parameters {params.json:q} --expect {output:q}"
+    f"--parameters {{params.json:q}} {MADE_FROM}"
 )
 
 
@@ -58,15 +65,32 @@ def needs(minutes, gpu=0):
 
 
 def code(notebook):
-    """The modules that a notebook uses: when one is edited, the notebook's jobs run again.
+    """The modules that a notebook uses: if their code changes, the notebook's jobs run again.
 
     Modules that draw are left out before notebook 06: how things are drawn is no reason to train
-    again. The table of backbones is not among them either: a job depends on its own row only.
+    again. So are those that run jobs. The table of backbones is not among them either: a job
+    depends on its own row only.
     """
     modules = notebooks.sources(f"notebooks/{notebook}.ipynb")[1:]
     shows = int(notebook[:2]) > 5
     names = [path.relative_to(notebooks.MEDLIB) for path in modules]
-    return [f"medlib/{name}" for name in names if shows or name.parts[0] != "show"]
+    left_out = {"grid/notebooks.py", "grid/jobs.py", "grid/made.py"}
+    names = [name for name in names if shows or name.parts[0] != "show"]
+    return [f"medlib/{name}" for name in names if str(name) not in left_out]
+
+
+def made_by(notebook):
+    """The inputs that are code: the notebook and the modules that it uses."""
+    return {"notebook": ancient(f"notebooks/{notebook}.ipynb"), "code": ancient(code(notebook))}
+
+
+def card_files(wildcards):
+    """The task's card and, of real data, the list of its samples."""
+    return [
+        os.path.relpath(path)
+        for path in cards.files(wildcards.task)
+        if path.suffix == ".yaml" or grid["data"] != "phantoms"
+    ]
 
 
 def parameters(shared=SHARED, **values):
@@ -106,6 +130,11 @@ def embedded(task, backbone):
 def run_of(wildcards):
     """The address of the run that a fine-tuning job makes."""
     return address.Address.parse(address.RUN.format(**dict(wildcards.items())))
+
+
+def trained_on(wildcards):
+    """The packed images that a fine-tuning job reads."""
+    return packs(wildcards.task, grid[run_of(wildcards).regime]["image_size"])
 
 
 def training(run):
@@ -202,13 +231,8 @@ rule all:
 
 rule prepare:
     input:
-        notebook="notebooks/01_prepare_data.ipynb",
-        code=code("01_prepare_data"),
-        card=lambda wildcards: [
-            os.path.relpath(path)
-            for path in cards.files(wildcards.task)
-            if path.suffix == ".yaml" or grid["data"] != "phantoms"
-        ],
+        **made_by("01_prepare_data"),
+        card=ancient(card_files),
     output:
         manifest(),
         manifest().replace(".csv", ".yaml"),
@@ -232,11 +256,10 @@ rule prepare:
 
 rule extract:
     input:
-        packs("{task}", grid["frozen"].get("image_size")),
-        weights,
-        notebook="notebooks/02_extract_features.ipynb",
-        code=code("02_extract_features"),
-        manifest=manifest(),
+        ancient(packs("{task}", grid["frozen"].get("image_size"))),
+        ancient(weights),
+        **made_by("02_extract_features"),
+        manifest=ancient(manifest()),
     output:
         features(),
     log:
@@ -257,9 +280,8 @@ rule extract:
 
 rule probe:
     input:
-        lambda wildcards: embedded(wildcards.task, wildcards.backbone),
-        notebook="notebooks/03_probe_features.ipynb",
-        code=code("03_probe_features"),
+        ancient(lambda wildcards: embedded(wildcards.task, wildcards.backbone)),
+        **made_by("03_probe_features"),
     output:
         str(address.probes(RESULTS, "{task}", "{backbone}")),
     log:
@@ -281,11 +303,10 @@ rule probe:
 
 rule finetune:
     input:
-        lambda wildcards: packs(wildcards.task, grid[run_of(wildcards).regime]["image_size"]),
-        weights,
-        notebook="notebooks/04_fine_tune.ipynb",
-        code=code("04_fine_tune"),
-        manifest=manifest(),
+        ancient(trained_on),
+        ancient(weights),
+        **made_by("04_fine_tune"),
+        manifest=ancient(manifest()),
     output:
         f"{RESULTS}/{address.RUN}/run.json",
     wildcard_constraints:
@@ -305,8 +326,8 @@ rule finetune:
 # still valid are read from the file: it is updated, not made anew.
 rule summarise:
     input:
-        lambda wildcards: list(FINISHED[wildcards.task, wildcards.backbone]),
-        code=code("05_collect_results"),
+        ancient(lambda wildcards: list(FINISHED[wildcards.task, wildcards.backbone])),
+        code=ancient(code("05_collect_results")),
     output:
         update(str(address.intervals(RESULTS, "{task}", "{backbone}"))),
     params:
@@ -316,14 +337,13 @@ rule summarise:
         **needs(120),
     shell:
         "TQDM_DISABLE=1 python -m medlib.grid.summarise {params.grid:q} {RESULTS:q} "
-        "{wildcards.task:q} {wildcards.backbone:q} --attempt {resources.attempt}"
+        "{wildcards.task:q} {wildcards.backbone:q} " + MADE_FROM
 
 
 rule collect:
     input:
-        summarised(TASKS),
-        notebook="notebooks/05_collect_results.ipynb",
-        code=code("05_collect_results"),
+        ancient(summarised(TASKS)),
+        **made_by("05_collect_results"),
     output:
         SUMMARIES,
     log:
@@ -338,9 +358,8 @@ rule collect:
 
 rule compare:
     input:
-        f"{RESULTS}/summary_over_seeds.csv",
-        notebook="notebooks/06_compare_backbones.ipynb",
-        code=code("06_compare_backbones"),
+        ancient(f"{RESULTS}/summary_over_seeds.csv"),
+        **made_by("06_compare_backbones"),
     output:
         reported("compare"),
     log:
@@ -356,10 +375,8 @@ rule compare:
 
 rule costs:
     input:
-        f"{RESULTS}/summary.csv",
-        f"{RESULTS}/costs.csv",
-        notebook="notebooks/07_weigh_costs.ipynb",
-        code=code("07_weigh_costs"),
+        ancient([f"{RESULTS}/summary.csv", f"{RESULTS}/costs.csv"]),
+        **made_by("07_weigh_costs"),
     output:
         reported("costs"),
     log:
@@ -375,10 +392,8 @@ rule costs:
 
 rule claims:
     input:
-        f"{RESULTS}/summary.csv",
-        f"{RESULTS}/costs.csv",
-        notebook="notebooks/08_test_claims.ipynb",
-        code=code("08_test_claims"),
+        ancient([f"{RESULTS}/summary.csv", f"{RESULTS}/costs.csv"]),
+        **made_by("08_test_claims"),
     output:
         reported("claims"),
         f"{RESULTS}/differences.csv",
@@ -396,9 +411,8 @@ rule claims:
 
 rule look:
     input:
-        lambda wildcards: summarised([wildcards.task]),
-        notebook="notebooks/09_look_closer.ipynb",
-        code=code("09_look_closer"),
+        ancient(lambda wildcards: summarised([wildcards.task])),
+        **made_by("09_look_closer"),
     output:
         reported("look"),
     log:
@@ -416,14 +430,21 @@ rule look:
 
 rule write_report:
     input:
-        drawn("compare", "costs", "claims", "look"),
-        code=[
-            f"medlib/{name}"
-            for name in ("show/report.py", "show/registry.py", "show/page.html", "grid/page.py")
-        ],
+        ancient(drawn("compare", "costs", "claims", "look")),
+        code=ancient(
+            [
+                f"medlib/{name}"
+                for name in ("show/report.py", "show/registry.py", "show/page.html", "grid/page.py")
+            ]
+        ),
     output:
         REPORT,
+    log:
+        f"{RESULTS}/report.log",
     params:
         grid=f"grids/{GRID}.yaml",
+        words=lambda wildcards: repr([grid["title"], grid.get("caption", "")]),
+    resources:
+        **needs(60),
     shell:
-        "python -m medlib.grid.page {params.grid:q} {RESULTS:q} {FIGURES:q}"
+        "python -m medlib.grid.page {params.grid:q} {RESULTS:q} {FIGURES:q} " + MADE_FROM

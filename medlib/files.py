@@ -14,8 +14,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 PACKAGES = ("medlib", "torch", "torchvision", "timm", "peft", "numpy", "scikit-learn", "pandas")
 
 
@@ -67,11 +65,12 @@ def file_sha256(path: Path | str) -> str:
 
 def content_hash(*parts: object) -> str:
     """A 16-digit sha256 of frames, arrays of numbers and JSON values, the same everywhere."""
+    numpy = sys.modules.get("numpy")  # without it, no part is an array
     digest = hashlib.sha256()
     for part in parts:
         if hasattr(part, "to_csv"):  # a DataFrame; pandas itself is not needed here
             part = part.to_csv(index=False, lineterminator="\n")
-        elif isinstance(part, np.ndarray):
+        elif numpy and isinstance(part, numpy.ndarray):
             part = [part.dtype.str, list(part.shape), hashlib.sha256(part.tobytes()).hexdigest()]
         digest.update(json.dumps(part, sort_keys=True).encode())
         digest.update(b"\0")

@@ -1,5 +1,6 @@
-"""One job of a grid: it records its failure, claims a GPU, and ends with its controller."""
+"""One job of a grid: it claims a GPU, ends with its controller, and records how it ended."""
 
+import argparse
 import errno
 import fcntl
 import itertools
@@ -14,6 +15,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+
+from medlib import files
+from medlib.grid import made
 
 # Errors that may not happen again: a killed kernel, memory that others had taken, a network.
 TRANSIENT = {"DeadKernelError", "MemoryError", "OutOfMemoryError", "AcceleratorError"}
@@ -68,46 +72,72 @@ def failures(folder: Path) -> dict[Path, dict]:
     return {path.with_name(record["output"]): record for path, record in records.items()}
 
 
-def run_job(
-    work: Callable, output: Path, source: Path, expect: list, attempt: int = 1, gpu: bool = False
-) -> int:
-    """Do the work of one job; returns 0, or 1 if it failed, and records why.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments with which the Snakefile describes a job: those of :func:`run_job`."""
+    add = parser.add_argument
+    add("--inputs", nargs="*", default=[], help="the files that the job is made from")
+    add("--settings", nargs="*", default=[], help="texts that it is made from, too")
+    add("--expect", nargs="*", default=[], help="files that it must write")
+    add("--gpu", type=int, default=0, help="1: take a GPU, where there is one")
+    add("--attempt", type=int, default=1, help="from 2 on: only what is transient")
 
-    ``output`` is the file that the job writes first, such as the executed notebook; ``source`` is
-    what it runs, and ``expect`` the files that it must write. ``work`` fails by ExecutionError.
-    From the second ``attempt`` on, only a failure in :data:`TRANSIENT` is tried again. The job ends
-    with its controller. With ``gpu`` it holds one of the controller's GPUs.
+
+def run_job(work: Callable, output: Path, source: Path, job: argparse.Namespace) -> int:
+    """Do the work of one job; returns 0, or 1 if it failed, and records how it ended.
+
+    ``output`` is the file beside which the records lie, such as the executed notebook; ``source``
+    is what the job runs, and ``job`` holds what :func:`add_arguments` adds. ``work`` fails by
+    ExecutionError. From the second attempt on, only a failure in :data:`TRANSIENT` is tried again.
+    The job ends with its controller. With ``gpu`` it holds one of the controller's GPUs.
     """
     record, before = failure_record(output), failed(output)
     if controller := os.environ.get(CONTROLLER):
         threading.Thread(target=_end_with, args=(controller,), daemon=True).start()
     kept = record.with_suffix(".ipynb")  # a copy: Snakemake empties the notebook before an attempt
-    if attempt > 1 and before and not before["transient"]:
+    if job.attempt > 1 and before and not before["transient"]:
         if kept.is_file():
             shutil.copy(kept, output)
         return 1  # it would fail again
     try:
         record.unlink(missing_ok=True)
         kept.unlink(missing_ok=True)
-        claim = claim_gpu() if gpu and controller else None  # held until the end
+        made.record(output).unlink(missing_ok=True)
+        claim = claim_gpu() if job.gpu and controller else None  # held until the end
+        # Taken now: code that is edited while the job runs must not pass as what has run.
+        made_from = made.begun(job.inputs, job.settings)
         work()
+        _date(job.expect, job.inputs)
+        made.ended(output, made_from, job.expect)
         del claim
     except ExecutionError as error:
         if not controller:  # a controller prints it itself, once
             print(error, file=sys.stderr)
-        _keep(error, record, output, source=str(source), outputs=expect, attempt=attempt)
+        _keep(error, record, output, str(source), job)
         return 1
     return 0
 
 
-def _keep(error: ExecutionError, record: Path, output: Path, **known: object) -> None:
-    """Write why a job failed, and keep its executed notebook."""
-    from medlib import files  # imports NumPy, which takes long: only for a failure
+def _date(outputs: list, inputs: list) -> None:
+    """Give outputs that are older than an input its date: Snakemake refuses a job's older outputs.
 
+    An output that was kept as it is may be older; an input has a date in the future if it comes
+    from a machine with another clock.
+    """
+    newest = max((os.stat(path).st_mtime_ns for path in inputs), default=0)
+    for path in outputs:
+        if os.stat(path).st_mtime_ns < newest:
+            os.utime(path, ns=(newest, newest))
+
+
+def _keep(
+    error: ExecutionError, record: Path, output: Path, source: str, job: argparse.Namespace
+) -> None:
+    """Write why a job failed, and keep its executed notebook."""
     why = {"cell": error.cell, "error": str(error), "line": error.line}
     why |= {"output": output.name, "transient": error.kind in TRANSIENT}
+    why |= {"source": source, "outputs": job.expect, "attempt": job.attempt}
     try:
-        files.save_json(record, why | known)
+        files.save_json(record, why)
         if output.suffix == ".ipynb" and output.is_file():
             shutil.copy(output, record.with_suffix(".ipynb"))
     except OSError as full:  # the exit status still says that the job failed

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from medlib.core.settings import fits
 from medlib.errors import listed, unknown
-from medlib.grid.jobs import CONTROLLER, ExecutionError, failed, room, run_job
+from medlib.grid.jobs import CONTROLLER, ExecutionError, add_arguments, failed, room, run_job
+from medlib.grid.made import code_cells
 
 MEDLIB = Path(__file__).resolve().parents[1]
 
@@ -115,8 +116,7 @@ def ensure(notebook: str, *promised: Path, **parameters: object) -> None:
 
 def code(notebook: Path | str) -> str:
     """The code of all cells of a notebook."""
-    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return "\n".join(text for _, text in code_cells(Path(notebook).read_text(encoding="utf-8")))
 
 
 def sources(notebook: Path | str) -> list[Path]:
@@ -147,24 +147,22 @@ def main() -> int:
     parser.add_argument("notebook", type=Path)
     parser.add_argument("output", type=Path, help="where the executed notebook is saved")
     parser.add_argument("--parameters", default="{}", help="a JSON object")
-    parser.add_argument("--expect", nargs="*", default=[], help="files that the run must write")
-    parser.add_argument("--gpu", type=int, default=0, help="1: take a GPU, where there is one")
-    parser.add_argument("--attempt", type=int, default=1, help="from 2 on: only what is transient")
-    arguments = parser.parse_args()
-    notebook, output, expect = arguments.notebook, arguments.output, arguments.expect
+    add_arguments(parser)
+    job = parser.parse_args()
+    notebook, output = job.notebook, job.output
     try:
-        parameters = json.loads(arguments.parameters)
+        parameters = json.loads(job.parameters)
     except json.JSONDecodeError as error:
-        parser.error(f"--parameters is not JSON ({error}): {arguments.parameters}")
+        parser.error(f"--parameters is not JSON ({error}): {job.parameters}")
 
     def work() -> None:
         if not isinstance(parameters, dict):
-            raise ExecutionError(f"--parameters is not a JSON object: {arguments.parameters}")
-        seconds = execute(notebook, output, parameters, expect)
+            raise ExecutionError(f"--parameters is not a JSON object: {job.parameters}")
+        seconds = execute(notebook, output, parameters, job.expect)
         if not os.environ.get(CONTROLLER):
             print(f"{notebook.stem}: {seconds:.1f} s -> {output}")
 
-    return run_job(work, output, notebook, expect, arguments.attempt, bool(arguments.gpu))
+    return run_job(work, output, notebook, job)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pandas as pd
 
 from medlib import files
 from medlib.data import cards
-from medlib.grid import gridfile, states
+from medlib.grid import gridfile, jobs, states
 from medlib.show import report
 
 PAGE, INCOMPLETE = "report.html", "report_incomplete.html"  # of a complete grid, and of any other
@@ -62,13 +62,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name in ("grid_file", "results", "figures"):
         parser.add_argument(name, type=Path)
+    jobs.add_arguments(parser)
     options = parser.parse_args()
-    try:
-        write(options.grid_file, options.results, options.figures)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+
+    def work() -> None:
+        try:
+            write(options.grid_file, options.results, options.figures)
+        except (ValueError, OSError) as error:
+            raise jobs.ExecutionError(str(error), kind=type(error).__name__) from error
+
+    return jobs.run_job(work, options.results / "report.log", Path(__file__), options)
 
 
 if __name__ == "__main__":

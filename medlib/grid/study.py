@@ -13,27 +13,22 @@ continued, progress is printed, and the end lists what failed, why, and how to r
 import argparse
 import contextlib
 import fcntl
-import gc
-import itertools
-import logging
 import os
-import re
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-
-import pandas as pd
 
 from medlib.core import settings
 from medlib.files import read_json
-from medlib.grid import gridfile, jobs, page, states
-from medlib.grid.watch import TARGET, LogHandler, Watch, describe, duration, progress_words, why
+from medlib.grid import gridfile, jobs, made, page, plan, states
+from medlib.grid.plan import Plan
+from medlib.grid.watch import TARGET, Watch, duration, progress_words, why
 
 RETRIES = 2  # of a failure that may not happen again: see `jobs.TRANSIENT`
+ROUNDS = 6  # at most: one for each kind of long job, and for what is edited meanwhile
 DRAWING = ("collect", "compare", "costs", "claims", "look", "write_report")  # rules
 
 
@@ -83,35 +78,20 @@ def running(study: Study) -> str:
         return "" if jobs.take(file, fcntl.LOCK_SH) else _holder(study)
 
 
-def snakemake(listener: Callable[[logging.LogRecord], object], *arguments: str) -> int:
-    """Snakemake's own command line, in this process; returns its exit status."""
-    from snakemake import cli
-    from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
-
-    LogHandler.listener = staticmethod(listener)
-    LoggerPluginRegistry().register_plugin("snakemake_logger_plugin_medlib", sys.modules[__name__])
-    gc.disable()  # a growing graph holds no garbage; the Snakefile enables it when jobs start
-    try:
-        cli.main([*arguments, "--logger", "medlib"])
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else bool(end.code)
-    finally:
-        gc.enable()
-    return 0
-
-
 def options(study: Study, *config: str) -> list[str]:
-    # Copied or restored weights are newer, but the same: large files are compared by content, too.
-    same = ["--max-checksum-file-size", "100GB"]
-    return ["--config", f"grid={study.name}", *config, "--nolock", "--rerun-incomplete", *same]
+    return ["--config", f"grid={study.name}", *config, "--nolock", "--rerun-incomplete"]
 
 
-def forced(study: Study) -> list[str]:
-    """The option that repeats jobs whose last output is there, but one of their runs is not."""
+def planned(study: Study, arguments: Sequence[str] = (), failed: Collection[str] = ()) -> Plan:
+    """The jobs that would run now. Raises ValueError if their graph cannot be built.
+
+    ``arguments`` are Snakemake's own; ``failed`` are the jobs that are left out.
+    """
     missing = set(gridfile.runs(study.grid)) - set(states.done(study.grid, study.results))
-    promised = {run.promised(study.results) for run in missing}
-    lost = sorted(str(file) for file in promised if file.is_file())
-    return ["--forcerun", *lost] if lost else []
+    # One job makes all probes of a backbone: its output may be there, but not all of its runs.
+    lost = frozenset(str(run.promised(study.results)) for run in missing)
+    digests = made.Digests(study.results / "digests.json")
+    return plan.plan(*plan.graph([*options(study), *arguments]), digests, lost, failed)
 
 
 def failed_jobs(study: Study) -> dict[str, dict]:
@@ -137,26 +117,54 @@ def run(study: Study, arguments: list, only_failed: bool = False, partial: bool 
                 print(f"Nothing of grid '{study.name}' has failed.")
                 return 0
             arguments = [*sorted(failed), *arguments]
-        elif not partial:
-            arguments = [*arguments, *forced(study)]
+        how = []
         if not any(a.split("=")[0] in ("--profile", "--executor", "-e") for a in arguments):
             # On this machine, jobs end with their controller; on a cluster they go on.
             os.environ[jobs.CONTROLLER] = str(study.lock.resolve())
-            arguments = ["--retries", str(RETRIES), *arguments, "--resources", *_machine()]
+            how = ["--retries", str(RETRIES), "--resources", *_machine()]
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         watch, over = Watch(study.progress), threading.Event()
         threading.Thread(target=_tick, args=(watch, over), daemon=True).start()
-        config = ["partial=true"] * partial
-        status = snakemake(watch, *options(study, *config), "--keep-going", *arguments)
-        over.set()
-        study.progress.unlink(missing_ok=True)
+        try:
+            if partial:
+                how = [*options(study, "partial=true"), *how]
+                status = plan.snakemake(watch, *how, "--keep-going", *arguments)
+            else:
+                status = rounds(study, watch, arguments, how)
+        finally:
+            over.set()
+            study.progress.unlink(missing_ok=True)
         if status:
             print(failures(study.name, watch))
             with contextlib.suppress(ValueError, OSError):
                 path = page.write(study.file, study.results, study.figures, stopped=True)
                 print(f"What there is so far: {path}")
         elif not partial:
-            print(ending(study, len(planned(study)), watch.total, time.monotonic() - begun))
+            left = len(planned(study).jobs)
+            print(ending(study, left, watch.total, time.monotonic() - begun))
+    return status
+
+
+def rounds(study: Study, watch: Watch, arguments: list[str], how: list[str]) -> int:
+    """Run what has to run, then what has to run after that; returns the last exit status.
+
+    A long job that reads what another has made again is planned only when that is made: see
+    :data:`medlib.grid.plan.LONG`. A job that has failed is not tried again.
+    """
+    from snakemake import cli
+
+    _, known = cli.parse_args(arguments)
+    own = [argument for argument in arguments if argument not in known.targets]
+    status, begun = 0, set()
+    for number in range(ROUNDS):
+        forced = ["--forcerun"] if number else []  # none: what was asked for has been run
+        jobs_now = planned(study, [*known.targets, *own, *forced], watch.failed).jobs
+        now = [job.outputs[0] for job in jobs_now]
+        if not now or (status and not begun.isdisjoint(now)):  # nothing is left, or it was stopped
+            break
+        begun.update(now)
+        how_now = [*options(study), *how, "--keep-going", *own, "--forcerun", *now]
+        status = plan.snakemake(watch, *now, *how_now) or status
     return status
 
 
@@ -178,7 +186,8 @@ def draw(study: Study, arguments: list[str]) -> int:
     if not n:
         raise StudyError(f"No run of grid '{name}' is complete yet: make study GRID={name}")
     print(f"Drawing {study.figures} from {n} of {of} runs in {results}.")
-    rules = ["--allowed-rules", TARGET, "summarise", *DRAWING, "--forcerun", *DRAWING]
+    drawing = ["summarise", *DRAWING]
+    rules = ["--allowed-rules", TARGET, *drawing, "--forcerun", *drawing]
     status = run(study, [*rules, *arguments], partial=True)
     if not status:
         path = study.figures / page.page_name(study.grid, results)
@@ -217,77 +226,21 @@ def failures(name: str, watch: Watch) -> str:
     return "\n".join([f"{head}:", *lines, again, there])
 
 
-NOT_MADE, FOLLOWS = "not made yet", "follows from the jobs above"
-# Snakemake's reasons -> ours. The first that fits is printed.
-REASONS = (
-    (r"Incomplete output files", "was interrupted"),
-    (r"Updated input files: (.+)", r"changed: \1"),
-    (r"Params have changed", "its settings have changed"),
-    (r"Set of input files has changed", "its set of inputs has changed"),
-    (r"Code has changed", "its rule in the Snakefile has changed"),
-    (r"Missing output files", NOT_MADE),
-    (r"Input files updated by another job", FOLLOWS),
-    (r"Forced execution", "runs that it made are missing"),
-)
-
-
-def reason(words: str) -> str:
-    """Snakemake's reason for a job, in fewer words."""
-    for (pattern, ours), part in itertools.product(REASONS, words.split("; ")):
-        if match := re.match(pattern, part):
-            return match.expand(ours)
-    return words
-
-
-def planned(study: Study, arguments: list[str] | tuple = ()) -> pd.DataFrame:
-    """The jobs that would run now: rule, words, outputs (a list), reason. Raises StudyError.
-
-    They are read from Snakemake's graph as soon as it is built. A dry run would also schedule and
-    print every job, which takes as long again.
-    """
-    from snakemake.executors import dryrun
-    from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
-
-    graph_jobs, errors = [], []
-
-    class Planner(dryrun.Executor):
-        def __init__(self, workflow, logger):
-            super().__init__(workflow, logger)
-            graph_jobs.extend((job, str(self.dag.reason(job))) for job in self.dag.needrun_jobs())
-
-    def listen(record: logging.LogRecord) -> None:
-        if record.levelno >= logging.ERROR:
-            errors.append(record.getMessage())
-
-    registry = ExecutorPluginRegistry()
-    registry.plugins.pop("plan", None)  # an earlier call's
-    plugin = SimpleNamespace(Executor=Planner, common_settings=dryrun.common_settings)
-    registry.register_plugin("plan", plugin)
-    # With --quiet, a dry run ends when its graph is built.
-    quietly = ("--executor", "plan", "--quiet", "progress", "rules", "--cores", "1")
-    if snakemake(listen, *options(study), *quietly, *arguments, *forced(study)):
-        raise StudyError("\n".join(errors))
-    graph_jobs.sort(key=lambda pair: (pair[0].rule.lineno, *pair[0].output))
-    rows = []
-    for job, because in graph_jobs:
-        words = describe(job.rule.name, job.wildcards_dict)
-        rows.append((job.rule.name, words, list(map(str, job.output)), reason(because)))
-    table = pd.DataFrame(rows, columns=["rule", "words", "outputs", "reason"])
-    return table[table["rule"] != TARGET]
-
-
-def plan(study: Study, arguments: list[str]) -> int:
+def show_plan(study: Study, arguments: list[str]) -> int:
     """Print what would run and why, grouped."""
-    would_run = planned(study, arguments)
-    if would_run.empty:
+    now = planned(study, arguments)
+    table = now.table()
+    if table.empty:
         print(f"Nothing would run: grid '{study.name}' is complete.")
     else:
-        width = would_run["rule"].str.len().max()
-        print(f"{len(would_run)} jobs would run:")
-        for (rule, because), words in would_run.groupby(["rule", "reason"], sort=False)["words"]:
-            few = len(words) <= 3 and because not in (NOT_MADE, FOLLOWS)
+        width = table["rule"].str.len().max()
+        print(f"{len(table)} jobs would run:")
+        for (rule, because), words in table.groupby(["rule", "reason"], sort=False)["words"]:
+            few = len(words) <= 3 and because not in (plan.NOT_MADE, plan.FOLLOWS)
             names = f" ({', '.join(words)})" if few else ""
             print(f"{len(words):6d} × {rule:{width}s}  {because}{names}")
+    if now.waiting:
+        print(f"{now.waiting} long jobs read what these write. They run again only if it changes.")
     for line in one_more_seed(study):
         print(line)
     return 0
@@ -318,8 +271,8 @@ def show_status(study: Study, arguments: list[str]) -> int:
             print(progress_words(now))
             for job in now["running"]:
                 print(f"    {job['job']}: {job['writes']}")
-    would_be_made = itertools.chain(*planned(study, arguments)["outputs"])
-    table = states.table(study.grid, study.results, set(would_be_made))
+    would_be_made = {output for job in planned(study, arguments).jobs for output in job.outputs}
+    table = states.table(study.grid, study.results, would_be_made)
     print(table.to_string(index=False))
     total = table[list(states.STATES)].sum()
     print(", ".join(f"{total[state]} {state}" for state in states.STATES))
@@ -331,13 +284,19 @@ def show_status(study: Study, arguments: list[str]) -> int:
 def write_page(study: Study, arguments: list[str]) -> int:
     """Write Snakemake's own report."""
     path = study.figures / "snakemake_report.html"
-    status = snakemake(Watch(), *options(study), "--report", str(path), *arguments)
+    status = plan.snakemake(Watch(), *options(study), "--report", str(path), *arguments)
     if not status:
         print(f"What ran, when and from what: {path}")
     return status
 
 
-COMMANDS = {"run": run, "figures": draw, "plan": plan, "status": show_status, "report": write_page}
+COMMANDS = {
+    "run": run,
+    "figures": draw,
+    "plan": show_plan,
+    "status": show_status,
+    "report": write_page,
+}
 
 
 def main() -> int:
@@ -352,6 +311,9 @@ def main() -> int:
     except (StudyError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # while no job ran
+        print("Stopped. The same command continues.", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     for name, kind in {"grid_file": Path, "results": Path, "task": str, "backbone": str}.items():
         parser.add_argument(name, type=kind)
-    parser.add_argument("--attempt", type=int, default=1, help="from 2 on: only what is transient")
+    jobs.add_arguments(parser)
     options = parser.parse_args()
     results, task, backbone = options.results, options.task, options.backbone
     output = address.intervals(results, task, backbone)
@@ -37,9 +37,8 @@ def main() -> int:
         except (ValueError, OSError, MemoryError) as error:
             message = f"{error}{jobs.room(str(error), output)}"
             raise jobs.ExecutionError(message, kind=type(error).__name__) from error
-        output.touch()  # newer than the runs, also where nothing was made
 
-    return jobs.run_job(work, output, Path(__file__), [str(output)], options.attempt)
+    return jobs.run_job(work, output, Path(__file__), options)
 
 
 if __name__ == "__main__":

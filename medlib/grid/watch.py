@@ -58,7 +58,7 @@ class Watch:
         self.begun = self.shown = clock()
         self.jobs: dict[int, dict] = {}  # id -> rule, words, what it writes first
         self.working: dict[int, float] = {}  # id -> since when
-        self.failed: dict[int, dict] = {}
+        self.failed: dict[str, dict] = {}  # by what they write first
         self.left: Counter = Counter()  # jobs of each rule that are not done
         self.took: dict[str, list[float]] = defaultdict(list)
         self.done, self.total = 0, 0
@@ -67,11 +67,8 @@ class Watch:
     def __call__(self, record: logging.LogRecord) -> None:
         with self.lock:
             event = getattr(record, "event", None)
-            if event == LogEvent.RUN_INFO and not self.total:
-                self.left = Counter(record.stats)
-                del self.left["total"], self.left[TARGET]
-                self.total = self.left.total()
-                self.say(f"{self.total} jobs to run.")
+            if event == LogEvent.RUN_INFO:
+                self.begin(Counter(record.stats))
             elif event in (LogEvent.JOB_INFO, LogEvent.JOB_ERROR):
                 known = self.jobs.setdefault(record.jobid, {})
                 writes = next(iter([*(record.log or ()), *(record.output or ())]), "")
@@ -80,15 +77,15 @@ class Watch:
                 known.setdefault("words", words)  # an error does not come with wildcards
                 if event == LogEvent.JOB_ERROR:
                     self.working.pop(record.jobid, None)
-                    if record.jobid not in self.failed:
-                        self.failed[record.jobid] = known
+                    if known["writes"] not in self.failed:
+                        self.failed[known["writes"]] = known
                         self.say(f"failed: {known['words']}: {why(known)[1]}")
             elif event == LogEvent.JOB_STARTED:
                 self.working |= dict.fromkeys(record.jobs, self.clock())
             elif event == LogEvent.JOB_FINISHED:
-                self.failed.pop(record.job_id, None)  # a later attempt succeeded
                 since = self.working.pop(record.job_id, self.clock())
-                rule = self.rule(record.job_id)
+                rule, known = self.rule(record.job_id), self.jobs.get(record.job_id, {})
+                self.failed.pop(known.get("writes"), None)  # a later attempt succeeded
                 if rule != TARGET:
                     self.done += 1
                     self.left[rule] -= 1
@@ -97,6 +94,16 @@ class Watch:
                 self.say(record.getMessage())
             if event in SHOWN:
                 self.show()
+
+    def begin(self, jobs_to_run: Counter) -> None:
+        """One call of Snakemake begins: it numbers its jobs anew."""
+        more = " more" * bool(self.total)
+        self.jobs.clear()
+        self.working.clear()
+        self.left = jobs_to_run
+        del self.left["total"], self.left[TARGET]
+        self.total += self.left.total()
+        self.say(f"{self.left.total()}{more} jobs to run.")
 
     def rule(self, job: int) -> str:
         return self.jobs.get(job, {}).get("rule", "")

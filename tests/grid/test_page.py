@@ -53,6 +53,6 @@ def test_a_complete_grid_has_a_page_of_that_name_and_no_other(study):
 def test_from_the_command_line_a_grid_that_cannot_be_read_is_one_message(
     study, capsys, monkeypatch
 ):
-    monkeypatch.setattr("sys.argv", ["page", str(study / "smal.yaml"), "r", "f"])
+    monkeypatch.setattr("sys.argv", ["page", str(study / "smal.yaml"), str(study / "r"), str(study / "f")])
     assert page.main() == 1
     assert "'smal'" in capsys.readouterr().err
