@@ -26,6 +26,10 @@ ifneq ($(WEIGHTS),)
 export MEDLIB_WEIGHTS := $(abspath $(WEIGHTS))
 endif
 export MEDLIB_JOBS_PER_GPU := $(JOBS_PER_GPU)
+# Git keeps no output of a notebook: see .gitattributes.
+FILTER = git config filter.nbstripout
+# What runs alone uses all cores, unless you have set OMP_NUM_THREADS.
+ALL_CORES = $(if $(filter file,$(origin OMP_NUM_THREADS)),env -u OMP_NUM_THREADS)
 # Jobs are processes: one thread each is faster than several that wait for each other.
 export OMP_NUM_THREADS ?= 1
 # glibc keeps freed memory. Otherwise each batch's activations are returned and faulted in again.
@@ -52,6 +56,9 @@ $(READY): requirements.txt pyproject.toml
 	echo "Installing into .venv, once: 2 to 5 minutes, 5 GB …"
 	start=$$(date +%s); $(PYTHON) -m venv .venv \
 		&& $(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt \
+		&& if git rev-parse --git-dir >/dev/null 2>&1; then \
+			$(FILTER).clean "'$(CURDIR)/$(BIN)/nbstripout' --keep-id" \
+			&& $(FILTER).smudge cat && $(FILTER).required true; fi \
 		&& touch $@ && echo "Installed in $(SINCE)."
 
 study: $(READY)
@@ -77,7 +84,7 @@ test-slurm: $(READY)
 	python tests/slurm_node.py
 
 lab: $(READY)
-	jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/01_prepare_data.ipynb
+	$(ALL_CORES) python -m medlib.grid.lab $(if $(filter file,$(origin GRID)),,"$$GRID") $(ARGS)
 
 bench: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt

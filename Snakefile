@@ -139,7 +139,8 @@ def trained_on(wildcards):
 
 def training(run):
     asked = {name: value for name, value in vars(run).items() if name != "head"}
-    return parameters(**asked, **settings(run.regime, "backbones", "label_fraction", "seeds"))
+    own = settings(run.regime, "backbones", "label_fraction", "seeds")
+    return parameters(**asked, **own, again=True)
 
 
 def row(wildcards):
@@ -293,6 +294,7 @@ rule probe:
             seeds=gridfile.seeds(grid, "frozen"),
             label_fractions=gridfile.label_fractions(grid, wildcards.task),
             redrawn_fractions=gridfile.redrawn_fractions(grid, wildcards.task),
+            again=True,
             **settings("frozen", "backbones", "label_fractions", "seeds"),
         ),
     resources:

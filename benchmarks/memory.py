@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from medlib import files
+from medlib.data import packs
 
 LIMIT = 3 * 2**30  # bytes
 EXTRACT = """
@@ -49,7 +50,12 @@ def sparse_pack(folder: Path, n: int, size: int) -> Path:
     ids = [f"{number:06d}" for number in range(n)]
     index = pd.DataFrame({"sample_id": ids, "patient_id": ids, "label": "a", "split": "train"})
     index.to_csv(folder / "index.csv", index=False)
+    np.save(
+        folder / "digests.npy",
+        np.full(n, *packs.image_digests(np.zeros((1, size, size, 3), np.uint8))),
+    )
     meta = {"hash": "sparse", "size": size, "interpolation": "bicubic"}
+    meta["sha256"] = {n: files.file_sha256(folder / n) for n in ("index.csv", "digests.npy")}
     files.save_json(folder / "meta.json", meta | {"mask_at_test_time": False})
     return folder
 

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,8 @@ PACKAGES = ("medlib", "torch", "torchvision", "timm", "peft", "numpy", "scikit-l
 def replacing(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it becomes ``path``, else it is removed.
 
-    Works for a file and for a folder (an existing folder is replaced).
+    Works for a file and for a folder (an existing folder is replaced). Contents reach the disk
+    before the name does: after a loss of power there is the old file or the new one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,14 +31,27 @@ def replacing(path: Path | str) -> Iterator[Path]:
     temporary, aside = handle / path.name, handle / f"{path.name}.replaced"
     try:
         yield temporary
+        for written in (*temporary.rglob("*"), temporary):
+            _sync(written)
         if temporary.is_dir() and path.exists():
             # A folder cannot be renamed over a full one; set the old one aside first.
             os.rename(path, aside)
         os.replace(temporary, path)
+        _sync(path.parent)
     finally:
         if aside.exists() and not path.exists():
             os.rename(aside, path)
         shutil.rmtree(handle, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some file systems cannot do this with folders
+            os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def save_text(path: Path | str, text: str) -> None:
@@ -55,12 +70,34 @@ def save_csv(path: Path | str, frame) -> None:
 
 
 def read_json(path: Path | str) -> dict:
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """The object in a JSON file. Raises ValueError that names a file which does not hold one."""
+    try:
+        return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:  # not UTF-8, not JSON, or no object
+        way_out = "remove it, and run again what writes it"
+        raise ValueError(f"{path} is empty or damaged ({error}): {way_out}") from error
+
+
+def read_record(path: Path | str) -> dict:
+    """The same; empty if the file is not there, or, with a warning, if it cannot be read."""
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        warnings.warn(f"{error}. It counts as missing.", stacklevel=2)
+        return {}
 
 
 def file_sha256(path: Path | str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damaged(folder: Path | str, digests: dict[str, str]) -> list[str]:
+    """The files of a folder that are missing or whose sha256 is not the recorded one."""
+    paths = {Path(folder) / name: digest for name, digest in digests.items()}
+    return [str(p) for p, digest in paths.items() if not p.is_file() or file_sha256(p) != digest]
 
 
 def content_hash(*parts: object) -> str:

@@ -50,7 +50,7 @@ def follow(repository, clone, task):
     how = {"shell": True, "cwd": clone, "env": small_grid.environment(clone)}
     done = subprocess.run(command, capture_output=True, text=True, **how)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (clone / "prepared.ipynb").is_file()
+    assert (clone / "results" / "prepared.ipynb").is_file()
     images = clone / "results" / "own" / "images" / task / "32-bicubic" / "images.npy"
     rows = manifest.read_rows(clone / "results" / "own" / "manifests" / f"{task}.csv")
     return rows, np.load(images)

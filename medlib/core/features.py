@@ -7,8 +7,11 @@ being made, ``embeddings.partial.npy`` and ``progress.json`` are there instead, 
 extraction goes on.
 """
 
+import contextlib
 import os
 import time
+import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +25,7 @@ from medlib.core.fast import engine, fusing
 from medlib.core.loading import batches, device_name
 from medlib.core.settings import Extraction
 
-VERSION = 5  # raise when the same images and weights would give other embeddings or meta
+VERSION = 6  # raise when the same images and weights would give other embeddings or meta
 PIECE = 64  # batches that are written together: a kill loses no more than these
 
 
@@ -39,12 +42,12 @@ def extract(
     """Embed images with a frozen backbone, and cache the result in ``folder``.
 
     ``images`` (n, H, W, 3) uint8, square; ``images_hash`` names them. ``look_at``: row numbers of
-    the images whose local features are kept as well. A cache that matches is returned as it is; an
-    interrupted one is completed. ``seed`` initialises the weights of a random control arm;
-    pretrained arms do not depend on it. Returns embeddings (n, d) float32, memory-mapped, and meta:
-    what they depend on and how they were made. Raises what :func:`networks.build` raises, and
-    FloatingPointError for embeddings that are not finite, or that differ too much from those of
-    float32 in a lower precision that was asked for.
+    the images whose local features are kept as well. A cache that matches is returned as it is, an
+    interrupted one is completed, a damaged one is made again. ``seed`` initialises the weights of a
+    random control arm; pretrained arms do not depend on it. Returns embeddings (n, d) float32,
+    memory-mapped, and meta: what they depend on, how they were made, and the files' digests. Raises
+    what :func:`networks.build` raises, and FloatingPointError for embeddings that are not finite,
+    or that differ too much from those of float32 in a lower precision that was asked for.
     """
     settings = Extraction() if settings is None else settings
     row, folder, start = backbones.get(backbone), Path(folder), time.perf_counter()
@@ -54,19 +57,25 @@ def extract(
     depends_on = {"version": VERSION, "images": images_hash, "image_size": size}
     depends_on |= {"backbone": backbone, "weights_digest": digest, "precision": tried}
     wanted, meta_file = files.content_hash(depends_on), folder / "meta.json"
-    if not meta_file.is_file() or files.read_json(meta_file).get("hash") != wanted:
+    meta = files.read_record(meta_file)
+    damaged = files.damaged(folder, meta["sha256"]) if meta.get("hash") == wanted else []
+    if damaged:
+        warnings.warn(f"{', '.join(damaged)}: damaged, embedding again.", stacklevel=2)
+    if damaged or meta.get("hash") != wanted:
         meta_file.unlink(missing_ok=True)  # without it the cache counts as incomplete
         model = fusing.place(model, device)
         if len(look_at):
             _write_maps(images, np.asarray(look_at), row, model, folder)
         made = _write(images, row, model, folder, wanted, settings)
+        made["sha256"] = {f.name: files.file_sha256(f) for f in sorted(folder.glob("*.np[yz]"))}
         made |= {"hash": wanted, "pretraining": row.pretraining, "seed": seed, "device": device}
         made["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         made["seconds"] = round(time.perf_counter() - start, 3)
         made["peak_memory_bytes"] = files.peak_memory_bytes()
         files.save_json(meta_file, depends_on | made | files.environment())
         (folder / "progress.json").unlink()
-    return np.load(folder / "embeddings.npy", mmap_mode="r"), files.read_json(meta_file)
+        meta = files.read_json(meta_file)
+    return np.load(folder / "embeddings.npy", mmap_mode="r"), meta
 
 
 @torch.inference_mode()
@@ -76,8 +85,7 @@ def _write(images, row, model, folder, wanted, settings: Extraction) -> dict:
     embed, how = engine.fastest(row, model, images, settings)
     n, size, device = len(images), how["batch_size"], next(model.parameters()).device
     partial, progress = folder / "embeddings.partial.npy", folder / "progress.json"
-    record = files.read_json(progress) if partial.is_file() and progress.is_file() else {}
-    done = record["done"] if record.get("hash") == wanted else 0
+    done, crc = _kept(partial, files.read_record(progress), wanted)
     if not done:
         progress.unlink(missing_ok=True)  # it may belong to other embeddings
     parts = [np.arange(i, min(i + size, n)) for i in range(done, n, size)]
@@ -95,8 +103,8 @@ def _write(images, row, model, folder, wanted, settings: Extraction) -> dict:
                 if not np.isfinite(values).all():
                     raise FloatingPointError(f"{row.name} gives embeddings that are not finite.")
                 _save_piece(partial, values, done, n)
-                done, filled = done + filled, 0
-                files.save_json(progress, {"hash": wanted, "done": done})
+                done, filled, crc = done + filled, 0, zlib.crc32(values, crc)
+                files.save_json(progress, {"hash": wanted, "done": done, "crc32": crc})
     os.replace(partial, folder / "embeddings.npy")
     return how | {"images_per_second": round(left / (time.perf_counter() - start), 1)}
 
@@ -109,6 +117,16 @@ def _write_maps(images, rows: np.ndarray, row, model: torch.nn.Module, folder: P
     maps = networks.local_features(model, normalised).cpu().numpy()
     with files.replacing(folder / "maps.npz") as temporary:
         np.savez(temporary, rows=rows, maps=maps.astype(np.float16))
+
+
+def _kept(partial: Path, record: dict, wanted: str) -> tuple[int, int]:
+    """How many rows of an interrupted extraction are there, undamaged; and their CRC-32."""
+    with contextlib.suppress(OSError, ValueError, EOFError):  # not there, too short, no header
+        rows = np.load(partial, mmap_mode="r")[: record.get("done", 0)]
+        crc = zlib.crc32(np.ascontiguousarray(rows))
+        if (record.get("hash"), record.get("crc32")) == (wanted, crc):
+            return len(rows), crc
+    return 0, 0
 
 
 def _save_piece(path: Path, values: np.ndarray, first: int, n: int) -> None:

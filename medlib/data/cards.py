@@ -121,14 +121,18 @@ class Card(BaseModel):
     def all_classes(self) -> tuple[str, ...]:
         return self.classes + self.optional_classes
 
-    def with_settings(self, folds: int = 0, volumes: dict | None = None) -> Card:
+    def with_settings(
+        self, folds: int = 0, volumes: dict | None = None, phantoms: bool = False
+    ) -> Card:
         """A copy of the card with other ``folds`` (0: unchanged) and settings of ``volumes``.
 
+        ``phantoms``: its title says that its images are phantoms, wherever it is printed.
         Raises ManifestError that lists all invalid settings, also for ``volumes`` of images.
         """
         if volumes and self.volumes is None:
             raise ManifestError(f"{self.task}: volumes is {volumes}, but its samples are images.")
         content = self.model_dump() | {"folds": folds or self.folds}
+        content["title"] += " (phantoms)" * phantoms
         if volumes:
             content["volumes"] |= volumes
         try:

@@ -42,9 +42,11 @@ def extract(
     asked = {"images_hash": pack.meta["hash"], "look_at": looked_at(pack.index)}
     _, meta = features.extract(pack.images, backbone, folder, seed=seed, settings=settings, **asked)
     if OF_PACK[-1] not in meta:
-        files.save_csv(Path(folder) / "index.csv", pack.index)
+        index = Path(folder) / "index.csv"
+        files.save_csv(index, pack.index)
         # Last: without these the folder counts as incomplete.
         meta |= {name: pack.meta[name] for name in OF_PACK}
+        meta["sha256"][index.name] = files.file_sha256(index)
         files.save_json(Path(folder) / "meta.json", meta)
     return load(folder)
 
@@ -62,7 +64,8 @@ def looked_at(index: pd.DataFrame) -> np.ndarray:
 def load(folder: Path | str, pack_hash: str | None = None) -> Features:
     """Open a cache; with ``pack_hash``, check that it was made from that pack.
 
-    Raises FileNotFoundError when it is not there or not complete, ValueError when it is stale.
+    Raises FileNotFoundError when it is not there or not complete, ValueError when it is stale or
+    damaged.
     """
     folder, meta = Path(folder), recorded(folder)
     if OF_PACK[-1] not in meta:
@@ -72,5 +75,8 @@ def load(folder: Path | str, pack_hash: str | None = None) -> Features:
         way_out = "run notebook 02_extract_features for this task and backbone again."
         other = "are of other images than those prepared now"
         raise ValueError(f"The embeddings in {folder} {other}: {way_out}")
+    if damaged := files.damaged(folder, meta["sha256"]):
+        way_out = "Remove the folder and run notebook 02_extract_features again."
+        raise ValueError(f"Not what was written: {', '.join(damaged)}. {way_out}")
     index = manifest.read_samples(folder / "index.csv")
     return Features(np.load(folder / "embeddings.npy", mmap_mode="r"), index, meta)

@@ -156,12 +156,20 @@ def write(read: Reading, rows: pd.DataFrame, folders: Folders, settings: Slicing
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(index), size, size, 3)}
         with files.replacing(folder) as new, open(read.arrays[Path(folder)], "rb") as source:
             new.mkdir()
+            numbers = np.concatenate([first + np.arange(len(slices)) for first, slices in places])
+            digests = np.empty(len(index), np.uint32)
             with open(new / "images.npy", "wb") as target:
                 np.lib.format.write_array_header_1_0(target, header)
-                for first, slices in places:
-                    source.seek(first * size * size * 3)
-                    target.write(source.read(len(slices) * size * size * 3))
+                for row, number in enumerate(numbers.tolist()):
+                    source.seek(number * size * size * 3)
+                    image = source.read(size * size * 3)
+                    pixels = np.frombuffer(image, np.uint8).reshape(1, size, size, 3)
+                    digests[row : row + 1] = packs.image_digests(pixels)
+                    target.write(image)
+            np.save(new / "digests.npy", digests)
             files.save_csv(new / "index.csv", index)
+            small = "index.csv", "digests.npy"
+            meta["sha256"] = {name: files.file_sha256(new / name) for name in small}
             files.save_json(new / "meta.json", meta)
 
 

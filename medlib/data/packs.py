@@ -1,10 +1,12 @@
 """Packs: all images of a task, decoded and resized once, in one uint8 array.
 
-A pack is a folder: ``images.npy`` (N×H×W×3, uint8), ``index.csv`` (one row per image, in the same
-order: sample_id, patient_id, label, split or fold, slice) and ``meta.json``. A volume gives one
-image per slice. Packs are written by :mod:`medlib.data.packing`.
+A pack is a folder: ``images.npy`` (N×H×W×3, uint8), ``digests.npy`` (N, of each image),
+``index.csv`` (one row per image, in the same order: sample_id, patient_id, label, split or fold,
+slice) and ``meta.json``. A volume gives one image per slice. Packs are written by
+:mod:`medlib.data.packing`.
 """
 
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +18,7 @@ from medlib.data import manifest
 from medlib.data.cards import Volumes
 from medlib.errors import ManifestError
 
-VERSION = 3  # raise when the same files would come out as other pixels
+VERSION = 4  # raise when the same files would come out as other pixels
 
 
 class Pack(NamedTuple):
@@ -27,6 +29,49 @@ class Pack(NamedTuple):
     meta: dict
 
 
+class Checked(np.memmap):
+    """Images in a file, with a digest of each: the core checks an image when it first reads it.
+
+    See :func:`medlib.core.fast.transfer.take`.
+    """
+
+    digests: np.ndarray | None = None  # (n,) uint32; a part of the array has none
+    sound: np.ndarray  # (n,) bool: which images have been checked
+
+    @classmethod
+    def open(cls, path: Path | str, digests: np.ndarray) -> "Checked":
+        """Memory-map a file of images (n, …) uint8. Raises ValueError if it is not whole."""
+        images = np.load(path, mmap_mode="r").view(cls)
+        if len(images) != len(digests):
+            raise ValueError(f"{path} holds {len(images)} images, not {len(digests)}.")
+        images.digests, images.sound = digests, np.zeros(len(digests), dtype=bool)
+        return images
+
+    def check(self, rows: np.ndarray, read: np.ndarray) -> None:
+        """Compare the images ``read`` from these rows with their digests, or raise ValueError."""
+        if self.digests is None:
+            return
+        new = np.flatnonzero(~self.sound[rows])
+        damaged = rows[new][image_digests(read[new]) != self.digests[rows[new]]]
+        if len(damaged):
+            way_out = "Remove its folder and run notebook 01_prepare_data again."
+            raise ValueError(f"Image {damaged[0]} in {self.filename} is damaged. {way_out}")
+        self.sound[rows] = True
+
+
+def image_digests(images: np.ndarray) -> np.ndarray:
+    """A digest (n,) uint32 of each image (n, H, W, 3) uint8: the CRC-32 of its sum over rows.
+
+    Unlike the sum, the CRC-32 of a whole image would take as long as reading it. Zeros where there
+    was something, other values and lost bytes change the sum; rows that change places do not.
+    """
+    n, height, width, channels = images.shape
+    rows = np.ascontiguousarray(images).reshape(n, height, width * channels)
+    widest = next(kind for kind in ("u8", "u4", "u2", "u1") if not rows.shape[2] % int(kind[1]))
+    sums = rows.view(widest).sum(axis=1, dtype=np.uint64)  # wraps: modulo 2**64
+    return np.array([zlib.crc32(one) for one in sums], np.uint32)
+
+
 def pack_hash(rows: pd.DataFrame, size: int, interpolation: str, settings: Volumes | None) -> str:
     """What a pack depends on: the manifest's rows and how they become images."""
     how = settings and settings.model_dump()
@@ -34,9 +79,8 @@ def pack_hash(rows: pd.DataFrame, size: int, interpolation: str, settings: Volum
 
 
 def recorded(folder: Path | str) -> dict:
-    """What is recorded of the pack or embeddings in a folder; empty where there are none."""
-    meta = Path(folder) / "meta.json"
-    return files.read_json(meta) if meta.is_file() else {}
+    """What is recorded of the pack or embeddings in a folder; empty where nothing readable is."""
+    return files.read_record(Path(folder) / "meta.json")
 
 
 def load(
@@ -45,7 +89,7 @@ def load(
     """Open a pack; with the manifest's ``rows``, check that it was made from them.
 
     ``settings`` are the card's ``volumes``. Raises FileNotFoundError when there is no pack,
-    ManifestError when it is stale.
+    ManifestError when it is stale or damaged. Each image is checked when it is first read.
     """
     folder, meta = Path(folder), recorded(folder)
     if "hash" not in meta:
@@ -57,5 +101,12 @@ def load(
     if rows is not None and meta["hash"] != pack_hash(rows, *how):
         way_out = "run notebook 01_prepare_data for this task again."
         raise ManifestError(f"The images in {folder} were packed from another manifest: {way_out}")
-    index = manifest.read_samples(folder / "index.csv")
-    return Pack(np.load(folder / "images.npy", mmap_mode="r"), index, meta)
+    problem = ", ".join(files.damaged(folder, meta["sha256"]))
+    if not problem:
+        try:
+            images = Checked.open(folder / "images.npy", np.load(folder / "digests.npy"))
+            return Pack(images, manifest.read_samples(folder / "index.csv"), meta)
+        except (OSError, ValueError, EOFError) as error:
+            problem = str(error)
+    way_out = f"Remove {folder} and run notebook 01_prepare_data for this task again."
+    raise ManifestError(f"Not what was written: {problem}. {way_out}")

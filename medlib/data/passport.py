@@ -16,7 +16,7 @@ CONFOUNDERS = {"age": "age in years", "sex": "sex", "site": "site"}  # manifest'
 def table(
     manifest: pd.DataFrame, classes: Sequence[str], duplicates: pd.DataFrame, excluded: pd.DataFrame
 ) -> pd.DataFrame:
-    """The numbers of the split passport in long form; aggregates, never one patient's age.
+    """The numbers of the split passport in long form: aggregates, never a sample or a patient.
 
     `manifest` has sample_id, patient_id, path, label, and `split` or `fold`; it may have age
     (years), sex and site, "" where unknown. `duplicates` has first, second (sample ids), kind
@@ -26,8 +26,8 @@ def table(
     Columns: part, class (or "all classes"; "" in the last three parts), name, count, unit (what is
     counted), share, correlation, detail. The parts are classes (share: of all), patients and images
     by side, images per patient, age, sex and site (share: of the class, where the value is known),
-    duplicates, pairs (up to six, the gravest first; detail: what was done) and left out (by reason;
-    detail: some names). A patient with images of two classes counts in both, once in "all classes";
+    duplicates, pairs (up to six, the gravest first; detail: what was done) and left out (by
+    reason). A patient with images of two classes counts in both, once in "all classes";
     a patient's age, sex and site are the first ones known.
     """
     side = split_column(manifest)
@@ -57,8 +57,8 @@ def table(
         tables.append(_by_class(values, classes).assign(part=part, unit=counted))
     ids = {*manifest["sample_id"], *manifest["patient_id"], *excluded["name"]}
     ids |= {*duplicates["first"], *duplicates["second"]}
-    # a word or a bare number may be meant as such: "fewer than 5 slices"
-    ids = {name for name in ids if re.search(r"\d", name) and not name.isdigit()}
+    # A word or a small number may be meant as such: "fewer than 5 slices".
+    ids = {name for name in ids if re.search(r"\d", name) and not re.fullmatch(r"\d{1,2}", name)}
     tables += [_duplicate_rows(duplicates, ids), _excluded_rows(excluded, ids)]
     columns = ["part", "class", "name", "count", "unit", "share", "correlation", "detail"]
     table = pd.concat(tables, ignore_index=True).reindex(columns=columns)
@@ -128,17 +128,18 @@ def _class_rows(sizes: pd.Series, unit: str, classes: Sequence[str]) -> pd.DataF
 
 
 def _without_ids(texts: pd.Series, ids: set[str]) -> pd.Series:
-    """Texts that differ in nothing but the ids in them become one."""
+    """Texts without ids and paths: those that differ in nothing else become one."""
 
     def without(text: str) -> str:
         pairs = [(word, word.strip(".,:;()[]'\"")) for word in text.split()]
-        return " ".join(word.replace(bare, "…") if bare in ids else word for word, bare in pairs)
+        pairs = [(word, bare, bare in ids or "/" in bare) for word, bare in pairs]
+        return " ".join(word.replace(bare, "…") if named else word for word, bare, named in pairs)
 
     return texts.map(without)
 
 
 def _duplicate_rows(duplicates: pd.DataFrame, ids: set[str]) -> pd.DataFrame:
-    """Pairs by kind, patient and side; then a few of them by name, the gravest first."""
+    """Pairs by kind, patient and side; then a few of them, the gravest first."""
     total = pd.DataFrame({"name": ["all"], "count": len(duplicates), "unit": "pairs"})
     if duplicates.empty:
         return total.assign(part="duplicates")
@@ -150,13 +151,16 @@ def _duplicate_rows(duplicates: pd.DataFrame, ids: set[str]) -> pd.DataFrame:
     wheres = np.array([", on two sides", ", on one side", ", not both split"])
     pairs["group"] = pairs["kind"] + np.where(same, ", of one patient", ", of two patients")
     pairs["group"] += wheres[where]
-    pairs["name"] = pairs["first"] + (" (" + first + ")").where(first != "", "") + " and "
-    pairs["name"] += pairs["second"] + (" (" + second + ")").where(second != "", "")
+    pairs["name"] = pairs["first"] + pairs["second"]  # for one order only
     order = {"where": True, "same": True, "kind": True, "correlation": False, "name": True}
     pairs = pairs.assign(where=where, same=same).sort_values([*order], ascending=[*order.values()])
     groups = pairs.assign(name=pairs["group"], detail=_without_ids(pairs["action"], ids))
     groups = groups.groupby(["name", "detail"], sort=False).size().rename("count").reset_index()
-    named = pairs.assign(count=1, detail=pairs["kind"] + ", " + pairs["action"])
+    sides = pairs["first_side"].replace("", "not split") + " and "
+    sides += pairs["second_side"].replace("", "not split")
+    numbers = pd.Series(range(1, len(pairs) + 1), pairs.index).astype(str)
+    detail = pairs["kind"] + ", " + _without_ids(pairs["action"], ids)
+    named = pairs.assign(count=1, detail=detail, name="pair " + numbers + " (" + sides + ")")
     named = _first(named[["name", "count", "correlation", "detail"]]).assign(part="pairs")
     counted = pd.concat([total, groups]).assign(part="duplicates")
     return pd.concat([counted, named]).assign(unit="pairs")
@@ -169,12 +173,9 @@ def _first(table: pd.DataFrame, most: int = 6) -> pd.DataFrame:
 
 
 def _excluded_rows(excluded: pd.DataFrame, ids: set[str]) -> pd.DataFrame:
-    """What was left out, by reason, with the first three names of each."""
+    """What was left out, by reason."""
     total = pd.DataFrame({"name": ["all"], "count": len(excluded)})
-    reasons = excluded.assign(reason=_without_ids(excluded["reason"], ids)).groupby("reason")
-    by_reason = reasons["name"].agg(
-        count="size", detail=lambda names: ", ".join([*names[:3], *["…"][: len(names) - 3]])
-    )
-    by_reason = by_reason.rename_axis("name").reset_index()
+    by_reason = _without_ids(excluded["reason"], ids).value_counts()
+    by_reason = by_reason.rename_axis("name").reset_index(name="count")
     by_reason = by_reason.sort_values(["count", "name"], ascending=[False, True])
     return pd.concat([total, _first(by_reason)]).assign(part="left out", unit="names")

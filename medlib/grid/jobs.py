@@ -4,7 +4,6 @@ import argparse
 import errno
 import fcntl
 import itertools
-import json
 import os
 import shutil
 import subprocess
@@ -61,15 +60,13 @@ def failure_record(output: Path | str) -> Path:
 
 def failed(output: Path | str) -> dict | None:
     """The record of a job's failure (source, cell, error, transient, attempt …), or None."""
-    record = failure_record(output)
-    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+    return files.read_record(failure_record(output)) or None
 
 
 def failures(folder: Path) -> dict[Path, dict]:
     """The jobs that failed in a folder and below it: output -> the record of the failure."""
-    paths = sorted(folder.rglob("*.failure.json"))
-    records = {path: json.loads(path.read_text(encoding="utf-8")) for path in paths}
-    return {path.with_name(record["output"]): record for path, record in records.items()}
+    records = {path: files.read_record(path) for path in sorted(folder.rglob("*.failure.json"))}
+    return {path.with_name(record["output"]): record for path, record in records.items() if record}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

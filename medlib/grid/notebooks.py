@@ -20,10 +20,12 @@ from pathlib import Path
 
 from medlib.core.settings import fits
 from medlib.errors import listed, unknown
+from medlib.grid import kinds
 from medlib.grid.jobs import CONTROLLER, ExecutionError, add_arguments, failed, room, run_job
 from medlib.grid.made import code_cells
 
 MEDLIB = Path(__file__).resolve().parents[1]
+NOTEBOOKS = MEDLIB.parent / "notebooks"
 
 # papermill's JSON-schema validator imports this module if it is installed, which takes most of a
 # second in every job, for a check of URLs that no notebook needs. None: as if not installed.
@@ -94,18 +96,23 @@ def execute(
     return time.perf_counter() - start
 
 
-def ensure(notebook: str, *promised: Path, **parameters: object) -> None:
+def ensure(notebook: str, *promised: Path, results: str, **parameters: object) -> None:
     """Run the notebook that writes the promised files, if one of them is missing, and say so.
 
-    This gives inputs to a notebook that is opened on its own; in a grid they are always there.
-    ``notebook`` is relative to the working folder; its executed copy lies beside the first file.
+    This gives inputs to a notebook that is opened on its own; in a grid they are always there. The
+    notebook is the study's own, not a copy that somebody edits; its executed copy lies beside the
+    first file. Raises ValueError if ``results`` holds another kind of data than is asked for.
     """
+    if "data" in parameters:
+        kinds.check(results, parameters["data"])
     if all(path.exists() for path in promised):
         return
     print(f"{promised[0]} is not there yet: running {notebook} …", flush=True)
-    output = promised[0].parent / notebook
-    command = [sys.executable, "-m", "medlib.grid.notebooks", notebook, str(output)]
-    command += ["--parameters", json.dumps(parameters), "--expect", *map(str, promised)]
+    output = promised[0].absolute().parent / notebook
+    parameters["results"] = str(Path(results).absolute())
+    command = [sys.executable, "-m", "medlib.grid.notebooks", str(NOTEBOOKS / notebook)]
+    command += [str(output), "--parameters", json.dumps(parameters)]
+    command += ["--expect", *(str(path.absolute()) for path in promised)]
     # In another process: papermill cannot start its event loop inside that of a running kernel.
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

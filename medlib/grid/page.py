@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from medlib import files
 from medlib.data import cards
 from medlib.grid import gridfile, jobs, states
 from medlib.show import report
@@ -23,8 +22,7 @@ PAGE, INCOMPLETE = "report.html", "report_incomplete.html"  # of a complete grid
 def environment(grid: dict, results: Path | str) -> pd.DataFrame:
     """What the complete runs ran with: each value of each field, and in how many runs."""
     pairs = []
-    for run in states.done(grid, results):
-        record = files.read_json(run.record(results))
+    for record in states.records(grid, results).values():
         own = record["versions"] | {"git commit": record["git_commit"]} | record["hardware"]
         pairs += [(field, str(value)) for field, value in own.items() if value is not None]
     table = pd.DataFrame(pairs, columns=["what", "value"])

@@ -19,7 +19,7 @@ from medlib.grid import made, watch
 # run again only if that has changed. All others run again at once.
 LONG = ("extract", "probe", "finetune")
 NOT_MADE, FOLLOWS = "not made yet", "follows from the jobs above"
-LOST, ASKED = "runs that it made are missing", "was asked for"
+LOST, ASKED = "runs that it made are missing or damaged", "was asked for"
 
 
 @dataclass

@@ -1,11 +1,22 @@
 """The record of a run: what made it, and its predictions."""
 
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
-from medlib.files import environment, file_sha256, peak_memory_bytes, save_csv, save_json
+from medlib.data.manifest import read_samples
+from medlib.files import (
+    damaged,
+    environment,
+    file_sha256,
+    peak_memory_bytes,
+    read_record,
+    save_csv,
+    save_json,
+)
 from medlib.grid.address import Address
 
 CHECKPOINT = "checkpoint.safetensors"  # of a run that is not complete
@@ -26,6 +37,29 @@ class Provenance:
 def drawn(of_task: dict, seed: int, **is_drawn: bool) -> dict:
     """What a run has drawn and from which seed; None is not drawn. ``of_task``: by notebook 01."""
     return of_task | {what: seed if yes else None for what, yes in is_drawn.items()}
+
+
+class Complete(NamedTuple):
+    """What :func:`save_run` has written of a run: its record, tables by file name, and history."""
+
+    record: dict
+    tables: dict[str, pd.DataFrame]
+    history: pd.DataFrame
+
+
+def complete(run: Address, results: Path | str, parameters: dict, inputs: dict) -> Complete | None:
+    """A run that is complete, undamaged, and was made from these parameters and inputs; or None.
+
+    ``inputs`` may be a part of those that the run has recorded. The code that made it is not
+    compared: a grid does that (:mod:`medlib.grid.made`).
+    """
+    folder, record = run.folder(results), read_record(run.record(results))
+    asked = json.loads(json.dumps(parameters))  # as it is in the record
+    known = {name: record.get("inputs", {}).get(name) for name in inputs}
+    if record.get("parameters") != asked or known != inputs or damaged(folder, record["sha256"]):
+        return None
+    tables = {name: read_samples(folder / name) for name in record["sha256"]}
+    return Complete(record, tables, pd.read_csv(folder / "history.csv"))
 
 
 def save_run(

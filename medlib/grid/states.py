@@ -1,20 +1,54 @@
 """Which runs of a grid are done, failed, stale and missing."""
 
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
 
-from medlib.grid import address, gridfile, jobs
+from medlib import files
+from medlib.grid import address, gridfile, jobs, made
 
 STATES = ("done", "failed", "stale", "missing")
 
 
+def records(grid: dict, results: Path | str) -> dict[address.Address, dict]:
+    """The records of the complete runs of a grid.
+
+    One job makes all probes of a backbone: all count, or none. A record that cannot be read, or
+    says that it is another run's, counts as missing, with a warning.
+    """
+    runs = [run for run in gridfile.runs(grid) if run.promised(results).is_file()]
+    read = {run: files.read_record(run.record(results)) for run in runs}
+    return {run: record for run, record in read.items() if record and _is_of(run, record, results)}
+
+
+def _is_of(run: address.Address, record: dict, results: Path | str) -> bool:
+    said = record.get("coordinates")
+    differs = {n: v for n, v in vars(run).items() if not isinstance(said, dict) or said.get(n) != v}
+    if differs:
+        where = f"{run.record(results)} is not the record of that run ({', '.join(differs)} differ)"
+        warnings.warn(f"{where}. It counts as missing.", stacklevel=4)
+    return not differs
+
+
 def done(grid: dict, results: Path | str) -> list[address.Address]:
-    """The complete runs of a grid. One job makes all probes of a backbone: all count, or none."""
-    runs = gridfile.runs(grid)
-    return [r for r in runs if r.record(results).is_file() and r.promised(results).is_file()]
+    """The complete runs of a grid: see :func:`records`."""
+    return list(records(grid, results))
+
+
+def lost(grid: dict, results: Path | str, digests: made.Digests) -> frozenset[str]:
+    """What the jobs of runs promised that are missing, or whose tables are not those recorded."""
+    complete = {
+        run
+        for run, record in records(grid, results).items()
+        if all(
+            digests.of(run.folder(results) / name) == digest
+            for name, digest in record.get("sha256", {}).items()
+        )
+    }
+    return frozenset(str(r.promised(results)) for r in gridfile.runs(grid) if r not in complete)
 
 
 def done_folders(grid_file: Path | str, results: Path | str) -> list[Path]:

@@ -87,10 +87,9 @@ def planned(study: Study, arguments: Sequence[str] = (), failed: Collection[str]
 
     ``arguments`` are Snakemake's own; ``failed`` are the jobs that are left out.
     """
-    missing = set(gridfile.runs(study.grid)) - set(states.done(study.grid, study.results))
-    # One job makes all probes of a backbone: its output may be there, but not all of its runs.
-    lost = frozenset(str(run.promised(study.results)) for run in missing)
     digests = made.Digests(study.results / "digests.json")
+    # One job makes all probes of a backbone: its output may be there, but not all of its runs.
+    lost = states.lost(study.grid, study.results, digests)
     return plan.plan(*plan.graph([*options(study), *arguments]), digests, lost, failed)
 
 
@@ -163,6 +162,9 @@ def rounds(study: Study, watch: Watch, arguments: list[str], how: list[str]) -> 
         if not now or (status and not begun.isdisjoint(now)):  # nothing is left, or it was stopped
             break
         begun.update(now)
+        again = [job for job in jobs_now if job.reason not in (plan.NOT_MADE, plan.FOLLOWS)]
+        for line in reasons(plan.Plan(again)):
+            print(line, flush=True)
         how_now = [*options(study), *how, "--keep-going", *own, "--forcerun", *now]
         status = plan.snakemake(watch, *now, *how_now) or status
     return status
@@ -233,12 +235,7 @@ def show_plan(study: Study, arguments: list[str]) -> int:
     if table.empty:
         print(f"Nothing would run: grid '{study.name}' is complete.")
     else:
-        width = table["rule"].str.len().max()
-        print(f"{len(table)} jobs would run:")
-        for (rule, because), words in table.groupby(["rule", "reason"], sort=False)["words"]:
-            few = len(words) <= 3 and because not in (plan.NOT_MADE, plan.FOLLOWS)
-            names = f" ({', '.join(words)})" if few else ""
-            print(f"{len(words):6d} × {rule:{width}s}  {because}{names}")
+        print("\n".join([f"{len(table)} jobs would run:", *reasons(now)]))
     if now.waiting:
         print(f"{now.waiting} long jobs read what these write. They run again only if it changes.")
     for line in one_more_seed(study):
@@ -246,17 +243,27 @@ def show_plan(study: Study, arguments: list[str]) -> int:
     return 0
 
 
+def reasons(now: Plan) -> list[str]:
+    """Why the jobs of a plan run: a line for each rule and reason."""
+    table, lines = now.table(), []
+    width = table["rule"].str.len().max()
+    for (rule, because), words in table.groupby(["rule", "reason"], sort=False)["words"]:
+        few = len(words) <= 3 and because not in (plan.NOT_MADE, plan.FOLLOWS)
+        names = f" ({', '.join(words)})" if few else ""
+        lines.append(f"{len(words):6d} × {rule:{width}s}  {because}{names}")
+    return lines
+
+
 def one_more_seed(study: Study) -> list[str]:
     """What one more seed of each trained regime would cost, if it took as long as the done runs."""
-    runs, done = gridfile.runs(study.grid), states.done(study.grid, study.results)
+    runs, done = gridfile.runs(study.grid), states.records(study.grid, study.results)
     lines = []
     for regime in settings.TRAINED:
         seeds = gridfile.seeds(study.grid, regime)
         n = sum(run.regime == regime for run in runs) // len(seeds)
-        own = [run.record(study.results) for run in done if run.regime == regime]
-        seconds = [read_json(record)["seconds"] for record in own]
+        seconds = [record["seconds"] for run, record in done.items() if run.regime == regime]
         if n:
-            took = f", about {duration(n * sum(seconds) / len(own))} of work" if own else ""
+            took = f", about {duration(n * sum(seconds) / len(seconds))} of work" if seconds else ""
             one = " With a single seed nothing is concluded about it." * (len(seeds) == 1)
             lines.append(f"One more seed of {regime}: {n} trainings{took}.{one}")
     return lines

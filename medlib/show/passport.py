@@ -142,11 +142,11 @@ def _texts_below(table: pd.DataFrame) -> list[tuple[str, str]]:
         words = f"{name}{r}: {detail}"
         words = f"{count:,} × {words}" if part == "duplicates" else words
         doubled.append(f"and {count:,} more" if name == REST else words)
-    excluded = table.loc[table["part"] == "left out", ["name", "count", "detail"]]
-    (_, total, _), *reasons = excluded.itertuples(index=False)
+    excluded = table.loc[table["part"] == "left out", ["name", "count"]]
+    (_, total), *reasons = excluded.itertuples(index=False)
     left_out = [f"left out: {total:,}" if total else "left out: nothing"]
-    for name, count, detail in reasons:
-        words = f"{count:,} × {name} ({detail})"
+    for name, count in reasons:
+        words = f"{count:,} × {name}"
         left_out.append(f"and {count:,} for other reasons" if name == REST else words)
     look = {"inches": PAGE / 2 - 0.2, "size": 6.5, "indent": "    "}
     texts = [[wrapped(line, **look) for line in lines] for lines in (doubled[1:], left_out[1:])]

@@ -1,8 +1,10 @@
 """medlib.core.features: the frozen network's own embeddings, made once and never stale."""
 
 import contextlib
+import os
 import subprocess
 import sys
+import warnings
 import weakref
 from typing import NamedTuple
 
@@ -472,6 +474,48 @@ def test_what_was_left_of_other_weights_is_not_gone_on_with(tmp_path, monkeypatc
     made = extract(pack, CNN, tmp_path / "f", batch_size=2, seed=1)
     fresh = extract(pack, CNN, tmp_path / "fresh", batch_size=2, seed=1)
     np.testing.assert_array_equal(made.embeddings, fresh.embeddings)
+
+
+@pytest.mark.parametrize("damage", ["shorter", "zeroed", "no progress", "no array"])
+def test_a_damaged_part_of_an_interrupted_extraction_is_made_again(tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(features, "PIECE", 1)
+    pack = make_pack(8)
+    with monkeypatch.context() as patched:
+        break_off(patched, call=4)
+        with pytest.raises(KeyboardInterrupt):
+            extract(pack, CNN, tmp_path / "f", batch_size=2)
+    partial, progress = tmp_path / "f" / "embeddings.partial.npy", tmp_path / "f" / "progress.json"
+    if damage == "shorter":
+        os.truncate(partial, partial.stat().st_size // 2)
+    elif damage == "zeroed":
+        array = np.load(partial, mmap_mode="r+")
+        array[3] = 0
+        array.flush()
+    else:
+        {"no progress": progress, "no array": partial}[damage].write_bytes(b"")
+    with warnings.catch_warnings(record=True) as told:
+        made = extract(pack, CNN, tmp_path / "f", batch_size=2)
+    assert any("progress.json is empty" in str(w.message) for w in told) == (
+        damage == "no progress"
+    )
+    fresh = extract(pack, CNN, tmp_path / "fresh", batch_size=2)
+    np.testing.assert_array_equal(made.embeddings, fresh.embeddings)
+
+
+@pytest.mark.parametrize("damage", ["zeroed", "shorter", "gone", "meta"])
+def test_a_damaged_cache_is_made_again(tmp_path, damage):
+    pack = make_pack(8)
+    whole = np.array(extract(pack, CNN, tmp_path / "f").embeddings)
+    file = tmp_path / "f" / ("meta.json" if damage == "meta" else "embeddings.npy")
+    content = file.read_bytes()
+    half = len(content) // 2
+    new = {"zeroed": content[:half] + bytes(len(content) - half), "shorter": content[:half]}
+    file.write_bytes(new.get(damage, b""))
+    if damage == "gone":
+        file.unlink()
+    with pytest.warns(UserWarning, match="is empty or damaged" if damage == "meta" else "damaged"):
+        again = extract(pack, CNN, tmp_path / "f")
+    np.testing.assert_array_equal(again.embeddings, whole)
 
 
 def test_a_kill_between_a_piece_and_its_record_mixes_no_embeddings(tmp_path, monkeypatch):

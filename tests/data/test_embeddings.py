@@ -50,6 +50,15 @@ def test_the_index_follows_the_pack_and_the_embeddings_stay(tmp_path):
     np.testing.assert_array_equal(again.embeddings, before)
 
 
+@pytest.mark.parametrize("name", ["embeddings.npy", "index.csv"])
+def test_damaged_embeddings_or_labels_are_refused(tmp_path, name):
+    embeddings.extract(make_pack(tmp_path / "data"), CNN, tmp_path / "f")
+    content = (tmp_path / "f" / name).read_bytes()
+    (tmp_path / "f" / name).write_bytes(content.replace(b"yes", b"no_") + b" ")
+    with pytest.raises(ValueError, match=f"Not what was written: .*{name}. Remove the folder"):
+        embeddings.load(tmp_path / "f")
+
+
 @pytest.mark.parametrize("mask", [True, False])
 def test_the_meta_says_how_the_images_were_packed(tmp_path, mask):
     pack = make_pack(tmp_path / "data")

@@ -18,7 +18,9 @@ import pytest
 import torch
 from PIL import Image
 
-from medlib.data import decoding, duplicates, manifest, packing, packs, volumes
+from medlib import files
+from medlib.core.fast import transfer
+from medlib.data import decoding, duplicates, embeddings, manifest, packing, packs, volumes
 from medlib.data.cards import Volumes
 from medlib.errors import ManifestError
 from medlib.grid import address, notebooks
@@ -458,7 +460,11 @@ def test_packed_pixels_are_pillows_own_resize(tmp_path, interpolation, size):
         assert (found == pillows(tmp_path / path, size, interpolation)).all()
     how = {"size": size, "interpolation": interpolation}
     how |= {"volumes": None, "mask_at_test_time": False}
-    assert packed.meta == how | {"hash": packed.meta["hash"]}
+    made = {"hash": packed.meta["hash"], "sha256": packed.meta["sha256"]}
+    assert packed.meta == how | made
+    assert made["sha256"] == {
+        name: files.file_sha256(tmp_path / "pack" / name) for name in ("index.csv", "digests.npy")
+    }
 
 
 def test_an_unknown_interpolation_is_refused(tmp_path):
@@ -734,7 +740,7 @@ def test_a_pack_is_reused_while_nothing_has_changed(tmp_path):
     folder = tmp_path / "pack"
     pack_one(rows, tmp_path, folder)
     before = stamp(folder)
-    assert set(before) == {"images.npy", "index.csv", "meta.json"}
+    assert set(before) == {"images.npy", "digests.npy", "index.csv", "meta.json"}
     for name in ("s0.png", "s1.png", "s2.png"):
         (tmp_path / name).unlink()  # not even opened
     again = pack_one(rows.copy(), tmp_path, folder, workers=2)
@@ -786,6 +792,70 @@ def test_a_pack_is_opened_without_reading_it_and_checked_against_its_rows(tmp_pa
     assert isinstance(opened.images, np.memmap)
     assert (opened.images == packed.images).all()
     pd.testing.assert_frame_equal(opened.index, packed.index)
+
+
+def test_a_damaged_image_is_found_when_it_is_read_and_not_before(tmp_path):
+    _, rows = write_pictures(tmp_path)
+    pack_one(rows, tmp_path, tmp_path / "pack")
+    images = np.load(tmp_path / "pack" / "images.npy", mmap_mode="r+")
+    whole = np.array(images)
+    images[1, 4:] = 0
+    images.flush()
+    opened = packs.load(tmp_path / "pack", rows).images
+    read = transfer.take(opened, np.array([2, 0, 2]))
+    assert (read == whole[[2, 0, 2]]).all() and type(read) is np.ndarray
+    assert (transfer.take(opened, np.array([0, 2])) == whole[[0, 2]]).all()  # none of them is new
+    for _ in range(2):
+        with pytest.raises(ValueError, match="Image 1 in .*images.npy is damaged. Remove its fol"):
+            transfer.take(opened, np.array([0, 1]))
+    out = np.empty((2, *whole.shape[1:]), np.uint8)
+    with pytest.raises(ValueError, match="Image 1 in "):
+        transfer.take(opened, np.array([0, 1]), out)
+    assert opened.sound.tolist() == [True, False, True]
+    with pytest.raises(ValueError, match="Image 1 in "):  # what reads all images reads it, too
+        damaged = packs.load(tmp_path / "pack", rows)
+        embeddings.extract(damaged, "micro_resnet-random", tmp_path / "f")
+
+
+@pytest.mark.parametrize("size", [14, 15, 28, 32])
+def test_a_digest_tells_an_image_from_every_damaged_one(size):
+    rng = np.random.default_rng(0)
+    image = np.full((size, size, 3), 64, np.uint8)  # even, so that equal rows might cancel out
+    image[:, size // 2 :] = rng.integers(0, 256, (size, size - size // 2, 3))
+    damaged = np.stack([image] * 6)
+    damaged[1, : size // 2] = 0
+    damaged[2, size // 2 :, : size // 4] = 0  # of an even region alone
+    damaged[3] = 0
+    damaged[4, -1, -1, -1] ^= 1
+    damaged[5] = image[:, ::-1]
+    digests = packs.image_digests(damaged)
+    assert len(set(digests.tolist())) == 6
+    # By hand, with the plain sum of a row of bytes as little-endian words.
+    width = next(n for n in (8, 4, 2, 1) if size * 3 % n == 0)
+    words = [
+        [int.from_bytes(row[i : i + width], "little") for i in range(0, size * 3, width)]
+        for row in (line.tobytes() for line in image)
+    ]
+    sums = b"".join((sum(lane) % 2**64).to_bytes(8, "little") for lane in zip(*words, strict=True))
+    assert digests[0] == zlib.crc32(sums)
+
+
+@pytest.mark.filterwarnings("ignore:.*meta.json is empty")
+@pytest.mark.parametrize("name", ["index.csv", "digests.npy", "images.npy", "meta.json"])
+@pytest.mark.parametrize("damage", ["edited", "empty"])
+def test_a_damaged_pack_is_refused_with_what_to_do(tmp_path, name, damage):
+    _, rows = write_pictures(tmp_path)
+    pack_one(rows, tmp_path, tmp_path / "pack")
+    file = tmp_path / "pack" / name
+    if damage == "empty":
+        file.write_bytes(b"")
+    elif name == "images.npy":
+        os.truncate(file, file.stat().st_size - 1)
+    else:
+        file.write_bytes(file.read_bytes().replace(b"a", b"b"))
+    refused = FileNotFoundError if name == "meta.json" else ManifestError
+    with pytest.raises(refused, match="[Rr]un notebook 01_prepare_data"):
+        packs.load(tmp_path / "pack", rows)
 
 
 @pytest.mark.parametrize("stale", ["label", "fewer", "slices"])

@@ -357,13 +357,11 @@ def test_runs_are_there_when_their_job_is_complete(tmp_path):
     frozen, *tuned = gridfile.runs(grid)
     assert states.caption(grid, tmp_path) == "Phantoms. Not the whole grid: 0 of 3 runs."
     for run in (frozen, *tuned[:1]):
-        run.folder(tmp_path).mkdir(parents=True)
-        run.record(tmp_path).touch()
+        files.save_json(run.record(tmp_path), {"coordinates": vars(run)})
     assert states.done(grid, tmp_path) == tuned[:1]  # the probes were killed half-way
     frozen.promised(tmp_path).touch()
     assert states.done(grid, tmp_path) == [frozen, *tuned[:1]]
-    tuned[1].folder(tmp_path).mkdir()
-    tuned[1].record(tmp_path).touch()
+    files.save_json(tuned[1].record(tmp_path), {"coordinates": vars(tuned[1])})
     assert states.caption(grid, tmp_path) == "Phantoms."
 
 
@@ -419,5 +417,5 @@ def test_a_plan_says_what_one_more_seed_would_cost(tmp_path):
     assert one_more_seed(study) == [f"One more seed of finetuned: 4 trainings.{one}", f"{lora}."]
     own = [run for run in gridfile.runs(grid) if run.regime == "lora"]
     for run, seconds in zip(own, (10, 20), strict=False):
-        files.save_json(run.record(tmp_path), {"seconds": seconds})
+        files.save_json(run.record(tmp_path), {"seconds": seconds, "coordinates": vars(run)})
     assert one_more_seed(study)[1] == f"{lora}, about 60 s of work."  # four of 15 s

@@ -273,6 +273,70 @@ def test_a_grid_that_lacks_any_of_its_files_is_not_complete(finished, file, rule
     assert rule in rules and not CALLED_COMPLETE.search(said), said
 
 
+def zeroed(content):
+    return content[: len(content) // 2] + bytes(len(content) - len(content) // 2)
+
+
+RESULTS = Path("results/small")
+DAMAGE = {  # a file, what is done to its content, and the rule that repairs it
+    "predictions": (CELL / "frozen-linear/seed0/predictions.csv", zeroed, "probe"),
+    "validation": (
+        TUNED.parent / "validation.csv",
+        lambda c: c.replace(b"0.", b"1.", 1),
+        "finetune",
+    ),
+    "a record's regime": (TUNED, lambda c: c.replace(b'"finetuned"', b'"lora"'), "finetune"),
+    "a head": (
+        CELL / "frozen-linear/seed0/run.json",
+        lambda c: c.replace(b"linear", b"knn"),
+        "probe",
+    ),
+    "an interval": (CELL / "intervals.json", lambda c: c.replace(b"0.", b"1.", 1), "summarise"),
+    "a summary": (SUMMARY, lambda c: c.replace(b"0.", b"1.", 1), "collect"),
+    "a manifest": (RESULTS / "manifests/fundus_pm.csv", lambda c: c + b"x", "prepare"),
+    "a figure": (Path("figures/small/claims.csv"), lambda c: b"", "claims"),
+}
+
+
+@pytest.mark.parametrize(("file", "damage", "rule"), DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_seen_and_repaired_by_the_job_that_wrote_the_file(finished, file, damage, rule):
+    with edited(finished.folder / file, damage):
+        rules, said = finished.plan()
+        if rule in ("probe", "finetune"):
+            _, state = finished.call("status")
+            assert "1 missing" in state or "1 stale" in state, state
+    assert rule == next(iter(rules)), said
+    assert "damaged" in said and not CALLED_COMPLETE.search(said), said
+
+
+def test_files_that_a_loss_of_power_left_empty_are_made_again(finished):
+    study = finished
+    before = (study.folder / SUMMARY).read_bytes()
+    prepared = RESULTS / "images/fundus_pm"
+    empty = [
+        prepared / "28-bicubic/meta.json",
+        RESULTS / "features/fundus_pm/micro_resnet-random/seed0/meta.json",
+        CELL / "frozen-linear/seed0/run.json",
+        CELL / "frozen-linear/seed0/predictions.csv",
+        TUNED,
+        CELL / "intervals.json",
+        RESULTS / "progress.json",
+        RESULTS / "digests.json",
+        prepared / "01_prepare_data.made.json",
+        prepared / "01_prepare_data.failure.json",
+        TUNED.parent / "04_fine_tune.failure.json",
+    ]
+    for name in empty:
+        (study.folder / name).write_bytes(b"")
+    status, said = study.call("status")
+    assert status == 0 and "1 done" in said and "Traceback" not in said, said
+    status, said = study.call()
+    assert status == 0 and CALLED_COMPLETE.search(said), said
+    assert "1 × prepare" in said and "damaged" in said  # said, and not only done
+    assert (study.folder / SUMMARY).read_bytes() == before
+    assert study.plan()[0] == {}
+
+
 def test_a_grid_without_its_weights_is_refused_as_often_as_it_is_asked_for(tmp_path):
     backbones = {"frozen": SMALL["frozen"] | {"backbones": ["micro_resnet-imagenet"]}}
     nowhere = {"HF_HUB_OFFLINE": "1", "MEDLIB_WEIGHTS": "", "HF_HOME": str(tmp_path / "no cache")}

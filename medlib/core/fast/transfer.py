@@ -15,13 +15,16 @@ def take(packed: np.ndarray, rows: np.ndarray, out: np.ndarray | None = None) ->
     """Copy the images with these row numbers: (len(rows), H, W, 3) uint8, into ``out`` if given.
 
     The pages of a memory-mapped file that this touches are released again: they count as resident
-    memory, which would grow with the data set. The operating system keeps them cached.
+    memory, which would grow with the data set. The operating system keeps them cached. An array
+    with a method ``check(rows, images)`` checks what is read; that raises ValueError for damage.
     """
     # With "clip" NumPy writes to ``out`` itself; otherwise it would write to a copy first.
     chosen = np.take(packed, rows, axis=0, out=out, mode="raise" if out is None else "clip")
     mapped = getattr(packed, "_mmap", None)
     if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
+    if check := getattr(packed, "check", None):
+        check(np.asarray(rows), np.asarray(chosen))
     return np.asarray(chosen)
 
 
