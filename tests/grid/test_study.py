@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -493,6 +494,79 @@ def test_no_name_of_a_file_reaches_a_shell(tmp_path):
     assert len(rows) == 2 * len(names)
     assert rows["path"].str.contains("$(touch pwned)", regex=False).any()
     assert not list(tmp_path.rglob("pwned"))
+
+
+MAGENTA = (254, 2, 253)  # of a patch in each image: no figure has this colour
+
+
+def marked_data(folder):
+    """Images with a patch of a colour, whose names and patients hold a mark: a few are unusable."""
+    rng, rows = np.random.default_rng(0), []
+    (folder / "private").mkdir(parents=True)
+    for patient in range(16):
+        for number in range(2):
+            pixels = rng.integers(0, 200, (48, 48, 3), dtype=np.uint8)
+            pixels[8:40, 8:40] = MAGENTA
+            pixels[20:30, 20:30] = 90 * (patient % 2)
+            file = f"MARKED-{patient}-{number}.png"
+            Image.fromarray(pixels).save(folder / "private" / file)
+            label = ["well", "ill"][patient % 2]
+            rows.append([file, f"MARKED p{patient}", label, 40 + patient, f"ward {patient % 3}"])
+    shutil.copy(folder / "private" / "MARKED-1-0.png", folder / "private" / "MARKED-3-1.png")
+    (folder / "private" / "MARKED-5-0.png").write_bytes(b"half a file")
+    columns = ["file", "patient", "diagnosis", "age", "site"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "private" / "scans.csv", index=False)
+    columns = {"path": "file", "patient_id": "patient", "label": "diagnosis"}
+    known = {"age": "age", "site": "site"}
+    return {
+        "title": "Private",
+        "modality": "photographs",
+        "folder": "private",
+        "classes": ["well", "ill"],
+        "layout": "table",
+        "layout_options": {"table": "scans.csv", "columns": columns | known},
+        "folds": 3,
+        "licence": "none",
+        "citation": "none",
+        "source": "none",
+    }
+
+
+def test_git_takes_nothing_of_a_patient_from_a_study(tmp_path, repository):
+    card = marked_data(tmp_path / "data")
+    grid = SMALL | {"tasks": ["private"], "data": "real", "prepare": {"quarantine": True}}
+    grid |= {"finetuned": {}}
+    study = Study(tmp_path / "copy", grid, MEDLIB_DATA=str(tmp_path / "data"))
+    (study.folder / "data_manifests" / "private.yaml").write_text(yaml.safe_dump(card))
+    status, said = study.call()
+    assert status == 0, said
+    seen = study.folder / "figures" / "small" / "seen_private.png"
+    left = seen.with_name(".seen_private.png.x1y2") / seen.name  # as a kill leaves it
+    left.parent.mkdir()
+    shutil.copy(seen, left)
+    for name in (".gitignore", ".gitattributes"):
+        shutil.copy(repository / name, study.folder)
+    subprocess.run(["git", "init", "-q"], cwd=study.folder, check=True)
+    command = ["git", "ls-files", "--others", "--exclude-standard"]
+    done = subprocess.run(command, cwd=study.folder, capture_output=True, text=True, check=True)
+    staged = [study.folder / name for name in done.stdout.splitlines()]
+    drawn = [path for path in staged if path.parent == seen.parent]
+    assert {"passport_private.csv", "embeddings_private.svg", "main_table.md"} <= {
+        path.name for path in drawn
+    }
+    for path in staged:
+        content = path.read_bytes()
+        for stream in re.findall(rb"stream\r?\n(.*?)endstream", content, re.S):  # of a PDF
+            with contextlib.suppress(zlib.error):
+                content += zlib.decompress(stream)
+        assert b"MARKED" not in content, path
+        if path.suffix == ".png":
+            pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+            assert not (abs(pixels - MAGENTA).max(axis=-1) <= 8).any(), path
+    # The marks are there to be found.
+    pixels = np.asarray(Image.open(seen).convert("RGB")).astype(int)
+    assert (abs(pixels - MAGENTA).max(axis=-1) <= 8).any()
+    assert "MARKED" in (study.folder / "results/small/manifests/private.csv").read_text()
 
 
 @pytest.mark.parametrize(
