@@ -71,7 +71,8 @@ class FineTuning:
 def fits(value: object, default: object) -> bool:
     """Whether a value, and each item of a list, has its default's type; 1 passes as 1.0."""
     if isinstance(default, float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and abs(value) < float("inf")  # nor is it NaN
     items = value if default and isinstance(default, list | tuple) else ()
     return type(value) is type(default) and all(fits(item, default[0]) for item in items)
 

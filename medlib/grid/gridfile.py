@@ -129,12 +129,13 @@ def _trained(regime: str) -> type[Trained]:
     Fields that are named after another regime (``lora_…``) are left out.
     """
 
-    def type_of(name: str) -> object:
-        return Annotated[Any, AfterValidator(lambda v: settings.FineTuning(**{name: v}) and v)]
+    def type_of(name: str, default: object) -> object:
+        checked = Annotated[Any, AfterValidator(lambda v: settings.FineTuning(**{name: v}) and v)]
+        return Annotated[checked, _refused(_twice)] if isinstance(default, tuple) else checked
 
     others = tuple(f"{other}_" for other in settings.TRAINED if other != regime)
     own = [each for each in fields(settings.FineTuning) if not each.name.startswith(others)]
-    own = {each.name: (type_of(each.name), each.default) for each in own}
+    own = {each.name: (type_of(each.name, each.default), each.default) for each in own}
     return pydantic.create_model(regime, __base__=Trained, **own)
 
 
@@ -173,7 +174,7 @@ def read(path: Path | str) -> dict:
         known = sorted(p.stem for p in path.parent.glob("*.yaml"))
         raise ValueError(unknown("grid", path.stem, known, f"A grid is a file in {path.parent}/."))
     try:
-        grid, problems = _checked(_parse(path))
+        grid, problems = _checked(*_parse(path))
         problems += filter(None, [_unplain(path.stem)])
     except ValueError as error:
         problems = [str(error)]
@@ -182,24 +183,51 @@ def read(path: Path | str) -> dict:
     return grid
 
 
-def _parse(path: Path) -> dict:
-    """The content of a YAML file, of a size that is safe to read."""
+Lines = dict[tuple, int]  # the line on which the value at a place stands, by its names and numbers
+
+
+def _parse(path: Path) -> tuple[dict, Lines]:
+    """The content of a YAML file, of a size that is safe to read, and its lines."""
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
     try:
         text = path.read_text(encoding="utf-8")
         if sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)) > MAX_ALIASES:
             raise ValueError(f"more than {MAX_ALIASES} aliases (*name)")
-        stated = Loader(text).get_single_data()
+        loader, lines = Loader(text), {}
+        if node := loader.get_single_node():
+            _note_lines(node, (), lines, set())
+        stated = loader.construct_document(node) if node else None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ValueError(f"it is not plain YAML: {' '.join(str(error).split())}") from error
     if not isinstance(stated, dict):
         wanted = f"a mapping with the fields {', '.join(Grid.model_fields)}"
         raise ValueError(f"it must hold {wanted}, not {reprlib.repr(stated)}")
-    return stated
+    return stated, lines
 
 
-def _checked(stated: dict) -> tuple[dict, list[str]]:
+def _note_lines(node: yaml.Node, place: tuple, lines: Lines, seen: set[int]) -> None:
+    """Note the lines of a node and of all below it. Raises ValueError for what cannot be meant."""
+    line = lines[place] = node.start_mark.line + 1
+    if node.tag == "tag:yaml.org,2002:int" and len(node.value) > 9:
+        raise ValueError(f"line {line}: {node.value} is larger than any number of a grid may be")
+    if id(node) in seen:  # an alias
+        return
+    seen.add(id(node))
+    below: list[tuple] = []
+    if isinstance(node, yaml.SequenceNode):
+        below = list(enumerate(node.value))
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if any(key.value == name for name, _ in below):
+                again = f"line {key.start_mark.line + 1}: {key.value!r} is stated before"
+                raise ValueError(again)
+            below.append((key.value, value))
+    for name, value in below:
+        _note_lines(value, (*place, name) if isinstance(name, str | int) else place, lines, seen)
+
+
+def _checked(stated: dict, lines: Lines) -> tuple[dict, list[str]]:
     """A grid with each of its parts, if only as an empty one, and everything that is wrong."""
     stated = {name: part for name, part in stated.items() if part != {}}
     regimes, tasks = stated.keys() & settings.REGIMES, stated.get("tasks")
@@ -209,7 +237,7 @@ def _checked(stated: dict) -> tuple[dict, list[str]]:
     try:
         grid = Grid.model_validate(stated, context=context).model_dump(exclude_unset=True)
     except pydantic.ValidationError as error:
-        problems = _problems(error)
+        problems = _problems(error, lines)
     if not regimes:
         problems.append(f"there is no regime: none of {', '.join(settings.REGIMES)}")
     elif stated.get("primary") in [r for r in settings.REGIMES if r not in regimes]:
@@ -217,28 +245,31 @@ def _checked(stated: dict) -> tuple[dict, list[str]]:
     return dict.fromkeys(PARTS, {}) | grid, problems
 
 
-def _problems(error: pydantic.ValidationError) -> list[str]:
-    """A line for each problem, in our words."""
-    lines = []
+def _problems(error: pydantic.ValidationError, lines: Lines) -> list[str]:
+    """Each problem in our words, with the line of the file on which its value stands."""
+    told = []
     for problem in error.errors():
         kind = problem["type"]
-        place = [str(name) for name in problem["loc"] if name not in (OF_ALL, BY_TASK)]
+        place = [name for name in problem["loc"] if name not in (OF_ALL, BY_TASK)]
+        ends = range(len(place), -1, -1)  # what is missing has the line of what should hold it
+        stands = next(lines[tuple(place[:n])] for n in ends if tuple(place[:n]) in lines)
+        at, place = f"line {stands}: ", [str(name) for name in place]
         part = place.pop(0) if place[0] in PARTS and len(place) > 1 else ""
         name = re.sub(r"\.(\d+)", r"[\1]", ".".join(place))
         before, of = (f"{part}: ", f"setting of {part}") if part else ("", "field")
         if kind == "extra_forbidden":
-            lines.append(unknown(of, name, SETTINGS.get(part, tuple(Grid.model_fields))))
+            told.append(at + unknown(of, name, SETTINGS.get(part, tuple(Grid.model_fields))))
         elif kind == "missing" or kind.endswith("too_short"):
-            lines.append(f"{before}{name} is missing")
+            told.append(f"{at}{before}{name} is missing")
         elif kind == "value_error":  # of a validator above: a line, or a head and its list
             message = str(problem["ctx"]["error"]).splitlines()
             own = [line for line in message if line.startswith("  - ")] or message
-            lines += [before + line.removeprefix("  - ") for line in own]
+            told += [at + before + line.removeprefix("  - ") for line in own]
         else:
             wanted = problem["msg"].replace("Input should be", "but must be")
             wanted = re.sub("valid dictionary.*", "mapping of names to values", wanted)
-            lines.append(f"{before}{name} is {reprlib.repr(problem['input'])}, {wanted}")
-    return lines
+            told.append(f"{at}{before}{name} is {reprlib.repr(problem['input'])}, {wanted}")
+    return told
 
 
 def image_sizes(grid: dict) -> list[int]:

@@ -140,6 +140,11 @@ def written(tmp_path, old, new):
         ("32", "32, epochs: '3'", "finetuned: epochs is '3', but"),
         ("32", "32, learning_rates: [1e-3, -1]", "finetuned: learning_rates is"),
         ("32", "32, balanced: 1", "finetuned: balanced is 1, but"),
+        ("32", "32, learning_rates: [.inf]", "finetuned: learning_rates is (inf,), but"),
+        ("32", "32, learning_rates: [1e-3, 0.001]", "learning_rates hold 0.001 more than once"),
+        ("32", "32, epochs: 1000000000", "1000000000 is larger than any number of a grid may be"),
+        ("[0, 1]", "[99999999999999999999]", "is larger than any number of a grid may be"),
+        ("frozen:", "seeds: [3]\nfrozen:", "'seeds' is stated before"),
         ("frozen:", "collect: {resamples: -1}\nfrozen:", "collect: resamples is -1, but"),
         ("frozen:", "lora: null\nfrozen:", "lora is None, but must be a mapping of names"),
         ("frozen:", "x: !!python/object/apply:os.system [ls]\nfrozen:", "it is not plain YAML: "),
@@ -159,6 +164,24 @@ def test_a_value_that_cannot_be_is_one_line_of_one_message(tmp_path, old, new, m
     assert all(line.startswith("  - ") for line in lines) and message in str(error.value)
     if old != GOOD:
         assert len(lines) == 1
+
+
+def test_a_problem_is_told_with_the_line_on_which_it_stands(tmp_path):
+    path = tmp_path / "test.yaml"
+    path.write_text(
+        "title: lines\ndata: phantoms\ntasks: [fundus_pm]\nseeds:\n  - 0\n  - -1\n"
+        "frozen:\n  backbones: [resnet50-random]\n  heads: [linear, knm]\n"
+        "  label_fractions:\n    - 1.0\n    - 2\nfinetuned:\n  backbones: [resnet50-random]\n"
+        "  image_size: 32\n  epoch: 3\n"
+    )
+    with pytest.raises(ValueError) as error:
+        gridfile.read(path)
+    lines = sorted(line[4:].split(":")[0] for line in str(error.value).splitlines()[1:])
+    assert lines == ["line 12", "line 16", "line 6", "line 8", "line 9"]
+    told = {line[4:].split(": ", 1)[0]: line for line in str(error.value).splitlines()[1:]}
+    assert "image_size is missing" in told["line 8"]  # the line of the part that lacks it
+    assert "seeds[1] is -1" in told["line 6"] and "'knm'. Did you mean 'knn'?" in told["line 9"]
+    assert "Did you mean 'epochs'?" in told["line 16"]
 
 
 def test_aliases_within_aliases_are_refused_and_a_few_are_not(tmp_path, repository):
