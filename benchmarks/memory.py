@@ -23,23 +23,23 @@ from medlib.data import packs
 LIMIT = 3 * 2**30  # bytes
 EXTRACT = """
 import sys
-from medlib import files
+from medlib import environment
 from medlib.data import embeddings, packs
 pack = packs.load(sys.argv[1])
 embeddings.extract(pack, "dinov2_small-random", sys.argv[2])
-print(files.peak_memory_bytes()["resident"])
+print(environment.peak_memory_bytes()["resident"])
 """
 READ = """
 import sys
 import numpy as np
-from medlib import files
+from medlib import environment
 from medlib.core import loading
 from medlib.data import packs
 pack = packs.load(sys.argv[1])
 order = np.random.default_rng(0).permutation(len(pack.images))
 for batch in loading.batches(pack.images, np.array_split(order, len(order) // 16), "cpu"):
     batch[0, 0, 0, 0].item()
-print(files.peak_memory_bytes()["resident"])
+print(environment.peak_memory_bytes()["resident"])
 """
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from medlib import files
+from medlib import environment, files
 from medlib.core import backbones
 from medlib.data import cards
 from medlib.grid import address, records
@@ -119,7 +119,7 @@ def make_runs(results: Path, task: str, size: tuple[int, int, int], seeds: int) 
     frame = pd.DataFrame({"sample_id": [f"{task}_{i:06d}" for i in range(n)]})
     frame["patient_id"] = [f"patient_{p:06d}" for p in np.sort(np.arange(n) % n_patients)]
     frame["split"], frame["y_true"] = "test", np.array(classes)[y]
-    peak, folders = files.peak_memory_bytes(), []
+    peak, folders = environment.peak_memory_bytes(), []
     how = {"parameters": 1, "train_patients": n_patients, "candidates": 30}
     how["embedding"] = {"seconds": 1.0, "peak_memory_bytes": peak, "gpu": None}
     for regime, share in (("finetuned", 1.0), ("frozen", 0.5), ("frozen", 0.25), ("frozen", 0.1)):

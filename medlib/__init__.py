@@ -8,7 +8,8 @@
 | `data`  | which images, whose, how split?       | cards, layouts, manifests, packs, phantoms  |
 | `core`  | arrays and labels in, predictions out | backbones, features, heads, fine-tuning     |
 
-Below them: `errors` (their wording) and `files` (atomic writes, hashes, the environment's record).
+Below them: `errors` (their wording), `files` (atomic writes, hashes) and `environment` (versions,
+hardware and memory, for records).
 `core` needs nothing else of medlib; `core/fast` holds what is there only for speed. Metrics are in
 `stats`: the core needs only the AUROC and the log-loss by which it chooses.
 

@@ -17,6 +17,12 @@ def repository() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(autouse=True)
+def no_lock(monkeypatch, tmp_path):
+    """Each test uses weights for the first time: what it notes of them stays its own."""
+    monkeypatch.setattr("medlib.core.weights.LOCK", tmp_path / "weights.lock.json")
+
+
 @pytest.fixture
 def real_data() -> Path:
     folder = os.environ.get("MEDLIB_DATA", "")

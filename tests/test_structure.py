@@ -14,7 +14,8 @@ from medlib.grid import notebooks
 
 MEDLIB = Path(medlib.__file__).parent
 PACKAGES = ("core", "data", "stats", "show", "grid")  # from the bottom up
-TOP = ("errors", "files")  # below all packages
+LIFTED = ("errors", "files")  # that the core needs
+TOP = (*LIFTED, "environment")  # below all packages
 CORE = MEDLIB / "core"
 FILES = sorted(MEDLIB.rglob("*.py"))
 
@@ -105,7 +106,7 @@ def test_packages_re_export_nothing():
 def test_the_core_is_small():
     readable = [file for file in CORE.rglob("*.py") if CORE / "fast" not in file.parents]
     assert lines(*readable) <= 1800
-    assert lines(*CORE.rglob("*.py"), *(MEDLIB / f"{name}.py" for name in TOP)) <= 2700
+    assert lines(*CORE.rglob("*.py"), *(MEDLIB / f"{name}.py" for name in LIFTED)) <= 2700
 
 
 def test_the_functions_of_the_core_are_short_and_take_few_parameters():
@@ -134,7 +135,7 @@ def alone(tmp_path):
     shutil.copytree(
         CORE, tmp_path / "medlib" / "core", ignore=shutil.ignore_patterns("__pycache__")
     )
-    for name in TOP:
+    for name in LIFTED:
         shutil.copy(MEDLIB / f"{name}.py", tmp_path / "medlib")
     (tmp_path / "medlib" / "__init__.py").touch()
     return tmp_path

@@ -71,8 +71,7 @@ def extract(
         made |= {"hash": wanted, "pretraining": row.pretraining, "seed": seed, "device": device}
         made["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         made["seconds"] = round(time.perf_counter() - start, 3)
-        made["peak_memory_bytes"] = files.peak_memory_bytes()
-        files.save_json(meta_file, depends_on | made | files.environment())
+        files.save_json(meta_file, depends_on | made)
         (folder / "progress.json").unlink()
         meta = files.read_json(meta_file)
     return np.load(folder / "embeddings.npy", mmap_mode="r"), meta

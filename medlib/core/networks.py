@@ -12,7 +12,7 @@ from torch import nn
 
 from medlib import files
 from medlib.core.backbones import Backbone, check_image_size, get, timm_config
-from medlib.core.weights import find_weights
+from medlib.core.weights import check, find_weights
 
 
 def build(name: str, image_size: int, seed: int = 0) -> tuple[nn.Module, str]:
@@ -21,7 +21,8 @@ def build(name: str, image_size: int, seed: int = 0) -> tuple[nn.Module, str]:
     Pretrained weights are loaded strictly: a parameter without a value is an error. The control
     arm is initialised from ``seed``. The digest is the sha256 of the weights file, or ``random-``
     and that of the initial values. Raises ValueError for an unknown name or an image size that
-    does not fit, FileNotFoundError when weights cannot be had.
+    does not fit, or for weights other than at their first use; FileNotFoundError when weights
+    cannot be had.
     """
     backbone = get(name)
     check_image_size(backbone, image_size)
@@ -35,6 +36,7 @@ def build(name: str, image_size: int, seed: int = 0) -> tuple[nn.Module, str]:
     else:
         load(model, backbone, path)
         digest = files.file_sha256(path)
+        check(backbone, path, digest)
     if hasattr(model, "pre_logits"):  # VGG's fully connected layers come after the embedding
         model.pre_logits = nn.Identity()
     return model.eval(), digest

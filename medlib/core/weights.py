@@ -1,12 +1,17 @@
-"""Where the files of pretrained weights are found."""
+"""Where the files of pretrained weights are found, and whether they are still the same."""
 
+import contextlib
 import os
+import re
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 from medlib.core.backbones import Backbone, control, timm_config
+from medlib.files import read_record, save_json
 
+# What each file was when it was first used: commit it, so that others use the same weights.
+LOCK = Path(__file__).resolve().parents[2] / "weights.lock.json"
 HUB_TIMEOUT = 5  # seconds; a hub that cannot be reached must be an error, soon
 
 
@@ -40,16 +45,38 @@ def find_weights(backbone: Backbone) -> Path:
     )
 
 
+def check(backbone: Backbone, path: Path, digest: str) -> None:
+    """Compare the sha256 of a weights file with the hub's, and with that of its first use.
+
+    A first use is noted in :data:`LOCK`, with the revision on the hub. Raises ValueError.
+    """
+    promised = path.resolve().name  # in the hub's cache, a file is named by its sha256
+    if re.fullmatch("[0-9a-f]{64}", promised) and promised != digest:
+        raise ValueError(f"{path} is damaged: its sha256 is {digest}. Remove {path.resolve()}.")
+    lock = read_record(LOCK)
+    revision = path.parent.name if path.parts[-3:-2] == ("snapshots",) else None
+    known = lock.setdefault(backbone.timm_name, {"sha256": digest, "revision": revision})
+    if known["sha256"] != digest:
+        other = f"has sha256 {digest[:12]}…, and had {known['sha256'][:12]}… when it was first used"
+        raise ValueError(f"{path} {other}. Restore it, or take {backbone.timm_name} out of {LOCK}.")
+    with contextlib.suppress(OSError):  # a folder that cannot be written to: then nothing is noted
+        if lock != read_record(LOCK):
+            save_json(LOCK, lock)
+
+
 def _from_hub(backbone: Backbone) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     repository, file = timm_config(backbone)["hf_hub_id"], "model.safetensors"
+    known = {"revision": read_record(LOCK).get(backbone.timm_name, {}).get("revision")}
     try:
-        return Path(huggingface_hub.hf_hub_download(repository, file, local_files_only=True))
+        path = huggingface_hub.hf_hub_download(repository, file, local_files_only=True, **known)
     except LocalEntryNotFoundError:
         _reach_hub(repository, file)
-        return Path(huggingface_hub.hf_hub_download(repository, file, etag_timeout=HUB_TIMEOUT))
+        known["etag_timeout"] = HUB_TIMEOUT
+        path = huggingface_hub.hf_hub_download(repository, file, **known)
+    return Path(path)
 
 
 def _reach_hub(repository: str, file: str) -> None:

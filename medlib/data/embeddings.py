@@ -15,6 +15,7 @@ from medlib.core import backbones, features
 from medlib.core.settings import Extraction
 from medlib.data import manifest
 from medlib.data.packs import Pack, recorded
+from medlib.environment import environment, peak_memory_bytes
 
 LOOKED_AT = 8  # images of which local features are kept
 OF_PACK = ("interpolation", "mask_at_test_time")  # of a pack's meta; written last
@@ -45,6 +46,7 @@ def extract(
         index = Path(folder) / "index.csv"
         files.save_csv(index, pack.index)
         # Last: without these the folder counts as incomplete.
+        meta |= {"peak_memory_bytes": peak_memory_bytes()} | environment()
         meta |= {name: pack.meta[name] for name in OF_PACK}
         meta["sha256"][index.name] = files.file_sha256(index)
         files.save_json(Path(folder) / "meta.json", meta)

@@ -8,15 +8,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from medlib.data.manifest import read_samples
-from medlib.files import (
-    damaged,
-    environment,
-    file_sha256,
-    peak_memory_bytes,
-    read_record,
-    save_csv,
-    save_json,
-)
+from medlib.environment import environment, peak_memory_bytes
+from medlib.files import damaged, file_sha256, read_record, save_csv, save_json
 from medlib.grid.address import Address
 
 CHECKPOINT = "checkpoint.safetensors"  # of a run that is not complete

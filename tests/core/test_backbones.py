@@ -8,6 +8,7 @@ import socket
 import threading
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import timm
@@ -15,6 +16,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
+from medlib import files
 from medlib.core import backbones, networks
 from medlib.core import weights as weight_files
 from medlib.core.fast import fusing
@@ -759,3 +761,55 @@ def test_weights_are_downloaded_once_from_a_hub_that_answers(hub, tmp_path):
         assert asked == []
     assert digest == again == hashlib.sha256(content).hexdigest()
     assert same(model, state)
+
+
+def test_weights_are_those_of_their_first_use_or_refused(weights):
+    path = save(weights, RESNET, trained("test_resnet"))
+    _, digest = networks.build(RESNET, 32)
+    assert files.read_json(weight_files.LOCK) == {
+        backbones.get(RESNET).timm_name: {"sha256": digest, "revision": None}
+    }
+    assert networks.build(RESNET, 32)[1] == digest
+    content = path.read_bytes()
+    half = len(content) // 2
+    path.write_bytes(content[:half] + bytes(len(content) - half))  # it would load
+    for _ in range(2):
+        with pytest.raises(ValueError, match="when it was first used. Restore it, or take test_re"):
+            networks.build(RESNET, 32)
+    path.write_bytes(content)
+    assert networks.build(RESNET, 32)[1] == digest
+
+
+def test_a_lock_that_cannot_be_written_is_no_error(weights, monkeypatch, tmp_path):
+    save(weights, RESNET, trained("test_resnet"))
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(weight_files, "LOCK", tmp_path / "file" / "weights.lock.json")
+    networks.build(RESNET, 32)
+
+
+def test_a_damaged_download_is_refused_and_its_revision_is_pinned(hub, monkeypatch):
+    state = trained("test_resnet", 1000)
+    path = write_cache(Path(constants.HF_HUB_CACHE), state)
+    digest = sha256(path)
+    blob = path.parents[2] / "blobs" / digest  # as the library lays it out: a link to its sha256
+    blob.parent.mkdir()
+    path.rename(blob)
+    path.symlink_to(blob)
+    networks.build(RESNET, 32)
+    (noted,) = files.read_json(weight_files.LOCK).values()
+    assert noted == {"sha256": digest, "revision": REVISION}
+    asked, download = [], huggingface_hub.hf_hub_download
+    monkeypatch.setattr(
+        huggingface_hub,
+        "hf_hub_download",
+        lambda *a, **k: asked.append(k["revision"]) or download(*a, **k),
+    )
+    (path.parents[2] / "refs" / "main").write_text("f" * 40)  # the hub has moved on
+    networks.build(RESNET, 32)
+    assert asked == [REVISION]
+    (path.parents[2] / "refs" / "main").write_text(REVISION)
+    content = blob.read_bytes()
+    blob.write_bytes(content[: -(2**10)] + bytes(2**10))
+    weight_files.LOCK.unlink()  # also at a first use
+    with pytest.raises(ValueError, match="is damaged: its sha256 is .*. Remove .*blobs"):
+        networks.build(RESNET, 32)

@@ -151,7 +151,8 @@ def test_the_record_says_what_the_embeddings_depend_on(tmp_path):
     assert meta["weights_digest"] == digest
     assert meta["image_size"] == SIZE and meta["precision"] == "float32"
     assert meta["parameters"] == sum(p.numel() for p in model.parameters())
-    assert meta["versions"]["timm"] == timm.__version__
+    digest = files.file_sha256(tmp_path / "f" / "embeddings.npy")
+    assert meta["sha256"] == {"embeddings.npy": digest}
 
 
 def test_auto_is_cuda_where_there_is_some_and_any_other_device_is_itself(monkeypatch):
@@ -366,16 +367,16 @@ def test_resident_memory_does_not_grow_with_the_data_set(tmp_path):
     # 600 MB of images that take no room on the disk; the network is an average.
     code = """
 import sys, numpy as np
-from medlib import files
+from medlib import environment
 from medlib.core import features, networks
 folder, n = sys.argv[1], 4000
 np.lib.format.open_memmap(folder + "/images.npy", "w+", np.uint8, (n, 224, 224, 3))
 packed = np.load(folder + "/images.npy", mmap_mode="r")
 networks.embed = lambda row, model, x: x.mean((2, 3))
 features.extract(packed[:200], sys.argv[2], folder + "/few", images_hash="few")
-before = files.peak_memory_bytes()["resident"]
+before = environment.peak_memory_bytes()["resident"]
 features.extract(packed, sys.argv[2], folder + "/many", images_hash="many")
-print(files.peak_memory_bytes()["resident"] - before)
+print(environment.peak_memory_bytes()["resident"] - before)
 """
     command = [sys.executable, "-c", code, str(tmp_path), CNN]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -65,6 +65,8 @@ def test_the_meta_says_how_the_images_were_packed(tmp_path, mask):
     pack = pack._replace(meta=pack.meta | {"mask_at_test_time": mask})
     meta = embeddings.extract(pack, CNN, tmp_path / "f").meta
     assert meta["mask_at_test_time"] is mask and meta["interpolation"] == "bilinear"
+    assert meta["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert meta["hardware"]["cpu_count"] and meta["peak_memory_bytes"]["resident"] > 2**20
 
 
 def test_embeddings_without_their_index_are_not_complete(tmp_path, monkeypatch):
