@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -57,10 +58,25 @@ def save_json(path: Path | str, value: object) -> None:
     save_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
+FORMULA = re.compile(r"'*([=@\t\r]|[+-](?![\d.]))")  # what a spreadsheet would run
+
+
 def save_csv(path: Path | str, frame) -> None:
-    """Write a DataFrame with floats at full precision: reading it back loses nothing."""
+    """Write a DataFrame: with floats at full precision, and an apostrophe before formulas."""
+    texts = [name for name, kind in frame.dtypes.items() if kind.kind == "O"] if len(frame) else []
+    quoted = {name: frame[name].map(_quoted, na_action="ignore") for name in texts}
     with replacing(path) as temporary:
-        frame.to_csv(temporary, index=False, lineterminator="\n")
+        frame.assign(**quoted).to_csv(temporary, index=False, lineterminator="\n")
+
+
+def _quoted(cell: object) -> object:
+    return f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell
+
+
+def plain_text(cell: object) -> object:
+    """A cell of a CSV as it was before :func:`save_csv` wrote it."""
+    quoted = isinstance(cell, str) and cell[:1] == "'" and FORMULA.match(cell)
+    return cell[1:] if quoted else cell
 
 
 def read_json(path: Path | str) -> dict:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from medlib import files
+from medlib.data import manifest
 
 # ---------------------------------------------------------------------------------- writing
 
@@ -165,3 +166,46 @@ def test_a_content_hash_does_not_see_memory_layout_keys_order_or_index():
     assert files.content_hash({"a": 1, "b": 2}) == files.content_hash({"b": 2, "a": 1})
     frame = pd.DataFrame({"n": [1, 2]})
     assert files.content_hash(frame) == files.content_hash(frame.set_axis([5, 9]))
+
+
+def test_a_spreadsheet_runs_no_text_of_a_csv_and_medlib_reads_it_as_it_was(tmp_path):
+    texts = ["=1+1", "@cmd", "-x", "+x", "'=a", "''@", "\tq", "-1.5", "+.3 [a]", "'q", "plain", ""]
+    frame = pd.DataFrame({"sample_id": texts, "label": pd.Categorical(["=z"] * 12), "n": range(12)})
+    files.save_csv(tmp_path / "t.csv", frame)
+    written = pd.read_csv(tmp_path / "t.csv", dtype=str, keep_default_na=False)
+    first = written["sample_id"].str[:1]
+    assert first.tolist() == ["'"] * 7 + ["-", "+", "'", "p", ""]
+    assert (written["label"] == "'=z").all()
+    for read in (manifest.read_rows, manifest.read_samples):
+        back = read(tmp_path / "t.csv")
+        assert back["sample_id"].tolist() == texts and set(back["label"]) == {"=z"}
+    files.save_csv(tmp_path / "none.csv", frame[:0])
+    assert (tmp_path / "none.csv").read_text() == "sample_id,label,n\n"
+
+
+def test_contents_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
+    done, sync, rename = [], os.fsync, os.replace
+
+    def named(handle):
+        done.append(os.readlink(f"/proc/self/fd/{handle}").removeprefix(str(tmp_path)))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", named)
+    monkeypatch.setattr(os, "replace", lambda a, b: done.append("renamed") or rename(a, b))
+    files.save_text(tmp_path / "a.txt", "a")
+    assert done[0].endswith("/a.txt") and done[1:] == ["renamed", ""]
+    done.clear()
+    with files.replacing(tmp_path / "folder") as new:
+        new.mkdir()
+        (new / "b").write_text("b")
+    assert [name.rpartition("/")[2] for name in done] == ["b", "folder", "renamed", ""]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "\x00"])
+def test_a_json_file_that_cannot_be_read_is_named_and_counts_as_missing(tmp_path, content):
+    (tmp_path / "r.json").write_text(content)
+    with pytest.raises(ValueError, match="r.json is empty or damaged .*: remove it, and run again"):
+        files.read_json(tmp_path / "r.json")
+    with pytest.warns(UserWarning, match="r.json .* counts as missing"):
+        assert files.read_record(tmp_path / "r.json") == {}
+    assert files.read_record(tmp_path / "none.json") == {}

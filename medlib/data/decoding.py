@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from shutil import copyfileobj
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
     Decoded = Image.Image | torch.Tensor
 
+# What a file's content may be, whatever its name is. Others could start a program: EPS Ghostscript.
+Image.init()  # Pillow knows some of these only after this call
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
+MAX_RATIO = 200  # of an unpacked array to its packed size: images do not come near it
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _UNPACKING = Lock()  # threads that decode ask for the same .npz array at the same time
 
@@ -50,7 +54,7 @@ def decode(path: Path | str, content: bytes | None = None) -> Image.Image:
 def _opened(path: Path | str, content: bytes | None) -> Image.Image:
     """An image file of which the header has been read and checked, but no pixel yet."""
     try:
-        image = Image.open(path if content is None else io.BytesIO(content))
+        image = Image.open(path if content is None else io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ValueError("its content is no image in a format that can be read") from error
     if image.width * image.height > Image.MAX_IMAGE_PIXELS:
@@ -149,8 +153,19 @@ def torch_in_one_thread(paths: Iterable[str]) -> Iterator[None]:
 
 @lru_cache(maxsize=3)  # train, val, test
 def _npz_array(file: str, name: str, mtime_ns: int) -> np.ndarray:
-    """An array of an .npz, unpacked onto the disk and mapped: pathmnist at 224 px has 16 GB."""
-    with zipfile.ZipFile(file).open(f"{name}.npy") as packed, tempfile.NamedTemporaryFile() as raw:
-        copyfileobj(packed, raw, 1 << 20)
+    """An array of an .npz, unpacked onto the disk and mapped: pathmnist at 224 px has 16 GB.
+
+    Raises ValueError, before it is unpacked, for one that is a decompression bomb or too large.
+    """
+    with zipfile.ZipFile(file) as archive, tempfile.NamedTemporaryFile() as raw:
+        told = archive.getinfo(f"{name}.npy")
+        size, free = told.file_size, shutil.disk_usage(Path(raw.name).parent).free
+        if size > MAX_RATIO * max(told.compress_size, 2**16):
+            raise ValueError(f"{name} would unpack to {size:,} bytes: it is a decompression bomb")
+        if size > free:
+            where = f"{tempfile.gettempdir()} has {free:,} (name another folder in TMPDIR)"
+            raise ValueError(f"{name} would unpack to {size:,} bytes, and {where}")
+        with archive.open(told) as packed:
+            shutil.copyfileobj(packed, raw, 1 << 20)
         raw.flush()
         return np.load(raw.name, mmap_mode="r")  # stays readable after the name is gone

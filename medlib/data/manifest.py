@@ -23,7 +23,7 @@ from medlib.core import splits
 from medlib.core.splits import SPLITS
 from medlib.data.cards import Card, text
 from medlib.errors import ManifestError, listed
-from medlib.files import file_sha256, save_csv, save_text
+from medlib.files import file_sha256, plain_text, save_csv, save_text
 
 REQUIRED = ("sample_id", "patient_id", "path", "label")
 BESIDE = ("mask", "reference")  # columns that name further files of a sample
@@ -49,7 +49,7 @@ def read(path: Path | str, card: Card, data: Path | str | None = None) -> pd.Dat
 def read_rows(path: Path | str) -> pd.DataFrame:
     """A manifest's rows as they stand, not validated."""
     # Everything is text: an id of "007" must not become 7, nor a label of "NA" missing.
-    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False).map(plain_text)
     for column in fold_columns(rows):
         if rows[column].str.fullmatch(r"\d+").all():
             rows[column] = rows[column].astype(int)
@@ -402,4 +402,5 @@ def patients_by_side(rows: pd.DataFrame, parts: list[splits.Rotation]) -> pd.Dat
 def read_samples(path: Path | str) -> pd.DataFrame:
     """A table of samples: ids and labels stay text, so that "007" and "NA" are what they say."""
     texts = dict.fromkeys(("sample_id", "patient_id", "label", "y_true"), str)
-    return pd.read_csv(path, dtype=texts, keep_default_na=False)
+    samples = pd.read_csv(path, dtype=texts, keep_default_na=False)
+    return samples.assign(**{n: samples[n].map(plain_text) for n in texts if n in samples})

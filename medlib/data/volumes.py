@@ -19,7 +19,7 @@ from PIL import Image
 
 from medlib.data.cards import Volumes
 
-MAX_VOXELS = 2**30  # 4 GiB as float32; a header of 352 bytes may claim anything
+MAX_VOXELS = 2**28  # 1 GiB as float32; a header of 352 bytes may claim anything
 Contents = Mapping[Path, bytes]  # of files that were read already
 IN_CARD = "under `volumes` in the card"
 

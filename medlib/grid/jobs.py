@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -142,11 +143,18 @@ def _keep(
 
 
 def take(file: IO, how: int = fcntl.LOCK_EX) -> bool:
-    """Try to lock an open file; False if another process holds the lock."""
+    """Try to lock an open file; False if another process holds the lock.
+
+    Raises OSError, with the way out, on a file system that has no locks.
+    """
     try:
         fcntl.flock(file, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        way_out = "Put the clone, with results/, on a file system that has locks"
+        said = f"{file.name} cannot be locked ({error.strerror}). {way_out}"
+        raise OSError(f"{said}; of NFS, mount it without nolock.") from error
     return True
 
 
@@ -164,17 +172,35 @@ def claim_gpu() -> object | None:
     devices = visible_gpus()
     if not devices:
         return None
-    folder = Path(tempfile.gettempdir()) / f"medlib-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = _private_folder()
     while True:
         # Every device gets one job before any gets two.
         for slot, device in itertools.product(range(jobs_per_gpu()), devices):
-            file = open(folder / f"gpu-{device}-{slot}", "w")  # noqa: SIM115
+            path, mode = folder / f"gpu-{device}-{slot}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+            file = os.fdopen(os.open(path, mode, 0o600), "w")
             if take(file):
                 os.environ["CUDA_VISIBLE_DEVICES"] = device
                 return file
             file.close()
         time.sleep(1)
+
+
+def _private_folder() -> Path:
+    """The folder of this user's claims, in which nobody else can write.
+
+    Raises ExecutionError if somebody else has made it.
+    """
+    given = Path(os.environ.get("XDG_RUNTIME_DIR") or "none")
+    if given.is_absolute() and given.is_dir() and given.stat().st_uid == os.getuid():
+        folder = given / "medlib"
+    else:
+        folder = Path(tempfile.gettempdir()) / f"medlib-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        way_out = "Remove it, or name a folder of your own in XDG_RUNTIME_DIR"
+        raise ExecutionError(f"{folder} is not a folder that only you can write to. {way_out}.")
+    return folder
 
 
 def visible_gpus() -> list[str]:

@@ -318,6 +318,9 @@ def main() -> int:
     except (StudyError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
+    except OSError as error:  # such as results that cannot be written to
+        print(error, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:  # while no job ran
         print("Stopped. The same command continues.", file=sys.stderr)
         return 130

@@ -224,9 +224,15 @@ def _text(cell: object) -> str:
 
 
 def _markdown(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str) -> str:
+    df = df.map(_pipe).rename(columns=_pipe)
     texts = df.where(~best, "**" + df + "**")
     table = texts.to_markdown(index=False, disable_numparse=True)
     return "\n\n".join(part for part in (caption, table, note) if part) + "\n"
+
+
+def _pipe(text: str) -> str:
+    """A cell of a Markdown table: a line without bars, and no HTML."""
+    return " ".join(text.replace("|", r"\|").replace("<", "&lt;").split("\n"))
 
 
 def html(
@@ -283,6 +289,9 @@ def _latex_part(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str, l
     return text
 
 
+TEX = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+
+
 def _tex(sentence: str) -> str:
     """Escape a caption or note: Styler escapes cells and headings, but not these."""
-    return re.sub(r"([&%$#_{}])", r"\\\1", sentence)
+    return re.sub(r"[&%$#_{}\\^~]", lambda sign: TEX.get(sign[0], rf"\{sign[0]}"), sentence)

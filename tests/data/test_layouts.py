@@ -1,11 +1,14 @@
 """Layouts: folders as they are distributed become rows; what gives none has a name and a reason."""
 
+import os
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from medlib.data import cards, manifest, phantoms
-from medlib.data.layouts import reader
+from medlib.data.layouts import base, generic, reader
 from medlib.errors import ManifestError
 
 
@@ -1372,3 +1375,38 @@ def test_real_gliomas_of_grade_4_are_so_by_the_grading_of_2021_only(real_data):
     assert new["label"].value_counts().to_dict() == {"grade_2": 38, "grade_3": 37, "grade_4": 19}
     assert set(new.index) < set(old.index)
     assert new["patient_id"].equals(old["patient_id"][new.index])
+
+
+# -------------------------------------------------------------------------------- hostile inputs
+
+
+def test_a_pattern_that_searches_for_ever_is_given_up(tmp_path):
+    touch(tmp_path / "set", "a/" + "x" * 40 + "!.png", "b/y.png")
+    begun = time.monotonic()
+    task = card("folder_per_class", "a b", layout_options={"patient": "(x|x|xx)+y"})
+    with pytest.raises(ManifestError, match="patient takes more than 1 s to search 'xxx.*a repeat"):
+        reader.read(task, tmp_path)
+    assert time.monotonic() - begun < 20
+
+
+def test_a_pipe_in_place_of_a_table_is_refused_and_not_waited_for(tmp_path):
+    (tmp_path / "set").mkdir()
+    os.mkfifo(tmp_path / "set" / "scans.csv")
+    with pytest.raises(ManifestError, match="is no file, but a pipe or a device"):
+        base.read_cells(tmp_path / "set" / "scans.csv")
+    task = card("table", "a b", layout_options={"table": "scans.csv"})
+    with pytest.raises(ManifestError, match="the table scans.csv is missing"):
+        reader.read(task, tmp_path)
+
+
+def test_a_pipe_in_place_of_an_image_is_a_problem_with_its_name(tmp_path):
+    touch(tmp_path / "set", "a/x.png", "b/y.png")
+    os.mkfifo(tmp_path / "set" / "a" / "pipe.png")
+    assert "is not in" in manifest.file_problem(tmp_path, "set/a/pipe.png")
+
+
+def test_medmnist_labels_beyond_reason_are_refused_by_their_header(tmp_path, monkeypatch):
+    write_npz(tmp_path / "set" / "breastmnist.npz")
+    monkeypatch.setattr(generic, "MAX_LABELS", 2)
+    with pytest.raises(ManifestError, match=r"its labels have the shape \(3, 1\)"):
+        reader.read(mnist(), tmp_path)

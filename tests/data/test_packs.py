@@ -4,6 +4,7 @@ import io
 import itertools
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -226,6 +227,37 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path, side):
     bomb(tmp_path / "x.png", side, side)
     with pytest.raises((ValueError, Image.DecompressionBombError), match="bomb"):
         decoding.decode(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg"])
+def test_what_would_start_a_program_is_no_image_whatever_its_name(tmp_path, monkeypatch, name):
+    eps = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / name).write_text(eps)
+    with Image.open(tmp_path / name) as image:  # Pillow itself would take it
+        assert image.format == "EPS"
+    started = []
+    monkeypatch.setattr(subprocess, "check_call", lambda *a, **k: started.append(a))
+    with pytest.raises(ValueError, match="no image in a format that can be read"):
+        decoding.decode(tmp_path / name)
+    assert not started
+
+
+def test_an_array_that_unpacks_to_far_more_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "x.npz", train_images=np.zeros((2000, 224, 224), np.uint8))
+    assert (tmp_path / "x.npz").stat().st_size < 2**17
+    monkeypatch.setattr(shutil, "copyfileobj", lambda *a: pytest.fail("it was unpacked"))
+    with pytest.raises(ValueError, match="unpack to 100,352,128 bytes: it is a decompression bomb"):
+        decoding.decode(f"{tmp_path}/x.npz#train/0")
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, 8, 8), dtype=np.uint8)
+    np.savez_compressed(tmp_path / "y.npz", train_images=images)
+    none = shutil._ntuple_diskusage(9, 9, 0)
+    with monkeypatch.context() as full, pytest.raises(ValueError, match=r"has 0 .*TMPDIR\)"):
+        full.setattr(shutil, "disk_usage", lambda folder: none)
+        decoding.decode(f"{tmp_path}/y.npz#train/0")
+    monkeypatch.undo()
+    found = np.asarray(decoding.decode(f"{tmp_path}/y.npz#train/2"))
+    assert (found == images[2][..., None]).all()
 
 
 def test_a_file_that_is_no_image_is_told_as_such(tmp_path):

@@ -1,11 +1,13 @@
 """medlib.grid.notebooks refuses what papermill lets pass, and says what to do instead."""
 
+import errno
 import fcntl
 import json
 import os
 import select
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -19,6 +21,7 @@ from medlib.grid.jobs import (
     ExecutionError,
     claim_gpu,
     failed,
+    take,
     visible_gpus,
 )
 
@@ -248,7 +251,7 @@ time.sleep(60)
 )
 def test_a_gpu_is_one_jobs_alone_until_it_ends_unless_told_to_share(tmp_path, share, first):
     devices = {"CUDA_VISIBLE_DEVICES": "3, GPU-7", JOBS_PER_GPU: str(share)}
-    environment = os.environ | devices | {"TMPDIR": str(tmp_path)}
+    environment = os.environ | devices | {"TMPDIR": str(tmp_path), "XDG_RUNTIME_DIR": ""}
     jobs = []
 
     def begin():
@@ -266,6 +269,44 @@ def test_a_gpu_is_one_jobs_alone_until_it_ends_unless_told_to_share(tmp_path, sh
         for job in jobs:
             job.kill()
             job.wait()
+
+
+@pytest.mark.parametrize("taken", ["open", "link", "file"])
+def test_claims_are_made_in_a_private_folder_only(tmp_path, monkeypatch, taken):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder, victim = tmp_path / f"medlib-{os.getuid()}", tmp_path / "victim"
+    victim.mkdir(mode=0o700)
+    if taken == "open":
+        folder.mkdir()
+        folder.chmod(0o777)
+    else:
+        folder.symlink_to(victim) if taken == "link" else folder.write_text("")
+    with pytest.raises(ExecutionError if taken != "file" else OSError):
+        claim_gpu()
+    assert list(victim.iterdir()) == []
+    (tmp_path / "run").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    claim_gpu().close()
+    place = tmp_path / "run" / "medlib" / "gpu-3-0"
+    assert place.is_file() and place.stat().st_mode & 0o777 == 0o600
+    place.unlink()
+    (victim / "f").write_text("kept")
+    place.symlink_to(victim / "f")
+    with pytest.raises(OSError):
+        claim_gpu()
+    assert (victim / "f").read_text() == "kept"
+
+
+def test_a_file_system_without_locks_is_told_with_the_way_out(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    wanted = pytest.raises(OSError, match="cannot be locked .*nolock")
+    with open(tmp_path / "lock", "w") as file, wanted:
+        take(file)
 
 
 def test_a_machine_without_a_gpu_claims_none(monkeypatch):

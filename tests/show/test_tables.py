@@ -327,3 +327,18 @@ def test_tables_compile_with_a_plain_article_class(tmp_path, engine):
     assert (tmp_path / "all.pdf").stat().st_size > 10_000
     boxes = re.findall(r"Overfull .hbox \((\d+)", done.stdout)
     assert not [points for points in boxes if float(points) > 60], boxes
+
+
+def test_captions_and_cells_are_escaped_in_every_format(tmp_path):
+    sly = r"\input{/etc/passwd} ^ ~ a|b <img src=x onerror=alert(1)> & 5 %"
+    frame = pd.DataFrame({"task": [sly], "a|b": ["=1+1"]})
+    csv, md, tex, html = tables.save_table(frame, tmp_path / "t", caption=sly, note=sly)
+    tex = tex.read_text()
+    assert r"\input" not in tex and tex.count(r"\textbackslash") == 3
+    assert tex.count("textasciicircum") == 3 and tex.count("textasciitilde") == 3
+    (row,) = [
+        line for line in md.read_text().splitlines() if line.startswith("| ") and "input" in line
+    ]
+    assert row.count("|") - row.count(r"\|") == 3 and "<img" not in row
+    assert "<img" not in html.read_text()
+    assert pd.read_csv(csv).loc[0, "a|b"] == "'=1+1"

@@ -1,17 +1,20 @@
 """Layouts of any data set: a folder per class, a table, MedMNIST."""
 
-import re
 import zipfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import regex  # as re, with a limit of time
 
 from medlib.core.splits import SPLITS
 from medlib.data.cards import Card
 from medlib.data.layouts import base
 from medlib.data.layouts.mri import modalities
 from medlib.errors import ManifestError, unknown
+
+MAX_LABELS = 10**7  # of a set of MedMNIST: its header may claim anything
+PATIENCE = 1  # seconds for one name: a pattern may search for ever
 
 
 def folder_per_class(
@@ -23,8 +26,8 @@ def folder_per_class(
     patient; without, one file is one patient. ``classes`` maps names of folders to classes.
     """
     try:
-        pattern = re.compile(patient or ".*")
-    except re.error as error:
+        pattern = regex.compile(patient or ".*")
+    except regex.error as error:
         raise ManifestError(f"layout_options: patient is no regular expression: {error}") from error
     named = base.classes_of(card, "classes", None) | base.classes_of(card, "classes", classes)
     paths = base.files(folder, base.VOLUMES if card.volumes else base.IMAGES)
@@ -38,7 +41,7 @@ def folder_per_class(
     for path in paths:
         shown, depth = "/".join(parts[path]), 1 if splits else 0
         split, (*within, _) = splits.get(parts[path][0], ""), parts[path][depth:]
-        at, match = "/".join(parts[path][: depth + 1]), pattern.search(path.name)
+        at, match = "/".join(parts[path][: depth + 1]), _search(pattern, path.name)
         whose = match and match[min(pattern.groups, 1)]
         if not within or (splits and not split):
             yield base.Problem(shown, "it lies in no folder of a class")
@@ -53,6 +56,15 @@ def folder_per_class(
             sample = base.stem(shown.replace("/", "-"))
             whose = whose if patient else sample
             yield base.row(sample, path, named[within[0]], patient_id=whose, split=split)
+
+
+def _search(pattern: regex.Pattern, name: str) -> regex.Match | None:
+    try:
+        return pattern.search(name, timeout=PATIENCE)
+    except TimeoutError as error:
+        slow = f"patient takes more than {PATIENCE} s to search {name!r}"
+        way_out = "write it without a repeat within a repeat, such as (a+)+"
+        raise ManifestError(f"layout_options: {slow}: {way_out}.") from error
 
 
 def own_table(
@@ -118,6 +130,11 @@ def medmnist(folder: Path, card: Card, *, flag: str, size: int = 28) -> base.Ite
     for split in SPLITS:
         try:
             with zipfile.ZipFile(path) as archive:
+                with archive.open(f"{split}_labels.npy") as file:
+                    version, _ = np.lib.format.read_magic(file)
+                    shape, *_ = getattr(np.lib.format, f"read_array_header_{version}_0")(file)
+                    if len(shape) != 2 or shape[0] > MAX_LABELS:
+                        raise ValueError(f"its labels have the shape {shape}")
                 with archive.open(f"{split}_labels.npy") as file:
                     labels = np.lib.format.read_array(file)
                 with archive.open(f"{split}_images.npy") as file:
