@@ -26,6 +26,9 @@ ifneq ($(WEIGHTS),)
 export MEDLIB_WEIGHTS := $(abspath $(WEIGHTS))
 endif
 export MEDLIB_JOBS_PER_GPU := $(JOBS_PER_GPU)
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+LICENCES = .venv/tools/bin/pip-licenses --python=$(BIN)/python --from=mixed --with-system --ignore-packages medlib \
+	--format=markdown --order=name
 # Git keeps no output of a notebook: see .gitattributes.
 FILTER = git config filter.nbstripout
 # What runs alone uses all cores, unless you have set OMP_NUM_THREADS.
@@ -44,18 +47,19 @@ WHERE = $(if $(PROFILE),--profile profiles/$(PROFILE),--cores $(CORES))
 RUN = $(STUDY) run "$$GRID" $(WHERE) $(if $(filter failed,$(ONLY)),--only-failed)
 SINCE = $$(( ($$(date +%s) - start) / 60 )) min $$(( ($$(date +%s) - start) % 60 )) s
 
-.PHONY: study plan status report figures lab test test-slurm test-attack bench
+.PHONY: study plan status report figures lab test test-slurm test-attack bench lock
 .DEFAULT_GOAL := help
 .SILENT:
 
 help:
 	sed -n 's/^# \{0,1\}//p' Makefile | head -7
 
-$(READY): requirements.txt pyproject.toml
+$(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make … PYTHON=python3.12")'
 	echo "Installing into .venv, once: 2 to 5 minutes, 5 GB …"
 	start=$$(date +%s); $(PYTHON) -m venv .venv \
-		&& $(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt \
+		&& $(PIP) --require-hashes -r requirements.lock \
+		&& $(PIP) --no-deps --no-build-isolation -e . \
 		&& if git rev-parse --git-dir >/dev/null 2>&1; then \
 			$(FILTER).clean "'$(CURDIR)/$(BIN)/nbstripout' --keep-id" \
 			&& $(FILTER).smudge cat && $(FILTER).required true; fi \
@@ -85,6 +89,18 @@ test-slurm: $(READY)
 
 lab: $(READY)
 	$(ALL_CORES) python -m medlib.grid.lab $(if $(filter file,$(origin GRID)),,"$$GRID") $(ARGS)
+
+# After a change of requirements.txt: every package that it brings, with hashes, and their licences.
+lock: $(READY)
+	$(PYTHON) -m venv .venv/tools && .venv/tools/bin/pip install --quiet uv==0.13.9 pip-licenses==5.5.5
+	grep -v '^-e' requirements.txt | .venv/tools/bin/uv pip compile - --quiet --universal \
+		--python-version 3.11 --generate-hashes --no-header --output-file requirements.lock
+	touch $(READY) && $(PIP) --require-hashes -r requirements.lock
+	printf '# Licences of all installed packages, as they state them\n\n' > licences.md
+	printf 'Made by pip-licenses (make lock).\n\n## Not permissive, or not stated\n\n' >> licences.md
+	$(LICENCES) | sed -n '1,2p; /GPL\|MPL\|Mozilla\|NVIDIA\|UNKNOWN/p' >> licences.md
+	printf '\n## All\n\n' >> licences.md
+	$(LICENCES) >> licences.md
 
 bench: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt

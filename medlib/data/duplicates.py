@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
 from scipy.sparse import coo_array
-from scipy.sparse.csgraph import minimum_spanning_tree
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
 THUMBNAIL = 96  # pixels a side
 # Least correlations of two copies. On 16,655 fundus, chest and skin images: where different
@@ -28,6 +28,7 @@ TINY = 40  # pixels; of a picture with a shorter side only an equal one is known
 FLAT = 2.0  # grey levels of standard deviation; what varies less is blank, and like nothing
 
 _WAVES = 8  # cosine frequencies a side that are compared first
+_CROWD = 100  # images of a group: within a larger one, pairs are not compared any further
 _BLOCK = 256  # images that are compared with as many others at a time
 
 
@@ -51,7 +52,9 @@ def find(
     are never near, those of ``tiny`` images (N bools) only if they are equal: at 28 pixels a side,
     fundus photographs of different eyes correlate as copies do. A group of k images has k-1 near
     pairs, those of its maximum spanning tree: every image with its best match, and always a pair
-    that crosses a split if the group does. Raises ValueError for arrays that do not fit.
+    that crosses a split if the group does. In a group of more than a hundred, such as the frames of
+    a film, they are a spanning tree, but not the maximum one: the time does not grow with the
+    square of its size. Raises ValueError for arrays that do not fit.
     """
     thumbnails = np.asarray(thumbnails)
     if len(thumbnails) and (thumbnails.ndim != 3 or thumbnails.dtype != np.uint8):
@@ -90,7 +93,12 @@ def _near(thumbnails: np.ndarray, files: np.ndarray) -> tuple[np.ndarray, ...]:
     """Near pairs i < j among some positions and their details' correlations: a spanning forest."""
     n = len(thumbnails)
     i, j, correlation = np.empty(0, int), np.empty(0, int), np.empty(0)
+    group, crowded = np.arange(n), np.zeros(n, bool)
     for one, other in _candidates(thumbnails, files):
+        new = (group[one] != group[other]) | ~crowded[one]
+        if not new.any():
+            continue
+        one, other = one[new], other[new]
         for form, least in ((_unit, SAME_PICTURE), (_detail, SAME_DETAIL)):
             (of_one, a), (of_other, b) = (np.unique(k, return_inverse=True) for k in (one, other))
             alike = (form(thumbnails[of_one]) @ form(thumbnails[of_other]).T)[a, b]
@@ -102,6 +110,8 @@ def _near(thumbnails: np.ndarray, files: np.ndarray) -> tuple[np.ndarray, ...]:
             pairs = coo_array((distance, (i, j)), shape=(n, n)).tocsr()
             tree = minimum_spanning_tree(pairs).tocoo()
             i, j, correlation = tree.row, tree.col, 2 - tree.data
+            group = connected_components(tree, directed=False)[1]
+            crowded = (np.bincount(group) > _CROWD)[group]
     return i, j, correlation
 
 

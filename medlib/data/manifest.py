@@ -117,41 +117,46 @@ def validate(
 
 def _row_problems(rows: pd.DataFrame, card: Card, data: Path | str | None) -> Iterator[str]:
     """What is wrong with each row by itself, and with its files."""
-    rows = rows.fillna("")
-    again = rows["sample_id"].duplicated(keep=False)
+    rows = rows.fillna("").reset_index(drop=True)
     known = ", ".join(card.all_classes)
-    for number, (row, twice) in enumerate(zip(rows.to_dict("records"), again, strict=True)):
+    again = rows["sample_id"].duplicated(keep=False)
+    strange = ~rows["label"].isin(["", *card.all_classes])
+    wrong = again | strange | (rows[list(REQUIRED)] == "").any(axis=1)
+    for number, row in zip(rows.index[wrong], rows[wrong].to_dict("records"), strict=True):
         sample, label = row["sample_id"], row["label"]
         where = f"row {number + 2}"  # as a spreadsheet counts
         yield from (f"{name} is empty in {where}" for name in REQUIRED if row[name] == "")
-        if label not in ("", *card.all_classes):
+        if strange[number]:
             yield f"label {label!r} of {sample} is not a class of the card ({known})"
-        if twice:
+        if again[number]:
             yield f"sample_id {sample!r} stands in several rows"
-        if data and (problem := read_files(row, data)[-1]):
+    for row in rows.to_dict("records") if data else ():
+        if problem := read_files(row, data)[-1]:
             yield problem
 
 
 def _stands_problems(rows: pd.DataFrame, side: str) -> Iterator[str]:
     """What is wrong with where the rows stand in a column: split, fold, or further folds."""
     rows = rows.fillna("").reset_index(drop=True)
-    hashes = rows["sha256"] if "sha256" in rows else pd.Series("", rows.index)
-    image = hashes.where(hashes != "", rows.index.astype(str))  # no hash: an image of its own
-    rows = rows.assign(
-        patient_sides=sides(rows[side], rows["patient_id"]),
-        image_sides=sides(rows[side], image),
-        samples=sides(rows["sample_id"], image),
-    )
-    for row in rows.to_dict("records"):
-        sample, stands = row["sample_id"], row[side]
-        if side == "split" and stands not in SPLITS:
-            yield f"split {stands!r} of {sample} is not one of {SPLITS}"
-        if side != "split" and not str(stands).isdecimal():
-            yield f"{side} {stands!r} of {sample} is not a whole number from 0 on"
-        if ", " in (several := row["patient_sides"]):
-            yield f"patient {row['patient_id']!r} stands in several {side}s: {several}"
-        if ", " in (several := row["image_sides"]):
-            yield f"{row['samples']} are one image but stand in several {side}s: {several}"
+    stands = rows[side].astype(str)
+    allowed = stands.isin(SPLITS) if side == "split" else stands.str.fullmatch(r"\d+")
+    must = f"one of {SPLITS}" if side == "split" else "a whole number from 0 on"
+    for sample, value in zip(rows["sample_id"][~allowed], rows[side][~allowed], strict=True):
+        yield f"{side} {value!r} of {sample} is not {must}"
+    for patient, several in _on_several(stands, rows["patient_id"]).items():
+        yield f"patient {patient!r} stands in several {side}s: {several}"
+    if "sha256" in rows:
+        hashed = rows[rows["sha256"] != ""]
+        for image, several in _on_several(stands[hashed.index], hashed["sha256"]).items():
+            samples = ", ".join(sorted(set(hashed["sample_id"][hashed["sha256"] == image])))
+            yield f"{samples} are one image but stand in several {side}s: {several}"
+
+
+def _on_several(stands: pd.Series, key: pd.Series) -> dict[str, str]:
+    """The keys whose rows stand on several sides, and these sides in words."""
+    pairs = pd.DataFrame({"key": key, "side": stands}).drop_duplicates()
+    pairs = pairs[pairs["key"].duplicated(keep=False)]
+    return {name: ", ".join(sorted(of)) for name, of in pairs.groupby("key")["side"]}
 
 
 def _side_problems(rows: pd.DataFrame, side: str, present: list[str]) -> list[str]:
@@ -325,15 +330,32 @@ def _folds(rows: pd.DataFrame, n_folds: int, seed: int, task: str, pairs: Pairs)
     if few:
         need = f"{n_folds} folds need at least {n_folds} patients of each class"
         raise ManifestError(f"{task}: {need}; too few: {few}")
+    groups = _groups(rows, pairs)
+    if groups.max() >= LARGE:
+        return _dealt(rows, groups, n_folds, seed)
     # Imported here: it takes a second or more, and only notebook 01 splits patients.
     from sklearn.model_selection import StratifiedGroupKFold
 
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     folds = pd.Series(-1, index=rows.index)
-    parts = splitter.split(rows["sample_id"], rows["label"], _groups(rows, pairs))
+    parts = splitter.split(rows["sample_id"], rows["label"], groups)
     for fold, (_, inside) in enumerate(parts):
         folds.iloc[inside] = fold
     return folds
+
+
+LARGE = 50_000  # groups: scikit-learn places them one by one, a million in some minutes
+
+
+def _dealt(rows: pd.DataFrame, groups: np.ndarray, n_folds: int, seed: int) -> pd.Series:
+    """Folds of very many groups: shuffled, then dealt in turn among those of the same labels."""
+    counts = pd.crosstab(groups, rows["label"])  # a row a group, in the order of their numbers
+    kinds = counts.groupby(list(counts.columns)).ngroup().to_numpy()
+    order = np.random.default_rng(seed).permutation(len(counts))
+    order = order[np.argsort(kinds[order], kind="stable")]
+    fold = np.empty(len(counts), int)
+    fold[order] = np.arange(len(counts)) % n_folds
+    return pd.Series(fold[groups], rows.index)
 
 
 def _groups(rows: pd.DataFrame, pairs: Pairs) -> np.ndarray:
@@ -343,7 +365,8 @@ def _groups(rows: pd.DataFrame, pairs: Pairs) -> np.ndarray:
     if "sha256" in rows:
         hashed = rows[rows["sha256"].fillna("") != ""]
         first = hashed.groupby("sha256")["patient_id"].transform("first")
-        same += list(zip(first, hashed["patient_id"], strict=True))
+        other = first != hashed["patient_id"]
+        same += list(zip(first[other], hashed["patient_id"][other], strict=True))
     leader = {member: group[0] for group in linked(same) for member in group}
     return pd.factorize(rows["patient_id"].map(lambda one: leader.get(one, one)))[0]
 
@@ -378,12 +401,6 @@ def repetition(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     if len(columns) < 2:
         return rows
     return rows.drop(columns=columns).assign(fold=rows[columns[seed % len(columns)]])
-
-
-def sides(side: pd.Series, key: pd.Series) -> pd.Series:
-    """For each row, in words, all sides of the split on which its key stands."""
-    by_key = {k: ", ".join(sorted(map(str, v))) for k, v in side.groupby(key).unique().items()}
-    return key.map(by_key)
 
 
 def rotations(rows: pd.DataFrame, label_fraction: float = 1.0, seed: int = 0) -> list:

@@ -11,6 +11,8 @@ from medlib.data.passport import ALL, REST, UNKNOWN
 from medlib.show.names import spoken
 from medlib.show.style import COLOURS, PAGE, styled, text_width, title_above, wrapped
 
+MOST = 40  # classes: a figure of thousands of rows takes minutes, and nobody looks at it
+
 
 @styled
 def draw(numbers: pd.DataFrame, title: str = "") -> plt.Figure:
@@ -19,8 +21,10 @@ def draw(numbers: pd.DataFrame, title: str = "") -> plt.Figure:
     `numbers` is what `data.passport.table` returns. There is a row for each class and one for all;
     a panel each for patients and images by side, images per patient, and the patients' age, sex
     and site where the manifest knows them. Below are the duplicates that were found, and what was
-    left out and why. Bars show shares, so that classes of different size can be compared.
+    left out and why. Bars show shares, so that classes of different size can be compared. Of more
+    than :data:`MOST` classes those with the most patients are drawn, and a note says so.
     """
+    numbers, left_out = _largest(numbers)
     names = _class_labels(numbers)
     room = PAGE - max(map(text_width, names)) - 0.2  # inches beside the names
     bands = _in_bands(_panels_of_passport(numbers, room), room)
@@ -49,11 +53,23 @@ def draw(numbers: pd.DataFrame, title: str = "") -> plt.Figure:
     note = (
         "Beside a class: its patients, and their share of all. Numbers: patients, or what the "
         "panel names.\nBars: their share of the class, among known values; one scale per panel."
+        + left_out
     )
     fig.supxlabel(note, x=0.01, ha="left", fontsize=6.5, color="0.25")
     fig.draw_without_rendering()
     fig.set_layout_engine("none")  # each save would lay it out anew, with other last digits
     return fig
+
+
+def _largest(numbers: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The numbers without the classes that are not drawn, and the words that say so."""
+    patients = numbers[(numbers["part"] == "classes") & (numbers["unit"] == "patients")]
+    patients = patients[patients["class"] != ALL].set_index("class")["count"]
+    if len(patients) <= MOST:
+        return numbers, ""
+    drawn = {"", ALL, *patients.sort_values(ascending=False, kind="stable").index[:MOST]}
+    words = f"\nDrawn are the {MOST} classes with the most patients, of {len(patients):,}."
+    return numbers[numbers["class"].isin(drawn)], words
 
 
 class _Panel(NamedTuple):

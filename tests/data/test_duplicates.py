@@ -332,3 +332,25 @@ def test_one_photograph_stands_for_two_lesions_in_ham10000(real_data):
     found = named_pairs([*paths, *others])
     assert found.pop(("ISIC_0025226", "ISIC_0030074")) == "near"
     assert found == {}
+
+
+def test_a_film_is_one_group_and_not_every_frame_is_compared_with_every_other(monkeypatch):
+    rng = np.random.default_rng(0)
+    still = np.kron(rng.integers(0, 256, (12, 12)), np.ones((8, 8)))
+    frames = np.clip(still + rng.normal(0, 2, (40, 96, 96)), 0, 255).astype(np.uint8)
+    hashes = [str(number) for number in range(40)]
+    monkeypatch.setattr(duplicates, "_BLOCK", 4)
+    whole = duplicates.find(frames, hashes)
+    compared, detail = [], duplicates._detail
+    monkeypatch.setattr(duplicates, "_detail", lambda t: compared.append(len(t)) or detail(t))
+    monkeypatch.setattr(duplicates, "_CROWD", 3)
+    film = duplicates.find(frames, hashes)
+    blocks = 40 // 4
+    assert len(film) == len(whole) == 39  # a tree: each frame once
+    assert len(compared) <= 2 * (blocks + 1)  # a block with the first one, and not with each other
+    seen = {0}
+    for _ in range(40):  # all are reached
+        for pair in film.itertuples():
+            if {pair.first, pair.second} & seen:
+                seen |= {pair.first, pair.second}
+    assert seen == set(range(40))

@@ -563,6 +563,22 @@ def test_folds_depend_on_the_seed_and_not_on_the_order_of_rows():
     assert (other != first).any()
 
 
+def test_very_many_patients_are_dealt_out_evenly_and_stay_whole(monkeypatch):
+    rows = samples({"a": 403, "b": 52}, lambda k: 1 + k % 3)
+    monkeypatch.setattr(manifest, "LARGE", 100)
+    made = manifest.assign_splits(rows, toy(), seed=1)
+    manifest.validate(made, toy())
+    patients = made.drop_duplicates("patient_id").assign(
+        images=made["patient_id"].map(made["patient_id"].value_counts())
+    )
+    counts = pd.crosstab([patients["label"], patients["images"]], patients["fold"])
+    assert counts.shape == (6, 5)  # of each kind of patient each fold has its share
+    assert (counts.max(axis=1) - counts.min(axis=1)).max() <= 1
+    same = manifest.assign_splits(rows, toy(), seed=1)
+    other = manifest.assign_splits(rows, toy(), seed=2)
+    assert (same["fold"] == made["fold"]).all() and (other["fold"] != made["fold"]).any()
+
+
 def test_repeated_cross_validation_draws_other_folds_for_each_seed():
     rows = manifest.assign_splits(samples({"a": 20, "b": 20}, lambda k: 1 + k % 2), toy(), seed=3)
     twice = manifest.repeat_folds(rows, toy(), repeats=3, seed=3)

@@ -325,3 +325,18 @@ def test_passport_saved_twice_gives_the_same_bytes(tmp_path):
         assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes(), path.name
     back = pd.read_csv(paths[-1], keep_default_na=False)
     assert list(back["count"]) == list(table["count"])  # whole numbers
+
+
+def test_of_thousands_of_classes_the_largest_are_drawn_and_a_note_says_so():
+    classes = [f"class {number:03d}" for number in range(200)]
+    labels = [name for number, name in enumerate(classes) for _ in range(3 + (number >= 150))]
+    ids = [f"s{number}" for number in range(len(labels))]
+    rows = pd.DataFrame({"sample_id": ids, "patient_id": ids, "path": "x.png", "label": labels})
+    rows["fold"] = np.arange(len(rows)) % 3
+    table = passport.table(rows, classes, NO_PAIRS, NONE_LEFT_OUT)
+    assert set(classes) < set(table["class"])  # the numbers are those of all
+    fig = passport_figure.draw(table)
+    ticks = [tick.get_text() for tick in fig.subfigs[0].axes[0].get_yticklabels()]
+    assert len(ticks) == passport_figure.MOST + 1 and "class" in ticks[0] and "150" in ticks[0]
+    words = " ".join(text.get_text() for text in fig.findobj(matplotlib.text.Text))
+    assert "Drawn are the 40 classes with the most patients, of 200." in words

@@ -12,7 +12,7 @@ import pytest
 from shown import TASKS, all_words, bars, legend_words, long_table
 
 from medlib.show import style
-from medlib.show.figures import comparison, costs, embeddings, predictions
+from medlib.show.figures import comparison, costs, embeddings, images, predictions
 from medlib.show.figures.differences import _cliques, critical_difference, forest, worth_showing
 
 BACKBONES = {
@@ -353,3 +353,11 @@ def test_without_anything_to_compare_a_figure_says_so():
     nothing = differences().iloc[:0]
     assert "no pair" in all_words(forest(nothing, TASKS))
     assert worth_showing(nothing).empty
+
+
+def test_of_thousands_of_classes_the_first_have_a_row_and_the_title_says_so():
+    classes = [f"class {number}" for number in range(60)]
+    pixels = np.zeros((60, 8, 8, 3), np.uint8)
+    fig = images.sample_grid(pixels, classes, classes, per_class=1, title="Many")
+    assert len(fig.axes) == images.MOST
+    assert "Many (the first 40 of 60 classes)" in fig.texts[0].get_text().replace("\n", " ")

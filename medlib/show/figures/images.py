@@ -10,6 +10,8 @@ from matplotlib.patheffects import withStroke
 
 from medlib.show import names, style
 
+MOST = 40  # rows of pictures: a figure of thousands takes minutes, and nobody looks at it
+
 
 @style.styled
 def sample_grid(
@@ -23,14 +25,15 @@ def sample_grid(
 
     `images` is uint8 of shape (N, H, W, 3), `labels` the N class names. The examples are spread
     evenly over the class's images in their order, so that neighbouring slices of one patient do
-    not fill the row. A class without images keeps its (empty) row.
+    not fill the row. A class without images keeps its (empty) row. Of more than :data:`MOST`
+    classes the first are shown, and the title says so.
     """
     rows = {}
-    for name in classes:
+    for name in classes[:MOST]:
         members = np.flatnonzero(np.asarray(labels) == name)
         words = f"{textwrap.fill(names.spoken(name), 18)}\n{len(members):,} images"
         rows[words] = members[_spread(len(members), per_class)]
-    return _picture_rows(images, rows, per_class, title)[0]
+    return _picture_rows(images, rows, per_class, title + _left_out(classes))[0]
 
 
 @style.styled
@@ -41,16 +44,19 @@ def slice_strip(
 
     `images` is uint8 of shape (N, H, W, 3); `index` has N rows in the same order, with sample_id,
     label and slice. A class (given, or all in order of appearance) is shown by its first sample:
-    eight of its slices, spread evenly, or all of fewer. Letters at the edges of the first picture
+    eight of its slices, spread evenly, or all of fewer. Of more than :data:`MOST` classes the first
+    are shown. Letters at the edges of the first picture
     say how it must lie: anterior above, the patient's right at the left.
     """
     rows = {}
-    for name in index["label"].unique() if classes is None else classes:
+    classes = list(index["label"].unique() if classes is None else classes)
+    for name in classes[:MOST]:
         sample = index["sample_id"][index["label"] == name].head(1)
         members = np.flatnonzero(index["sample_id"].isin(sample))
         members = members[np.argsort(index["slice"].iloc[members].astype(int), kind="stable")]
         words = [*textwrap.wrap(names.spoken(name), 18), *textwrap.wrap("".join(sample), 18)]
         rows["\n".join(words)] = members[_spread(len(members), 8)]
+    title += _left_out(classes)
     fig, axes = _picture_rows(images, rows, max(1, *map(len, rows.values())), title)
     for row, members in zip(axes, rows.values(), strict=True):
         for ax, number in zip(row, index["slice"].iloc[members], strict=False):
@@ -58,6 +64,10 @@ def slice_strip(
     for letter, place in {"A": (0.5, 0.98), "P": (0.5, 0.02), "R": (0, 0.5), "L": (1, 0.5)}.items():
         _on_picture(axes[0, 0], *place, letter, fontweight="bold")
     return fig
+
+
+def _left_out(classes: Sequence[str]) -> str:
+    return f" (the first {MOST} of {len(classes):,} classes)" if len(classes) > MOST else ""
 
 
 def _spread(n: int, most: int) -> np.ndarray:
