@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from medlib.data import cards
 from medlib.grid import notebooks
 from medlib.show import registry
 
@@ -38,7 +39,7 @@ def test_the_snakefile_has_these_rules_and_runs_these_notebooks(repository):
     text = (repository / "Snakefile").read_text("utf-8")
     for rule, notebook in registry.NOTEBOOKS.items():
         body = text.split(f"rule {rule}:")[1].split("\nrule ")[0]
-        assert f"notebooks/{notebook}.ipynb" in body
+        assert f'made_by("{notebook}")' in body
         assert f'shown("{rule}")' in body or f'reported("{rule}")' in body
 
 
@@ -60,8 +61,10 @@ def test_what_shows_patients_is_never_committed(repository):
 
 
 def test_a_passport_of_phantoms_says_so_in_its_title(repository):
-    text = (repository / "notebooks" / "01_prepare_data.ipynb").read_text("utf-8")
-    assert ": phantoms, not patients" in text  # a caption of the grid would prepare all data again
+    text = notebooks.code(repository / "notebooks" / "01_prepare_data.ipynb")
+    assert "phantoms=is_phantom" in text  # a caption of the grid would prepare all data again
+    card = cards.read("chest_xray")
+    assert card.with_settings(phantoms=True).title == f"{card.title} (phantoms)"
 
 
 def test_files_of_a_rule_are_those_of_its_entries():
