@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -108,6 +109,7 @@ def cell(results: Path | str, task: str, backbone: str) -> Path:
     return Path(results) / "runs" / task / backbone
 
 
+@functools.cache  # asked for by each of a grid's runs
 def probes(results: Path | str, task: str, backbone: str) -> Path:
     """The scores of all probes of a frozen backbone, written when the last of them is saved."""
     return cell(results, task, backbone) / "frozen.csv"

@@ -48,7 +48,8 @@ def lost(grid: dict, results: Path | str, digests: made.Digests) -> frozenset[st
             for name, digest in record.get("sha256", {}).items()
         )
     }
-    return frozenset(str(r.promised(results)) for r in gridfile.runs(grid) if r not in complete)
+    incomplete = (run for run in gridfile.runs(grid) if run not in complete)
+    return frozenset(map(str, {run.promised(results) for run in incomplete}))
 
 
 def done_folders(grid_file: Path | str, results: Path | str) -> list[Path]:
