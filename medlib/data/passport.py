@@ -178,4 +178,5 @@ def _excluded_rows(excluded: pd.DataFrame, ids: set[str]) -> pd.DataFrame:
     by_reason = _without_ids(excluded["reason"], ids).value_counts()
     by_reason = by_reason.rename_axis("name").reset_index(name="count")
     by_reason = by_reason.sort_values(["count", "name"], ascending=[False, True])
-    return pd.concat([total, _first(by_reason)]).assign(part="left out", unit="names")
+    by_reason = pd.concat([total, _first(by_reason)])
+    return by_reason.assign(part="left out", unit="names", detail="")

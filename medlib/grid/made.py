@@ -17,6 +17,7 @@ from pathlib import Path
 from medlib import files
 
 LAYOUT = {tokenize.COMMENT, tokenize.NL}
+KEPT = "MEDLIB_DIGESTS"  # a controller sets this to the file of digests that its jobs may use
 SETTLED = 2.0  # seconds after which another change of a file has another time stamp
 
 
@@ -80,7 +81,7 @@ class Digests:
     inode or one of its times is another. Its time of change, which no program can set, is one.
     """
 
-    def __init__(self, kept: Path | None = None):
+    def __init__(self, kept: Path | str | None = None):
         self.kept, self.known = kept, {}
         self.now: dict[str, str] = {}  # of the files that were asked for
         if kept:
@@ -123,7 +124,8 @@ def _contents(paths: Iterable, digests: Digests) -> dict[str, str]:
 
 def begun(inputs: Sequence, settings: Sequence[str]) -> dict:
     """What a job that begins now is made from: the digests of its inputs, and its settings."""
-    return {"inputs": _contents(inputs, Digests()), "settings": list(settings)}
+    digests = Digests(os.environ.get(KEPT))
+    return {"inputs": _contents(inputs, digests), "settings": list(settings)}
 
 
 def ended(output: Path | str, made_from: dict, outputs: Sequence) -> None:

@@ -136,6 +136,9 @@ def plan(
             run.add(number)
         elif above & (run | waiting):
             waiting.add(number)
+    for number in run:  # the jobs will ask for these: see made.begun
+        for path in jobs[number].inputs:
+            digests.of(path)
     digests.keep()
     n_waiting = sum(jobs[number].rule in LONG for number in waiting)
     return Plan([jobs[number] for number in sorted(run)], n_waiting)

@@ -82,12 +82,17 @@ def options(study: Study, *config: str) -> list[str]:
     return ["--config", f"grid={study.name}", *config, "--nolock", "--rerun-incomplete"]
 
 
+def kept_digests(study: Study) -> Path:
+    """The file that keeps digests, so that a file is read again only when it has changed."""
+    return study.results / "digests.json"
+
+
 def planned(study: Study, arguments: Sequence[str] = (), failed: Collection[str] = ()) -> Plan:
     """The jobs that would run now. Raises ValueError if their graph cannot be built.
 
     ``arguments`` are Snakemake's own; ``failed`` are the jobs that are left out.
     """
-    digests = made.Digests(study.results / "digests.json")
+    digests = made.Digests(kept_digests(study))
     # One job makes all probes of a backbone: its output may be there, but not all of its runs.
     lost = states.lost(study.grid, study.results, digests)
     return plan.plan(*plan.graph([*options(study), *arguments]), digests, lost, failed)
@@ -121,6 +126,7 @@ def run(study: Study, arguments: list, only_failed: bool = False, partial: bool 
             # On this machine, jobs end with their controller; on a cluster they go on.
             os.environ[jobs.CONTROLLER] = str(study.lock.resolve())
             how = ["--retries", str(RETRIES), "--resources", *_machine()]
+        os.environ[made.KEPT] = str(kept_digests(study).resolve())
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         watch, over = Watch(study.progress), threading.Event()
         threading.Thread(target=_tick, args=(watch, over), daemon=True).start()

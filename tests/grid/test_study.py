@@ -26,7 +26,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from waiting import wait_for
 
 from medlib.core import backbones
-from medlib.grid import gridfile, jobs, notebooks
+from medlib.grid import gridfile, jobs, notebooks, plan, study
 from medlib.grid.study import failures
 from medlib.grid.watch import Watch, progress_words
 
@@ -456,6 +456,20 @@ def test_an_unknown_grid_and_a_broken_one_are_one_message(tmp_path):
         status, said = study.call(command)
         assert status == 1 and "Unknown task 'fundus'. Did you mean 'fundus_pm'?" in said
         assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("command", ["run", "figures", "status"])
+def test_results_that_cannot_be_written_are_one_message(tmp_path, monkeypatch, capsys, command):
+    (tmp_path / "grids").mkdir()
+    (tmp_path / "grids" / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    (tmp_path / "results").write_text("a file where a folder should be")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["study", command, "small"])
+    monkeypatch.setattr(study, "planned", lambda *a: plan.Plan([]))
+    status, said = study.main(), capsys.readouterr()
+    if command == "run":  # the others write nothing into it
+        assert status == 1 and "results" in said.err
+    assert "Traceback" not in said.err + said.out
 
 
 def test_of_a_grid_of_which_nothing_is_there_nothing_is_drawn(tmp_path):
