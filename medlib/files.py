@@ -15,14 +15,17 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it becomes ``path``, else it is removed.
+    """Yield a temporary path; on success it becomes ``path``, else it is removed.
 
     Works for a file and for a folder (an existing folder is replaced). Contents reach the disk
     before the name does: after a loss of power there is the old file or the new one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    place = Path(os.environ.get(TEMPORARY) or path.parent)
+    if not place.is_dir() or place.stat().st_dev != path.parent.stat().st_dev:
+        place = path.parent  # a rename is whole only within one file system
+    handle = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=place))
     temporary, aside = handle / path.name, handle / f"{path.name}.replaced"
     try:
         yield temporary
@@ -58,6 +61,7 @@ def save_json(path: Path | str, value: object) -> None:
     save_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
+TEMPORARY = "MEDLIB_TEMPORARY"  # a folder for what is not whole yet; unset: that of the file
 FORMULA = re.compile(r"'*([=@\t\r]|[+-](?![\d.]))")  # what a spreadsheet would run
 
 
@@ -105,9 +109,12 @@ def file_sha256(path: Path | str) -> str:
 
 
 def damaged(folder: Path | str, digests: dict[str, str]) -> list[str]:
-    """The files of a folder that are missing or whose sha256 is not the recorded one."""
+    """The files of a folder whose sha256 is not the recorded one, or that are missing; warns."""
     paths = {Path(folder) / name: digest for name, digest in digests.items()}
-    return [str(p) for p, digest in paths.items() if not p.is_file() or file_sha256(p) != digest]
+    found = [str(p) for p, digest in paths.items() if not p.is_file() or file_sha256(p) != digest]
+    if found:
+        warnings.warn(f"Not what was written: {', '.join(found)}.", stacklevel=3)
+    return found
 
 
 def content_hash(*parts: object) -> str:

@@ -209,3 +209,18 @@ def test_a_json_file_that_cannot_be_read_is_named_and_counts_as_missing(tmp_path
     with pytest.warns(UserWarning, match="r.json .* counts as missing"):
         assert files.read_record(tmp_path / "r.json") == {}
     assert files.read_record(tmp_path / "none.json") == {}
+
+
+def test_what_is_not_whole_yet_may_lie_elsewhere_on_the_same_disk(tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for given, place in (
+        (elsewhere, elsewhere),
+        (tmp_path / "none", tmp_path),
+        ("/proc", tmp_path),
+    ):
+        monkeypatch.setenv(files.TEMPORARY, str(given))
+        with files.replacing(tmp_path / "x.txt") as new:
+            assert new.parent.parent == place
+            new.write_text("x")
+        assert (tmp_path / "x.txt").read_text() == "x" and not list(elsewhere.iterdir())

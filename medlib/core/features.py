@@ -10,7 +10,6 @@ extraction goes on.
 import contextlib
 import os
 import time
-import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,10 +57,7 @@ def extract(
     depends_on |= {"backbone": backbone, "weights_digest": digest, "precision": tried}
     wanted, meta_file = files.content_hash(depends_on), folder / "meta.json"
     meta = files.read_record(meta_file)
-    damaged = files.damaged(folder, meta["sha256"]) if meta.get("hash") == wanted else []
-    if damaged:
-        warnings.warn(f"{', '.join(damaged)}: damaged, embedding again.", stacklevel=2)
-    if damaged or meta.get("hash") != wanted:
+    if meta.get("hash") != wanted or files.damaged(folder, meta["sha256"]):
         meta_file.unlink(missing_ok=True)  # without it the cache counts as incomplete
         model = fusing.place(model, device)
         if len(look_at):

@@ -55,13 +55,13 @@ def check(backbone: Backbone, path: Path, digest: str) -> None:
         raise ValueError(f"{path} is damaged: its sha256 is {digest}. Remove {path.resolve()}.")
     lock = read_record(LOCK)
     revision = path.parent.name if path.parts[-3:-2] == ("snapshots",) else None
-    known = lock.setdefault(backbone.timm_name, {"sha256": digest, "revision": revision})
-    if known["sha256"] != digest:
+    known = lock.get(backbone.timm_name)
+    if not known:
+        with contextlib.suppress(OSError):  # where nothing can be written, nothing is noted
+            save_json(LOCK, lock | {backbone.timm_name: {"sha256": digest, "revision": revision}})
+    elif known["sha256"] != digest:
         other = f"has sha256 {digest[:12]}…, and had {known['sha256'][:12]}… when it was first used"
         raise ValueError(f"{path} {other}. Restore it, or take {backbone.timm_name} out of {LOCK}.")
-    with contextlib.suppress(OSError):  # a folder that cannot be written to: then nothing is noted
-        if lock != read_record(LOCK):
-            save_json(LOCK, lock)
 
 
 def _from_hub(backbone: Backbone) -> Path:

@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import fcntl
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -22,7 +23,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from medlib.core import settings
-from medlib.files import read_json
+from medlib.files import TEMPORARY, read_json
 from medlib.grid import gridfile, jobs, made, page, plan, states
 from medlib.grid.plan import Plan
 from medlib.grid.watch import TARGET, Watch, duration, progress_words, why
@@ -126,6 +127,10 @@ def run(study: Study, arguments: list, only_failed: bool = False, partial: bool 
             # On this machine, jobs end with their controller; on a cluster they go on.
             os.environ[jobs.CONTROLLER] = str(study.lock.resolve())
             how = ["--retries", str(RETRIES), "--resources", *_machine()]
+        # What a kill leaves of a figure lies with the results, and not where git looks.
+        os.environ[TEMPORARY] = str((study.results / "temporary").resolve())
+        shutil.rmtree(os.environ[TEMPORARY], ignore_errors=True)  # of a killed run
+        Path(os.environ[TEMPORARY]).mkdir()
         os.environ[made.KEPT] = str(kept_digests(study).resolve())
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         watch, over = Watch(study.progress), threading.Event()
