@@ -53,9 +53,8 @@ def check(backbone: Backbone, path: Path, digest: str) -> None:
     promised = path.resolve().name  # in the hub's cache, a file is named by its sha256
     if re.fullmatch("[0-9a-f]{64}", promised) and promised != digest:
         raise ValueError(f"{path} is damaged: its sha256 is {digest}. Remove {path.resolve()}.")
-    lock = read_record(LOCK)
+    known = (lock := read_record(LOCK)).get(backbone.timm_name)
     revision = path.parent.name if path.parts[-3:-2] == ("snapshots",) else None
-    known = lock.get(backbone.timm_name)
     if not known:
         with contextlib.suppress(OSError):  # where nothing can be written, nothing is noted
             save_json(LOCK, lock | {backbone.timm_name: {"sha256": digest, "revision": revision}})
