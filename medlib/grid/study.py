@@ -127,10 +127,11 @@ def run(study: Study, arguments: list, only_failed: bool = False, partial: bool 
             # On this machine, jobs end with their controller; on a cluster they go on.
             os.environ[jobs.CONTROLLER] = str(study.lock.resolve())
             how = ["--retries", str(RETRIES), "--resources", *_machine()]
-        # What a kill leaves of a figure lies with the results, and not where git looks.
-        os.environ[TEMPORARY] = str((study.results / "temporary").resolve())
-        shutil.rmtree(os.environ[TEMPORARY], ignore_errors=True)  # of a killed run
-        Path(os.environ[TEMPORARY]).mkdir()
+            # What a kill leaves of a figure lies with the results, and not where git looks.
+            temporary = (study.results / "temporary").resolve()
+            shutil.rmtree(temporary, ignore_errors=True)  # of a killed run, whose jobs have ended
+            temporary.mkdir()
+            os.environ[TEMPORARY] = str(temporary)
         os.environ[made.KEPT] = str(kept_digests(study).resolve())
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         watch, over = Watch(study.progress), threading.Event()
