@@ -52,7 +52,9 @@ class Checked(np.memmap):
         if self.digests is None:
             return
         new = np.flatnonzero(~self.sound[rows])
-        damaged = rows[new][image_digests(read[new]) != self.digests[rows[new]]]
+        if len(new) < len(rows):  # else nothing is copied
+            rows, read = rows[new], read[new]
+        damaged = rows[image_digests(read) != self.digests[rows]]
         if len(damaged):
             way_out = "Remove its folder and run notebook 01_prepare_data again."
             raise ValueError(f"Image {damaged[0]} in {self.filename} is damaged. {way_out}")
