@@ -1,0 +1,119 @@
+"""The probes of one frozen backbone on one task: heads are fitted to its embeddings and saved."""
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from medlib.core import metrics
+from medlib.core.heads import HEADS, sweep
+from medlib.data import manifest
+from medlib.data.embeddings import Features
+from medlib.files import read_json
+from medlib.grid import address, records
+from medlib.grid.address import Address
+from medlib.stats import prediction
+from medlib.stats.redraws import redrawn_metrics
+
+
+class Probe(NamedTuple):
+    """A run of a frozen backbone: its test metrics, the candidates that it tried, the time."""
+
+    values: dict[str, float]
+    history: pd.DataFrame
+    seconds: float
+    read_back: bool  # it was complete, and was not fitted again
+
+
+def fit(
+    runs: list[Address],
+    features: dict[int, Features],
+    classes: list[str],
+    results: Path | str,
+    *,
+    image_size: int,
+    redraws: int = 0,
+    redrawn_fractions: Collection[float] = (),
+    again: bool = False,
+) -> dict[Address, Probe]:
+    """Fit the heads of all ``runs`` of one backbone on one task, and save each below ``results``.
+
+    ``features`` holds the embeddings by the seed of the backbone's weights: one entry for a
+    pretrained backbone, one for each seed of a random control. A linear head on one of the
+    ``redrawn_fractions`` of the labels is fitted again on ``redraws`` draws of its patients. A run
+    that is complete, from the same embeddings and settings, is read back unless ``again``.
+    """
+    probes: dict[Address, Probe] = {}
+    for weights_seed, made in features.items():
+        todo = {}
+        for run in runs:
+            if made.meta["pretraining"] == "random" and run.seed != weights_seed:
+                continue
+            redrawn = run.head == "linear" and run.label_fraction in redrawn_fractions
+            asked = {"image_size": image_size, "candidates": HEADS[run.head].candidates}
+            todo[run] = asked | {"redraws": redraws if redrawn else 0}
+        for run in () if again else list(todo):
+            if found := records.complete(run, results, todo[run], _inputs(made)):
+                values = prediction.point(found.tables["predictions.csv"], classes)
+                probes[run] = Probe(values, found.history, found.record["seconds"], True)
+                del todo[run]
+        probes |= _fitted(todo, made, classes, results)
+    return {run: probes[run] for run in runs}
+
+
+def _fitted(
+    todo: dict[Address, dict], made: Features, classes: list[str], results: Path | str
+) -> Iterator[tuple[Address, Probe]]:
+    """Fit the runs with these parameters to the same embeddings; each is saved when it is done."""
+    y, samples, runs = metrics.codes(made.index["label"], classes), made.index["sample_id"], [*todo]
+    indices = [manifest.repetition(made.index, run.seed) for run in runs]
+    parts = [
+        manifest.rotations(index, run.label_fraction, run.seed)
+        for run, index in zip(runs, indices, strict=True)
+    ]
+    asked = [(run.head, run.seed, part) for run, part in zip(runs, parts, strict=True)]
+    swept = sweep(made.embeddings, y, samples, asked, n_classes=len(classes)) if runs else ()
+    for number, predicted, history, seconds in swept:
+        run, index, part = runs[number], indices[number], parts[number]
+        tables, history = prediction.tables(index, part, predicted, classes), pd.DataFrame(history)
+        values = prediction.point(tables["predictions.csv"], classes)
+        if n := todo[run]["redraws"]:
+            tables["redraws.csv"] = redrawn_metrics(made.embeddings, index, part, classes, n)
+        patients = manifest.patients_by_side(index, part)["train"].mean()
+        provenance = records.Provenance(
+            pretraining=made.meta["pretraining"],
+            parameters=todo[run],
+            inputs=_inputs(made),
+            seconds=seconds,
+            how=_how(made, train_patients=patients, candidates=len(todo[run]["candidates"])),
+            seeds=_seeds(run, made, results),
+        )
+        records.save_run(run, results, provenance, tables, history, values)
+        yield run, Probe(values, history, seconds, False)
+
+
+def _inputs(made: Features) -> dict:
+    """What a probe is made from: the embeddings."""
+    digests = {name: made.meta[name] for name in ("weights_digest", "mask_at_test_time")}
+    return {"features": made.meta["hash"]} | digests
+
+
+def _how(made: Features, **of_probe: float) -> dict:
+    """What the embedding cost, so that costs can be read from records alone; and of the probe."""
+    embedding = {name: made.meta[name] for name in ("seconds", "peak_memory_bytes")}
+    embedding["gpu"] = made.meta["hardware"]["gpu"]
+    return {"parameters": made.meta["parameters"], "embedding": embedding} | of_probe
+
+
+def _seeds(run: Address, made: Features, results: Path | str) -> dict:
+    """What the run has drawn from its seed."""
+    of_task = read_json(address.seeds(results, run.task))
+    return records.drawn(
+        of_task,
+        run.seed,
+        weights=made.meta["pretraining"] == "random",
+        folds=len(manifest.fold_columns(made.index)) > 1,
+        labels=run.label_fraction < 1,
+        head=run.head == "mlp",
+    )
