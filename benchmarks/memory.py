@@ -50,12 +50,11 @@ def sparse_pack(folder: Path, n: int, size: int) -> Path:
     ids = [f"{number:06d}" for number in range(n)]
     index = pd.DataFrame({"sample_id": ids, "patient_id": ids, "label": "a", "split": "train"})
     index.to_csv(folder / "index.csv", index=False)
-    np.save(
-        folder / "digests.npy",
-        np.full(n, *packs.image_digests(np.zeros((1, size, size, 3), np.uint8))),
-    )
+    (digest,) = packs.image_digests(np.zeros((1, size, size, 3), np.uint8))
+    np.save(folder / "digests.npy", np.full(n, digest))
     meta = {"hash": "sparse", "size": size, "interpolation": "bicubic"}
-    meta["sha256"] = {n: files.file_sha256(folder / n) for n in ("index.csv", "digests.npy")}
+    small = "index.csv", "digests.npy"
+    meta["sha256"] = {name: files.file_sha256(folder / name) for name in small}
     files.save_json(folder / "meta.json", meta | {"mask_at_test_time": False})
     return folder
 

@@ -19,7 +19,7 @@ def repository() -> Path:
 
 @pytest.fixture(autouse=True)
 def no_lock(monkeypatch, tmp_path):
-    """Each test uses weights for the first time: what it notes of them stays its own."""
+    """Give each test its own lock of weights, so that no test sees another one's entries."""
     monkeypatch.setattr("medlib.core.weights.LOCK", tmp_path / "weights.lock.json")
 
 

@@ -30,9 +30,10 @@ class Pack(NamedTuple):
 
 
 class Checked(np.memmap):
-    """Images in a file, with a digest of each: the core checks an image when it first reads it.
+    """A memory-mapped array of images that knows the digest of each image.
 
-    See :func:`medlib.core.fast.transfer.take`.
+    The core checks an image when it reads it for the first time
+    (:func:`medlib.core.fast.transfer.take`).
     """
 
     digests: np.ndarray | None = None  # (n,) uint32; a part of the array has none
@@ -48,7 +49,10 @@ class Checked(np.memmap):
         return images
 
     def check(self, rows: np.ndarray, read: np.ndarray) -> None:
-        """Compare the images ``read`` from these rows with their digests, or raise ValueError."""
+        """Compare the images that were read from ``rows`` with the digests of these rows.
+
+        Raises ValueError that names the first damaged image.
+        """
         if self.digests is None:
             return
         new = np.flatnonzero(~self.sound[rows])
@@ -64,8 +68,8 @@ class Checked(np.memmap):
 def image_digests(images: np.ndarray) -> np.ndarray:
     """A digest (n,) uint32 of each image (n, H, W, 3) uint8: the CRC-32 of its sum over rows.
 
-    Unlike the sum, the CRC-32 of a whole image would take as long as reading it. Zeros where there
-    was something, other values and lost bytes change the sum; rows that change places do not.
+    The CRC-32 of the whole image would take three times as long as reading it. Zeros, changed values
+    and missing bytes change the sum. Rows that are swapped within an image do not change it.
     """
     n, height, width, channels = images.shape
     rows = np.ascontiguousarray(images).reshape(n, height, width * channels)

@@ -116,10 +116,10 @@ def run_job(work: Callable, output: Path, source: Path, job: argparse.Namespace)
 
 
 def _date(outputs: list, inputs: list) -> None:
-    """Give outputs that are older than an input its date: Snakemake refuses a job's older outputs.
+    """Make sure that no output is older than an input: Snakemake would report an error.
 
-    An output that was kept as it is may be older; an input has a date in the future if it comes
-    from a machine with another clock.
+    An output is older if the job has kept it unchanged, or if the input's date lies in the future,
+    because it comes from a machine with another clock. Such outputs get the newest input's date.
     """
     newest = max((os.stat(path).st_mtime_ns for path in inputs), default=0)
     for path in outputs:

@@ -1,7 +1,8 @@
-"""What the files of a job were made from: recorded when it ends, compared when a grid is planned.
+"""Records of jobs: each says from which code, inputs and settings a job made its files.
 
-Content is compared, never a time: a copied folder is as current as the original, and an edited
-module counts whatever its date is. The record lies beside the executed notebook.
+A job writes its record when it ends. A plan compares the record with the present files. It compares
+contents and never dates: a copied folder stays current, and an edited module is noticed even if
+its date is old. The record lies beside the executed notebook.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from medlib import files
 
 LAYOUT = {tokenize.COMMENT, tokenize.NL}
 KEPT = "MEDLIB_DIGESTS"  # a controller sets this to the file of digests that its jobs may use
-SETTLED = 2.0  # seconds after which another change of a file has another time stamp
+SETTLED = 2.0  # seconds; the digest of a file that changed later than that is not kept
 
 
 def record(output: Path | str) -> Path:

@@ -157,10 +157,10 @@ def run(study: Study, arguments: list, only_failed: bool = False, partial: bool 
 
 
 def rounds(study: Study, watch: Watch, arguments: list[str], how: list[str]) -> int:
-    """Run what has to run, then what has to run after that; returns the last exit status.
+    """Plan the grid and run the planned jobs, until no job is left; returns the exit status.
 
-    A long job that reads what another has made again is planned only when that is made: see
-    :data:`medlib.grid.plan.LONG`. A job that has failed is not tried again.
+    Several rounds may be needed: a long job (:data:`medlib.grid.plan.LONG`) is planned only after
+    its inputs are complete. A job that has failed in one round is left out of the next ones.
     """
     from snakemake import cli
 

@@ -11,7 +11,7 @@ from medlib.data.passport import ALL, REST, UNKNOWN
 from medlib.show.names import spoken
 from medlib.show.style import COLOURS, PAGE, styled, text_width, title_above, wrapped
 
-MOST = 40  # classes: a figure of thousands of rows takes minutes, and nobody looks at it
+MOST = 40  # classes that are drawn: thousands would take minutes, and nobody could read them
 
 
 @styled
@@ -63,13 +63,18 @@ def draw(numbers: pd.DataFrame, title: str = "") -> plt.Figure:
 
 def _largest(numbers: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """The numbers without the classes that are not drawn, and the words that say so."""
-    patients = numbers[(numbers["part"] == "classes") & (numbers["unit"] == "patients")]
+    patients = _patients(numbers)
     patients = patients[patients["class"] != ALL].set_index("class")["count"]
     if len(patients) <= MOST:
         return numbers, ""
     drawn = {"", ALL, *patients.sort_values(ascending=False, kind="stable").index[:MOST]}
     words = f"\nDrawn are the {MOST} classes with the most patients, of {len(patients):,}."
     return numbers[numbers["class"].isin(drawn)], words
+
+
+def _patients(numbers: pd.DataFrame) -> pd.DataFrame:
+    """The rows that say how many patients each class has."""
+    return numbers[(numbers["part"] == "classes") & (numbers["unit"] == "patients")]
 
 
 class _Panel(NamedTuple):
@@ -85,9 +90,8 @@ class _Panel(NamedTuple):
 
 def _class_labels(table: pd.DataFrame) -> list[str]:
     """The rows' names with their patients, and the class's share of all patients."""
-    patients = table[(table["part"] == "classes") & (table["unit"] == "patients")]
     labels = []
-    for name, count, share in patients[["class", "count", "share"]].itertuples(index=False):
+    for name, count, share in _patients(table)[["class", "count", "share"]].itertuples(index=False):
         percent = f" ({100 * share:.1f} %)" if name != ALL else ""
         labels.append(f"{wrapped(spoken(name), 1.1, 7)}\n{count:,}{percent}")
     return labels

@@ -224,15 +224,15 @@ def _text(cell: object) -> str:
 
 
 def _markdown(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str) -> str:
-    df = df.map(_pipe).rename(columns=_pipe)
-    texts = df.where(~best, "**" + df + "**")
+    df = df.map(_pipe)
+    texts = df.where(~best, "**" + df + "**").rename(columns=_pipe)
     table = texts.to_markdown(index=False, disable_numparse=True)
     return "\n\n".join(part for part in (caption, table, note) if part) + "\n"
 
 
 def _pipe(text: str) -> str:
-    """A cell of a Markdown table: a line without bars, and no HTML."""
-    return " ".join(text.replace("|", r"\|").replace("<", "&lt;").split("\n"))
+    """A cell of a Markdown table: one line, in which bars and HTML are escaped."""
+    return text.replace("|", r"\|").replace("<", "&lt;").replace("\n", " ")
 
 
 def html(

@@ -79,8 +79,8 @@ def one_sided(found: Effect, bound: float, side: str) -> float:
 def difference(one: Arm, other: Arm, margin: float = MARGIN) -> dict[str, float | str]:
     """``one`` minus ``other``, paired by patient, redraw and seed: :func:`evidence`.
 
-    Equivalence is not tested near the ceiling, where an AUROC is above :data:`CEILING` and there
-    are fewer than :data:`FEW` test patients. Raises ValueError for arms that cannot be paired.
+    Equivalence is not tested if one of the two AUROCs is above :data:`CEILING` and there are fewer
+    than :data:`FEW` test patients: there the test is wrong too often. Raises ValueError for arms that cannot be paired.
     """
     return _compared(one, other, margin)[0]
 

@@ -55,7 +55,7 @@ def components(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def numbered(patients: pd.Series) -> pd.Series:
-    """Patients without their names: "patient 1" is the one with the most rows."""
+    """Replace patients' names by numbers: "patient 1" has the most rows, "patient 2" follows."""
     order = {name: f"patient {i}" for i, name in enumerate(patients.value_counts().index, start=1)}
     return patients.map(order)
 

@@ -10,7 +10,7 @@ from matplotlib.patheffects import withStroke
 
 from medlib.show import names, style
 
-MOST = 40  # rows of pictures: a figure of thousands takes minutes, and nobody looks at it
+MOST = 40  # rows of pictures: thousands would take minutes to draw, and nobody could read them
 
 
 @style.styled
@@ -44,9 +44,9 @@ def slice_strip(
 
     `images` is uint8 of shape (N, H, W, 3); `index` has N rows in the same order, with sample_id,
     label and slice. A class (given, or all in order of appearance) is shown by its first sample:
-    eight of its slices, spread evenly, or all of fewer. Of more than :data:`MOST` classes the first
-    are shown. Letters at the edges of the first picture
-    say how it must lie: anterior above, the patient's right at the left.
+    eight of its slices, spread evenly, or all if there are fewer. If there are more than
+    :data:`MOST` classes, the first are shown, and the title says so. Letters at the edges of the
+    first picture say how it must lie: anterior above, the patient's right at the left.
     """
     rows = {}
     classes = list(index["label"].unique() if classes is None else classes)
