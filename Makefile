@@ -95,7 +95,7 @@ lock: $(READY)
 	$(PYTHON) -m venv .venv/tools && .venv/tools/bin/pip install --quiet uv==0.13.9 pip-licenses==5.5.5
 	grep -v '^-e' requirements.txt | .venv/tools/bin/uv pip compile - --quiet --universal \
 		--python-version 3.11 --generate-hashes --no-header --output-file requirements.lock
-	touch $(READY) && $(PIP) --require-hashes -r requirements.lock
+	$(PIP) --require-hashes -r requirements.lock && touch $(READY)
 	printf '# Licences of all installed packages, as they state them\n\n' > licences.md
 	printf 'Made by pip-licenses (make lock).\n\n## Not permissive, or not stated\n\n' >> licences.md
 	$(LICENCES) | sed -n '1,2p; /GPL\|MPL\|Mozilla\|NVIDIA\|UNKNOWN/p' >> licences.md

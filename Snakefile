@@ -74,7 +74,7 @@ def code(notebook):
     modules = notebooks.sources(f"notebooks/{notebook}.ipynb")[1:]
     shows = int(notebook[:2]) > 5
     names = [path.relative_to(notebooks.MEDLIB) for path in modules]
-    left_out = {"grid/notebooks.py", "grid/jobs.py", "grid/made.py"}
+    left_out = {f"grid/{name}.py" for name in ("notebooks", "jobs", "made", "kinds")}
     names = [name for name in names if shows or name.parts[0] != "show"]
     return [f"medlib/{name}" for name in names if str(name) not in left_out]
 

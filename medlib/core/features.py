@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from medlib import files
 from medlib.core import backbones, networks
-from medlib.core.fast import engine, fusing
+from medlib.core.fast import engine, fusing, transfer
 from medlib.core.loading import batches, device_name
 from medlib.core.settings import Extraction
 
@@ -81,8 +81,6 @@ def _write(images, row, model, folder, wanted, settings: Extraction) -> dict:
     n, size, device = len(images), how["batch_size"], next(model.parameters()).device
     partial, progress = folder / "embeddings.partial.npy", folder / "progress.json"
     done, crc = _kept(partial, files.read_record(progress), wanted)
-    if not done:
-        progress.unlink(missing_ok=True)  # it may belong to other embeddings
     parts = [np.arange(i, min(i + size, n)) for i in range(done, n, size)]
     piece, filled, start, left = None, 0, time.perf_counter(), n - done
     with tqdm(total=n, initial=done, desc=f"embedding with {row.name}", unit="image") as bar:
@@ -108,14 +106,14 @@ def _write(images, row, model, folder, wanted, settings: Extraction) -> dict:
 def _write_maps(images, rows: np.ndarray, row, model: torch.nn.Module, folder: Path) -> None:
     """``maps.npz``: ``rows``, numbers of images, and their local features ``maps`` (n, h, w, d)."""
     device = next(model.parameters()).device
-    normalised = networks.normalise(row, torch.from_numpy(images[rows]).to(device))
+    normalised = networks.normalise(row, torch.from_numpy(transfer.take(images, rows)).to(device))
     maps = networks.local_features(model, normalised).cpu().numpy()
     with files.replacing(folder / "maps.npz") as temporary:
         np.savez(temporary, rows=rows, maps=maps.astype(np.float16))
 
 
 def _kept(partial: Path, record: dict, wanted: str) -> tuple[int, int]:
-    """How many rows of an interrupted extraction are there, undamaged; and their CRC-32."""
+    """The number of rows that an interrupted extraction left undamaged, and their CRC-32."""
     with contextlib.suppress(OSError, ValueError, EOFError):  # not there, too short, no header
         rows = np.load(partial, mmap_mode="r")[: record.get("done", 0)]
         crc = zlib.crc32(np.ascontiguousarray(rows))

@@ -21,8 +21,8 @@ def build(name: str, image_size: int, seed: int = 0) -> tuple[nn.Module, str]:
     Pretrained weights are loaded strictly: a parameter without a value is an error. The control
     arm is initialised from ``seed``. The digest is the sha256 of the weights file, or ``random-``
     and that of the initial values. Raises ValueError for an unknown name or an image size that
-    does not fit, or for weights other than at their first use; FileNotFoundError when weights
-    cannot be had.
+    does not fit, and for weights that have changed since their first use; FileNotFoundError when
+    no weights are found.
     """
     backbone = get(name)
     check_image_size(backbone, image_size)

@@ -8,9 +8,9 @@ import urllib.request
 from pathlib import Path
 
 from medlib.core.backbones import Backbone, control, timm_config
-from medlib.files import read_record, save_json
+from medlib.files import read_json, read_record, save_json
 
-# What each file was when it was first used: commit it, so that others use the same weights.
+# The sha256 of each file at its first use. Commit this file: others then use the same weights.
 LOCK = Path(__file__).resolve().parents[2] / "weights.lock.json"
 HUB_TIMEOUT = 5  # seconds; a hub that cannot be reached must be an error, soon
 
@@ -53,10 +53,10 @@ def check(backbone: Backbone, path: Path, digest: str) -> None:
     promised = path.resolve().name  # in the hub's cache, a file is named by its sha256
     if re.fullmatch("[0-9a-f]{64}", promised) and promised != digest:
         raise ValueError(f"{path} is damaged: its sha256 is {digest}. Remove {path.resolve()}.")
-    known = (lock := read_record(LOCK)).get(backbone.timm_name)
+    known = (lock := read_json(LOCK) if LOCK.is_file() else {}).get(backbone.timm_name)
     revision = path.parent.name if path.parts[-3:-2] == ("snapshots",) else None
     if not known:
-        with contextlib.suppress(OSError):  # where nothing can be written, nothing is noted
+        with contextlib.suppress(OSError):  # if the file cannot be written, nothing is noted
             save_json(LOCK, lock | {backbone.timm_name: {"sha256": digest, "revision": revision}})
     elif known["sha256"] != digest:
         other = f"has sha256 {digest[:12]}…, and had {known['sha256'][:12]}… when it was first used"

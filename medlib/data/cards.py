@@ -132,7 +132,8 @@ class Card(BaseModel):
         if volumes and self.volumes is None:
             raise ManifestError(f"{self.task}: volumes is {volumes}, but its samples are images.")
         content = self.model_dump() | {"folds": folds or self.folds}
-        content["title"] += " (phantoms)" * phantoms
+        if phantoms:
+            content["title"] += " (phantoms)"
         if volumes:
             content["volumes"] |= volumes
         try:

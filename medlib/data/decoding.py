@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # What a file's content may be, whatever its name is. Others could start a program: EPS Ghostscript.
 Image.init()  # Pillow knows some of these only after this call
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
-MAX_RATIO = 200  # of an unpacked array to its packed size: images do not come near it
+MAX_RATIO = 200  # unpacked size divided by packed size; images stay far below it
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _UNPACKING = Lock()  # threads that decode ask for the same .npz array at the same time
 
@@ -159,7 +159,7 @@ def _npz_array(file: str, name: str, mtime_ns: int) -> np.ndarray:
     """
     with zipfile.ZipFile(file) as archive, tempfile.NamedTemporaryFile() as raw:
         told = archive.getinfo(f"{name}.npy")
-        size, free = told.file_size, shutil.disk_usage(Path(raw.name).parent).free
+        size, free = told.file_size, shutil.disk_usage(tempfile.gettempdir()).free
         if size > MAX_RATIO * max(told.compress_size, 2**16):
             raise ValueError(f"{name} would unpack to {size:,} bytes: it is a decompression bomb")
         if size > free:

@@ -28,7 +28,7 @@ TINY = 40  # pixels; of a picture with a shorter side only an equal one is known
 FLAT = 2.0  # grey levels of standard deviation; what varies less is blank, and like nothing
 
 _WAVES = 8  # cosine frequencies a side that are compared first
-_CROWD = 100  # images of a group: within a larger one, pairs are not compared any further
+_CROWD = 100  # images; in a group larger than this, no further pairs are compared
 _BLOCK = 256  # images that are compared with as many others at a time
 
 

@@ -29,6 +29,7 @@ REQUIRED = ("sample_id", "patient_id", "path", "label")
 BESIDE = ("mask", "reference")  # columns that name further files of a sample
 Pairs = Iterable[tuple[str, str]]  # of names
 KNOWN = ("age", "sex", "site")  # columns of what is known of a patient: possible confounders
+LARGE = 50_000  # groups: scikit-learn places them one by one, a million in some minutes
 _HASHING = Lock()  # threads ask for the hash of the same .npz at the same time
 
 
@@ -106,7 +107,7 @@ def validate(
         problems = [f"the data folder {data} does not exist"]
     else:
         problems = _row_problems(rows, card, data)
-        for side in fold_columns(rows) or ["split"]:
+        for side in side_columns(rows):
             problems = [*problems, *_stands_problems(rows, side)]
             problems += _side_problems(rows, side, classes(rows, card))
         problems = [*dict.fromkeys(problems)]  # each once
@@ -147,8 +148,9 @@ def _stands_problems(rows: pd.DataFrame, side: str) -> Iterator[str]:
         yield f"patient {patient!r} stands in several {side}s: {several}"
     if "sha256" in rows:
         hashed = rows[rows["sha256"] != ""]
+        ids = hashed.groupby("sha256")["sample_id"]
         for image, several in _on_several(stands[hashed.index], hashed["sha256"]).items():
-            samples = ", ".join(sorted(set(hashed["sample_id"][hashed["sha256"] == image])))
+            samples = ", ".join(sorted(set(ids.get_group(image))))
             yield f"{samples} are one image but stand in several {side}s: {several}"
 
 
@@ -344,11 +346,8 @@ def _folds(rows: pd.DataFrame, n_folds: int, seed: int, task: str, pairs: Pairs)
     return folds
 
 
-LARGE = 50_000  # groups: scikit-learn places them one by one, a million in some minutes
-
-
 def _dealt(rows: pd.DataFrame, groups: np.ndarray, n_folds: int, seed: int) -> pd.Series:
-    """Folds of very many groups: shuffled, then dealt in turn among those of the same labels."""
+    """Folds of very many groups: shuffled, sorted by their labels, and dealt to folds in turn."""
     counts = pd.crosstab(groups, rows["label"])  # a row a group, in the order of their numbers
     kinds = counts.groupby(list(counts.columns)).ngroup().to_numpy()
     order = np.random.default_rng(seed).permutation(len(counts))
@@ -390,6 +389,11 @@ def split_column(rows: pd.DataFrame) -> str | None:
 def fold_columns(rows: pd.DataFrame) -> list[str]:
     """The columns of folds: ``fold``, then one for each further repetition."""
     return sorted((c for c in rows if re.fullmatch(r"fold(_\d+)?", c)), key=lambda c: (len(c), c))
+
+
+def side_columns(rows: pd.DataFrame) -> list[str]:
+    """The columns that say where rows stand: ``split``, or the folds of each repetition."""
+    return fold_columns(rows) or ["split"]
 
 
 def repetition(rows: pd.DataFrame, seed: int) -> pd.DataFrame:

@@ -141,8 +141,7 @@ def _draw(row: dict, data: Place, contents: dict, settings: Slicing, size: float
 
 def write(read: Reading, rows: pd.DataFrame, folders: Folders, settings: Slicing = None) -> None:
     """Make packs of the images of ``rows``, in their order. A pack that matches them stays."""
-    sides = manifest.fold_columns(rows) or ["split"]
-    kept = ["sample_id", "patient_id", "label", *sides]
+    kept = ["sample_id", "patient_id", "label", *manifest.side_columns(rows)]
     places = [read.slices[sample] for sample in rows["sample_id"]]
     index = rows[kept].iloc[np.repeat(np.arange(len(rows)), [len(s) for _, s in places])]
     index = index.assign(slice=[number for _, slices in places for number in slices])
@@ -164,7 +163,7 @@ def write(read: Reading, rows: pd.DataFrame, folders: Folders, settings: Slicing
                     source.seek(number * size * size * 3)
                     image = source.read(size * size * 3)
                     pixels = np.frombuffer(image, np.uint8).reshape(1, size, size, 3)
-                    digests[row : row + 1] = packs.image_digests(pixels)
+                    digests[row] = packs.image_digests(pixels)[0]
                     target.write(image)
             np.save(new / "digests.npy", digests)
             files.save_csv(new / "index.csv", index)

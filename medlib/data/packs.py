@@ -44,7 +44,7 @@ class Checked(np.memmap):
         """Memory-map a file of images (n, …) uint8. Raises ValueError if it is not whole."""
         images = np.load(path, mmap_mode="r").view(cls)
         if len(images) != len(digests):
-            raise ValueError(f"{path} holds {len(images)} images, not {len(digests)}.")
+            raise ValueError(f"{path} holds {len(images)} images, not {len(digests)}")
         images.digests, images.sound = digests, np.zeros(len(digests), dtype=bool)
         return images
 
@@ -68,8 +68,8 @@ class Checked(np.memmap):
 def image_digests(images: np.ndarray) -> np.ndarray:
     """A digest (n,) uint32 of each image (n, H, W, 3) uint8: the CRC-32 of its sum over rows.
 
-    The CRC-32 of the whole image would take three times as long as reading it. Zeros, changed values
-    and missing bytes change the sum. Rows that are swapped within an image do not change it.
+    The CRC-32 of a whole image would take three times as long as reading it. Zeros, changed
+    values and missing bytes change the sum. Rows that are swapped within an image do not.
     """
     n, height, width, channels = images.shape
     rows = np.ascontiguousarray(images).reshape(n, height, width * channels)
@@ -85,7 +85,7 @@ def pack_hash(rows: pd.DataFrame, size: int, interpolation: str, settings: Volum
 
 
 def recorded(folder: Path | str) -> dict:
-    """What is recorded of the pack or embeddings in a folder; empty where nothing readable is."""
+    """The record of the pack or embeddings in a folder; empty if there is none to read."""
     return files.read_record(Path(folder) / "meta.json")
 
 

@@ -151,15 +151,16 @@ def _duplicate_rows(duplicates: pd.DataFrame, ids: set[str]) -> pd.DataFrame:
     wheres = np.array([", on two sides", ", on one side", ", not both split"])
     pairs["group"] = pairs["kind"] + np.where(same, ", of one patient", ", of two patients")
     pairs["group"] += wheres[where]
-    pairs["name"] = pairs["first"] + pairs["second"]  # for one order only
+    pairs["name"] = pairs["first"] + pairs["second"]  # only so that the order is always the same
     order = {"where": True, "same": True, "kind": True, "correlation": False, "name": True}
     pairs = pairs.assign(where=where, same=same).sort_values([*order], ascending=[*order.values()])
-    groups = pairs.assign(name=pairs["group"], detail=_without_ids(pairs["action"], ids))
+    action = _without_ids(pairs["action"], ids)
+    groups = pairs.assign(name=pairs["group"], detail=action)
     groups = groups.groupby(["name", "detail"], sort=False).size().rename("count").reset_index()
     sides = pairs["first_side"].replace("", "not split") + " and "
     sides += pairs["second_side"].replace("", "not split")
     numbers = pd.Series(range(1, len(pairs) + 1), pairs.index).astype(str)
-    detail = pairs["kind"] + ", " + _without_ids(pairs["action"], ids)
+    detail = pairs["kind"] + ", " + action
     named = pairs.assign(count=1, detail=detail, name="pair " + numbers + " (" + sides + ")")
     named = _first(named[["name", "count", "correlation", "detail"]]).assign(part="pairs")
     counted = pd.concat([total, groups]).assign(part="duplicates")

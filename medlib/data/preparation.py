@@ -94,7 +94,7 @@ def _checked_and_split(
     rows = manifest.repeat_folds(rows, card, repeats, seed, _ids(pairs))
     manifest.validate(rows, card, name=card.task)
     side = manifest.split_column(rows)
-    columns = [*REQUIRED, *(manifest.fold_columns(rows) or [side]), "sha256"]
+    columns = [*REQUIRED, *manifest.side_columns(rows), "sha256"]
     columns += [c for c in KNOWN if c in rows and (rows[c] != "").any()]
     columns += [name for c in BESIDE if c in rows for name in (c, f"{c}_sha256")]
     return Prepared(rows[columns], excluded, _report(pairs, read.rows, rows, side))

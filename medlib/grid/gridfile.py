@@ -207,7 +207,7 @@ def _parse(path: Path) -> tuple[dict, Lines]:
 
 
 def _note_lines(node: yaml.Node, place: tuple, lines: Lines, seen: set[int]) -> None:
-    """Note the lines of a node and of all below it. Raises ValueError for what cannot be meant."""
+    """Note the lines of a node and of all below it. Raises ValueError for a repeated name."""
     line = lines[place] = node.start_mark.line + 1
     if node.tag == "tag:yaml.org,2002:int" and len(node.value) > 9:
         raise ValueError(f"line {line}: {node.value} is larger than any number of a grid may be")
@@ -325,8 +325,7 @@ def runs(grid: dict) -> list[Address]:
     heads, addresses = grid["frozen"].get("heads", ()), []
     for task in grid["tasks"]:
         asked = heads, label_fractions(grid, task), seeds(grid, "frozen")
-        official = cards.read(task).split == "official"
-        repeated = grid["prepare"].get("repeats", 1) > 1 and not official
+        repeated = grid["prepare"].get("repeats", 1) > 1 and cards.read(task).split != "official"
         for backbone in grid["frozen"].get("backbones", ()):
             random_weights = backbones.get(backbone).pretraining == "random"
             addresses += frozen_runs(task, backbone, *asked, random_weights or repeated)

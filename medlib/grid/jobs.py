@@ -154,7 +154,7 @@ def take(file: IO, how: int = fcntl.LOCK_EX) -> bool:
     except OSError as error:
         way_out = "Put the clone, with results/, on a file system that has locks"
         said = f"{file.name} cannot be locked ({error.strerror}). {way_out}"
-        raise OSError(f"{said}; of NFS, mount it without nolock.") from error
+        raise OSError(f"{said}; on NFS, mount it without the option nolock.") from error
     return True
 
 

@@ -13,10 +13,8 @@ def held(results: Path | str) -> str:
 
     Raises ValueError if it holds both, as an earlier version could leave it.
     """
-    kinds = {
-        PHANTOMS if read_record(file).get(PHANTOMS) is not None else REAL
-        for file in sorted(Path(results).glob(str(address.seeds("", "*"))))
-    }
+    found = map(read_record, Path(results).glob(str(address.seeds("", "*"))))
+    kinds = {PHANTOMS if seeds.get(PHANTOMS) is not None else REAL for seeds in found if seeds}
     if len(kinds) > 1:
         way_out = "Prepare the tasks of one kind again in another results folder"
         raise ValueError(f"{results} holds phantoms and real data. {way_out}, and remove this one.")

@@ -6,7 +6,6 @@ The copies lie in ``lab/``. With a grid they lie in ``lab-GRID/``, have its para
 its results back. Git ignores these folders: no picture of a patient can be committed with them.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -14,7 +13,7 @@ import sys
 from pathlib import Path
 
 from medlib.core.settings import REGIMES, TRAINED
-from medlib.files import read_record, save_json, save_text
+from medlib.files import content_hash, read_record, save_json, save_text
 from medlib.grid import gridfile
 from medlib.grid.made import code_cells
 from medlib.grid.notebooks import NOTEBOOKS
@@ -85,7 +84,7 @@ def copy(folder: Path, grid: str = "") -> list[str]:
 
 
 def _digest(notebook: str) -> str:
-    return hashlib.sha256(json.dumps(code_cells(notebook)).encode()).hexdigest()
+    return content_hash(code_cells(notebook))
 
 
 def main() -> None:
@@ -93,7 +92,8 @@ def main() -> None:
     grid = given.pop(0) if given and not given[0].startswith("-") else ""
     folder = Path(f"lab-{grid}" if grid else "lab")
     try:
-        print("\n".join([f"Working copies of the notebooks: {folder}/", *copy(folder, grid)]))
+        told = [f"Working copies of the notebooks: {folder}/", *copy(folder, grid)]
+        print("\n".join(told), flush=True)  # JupyterLab takes the place of this process
     except ValueError as error:
         sys.exit(str(error))
     command = [sys.executable, "-m", "jupyterlab", "--ServerApp.root_dir=."]

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from medlib import files
 
-LAYOUT = {tokenize.COMMENT, tokenize.NL}
 KEPT = "MEDLIB_DIGESTS"  # a controller sets this to the file of digests that its jobs may use
 SETTLED = 2.0  # seconds; the digest of a file that changed later than that is not kept
 
@@ -41,7 +40,7 @@ def without_comments(code: str) -> str:
 
     Code that cannot be split into tokens, such as a cell that begins with %%bash, stays as it is.
     """
-    lines = code.splitlines(keepends=True)
+    lines = list(io.StringIO(code))  # as tokenize counts them
     try:
         tokens = list(tokenize.generate_tokens(io.StringIO(code).readline))
     except (tokenize.TokenError, SyntaxError):
@@ -95,7 +94,7 @@ class Digests:
         if path not in self.now:
             try:
                 self.now[path] = self._of(path)
-            except (OSError, ValueError):  # not there, or a notebook that is not one
+            except (OSError, ValueError, KeyError, TypeError):  # not there, or not a notebook
                 self.now[path] = ""
         return self.now[path]
 

@@ -1,4 +1,4 @@
-"""What of a grid would run, and why.
+"""Which jobs of a grid would run, and why.
 
 Snakemake's graph says which jobs there are and what they read. Whether a job has to run is said by
 content: :mod:`medlib.grid.made`.
@@ -39,7 +39,7 @@ class Job:
 class Plan:
     """The jobs that run now, in the order of the rules.
 
-    ``waiting`` is the number of complete long jobs that read, through others, what those write.
+    ``waiting`` counts the complete long jobs that may have to run afterwards.
     """
 
     jobs: list[Job]
@@ -69,10 +69,10 @@ def snakemake(listener: Callable[[logging.LogRecord], object], *arguments: str) 
 
 
 def graph(arguments: Sequence[str]) -> tuple[list[Job], dict[int, list[int]]]:
-    """All jobs, in the order of the rules, and of each number those whose files it reads.
+    """All jobs in the order of the rules, and for each job the numbers of the jobs that it reads.
 
-    Raises ValueError if the graph cannot be built. It is read as soon as it is: a dry run would
-    also schedule and print every job, which takes as long again.
+    Raises ValueError if the graph cannot be built. The graph is read as soon as it is built: a dry
+    run would also schedule and print every job, which takes as long again.
     """
     from snakemake.executors import dryrun
     from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry

@@ -49,7 +49,9 @@ def complete(run: Address, results: Path | str, parameters: dict, inputs: dict) 
     folder, record = run.folder(results), read_record(run.record(results))
     asked = json.loads(json.dumps(parameters))  # as it is in the record
     known = {name: record.get("inputs", {}).get(name) for name in inputs}
-    if record.get("parameters") != asked or known != inputs or damaged(folder, record["sha256"]):
+    if record.get("parameters") != asked or known != inputs or "sha256" not in record:
+        return None
+    if damaged(folder, record["sha256"]):
         return None
     tables = {name: read_samples(folder / name) for name in record["sha256"]}
     return Complete(record, tables, pd.read_csv(folder / "history.csv"))

@@ -26,7 +26,8 @@ def records(grid: dict, results: Path | str) -> dict[address.Address, dict]:
 
 def _is_of(run: address.Address, record: dict, results: Path | str) -> bool:
     said = record.get("coordinates")
-    differs = {n: v for n, v in vars(run).items() if not isinstance(said, dict) or said.get(n) != v}
+    said = said if isinstance(said, dict) else {}
+    differs = [name for name, value in vars(run).items() if said.get(name) != value]
     if differs:
         where = f"{run.record(results)} is not the record of that run ({', '.join(differs)} differ)"
         warnings.warn(f"{where}. It counts as missing.", stacklevel=4)
@@ -39,7 +40,7 @@ def done(grid: dict, results: Path | str) -> list[address.Address]:
 
 
 def lost(grid: dict, results: Path | str, digests: made.Digests) -> frozenset[str]:
-    """What the jobs of runs promised that are missing, or whose tables are not those recorded."""
+    """The promised files of runs that are missing, or whose tables differ from their record."""
     complete = {
         run
         for run, record in records(grid, results).items()

@@ -29,7 +29,7 @@ from medlib.grid.plan import Plan
 from medlib.grid.watch import TARGET, Watch, duration, progress_words, why
 
 RETRIES = 2  # of a failure that may not happen again: see `jobs.TRANSIENT`
-ROUNDS = 6  # at most: one for each kind of long job, and for what is edited meanwhile
+ROUNDS = 6  # at most: one for each kind of long job, and more for code edited meanwhile
 DRAWING = ("collect", "compare", "costs", "claims", "look", "write_report")  # rules
 
 
@@ -127,7 +127,7 @@ def run(study: Study, arguments: list, only_failed: bool = False, partial: bool 
             # On this machine, jobs end with their controller; on a cluster they go on.
             os.environ[jobs.CONTROLLER] = str(study.lock.resolve())
             how = ["--retries", str(RETRIES), "--resources", *_machine()]
-            # What a kill leaves of a figure lies with the results, and not where git looks.
+            # A killed job leaves unfinished files here, and not in figures/, where git looks.
             temporary = (study.results / "temporary").resolve()
             shutil.rmtree(temporary, ignore_errors=True)  # of a killed run, whose jobs have ended
             temporary.mkdir()
@@ -168,10 +168,10 @@ def rounds(study: Study, watch: Watch, arguments: list[str], how: list[str]) -> 
     own = [argument for argument in arguments if argument not in known.targets]
     status, begun = 0, set()
     for number in range(ROUNDS):
-        forced = ["--forcerun"] if number else []  # none: what was asked for has been run
+        forced = ["--forcerun"] if number else []  # force nothing more: it has run
         jobs_now = planned(study, [*known.targets, *own, *forced], watch.failed).jobs
         now = [job.outputs[0] for job in jobs_now]
-        if not now or (status and not begun.isdisjoint(now)):  # nothing is left, or it was stopped
+        if not now or (status and not begun.isdisjoint(now)):  # all is done, or it was stopped
             break
         begun.update(now)
         again = [job for job in jobs_now if job.reason not in (plan.NOT_MADE, plan.FOLLOWS)]
@@ -327,10 +327,7 @@ def main() -> int:
     only_failed = {"only_failed": known.only_failed} if known.command == "run" else {}
     try:
         return COMMANDS[known.command](Study(known.grid), rest, **only_failed)
-    except (StudyError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except OSError as error:  # such as results that cannot be written to
+    except (StudyError, ValueError, OSError) as error:  # OSError: results that cannot be written
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # while no job ran

@@ -80,7 +80,8 @@ def difference(one: Arm, other: Arm, margin: float = MARGIN) -> dict[str, float 
     """``one`` minus ``other``, paired by patient, redraw and seed: :func:`evidence`.
 
     Equivalence is not tested if one of the two AUROCs is above :data:`CEILING` and there are fewer
-    than :data:`FEW` test patients: there the test is wrong too often. Raises ValueError for arms that cannot be paired.
+    than :data:`FEW` test patients: there the test is wrong too often. Raises ValueError for arms
+    that cannot be paired.
     """
     return _compared(one, other, margin)[0]
 

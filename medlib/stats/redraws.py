@@ -19,8 +19,8 @@ def redrawn_metrics(
 ) -> pd.DataFrame:
     """The test metrics of the linear head after ``n`` draws of training and validation patients.
 
-    ``index`` describes the rows of ``embeddings`` (rows, d): sample_id, patient_id, label. The table
-    has a row for each redraw and a column for each metric. Test patients are not redrawn. In
+    ``index`` describes the rows of ``embeddings`` (rows, d): sample_id, patient_id, label. The
+    table has a row for each redraw and a column for each metric. Test patients are not redrawn. In
     cross-validation a metric is the mean over folds, as in :func:`prediction.evaluator`. NaN where
     a redraw lacks a class (see :func:`heads.redrawn`).
     """

@@ -283,7 +283,8 @@ def test_claims_are_made_in_a_private_folder_only(tmp_path, monkeypatch, taken):
         folder.chmod(0o777)
     else:
         folder.symlink_to(victim) if taken == "link" else folder.write_text("")
-    with pytest.raises(ExecutionError if taken != "file" else OSError):
+    error = FileExistsError if taken == "file" else ExecutionError
+    with pytest.raises(error, match=f"medlib-{os.getuid()}"):
         claim_gpu()
     assert list(victim.iterdir()) == []
     (tmp_path / "run").mkdir(mode=0o700)
@@ -294,8 +295,9 @@ def test_claims_are_made_in_a_private_folder_only(tmp_path, monkeypatch, taken):
     place.unlink()
     (victim / "f").write_text("kept")
     place.symlink_to(victim / "f")
-    with pytest.raises(OSError):
+    with pytest.raises(OSError) as refused:
         claim_gpu()
+    assert refused.value.errno == errno.ELOOP  # the link is not followed
     assert (victim / "f").read_text() == "kept"
 
 

@@ -103,7 +103,7 @@ def stem(name: str) -> str:
 def read_cells(path: Path) -> pd.DataFrame:
     """A CSV, TSV or Excel table as text: "007" stays as it is; of "1.0", as Excel has it, "1"."""
     text = {"dtype": str, "keep_default_na": False}
-    if not path.is_file():  # reading a pipe or a device might never end
+    if path.exists() and not path.is_file():  # reading a pipe or a device might never end
         raise ManifestError(f"{path} is no file, but a pipe or a device.")
     try:
         if path.suffix.lower() == ".xlsx":

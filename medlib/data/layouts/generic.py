@@ -1,5 +1,6 @@
 """Layouts of any data set: a folder per class, a table, MedMNIST."""
 
+import math
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -14,7 +15,7 @@ from medlib.data.layouts.mri import modalities
 from medlib.errors import ManifestError, unknown
 
 MAX_LABELS = 10**7  # of a set of MedMNIST: its header may claim anything
-PATIENCE = 1  # seconds for one name: a pattern may search for ever
+PATIENCE = 1  # seconds for one name: some patterns would search almost without end
 
 
 def folder_per_class(
@@ -108,6 +109,13 @@ def own_table(
             yield row | {"label": classes[row["label"]], "split": sides.get(split.lower(), "")}
 
 
+def _shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
+    """The shape of an array in an .npz, from its header."""
+    with archive.open(f"{name}.npy") as file:
+        version, _ = np.lib.format.read_magic(file)
+        return getattr(np.lib.format, f"read_array_header_{version}_0")(file)[0]
+
+
 def medmnist(folder: Path, card: Card, *, flag: str, size: int = 28) -> base.Items:
     """A set of MedMNIST (Yang et al. 2023), ``<flag>.npz`` (28 px) or ``<flag>_<size>.npz``.
 
@@ -130,16 +138,12 @@ def medmnist(folder: Path, card: Card, *, flag: str, size: int = 28) -> base.Ite
     for split in SPLITS:
         try:
             with zipfile.ZipFile(path) as archive:
-                with archive.open(f"{split}_labels.npy") as file:
-                    version, _ = np.lib.format.read_magic(file)
-                    shape, *_ = getattr(np.lib.format, f"read_array_header_{version}_0")(file)
-                    if len(shape) != 2 or shape[0] > MAX_LABELS:
-                        raise ValueError(f"its labels have the shape {shape}")
+                claimed = _shape(archive, f"{split}_labels")
+                if math.prod(claimed) > MAX_LABELS:
+                    raise ValueError(f"its labels have the shape {claimed}")
                 with archive.open(f"{split}_labels.npy") as file:
                     labels = np.lib.format.read_array(file)
-                with archive.open(f"{split}_images.npy") as file:
-                    version, _ = np.lib.format.read_magic(file)
-                    shape, *_ = getattr(np.lib.format, f"read_array_header_{version}_0")(file)
+                shape = _shape(archive, f"{split}_images")
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise ManifestError(f"{path} cannot be read: {error}. Download it again.") from error
         if shape[1:3] != (size, size) or labels.shape != (shape[0], 1):
