@@ -1,5 +1,7 @@
 """The main figure: its panels, rows, series and notes are those of its table."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -174,3 +176,19 @@ def test_main_comparison_refuses_what_it_cannot_draw():
             comparison.main_comparison(table.drop(columns=column), TASKS)
     with pytest.raises(ValueError, match="auprc"):
         comparison.main_comparison(table, TASKS, metric="auprc")
+
+
+@pytest.mark.parametrize("title", ["MRI", "A title that takes three lines " * 2])
+def test_names_of_rows_stay_apart_however_long_titles_and_names_are(title):
+    table = long_table({"mri": [FROZEN_ALL]}, metrics=("auroc",))
+    one = table[table["backbone"] == "dinov2_small"].assign(pretraining="random")
+    backbones = ["dinov2_small-random", "micro_resnet-random", "micro_efficientnet-random"]
+    tasks = {f"mri{number}": {"title": title, "chance": 0.5} for number in range(6)}
+    rows = [one.assign(task=task, backbone=name) for task in tasks for name in backbones]
+    fig = comparison.main_comparison(pd.concat(rows, ignore_index=True), tasks)
+    fig.draw_without_rendering()
+    labels = fig.axes[0].get_yticklabels()
+    assert sum("\n" in label.get_text() for label in labels) == 3
+    boxes = sorted(label.get_window_extent().intervaly.tolist() for label in labels)
+    room = 0.2 * (boxes[0][1] - boxes[0][0])  # a fifth of a label between two labels
+    assert all(high[0] - low[1] > room for low, high in itertools.pairwise(boxes))

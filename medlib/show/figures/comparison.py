@@ -31,22 +31,25 @@ def main_comparison(table: pd.DataFrame, tasks: names.Tasks, metric: str = "auro
     by = arms.assign(regime=arms["regime"].map(list(names.REGIMES).index))
     series = by.sort_values(["regime", "label_fraction"], ascending=[True, False])["series"]
     looks = _looks(series.unique())
-    n, height = len(tasks), 0.85 + len(networks) * (0.07 + 0.08 * max(len(looks), 2))
+    rows = [name.replace(" (", "\n(") if len(name) > 24 else name for name in networks["name"]]
+    titles = {t: style.wrapped(card["title"], 1.7, 8, weight="bold") for t, card in tasks.items()}
+    notes = {task: _note(arms[arms["task"] == task]) for task in tasks}
+    above = max(titles[task].count("\n") + notes[task].count("\n") for task in tasks)  # lines
+    row = max(0.07 + 0.08 * max(len(looks), 2), 0.28 if any("\n" in name for name in rows) else 0)
+    n, height = len(tasks), 0.75 + 0.14 * above + len(rows) * row
     columns, width = {1: 1, 2: 2, 4: 2}.get(n, 3), style.COLUMN if n == 1 else style.PAGE
     fig, axes = parts.panels_in_rows(n, columns, height, width=width, **parts.SHARED)
     fig.get_layout_engine().set(hspace=0.04)
     for ax in axes.flat:
         ax.tick_params(axis="x", labelbottom=True)
         ax.tick_params(axis="y", length=0)
-    notes = {task: _note(arms[arms["task"] == task]) for task in tasks}
     room = 5 + 8 * max(note.count("\n") + 1 for note in notes.values())  # points, for the notes
     for ax, (task, card) in zip(axes.flat, tasks.items(), strict=False):
         _draw_task(ax, arms[arms["task"] == task], networks, looks)
         if card["chance"] is not None:
             ax.axvline(card["chance"], color="0.3", linewidth=0.8, linestyle=":", zorder=1)
-        ax.set_title(style.wrapped(card["title"], 1.7, 8, weight="bold"), pad=room)
+        ax.set_title(titles[task], pad=room)
         parts.note_above(ax, notes[task], 3, va="bottom", linespacing=1.1)
-    rows = [name.replace(" (", "\n(") if len(name) > 24 else name for name in networks["name"]]
     axes[0, 0].set(ylim=(len(rows) - 0.5, -0.5))  # the first row on top
     for ax in axes[:, 0]:
         ax.set_yticks(range(len(rows)), rows, linespacing=0.95)
