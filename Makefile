@@ -47,7 +47,7 @@ WHERE = $(if $(PROFILE),--profile profiles/$(PROFILE),--cores $(CORES))
 RUN = $(STUDY) run "$$GRID" $(WHERE) $(if $(filter failed,$(ONLY)),--only-failed)
 SINCE = $$(( ($$(date +%s) - start) / 60 )) min $$(( ($$(date +%s) - start) % 60 )) s
 
-.PHONY: study plan status report figures lab test test-slurm test-attack bench lock
+.PHONY: study plan status report figures lab test test-slurm test-attack test-lab bench lock
 .DEFAULT_GOAL := help
 .SILENT:
 
@@ -82,6 +82,11 @@ test: $(READY)
 test-attack: $(READY)
 	echo "A small grid, killed, stopped, failed and short of disk at random moments: 15 to 40 minutes on two cores."
 	MEDLIB_ATTACKS=20 pytest -q -s tests/grid/test_attack.py
+
+test-lab: $(READY)
+	echo "All notebooks of a complete grid in JupyterLab, in Chromium: 4 to 10 minutes on two cores."
+	$(PYTHON) -m venv .venv/tools && .venv/tools/bin/pip install --quiet selenium==4.51.0
+	.venv/tools/bin/python tests/lab_browser.py "$$GRID"
 
 test-slurm: $(READY)
 	echo "A slice of a grid through a real Slurm of one node: 3 to 6 minutes on two cores."

@@ -84,9 +84,9 @@ def run_job(work: Callable, output: Path, source: Path, job: argparse.Namespace)
     """Do the work of one job; returns 0, or 1 if it failed, and records how it ended.
 
     ``output`` is the file beside which the records lie, such as the executed notebook; ``source``
-    is what the job runs, and ``job`` holds what :func:`add_arguments` adds. ``work`` fails by
-    ExecutionError. From the second attempt on, only a failure in :data:`TRANSIENT` is tried again.
-    The job ends with its controller. With ``gpu`` it holds one of the controller's GPUs.
+    is what the job runs, and ``job`` holds what :func:`add_arguments` adds. From the second attempt
+    on, only a failure in :data:`TRANSIENT` is tried again. The job ends with its controller. With
+    ``gpu`` it holds one of the controller's GPUs.
     """
     record, before = failure_record(output), failed(output)
     if controller := os.environ.get(CONTROLLER):
@@ -107,7 +107,10 @@ def run_job(work: Callable, output: Path, source: Path, job: argparse.Namespace)
         _date(job.expect, job.inputs)
         made.ended(output, made_from, job.expect)
         del claim
-    except ExecutionError as error:
+    except (ExecutionError, ValueError, OSError, MemoryError) as error:
+        if not isinstance(error, ExecutionError):
+            said = f"{error}{room(str(error), output)}"
+            error = ExecutionError(said, kind=type(error).__name__)
         if not controller:  # a controller prints it itself, once
             print(error, file=sys.stderr)
         _keep(error, record, output, str(source), job)

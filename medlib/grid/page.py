@@ -64,10 +64,7 @@ def main() -> int:
     options = parser.parse_args()
 
     def work() -> None:
-        try:
-            write(options.grid_file, options.results, options.figures)
-        except (ValueError, OSError) as error:
-            raise jobs.ExecutionError(str(error), kind=type(error).__name__) from error
+        write(options.grid_file, options.results, options.figures)
 
     return jobs.run_job(work, options.results / "report.log", Path(__file__), options)
 

@@ -90,7 +90,7 @@ def _fitted(
             seeds=_seeds(run, made, results),
         )
         records.save_run(run, results, provenance, tables, history, values)
-        yield run, Probe(values, history, seconds, False)
+        yield run, Probe(values, history, round(seconds, 3), False)  # as the record has it
 
 
 def _inputs(made: Features) -> dict:

@@ -23,20 +23,16 @@ def main() -> int:
     output = address.intervals(results, task, backbone)
 
     def work() -> None:
-        try:
-            grid = gridfile.read(options.grid_file)
-            done = states.done(grid | {"tasks": [task]}, results)
-            card = cards.used(address.manifest(results, task))
-            summarise(
-                [run.folder(results) for run in done if run.backbone == backbone],
-                **grid["collect"],
-                threads=1,
-                ordered=[task] if card.ordered else [],
-                kept=functools.partial(address.intervals, results),
-            )
-        except (ValueError, OSError, MemoryError) as error:
-            message = f"{error}{jobs.room(str(error), output)}"
-            raise jobs.ExecutionError(message, kind=type(error).__name__) from error
+        grid = gridfile.read(options.grid_file)
+        done = states.done(grid | {"tasks": [task]}, results)
+        card = cards.used(address.manifest(results, task))
+        summarise(
+            [run.folder(results) for run in done if run.backbone == backbone],
+            **grid["collect"],
+            threads=1,
+            ordered=[task] if card.ordered else [],
+            kept=functools.partial(address.intervals, results),
+        )
 
     return jobs.run_job(work, output, Path(__file__), options)
 

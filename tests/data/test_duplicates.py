@@ -346,10 +346,10 @@ def test_a_film_is_one_group_and_not_every_frame_is_compared_with_every_other(mo
     monkeypatch.setattr(duplicates, "_CROWD", 3)
     film = duplicates.find(frames, hashes)
     blocks = 40 // 4
-    assert len(film) == len(whole) == 39  # a tree: each frame once
+    assert len(film) == len(whole) == 39  # a tree: 40 frames are joined by 39 pairs
     assert len(compared) <= 2 * (blocks + 1)  # a block with the first one, and not with each other
     seen = {0}
-    for _ in range(40):  # all are reached
+    for _ in range(40):  # follow the pairs from frame 0: every frame is reached
         for pair in film.itertuples():
             if {pair.first, pair.second} & seen:
                 seen |= {pair.first, pair.second}

@@ -327,7 +327,7 @@ def test_passport_saved_twice_gives_the_same_bytes(tmp_path):
     assert list(back["count"]) == list(table["count"])  # whole numbers
 
 
-def test_of_thousands_of_classes_the_largest_are_drawn_and_a_note_says_so():
+def test_of_many_classes_only_the_largest_are_drawn_and_a_note_says_so():
     classes = [f"class {number:03d}" for number in range(200)]
     labels = [name for number, name in enumerate(classes) for _ in range(3 + (number >= 150))]
     ids = [f"s{number}" for number in range(len(labels))]

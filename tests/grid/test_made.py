@@ -1,4 +1,4 @@
-"""Records of what jobs were made from: content counts, and nothing else does."""
+"""Records of what jobs were made from: only content makes a job stale, never a date."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Which jobs of a graph run now, and which wait for what those write."""
+"""Which jobs run now, and which wait until another job has written their inputs."""
 
 import pytest
 

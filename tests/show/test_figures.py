@@ -355,7 +355,7 @@ def test_without_anything_to_compare_a_figure_says_so():
     assert worth_showing(nothing).empty
 
 
-def test_of_thousands_of_classes_the_first_have_a_row_and_the_title_says_so():
+def test_of_many_classes_only_the_first_get_a_row_and_the_title_says_so():
     classes = [f"class {number}" for number in range(60)]
     pixels = np.zeros((60, 8, 8, 3), np.uint8)
     fig = images.sample_grid(pixels, classes, classes, per_class=1, title="Many")
