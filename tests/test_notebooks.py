@@ -93,7 +93,7 @@ def test_names_of_files_are_escaped_in_every_styled_table(repository):
     notebooks = [repository / "notebooks" / f"{name}.ipynb" for name in NAMES]
     lines = "\n".join(map(code, notebooks)).splitlines()
     styled = [line for line in lines if ".style." in line]
-    assert len(styled) == 2
+    assert len(styled) == 3
     assert all('.style.format(escape="html")' in line for line in styled)
 
 
