@@ -49,12 +49,18 @@ class Study:
 
 @contextlib.contextmanager
 def alone(study: Study) -> Iterator[None]:
-    """Hold the lock of this study. Raises StudyError that names the process which holds it.
+    """Hold the lock of this study. Raises StudyError if another process holds it, or none can.
 
     The operating system releases it when the process ends, however it ends.
     """
-    study.results.mkdir(parents=True, exist_ok=True)
-    with open(study.lock, "a+") as file:
+    with contextlib.ExitStack() as held:
+        try:
+            study.results.mkdir(parents=True, exist_ok=True)
+            file = held.enter_context(open(study.lock, "a+"))
+        except OSError as error:
+            said = f"{study.results} cannot be written to ({error.strerror})."
+            way_out = "Running and drawing write into it: copy results/ to where you may write."
+            raise StudyError(f"{said} {way_out}") from error
         for _ in range(2):
             if not jobs.take(file):
                 time.sleep(1)  # jobs of a killed run may be ending just now
@@ -80,7 +86,9 @@ def running(study: Study) -> str:
 
 
 def options(study: Study, *config: str) -> list[str]:
-    return ["--config", f"grid={study.name}", *config, "--nolock", "--rerun-incomplete"]
+    # mtime: Snakemake's own records do not decide what runs again; nor do times, see the Snakefile.
+    own = ["--rerun-triggers", "mtime", "--nolock", "--rerun-incomplete"]
+    return ["--config", f"grid={study.name}", *config, *own]
 
 
 def kept_digests(study: Study) -> Path:

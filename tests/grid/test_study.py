@@ -156,8 +156,8 @@ IMAGENET = "test_resnet.r160_in1k, pretraining: imagenet, "
 EDITS = {  # a file, a text in it, what replaces the text, and the jobs that run again
     "a notebook": (
         "notebooks/03_probe_features.ipynb",
-        "scores.round(3)",
-        "scores.round(4)",
+        "].round(3)",
+        "].round(4)",
         PROBED,
     ),
     "a default": ("notebooks/04_fine_tune.ipynb", "epochs: int = ", "epochs: int = 1", TUNED_AGAIN),
@@ -459,6 +459,23 @@ def test_an_unknown_grid_and_a_broken_one_are_one_message(tmp_path):
         status, said = study.call(command)
         assert status == 1 and "Unknown task 'fundus'. Did you mean 'fundus_pm'?" in said
         assert "Traceback" not in said
+
+
+def test_a_complete_grid_whose_results_are_read_only_is_looked_at_and_not_changed(finished):
+    place = finished.folder / "results"
+    mount = [["mount", "--bind", place, place], ["mount", "-o", "remount,ro,bind", place]]
+    if any(subprocess.run(one, capture_output=True).returncode for one in mount):
+        pytest.skip("no folder can be mounted read-only here")
+    try:
+        assert finished.plan()[0] == {}
+        status, said = finished.call("status")
+        assert status == 0 and "0 failed, 0 stale, 0 missing" in said, said
+        for command in ("run", "figures"):
+            status, said = finished.call(command)
+            assert status == 1 and "Traceback" not in said
+            assert "cannot be written to (Read-only file system)" in said, said
+    finally:
+        subprocess.run(["umount", place], check=True)
 
 
 NONE_DONE = "No run of grid 'small' is complete yet"
