@@ -4,6 +4,7 @@ A backbone is one row of ``backbones.yaml``; its key carries its pretraining: ``
 Its control arm has the same architecture at random initialisation: ``vit_tiny-random``.
 """
 
+import difflib
 import functools
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -14,7 +15,9 @@ import yaml
 from medlib.errors import listed, unknown
 
 TABLE_FILE = Path(__file__).with_name("backbones.yaml")
-EMBEDDINGS = ("gap", "cls", "cls+patches")
+EMBEDDINGS = ("gap", "cls", "cls+patches", "pool")
+CONTROLLED = ("architecture", "embedding", "patch", "build")  # what makes a random control
+CONFIG = ("mean", "std", "interpolation")  # what a row may state of the preprocessing
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,14 @@ class Backbone:
     """One row: how to build a network and where its weights come from.
 
     ``timm_name`` is ``architecture.tag`` in timm; the weights file is ``<timm_name>.safetensors``.
-    ``embedding``: ``gap`` global average pool of the last feature map, ``cls`` class token,
-    ``cls+patches`` class token joined with the mean of the patch tokens. ``patch`` is the size, in
-    pixels, that must divide the image size. ``build`` are further arguments of the architecture,
-    ``config`` overrides timm's ``pretrained_cfg`` where the weights want other preprocessing.
-    ``printed`` is the architecture's name in figures, ``family`` its kind ("CNN", "ViT").
+    ``embedding``: ``gap`` the mean over the last feature map, or over the tokens of a network
+    without class token; ``cls`` the class token; ``cls+patches`` the class token joined with the
+    mean of the patch tokens; ``pool`` what the published classifier reads (attention pooling, or
+    pooling and a norm). ``patch``: the image size must be a multiple of it, in pixels; the network
+    is built for the image size. ``position_offset``: see :func:`networks.positions`. ``build`` are
+    further arguments of the architecture; ``config`` states mean, std and interpolation where they
+    are not those of timm's ``pretrained_cfg``: always without a hub. ``printed`` is the
+    architecture's name in figures, ``family`` its kind ("CNN", "ViT").
     """
 
     name: str
@@ -38,6 +44,7 @@ class Backbone:
     family: str = field(repr=False)
     patch: int = 1
     hub: bool = True  # False: timm's hub does not have these weights, only a file
+    position_offset: float = 0.0
     fixed_norm: bool = False  # batch norm is folded into the convolutions: see networks.load
     build: Mapping = field(default_factory=dict)
     config: Mapping = field(default_factory=dict)
@@ -54,14 +61,36 @@ class Backbone:
         return colours | {"interpolation": config["interpolation"]}
 
 
+def control(row: Backbone) -> str:
+    return row.name.removesuffix(f"-{row.pretraining}") + "-random"
+
+
 def read_table(path: Path = TABLE_FILE) -> dict[str, Backbone]:
     """The rows of a table of backbones; raises ValueError that lists all that is wrong in it."""
     rows = yaml.safe_load(path.read_text(encoding="utf-8"))
     rows = {name: row if isinstance(row, dict) else {} for name, row in rows.items()}
     problems = [f"{name}: {problem}" for name, row in rows.items() for problem in _problems(row)]
+    if not problems:
+        table = {name: Backbone(name, **row) for name, row in rows.items()}
+        problems = _clashes(table)
     if problems:
         raise ValueError(f"{path} cannot be used:\n{listed(problems)}")
-    return {name: Backbone(name, **row) for name, row in rows.items()}
+    return table
+
+
+def _clashes(table: dict[str, Backbone]) -> list[str]:
+    """Rows whose random controls have one name, but are other networks."""
+    first: dict[str, Backbone] = {}
+    problems = []
+    for row in table.values():
+        other = first.setdefault(control(row), row)
+        differ = [each for each in CONTROLLED if getattr(row, each) != getattr(other, each)]
+        if differ:
+            problems.append(
+                f"{row.name}: its random control would be {control(row)}, as that of {other.name}, "
+                f"but they differ in {', '.join(differ)}. Give one of them another name."
+            )
+    return problems
 
 
 def _problems(row: dict) -> list[str]:
@@ -80,6 +109,10 @@ def _problems(row: dict) -> list[str]:
             problems.append(f"{each.name} is empty")
         elif each.name == "embedding" and value not in EMBEDDINGS:
             problems.append(unknown("embedding", value, EMBEDDINGS))
+    config = row.get("config", {}) if isinstance(row.get("config", {}), dict) else {}
+    problems += [unknown("field of config", name, CONFIG) for name in config if name not in CONFIG]
+    if row.get("hub") is False and (lacking := [name for name in CONFIG if name not in config]):
+        problems.append(f"without a hub, config must state {' and '.join(lacking)} of the weights")
     return problems
 
 
@@ -91,16 +124,23 @@ def timm_config(backbone: Backbone) -> dict:
     import timm
 
     name = backbone.timm_name if backbone.hub else backbone.architecture
-    return timm.get_pretrained_cfg(name).to_dict()
+    if not timm.is_model(backbone.architecture):
+        close = difflib.get_close_matches(backbone.architecture, timm.list_models(), n=3)
+        raise ValueError(
+            f"{backbone.name}: timm has no architecture {backbone.architecture!r}. "
+            f"The nearest: {', '.join(close) or 'none; timm.list_models() lists all'}."
+        )
+    try:
+        return timm.get_pretrained_cfg(name).to_dict()
+    except RuntimeError:
+        known = timm.list_pretrained(f"{backbone.architecture}.*")
+        way_out = "For weights of your own: hub: false, and config."
+        raise ValueError(f"{backbone.name}: {unknown('timm_name', name, known, way_out)}") from None
 
 
 def names() -> list[str]:
     """Every key: the table's rows, then the random control of each architecture."""
-    return list(TABLE) + [control(row) for row in TABLE.values()]
-
-
-def control(row: Backbone) -> str:
-    return row.name.removesuffix(f"-{row.pretraining}") + "-random"
+    return list(dict.fromkeys([*TABLE, *(control(row) for row in TABLE.values())]))
 
 
 def get(name: str) -> Backbone:

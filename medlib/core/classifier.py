@@ -34,14 +34,12 @@ class Classifier(nn.Module):
         self.row = backbones.get(backbone)
         self.backbone, self.weights_digest = networks.build(backbone, image_size, seed)
         self.frozen_norm = frozen_norm or self.row.fixed_norm or lora_rank > 0
-        with torch.inference_mode():
-            blank = torch.zeros(1, 3, image_size, image_size)
-            width = networks.embed(self.row, self.backbone, blank).shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.head = nn.Linear(width, n_classes)
+            self.head = nn.Linear(networks.width(self.row, self.backbone), n_classes)
             if lora_rank:
                 add_lora(self.backbone, lora_rank, lora_alpha)
+                self._check_lora(torch.zeros(1, 3, image_size, image_size))
 
     def train(self, mode: bool = True) -> Self:
         """Training mode, but for batch norm that must keep its statistics."""
@@ -50,6 +48,23 @@ class Classifier(nn.Module):
             if self.frozen_norm and isinstance(module, nn.BatchNorm2d):
                 module.eval()
         return self
+
+    @torch.inference_mode()
+    def _check_lora(self, blank: torch.Tensor) -> None:
+        """Raise ValueError if a layer with additions is never called: they would have no effect."""
+        from peft.tuners.lora import LoraLayer
+
+        layers = {n: m for n, m in self.backbone.named_modules() if isinstance(m, LoraLayer)}
+        hooks, called = [], set()
+        for name, layer in layers.items():
+            hooks.append(layer.register_forward_hook(lambda *_, name=name: called.add(name)))
+        networks.embed(self.row, self.backbone, blank)
+        for hook in hooks:
+            hook.remove()
+        if unused := [name for name in layers if name not in called]:
+            said = f"LoRA has no effect on {len(unused)} of {len(layers)} layers of {self.row.name}"
+            why = "the network reads their weights without calling them. Leave it out of lora."
+            raise ValueError(f"{said} ({', '.join(unused[:3])} …): {why}")
 
     def forward(self, normalised: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cuda", torch.bfloat16, enabled=normalised.is_cuda):

@@ -24,7 +24,7 @@ from medlib.core.fast import engine, fusing, transfer
 from medlib.core.loading import batches, device_name
 from medlib.core.settings import Extraction
 
-VERSION = 6  # raise when the same images and weights would give other embeddings or meta
+VERSION = 7  # raise when the same images and weights would give other embeddings or meta
 PIECE = 64  # batches that are written together: a kill loses no more than these
 
 

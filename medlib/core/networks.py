@@ -1,18 +1,20 @@
 """Backbones as PyTorch networks: build one, load its weights, embed images with it."""
 
 import hashlib
+import sys
 from pathlib import Path
 
 import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
+from torch.nn import functional
 
 from medlib import files
 from medlib.core.backbones import Backbone, check_image_size, get, timm_config
 from medlib.core.weights import check, find_weights
+from medlib.errors import unknown
 
 
 def build(name: str, image_size: int, seed: int = 0) -> tuple[nn.Module, str]:
@@ -20,44 +22,92 @@ def build(name: str, image_size: int, seed: int = 0) -> tuple[nn.Module, str]:
 
     Pretrained weights are loaded strictly: a parameter without a value is an error. The control
     arm is initialised from ``seed``. The digest is the sha256 of the weights file, or ``random-``
-    and that of the initial values. Raises ValueError for an unknown name or an image size that
-    does not fit, and for weights that have changed since their first use; FileNotFoundError when
-    no weights are found.
+    and that of the initial values. Raises ValueError for an unknown name, an image size or an
+    embedding that does not fit, and for weights that have changed since their first use;
+    FileNotFoundError when no weights are found.
     """
     backbone = get(name)
     check_image_size(backbone, image_size)
+    timm_config(backbone)  # raises ValueError for an unknown architecture
     path = None if backbone.pretraining == "random" else find_weights(backbone)
     size = {"img_size": image_size} if backbone.patch > 1 else {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = timm.create_model(backbone.architecture, num_classes=0, **size, **backbone.build)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            given = size | dict(backbone.build)
+            model = timm.create_model(backbone.architecture, num_classes=0, **given)
+    except (TypeError, AssertionError, ValueError) as error:
+        way_out = "patch is for networks that are built for one image size; see build, too."
+        raise ValueError(f"{name} cannot be built with {given} ({error}): {way_out}") from error
+    _check(model.eval(), backbone, image_size)
     if path is None:
         digest = "random-" + state_digest(model)
     else:
         load(model, backbone, path)
         digest = files.file_sha256(path)
         check(backbone, path, digest)
-    if hasattr(model, "pre_logits"):  # VGG's fully connected layers come after the embedding
-        model.pre_logits = nn.Identity()
-    return model.eval(), digest
+    if backbone.embedding != "pool" and hasattr(model, "pre_logits"):
+        model.pre_logits = nn.Identity()  # VGG's fully connected layers come after the embedding
+    return model, digest
+
+
+@torch.inference_mode()
+def _check(model: nn.Module, backbone: Backbone, image_size: int) -> None:
+    """Raise ValueError if a row does not fit its network, as seen with an image of noise."""
+    row, patch = f"{backbone.name} in medlib/core/backbones.yaml", getattr(model, "patch_embed", 0)
+    (own, *_) = getattr(patch, "patch_size", None) or (1,)
+    if backbone.patch % own:
+        raise ValueError(
+            f"{row}: patch is {backbone.patch}, but the network's patches have {own} × {own} "
+            f"pixels. Set patch to {own}, or to a multiple that the image size must have."
+        )
+    noise = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    try:
+        features = model.forward_features(noise)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{backbone.name} cannot embed images of {image_size} pixels: {error}. If it is built "
+            f"for one image size, state in {row}, as patch, what must divide it."
+        ) from error
+    tokens = features.ndim == 3 and getattr(model, "cls_token", None) is not None
+    choices = ("cls", "cls+patches", "pool") if tokens else ("gap", "pool")
+    if backbone.embedding not in choices:
+        raise ValueError(f"{row}: {unknown('embedding', backbone.embedding, choices)}")
+    found = pooled(backbone, model, features)
+    if found.shape != (1, width(backbone, model)):
+        shape, wanted = tuple(found.shape[1:]), width(backbone, model)
+        raise ValueError(f"{row}: its embeddings have the shape {shape}, and not ({wanted},).")
+    published = model.forward_head(features, pre_logits=True)
+    similar = published.shape != found.shape or torch.allclose(published, found, rtol=1e-3)
+    if backbone.embedding == "gap" and not similar:
+        raise ValueError(f"{row}: its classifier has a norm after pooling. Set embedding to pool.")
 
 
 def load(model: nn.Module, backbone: Backbone, path: Path) -> None:
+    """Load a file of weights into a model of :func:`build`; raises ValueError if it does not fit.
+
+    Position embeddings come for the image size of pretraining: they are resampled for ours.
+    """
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
-    if backbone.patch > 1:
-        # Position embeddings come for the size of pretraining; timm resamples them for ours.
-        state = checkpoint_filter_fn(state, model)
-    classifier = timm_config(backbone)["classifier"]
+    if backbone.position_offset:
+        n = round((model.pos_embed.shape[1] - 1) ** 0.5)
+        state["pos_embed"] = positions(state["pos_embed"], n, backbone.position_offset)
+    own_module = sys.modules[timm.model_entrypoint(backbone.architecture).__module__]
+    if adapt := getattr(own_module, "checkpoint_filter_fn", None):
+        state = adapt(state, model)
+    classifiers = timm_config(backbone)["classifier"]  # some networks have two
+    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
+    heads = tuple(f"{classifier.partition('.')[0]}." for classifier in classifiers)
     misfit = f"{path} does not fit {backbone.name} ({backbone.architecture})"
     try:
         result = model.load_state_dict(state, strict=False)
     except RuntimeError as error:  # the same names, other shapes
         shapes = " ".join(line.strip() for line in str(error).splitlines()[1:4])
         raise ValueError(f"{misfit}: {shapes}") from error
-    unexpected = [key for key in result.unexpected_keys if not key.startswith(f"{classifier}.")]
+    unexpected = [key for key in result.unexpected_keys if not key.startswith(heads)]
     if result.missing_keys or unexpected:
         lacks, extra = result.missing_keys[:5], unexpected[:5]
         raise ValueError(f"{misfit}: it lacks {lacks} and has {extra} too many.")
@@ -69,6 +119,21 @@ def load(model: nn.Module, backbone: Backbone, path: Path) -> None:
             f"convolutions: set fixed_norm={folded} in the row of {backbone.name} in "
             "medlib/core/backbones.yaml, so that it is fine-tuned accordingly."
         )
+
+
+def positions(embeddings: torch.Tensor, n: int, offset: float) -> torch.Tensor:
+    """Position embeddings (1, 1 + m², d), class token first, resampled to (1, 1 + n², d).
+
+    As DINOv2 without registers does it: bicubic, without antialiasing, scaled by (n + offset) / m.
+    (Oquab et al., arXiv 2304.07193: ``interpolate_pos_encoding`` of its code, offset 0.1.)
+    """
+    first, patches = embeddings[:, :1], embeddings[:, 1:]
+    m = round(patches.shape[1] ** 0.5)
+    if n == m:
+        return embeddings
+    square, scale = patches.unflatten(1, (m, m)).permute(0, 3, 1, 2), (n + offset) / m
+    moved = functional.interpolate(square, scale_factor=(scale, scale), mode="bicubic")
+    return torch.cat([first, moved.flatten(2).mT], dim=1)
 
 
 def folded_norm(model: nn.Module) -> bool:
@@ -106,22 +171,55 @@ def _scale(mean: tuple, std: tuple, device: torch.device) -> tuple[torch.Tensor,
     return _SCALES[mean, std, device]
 
 
+def width(backbone: Backbone, model: nn.Module) -> int:
+    """The width d of a backbone's embeddings."""
+    if backbone.embedding == "pool":
+        return model.head_hidden_size
+    return model.num_features * (2 if backbone.embedding == "cls+patches" else 1)
+
+
 def embed(backbone: Backbone, model: nn.Module, normalised: torch.Tensor) -> torch.Tensor:
     """Embeddings (B, d) in float32 of normalised images (B, 3, H, W)."""
-    features = model.forward_features(normalised)
+    return pooled(backbone, model, model.forward_features(normalised))
+
+
+def pooled(backbone: Backbone, model: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """Embeddings (B, d) in float32 of what ``forward_features`` gives."""
+    if backbone.embedding == "pool":
+        return model.forward_head(features, pre_logits=True).float()
+    if features.ndim == 4:
+        return _rows_and_columns(model, features).mean((1, 2), dtype=torch.float32)
+    patches = _patches(model, features).mean(1, dtype=torch.float32)
     if backbone.embedding == "gap":
-        return features.mean((2, 3), dtype=torch.float32)
-    first = features[:, 0].float()
+        return _final_norm(model, patches)
+    first = _final_norm(model, features[:, 0].float())
     if backbone.embedding == "cls":
         return first
-    patches = features[:, model.num_prefix_tokens :].mean(1, dtype=torch.float32)
-    return torch.cat([first, patches], dim=1)
+    return torch.cat([first, _final_norm(model, patches)], dim=1)
+
+
+def _rows_and_columns(model: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """A feature map as (B, h, w, d), from the layout that the network states."""
+    return features if getattr(model, "output_fmt", "") == "NHWC" else features.permute(0, 2, 3, 1)
+
+
+def _patches(model: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """Patch tokens (B, n, d): without class token and registers, which come first."""
+    return features[:, getattr(model, "num_prefix_tokens", 0) or 0 :]
+
+
+def _final_norm(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """The norm that some transformers (BEiT, EVA02) have in their head, and not before it."""
+    norm = getattr(model, "fc_norm", None)
+    if norm is None or isinstance(norm, nn.Identity):
+        return tokens
+    return norm(tokens.to(next(norm.parameters()).dtype)).float()
 
 
 def local_features(model: nn.Module, normalised: torch.Tensor) -> torch.Tensor:
     """Local features (B, h, w, d): a network's patch tokens, or its last feature map."""
     features = model.forward_features(normalised).float()
     if features.ndim == 4:
-        return features.permute(0, 2, 3, 1)
-    patches = features[:, model.num_prefix_tokens :]
+        return _rows_and_columns(model, features)
+    patches = _patches(model, features)
     return patches.unflatten(1, (round(patches.shape[1] ** 0.5),) * 2)

@@ -2,10 +2,12 @@
 
 import contextlib
 import copy
+import dataclasses
 import hashlib
 import pickle
 import socket
 import threading
+import zlib
 from pathlib import Path
 
 import huggingface_hub
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
@@ -55,14 +58,14 @@ def weights(monkeypatch, tmp_path):
     return folder
 
 
-def trained(architecture, num_classes=0, **arguments):
+def trained(architecture, num_classes=0, moved=0.1, **arguments):
     """The state of a network whose every value, batch statistics included, is its own."""
     torch.manual_seed(1)
     model = timm.create_model(architecture, num_classes=num_classes, **arguments)
     state = model.state_dict()
     for name, value in state.items():
         if value.is_floating_point():
-            state[name] = value + 0.1 * torch.rand_like(value)
+            state[name] = value + moved * torch.rand_like(value)
     return state
 
 
@@ -197,6 +200,41 @@ def test_a_row_that_cannot_be_is_refused_with_all_that_is_wrong(tmp_path):
         "c: timm_name is missing",
     ):
         assert words in str(error.value)
+
+
+def test_weights_without_a_hub_must_state_their_preprocessing(tmp_path):
+    file, row = tmp_path / "table.yaml", dict(printed="A", family="ViT", pretraining="own")
+    row |= dict(timm_name="vit_tiny_patch16_224.own", embedding="cls", licence="MIT", patch=16)
+    half = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    for own, words in (
+        ({"hub": False}, "without a hub, config must state mean and std and interpolation of"),
+        ({"hub": False, "config": half}, "config must state interpolation of the weights"),
+        ({"config": {"means": [0.5] * 3}}, "Unknown field of config 'means'. Did you mean 'mean'"),
+    ):
+        file.write_text(yaml.safe_dump({"a-own": row | own}))
+        with pytest.raises(ValueError, match="a-own: ") as error:
+            backbones.read_table(file)
+        assert words in str(error.value)
+    own = {"hub": False, "config": half | {"interpolation": "bicubic"}}
+    file.write_text(yaml.safe_dump({"a-own": row | own}))
+    assert list(backbones.read_table(file)) == ["a-own"]
+
+
+def test_a_random_control_belongs_to_one_architecture(tmp_path):
+    file = tmp_path / "table.yaml"
+    row = dict(printed="A", family="CNN", embedding="gap", licence="MIT")
+    first = row | dict(pretraining="imagenet", timm_name="resnet50.tv_in1k")
+    same_network = row | dict(pretraining="dino", timm_name="resnet50.a1_in1k")
+    other = row | dict(pretraining="clip", timm_name="resnet50_clip.openai")
+    both = {"resnet50-imagenet": first, "resnet50-dino": same_network}
+    file.write_text(yaml.safe_dump(both))
+    assert len(backbones.read_table(file)) == 2
+    both = {"resnet50-imagenet": first, "resnet50-clip": other}
+    file.write_text(yaml.safe_dump(both, sort_keys=False))
+    with pytest.raises(ValueError, match="resnet50-clip: its random control would be") as error:
+        backbones.read_table(file)
+    assert "resnet50-random, as that of resnet50-imagenet" in str(error.value)
+    assert "differ in architecture" in str(error.value)
 
 
 # -------------------------------------------------------------------------------- image sizes
@@ -558,13 +596,190 @@ def test_position_embeddings_are_resampled_to_the_image_size(weights):
     assert before.shape == (1, 1 + 9, 384)
     assert positions.shape == (1, 1 + 16, 384)
     assert torch.equal(positions[:, 0], before[:, 0])  # the class token's
-    grid = before[:, 1:].reshape(1, 3, 3, 384).permute(0, 3, 1, 2)
-    grid = torch.nn.functional.interpolate(grid, (4, 4), mode="bicubic", antialias=True)
-    expected = grid.permute(0, 2, 3, 1).reshape(1, 16, 384)
-    torch.testing.assert_close(positions[:, 1:], expected, rtol=1e-4, atol=1e-5)
     assert all(torch.equal(value, state[name]) for name, value in found.items())
     unchanged, _ = networks.build("dinov2_small", 42)
     assert same(unchanged, state)
+
+
+def numbers(name, shape):
+    """Made-up weights that are the same in every version of torch."""
+    drawn = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
+    return torch.from_numpy((0.3 * drawn).astype(np.float32))
+
+
+@pytest.mark.parametrize("size", [98, 224, 518])
+@pytest.mark.parametrize("registers", [0, 4])
+def test_dinov2_gives_the_embeddings_that_its_authors_code_gives(
+    weights, a_row, registers, size, repository
+):
+    """The weights have the names and shapes of the authors' own files."""
+    reference = files.read_json(repository / "tests/core/dinov2_reference.json")
+    build = {"embed_dim": 24, "depth": 2, "num_heads": 2}
+    reg, offset = ("reg4_", 0.0) if registers else ("", 0.1)
+    architecture = f"vit_small_patch14_{reg}dinov2"
+    row = a_row(architecture, "cls+patches", patch=14, build=build, position_offset=offset)
+    assert registers or backbones.get("dinov2_small").position_offset == offset
+    with torch.device("meta"):
+        own = timm.create_model(architecture, num_classes=0, **build).state_dict()
+    shapes = {name: value.shape for name, value in own.items()}
+    shapes |= {"mask_token": (1, 24), "pos_embed": (1, 1 + 37**2, 24)}
+    if registers:
+        shapes["register_tokens"] = shapes.pop("reg_token")
+    save(weights, row.name, {name: numbers(name, shape) for name, shape in shapes.items()})
+    model, _ = networks.build(row.name, size)
+    image = np.random.default_rng(size).standard_normal((1, 3, size, size)).astype(np.float32)
+    with torch.inference_mode():
+        found = networks.embed(row, model, torch.from_numpy(image))[0]
+    expected = torch.tensor(reference[f"{registers} registers, {size} px"])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
+
+
+def test_the_offset_of_dinov2s_positions_matters():
+    embeddings = numbers("pos_embed", (1, 1 + 37**2, 8))
+    assert networks.positions(embeddings, 37, 0.1) is embeddings
+    official, plain = (networks.positions(embeddings, 16, offset) for offset in (0.1, 0.0))
+    assert official.shape == (1, 1 + 16**2, 8)
+    assert torch.equal(official[:, 0], embeddings[:, 0])
+    assert (official - plain).abs().max() > 0.1
+
+
+# ------------------------------------------------------------------------------------ new rows
+
+
+@pytest.fixture
+def a_row(monkeypatch):
+    """Adds a row to the table: a network with weights of one's own."""
+
+    def add(architecture, embedding, **more):
+        own = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
+        row = backbones.Backbone(
+            *("new-own", f"{architecture}.own", "own", embedding, "MIT", "New", "CNN"),
+            hub=False,
+            config=own,
+            **more,
+        )
+        monkeypatch.setitem(backbones.TABLE, row.name, row)
+        return row
+
+    return add
+
+
+SIGLIP = {"embed_dim": 64, "depth": 1, "num_heads": 2}
+GAP, CLS = ("gap", "pool"), ("cls", "cls+patches", "pool")
+KINDS = {  # architecture: fields of its row, image size, embeddings that it has
+    "test_resnet": ({}, 64, GAP),
+    "test_convnext": ({}, 64, ("pool",)),  # a norm after pooling
+    "test_mambaout": ({}, 64, GAP),
+    "mobilenetv4_conv_small_035": ({}, 64, GAP),
+    "swin_tiny_patch4_window7_224": ({"patch": 4, "build": {"depths": (1, 1, 1, 1)}}, 56, GAP),
+    "sequencer2d_s": ({}, 56, GAP),
+    "maxvit_rmlp_pico_rw_256": ({"patch": 32}, 64, GAP),
+    "levit_128s": ({"patch": 16}, 64, GAP),
+    "efficientformer_l1": ({}, 224, GAP),
+    "test_vit": ({"patch": 16}, 64, CLS),
+    "eva02_tiny_patch14_224": ({"patch": 14, "build": {"depth": 1}}, 56, CLS),
+    "beit_base_patch16_224": ({"patch": 16, "build": SIGLIP}, 64, CLS),
+    "vit_base_patch16_siglip_224": ({"patch": 16, "build": SIGLIP}, 64, ("pool",)),
+    "resnet50_clip": ({}, 224, ("pool",)),  # attention pooling
+}
+
+
+@pytest.mark.parametrize("architecture", KINDS)
+def test_pool_is_what_the_published_classifier_reads(architecture, weights, a_row):
+    fields, size, _ = KINDS[architecture]
+    row = a_row(architecture, "pool", **fields)
+    given = ({"img_size": size} if row.patch > 1 else {}) | dict(row.build)
+    state = trained(architecture, 5, moved=0.01, **given)
+    save(weights, row.name, state)
+    model, _ = networks.build(row.name, size)
+    full = timm.create_model(architecture, num_classes=5, **given).eval()
+    full.load_state_dict(state)
+    images = pictures(2, size)
+    with torch.inference_mode():
+        embedded, expected = networks.embed(row, model, images), full(images)
+        heads = full.get_classifier()
+        heads = heads if isinstance(heads, tuple) else (getattr(heads, "fc", heads),)
+        found = sum(head(embedded) for head in heads) / len(heads)
+    assert embedded.shape == (2, networks.width(row, model))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", KINDS)
+def test_an_embedding_is_of_the_networks_own_layout_or_refused_with_the_choices(
+    architecture, a_row
+):
+    fields, size, accepted = KINDS[architecture]
+    for embedding in backbones.EMBEDDINGS:
+        row = a_row(architecture, embedding, **fields)
+        if embedding not in accepted:
+            message = refusal("new-random", size)
+            assert "new-random in medlib/core/backbones.yaml" in message
+            assert "Set embedding to pool" in message or "Choose one of" in message
+        else:
+            model, _ = networks.build("new-random", size)
+            with torch.inference_mode():
+                found = networks.embed(row, model, pictures(2, size))
+                maps = networks.local_features(model, pictures(2, size))
+            assert found.shape == (2, networks.width(row, model))
+            assert maps.shape[0] == 2 and maps.shape[3] == model.num_features
+            if embedding == "gap":
+                torch.testing.assert_close(found, maps.mean((1, 2)), rtol=1e-4, atol=1e-5)
+
+
+def test_the_class_token_of_a_network_with_its_norm_in_the_head_is_normed(a_row):
+    row = a_row("eva02_tiny_patch14_224", "cls+patches", patch=14, build={"depth": 1})
+    model, _ = networks.build("new-random", 56)
+    model.fc_norm.weight.data.uniform_(0.5, 2)
+    with torch.inference_mode():
+        tokens = model.forward_features(pictures(2, 56))
+        found = networks.embed(row, model, pictures(2, 56))
+        expected = model.fc_norm(torch.cat([tokens[:, :1], tokens[:, 1:].mean(1, True)], 1))
+    torch.testing.assert_close(found, expected.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "size", "words"),
+    [
+        ("test_vit", {"embedding": "gap", "patch": 16}, 64, "Unknown embedding 'gap'. Choose one"),
+        (
+            "test_vit",
+            {"embedding": "cls"},
+            64,
+            "patch is 1, but the network's patches have",
+        ),
+        ("test_vit", {"embedding": "cls", "patch": 8}, 64, "Set patch to 16"),
+        ("test_resnet", {"embedding": "gap", "patch": 16}, 64, "patch is for networks that are"),
+        ("test_resnet", {"embedding": "gap", "build": {"layrs": 1}}, 64, "layrs"),
+        (
+            "maxvit_rmlp_pico_rw_256",
+            {"embedding": "pool"},
+            192,
+            "cannot embed images of 192",
+        ),
+        ("test_resnett", {"embedding": "gap"}, 64, "no architecture 'test_resnett'. The nearest:"),
+    ],
+)
+def test_a_row_that_does_not_fit_its_network_is_refused(architecture, fields, size, words, a_row):
+    a_row(architecture, **fields)
+    assert words in refusal("new-random", size)
+
+
+def test_an_unknown_tag_is_answered_with_the_known_ones(monkeypatch):
+    row = dataclasses.replace(backbones.get(RESNET), timm_name="test_resnet.r160_in2k")
+    monkeypatch.setitem(backbones.TABLE, RESNET, row)
+    message = refusal(RESNET)
+    assert (
+        "Unknown timm_name 'test_resnet.r160_in2k'. Did you mean 'test_resnet.r160_in1k'" in message
+    )
+
+
+def test_two_classifiers_and_a_classifier_of_another_size_are_set_aside(weights, a_row):
+    row = a_row("levit_128s", "gap", patch=16)
+    state = trained("levit_128s", 7, img_size=64)
+    assert {"head.linear.weight", "head_dist.linear.weight"} <= set(state)
+    save(weights, row.name, state)
+    model, _ = networks.build(row.name, 64)
+    assert same(model, state)
 
 
 # ----------------------------------------------------------------------------- weights from the hub
