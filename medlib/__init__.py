@@ -1,4 +1,4 @@
-"""The study's helpers in five packages. A package imports only from those below it.
+"""The study's helpers in six packages. A package imports only from those below it.
 
 | package | answers                               | holds                                       |
 |---------|---------------------------------------|---------------------------------------------|
@@ -6,6 +6,7 @@
 | `show`  | how does it look?                     | style, names, figures, tables, the report   |
 | `stats` | what do predictions say?              | draws, intervals, effects, tests, claims    |
 | `data`  | which images, whose, how split?       | cards, layouts, manifests, packs, phantoms  |
+| `zoo`   | what is in a file of weights?         | checkpoints, their names, conversion        |
 | `core`  | arrays and labels in, predictions out | backbones, features, heads, fine-tuning     |
 
 Below them: `errors` (their wording), `files` (atomic writes, hashes) and `environment` (versions,

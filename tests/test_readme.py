@@ -11,12 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import small_grid
+import timm
+import torch
 import yaml
 from PIL import Image
 
 from medlib.core import backbones, networks
 from medlib.data import cards, manifest
 from medlib.data.layouts import reader
+from medlib.zoo import weights
 
 
 def block(repository, kind, containing):
@@ -28,11 +31,31 @@ def block(repository, kind, containing):
 
 def test_a_backbone_is_one_row(repository, monkeypatch, tmp_path):
     file = tmp_path / "backbones.yaml"
-    file.write_text(block(repository, "yaml", "timm_name"))
+    file.write_text(block(repository, "yaml", "convnext"))
     for name, row in backbones.read_table(file).items():
         monkeypatch.setitem(backbones.TABLE, name, row)
     model, digest = networks.build("convnext_tiny-random", 32)
     assert digest.startswith("random-") and model.num_features == 768
+
+
+def test_weights_from_elsewhere_become_the_file_that_a_row_reads(
+    repository, monkeypatch, tmp_path, capsys
+):
+    file = tmp_path / "backbones.yaml"
+    file.write_text(block(repository, "yaml", "vit_small-ours"))
+    ((name, row),) = backbones.read_table(file).items()
+    monkeypatch.setitem(backbones.TABLE, name, row)
+    monkeypatch.chdir(tmp_path)
+    state = timm.create_model(row.architecture, num_classes=2).state_dict()
+    torch.save({"model": {f"module.{n}": value for n, value in state.items()}}, "checkpoint.pth")
+    *commands, last = block(repository, "sh", "medlib.zoo.weights").strip().splitlines()
+    for command in commands:
+        monkeypatch.setattr("sys.argv", shlex.split(command.partition("#")[0])[2:])
+        assert weights.main() == 0, capsys.readouterr()
+    assert name in capsys.readouterr().out
+    monkeypatch.setenv("MEDLIB_WEIGHTS", last.partition("WEIGHTS=")[2])
+    model, _ = networks.build(name, 32)
+    assert torch.equal(model.blocks[0].attn.qkv.weight, state["blocks.0.attn.qkv.weight"])
 
 
 @pytest.fixture

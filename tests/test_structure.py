@@ -13,7 +13,7 @@ import medlib
 from medlib.grid import notebooks
 
 MEDLIB = Path(medlib.__file__).parent
-PACKAGES = ("core", "data", "stats", "show", "grid")  # from the bottom up
+PACKAGES = ("core", "zoo", "data", "stats", "show", "grid")  # from the bottom up
 LIFTED = ("errors", "files")  # that the core needs
 TOP = (*LIFTED, "environment")  # below all packages
 CORE = MEDLIB / "core"

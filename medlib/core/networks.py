@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import timm
@@ -95,8 +96,7 @@ def load(model: nn.Module, backbone: Backbone, path: Path) -> None:
     if backbone.position_offset:
         n = round((model.pos_embed.shape[1] - 1) ** 0.5)
         state["pos_embed"] = positions(state["pos_embed"], n, backbone.position_offset)
-    own_module = sys.modules[timm.model_entrypoint(backbone.architecture).__module__]
-    if adapt := getattr(own_module, "checkpoint_filter_fn", None):
+    if adapt := checkpoint_filter(model):
         state = adapt(state, model)
     classifiers = timm_config(backbone)["classifier"]  # some networks have two
     classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
@@ -119,6 +119,11 @@ def load(model: nn.Module, backbone: Backbone, path: Path) -> None:
             f"convolutions: set fixed_norm={folded} in the row of {backbone.name} in "
             "medlib/core/backbones.yaml, so that it is fine-tuned accordingly."
         )
+
+
+def checkpoint_filter(model: nn.Module) -> Callable | None:
+    """timm's function that adapts weights (names, image size) to a network of this kind, if any."""
+    return getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
 
 
 def positions(embeddings: torch.Tensor, n: int, offset: float) -> torch.Tensor:

@@ -40,8 +40,9 @@ def find_weights(backbone: Backbone) -> Path:
     raise FileNotFoundError(
         f"No weights for {backbone.name}. Looked for {file} in MEDLIB_WEIGHTS{where}, then on the "
         f"hub ({reason}). Either put {file} into a folder and name that (make … WEIGHTS=folder, or "
-        "MEDLIB_WEIGHTS), or run where the hub can be reached. Random weights are a backbone of "
-        f"their own: {control(backbone)}."
+        "MEDLIB_WEIGHTS), or run where the hub can be reached. Files of other kinds: python -m "
+        "medlib.zoo.weights convert FILE ROW. Random weights are a backbone of their own: "
+        f"{control(backbone)}."
     )
 
 
