@@ -6,7 +6,7 @@ Its control arm has the same architecture at random initialisation: ``vit_tiny-r
 
 import difflib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -72,25 +72,22 @@ def read_table(path: Path = TABLE_FILE) -> dict[str, Backbone]:
     problems = [f"{name}: {problem}" for name, row in rows.items() for problem in _problems(row)]
     if not problems:
         table = {name: Backbone(name, **row) for name, row in rows.items()}
-        problems = _clashes(table)
+        problems = list(_clashes(table))
     if problems:
         raise ValueError(f"{path} cannot be used:\n{listed(problems)}")
     return table
 
 
-def _clashes(table: dict[str, Backbone]) -> list[str]:
+def _clashes(table: dict[str, Backbone]) -> Iterator[str]:
     """Rows whose random controls have one name, but are other networks."""
     first: dict[str, Backbone] = {}
-    problems = []
     for row in table.values():
         other = first.setdefault(control(row), row)
-        differ = [each for each in CONTROLLED if getattr(row, each) != getattr(other, each)]
-        if differ:
-            problems.append(
-                f"{row.name}: its random control would be {control(row)}, as that of {other.name}, "
-                f"but they differ in {', '.join(differ)}. Give one of them another name."
+        if differ := [each for each in CONTROLLED if getattr(row, each) != getattr(other, each)]:
+            said = (
+                f"{row.name}: its random control would be {control(row)}, as that of {other.name}"
             )
-    return problems
+            yield f"{said}, but they differ in {', '.join(differ)}. Give one of them another name."
 
 
 def _problems(row: dict) -> list[str]:
@@ -126,10 +123,8 @@ def timm_config(backbone: Backbone) -> dict:
     name = backbone.timm_name if backbone.hub else backbone.architecture
     if not timm.is_model(backbone.architecture):
         close = difflib.get_close_matches(backbone.architecture, timm.list_models(), n=3)
-        raise ValueError(
-            f"{backbone.name}: timm has no architecture {backbone.architecture!r}. "
-            f"The nearest: {', '.join(close) or 'none; timm.list_models() lists all'}."
-        )
+        said = f"{backbone.name}: timm has no architecture {backbone.architecture!r}."
+        raise ValueError(f"{said} The nearest: {', '.join(close) or 'none'}.")
     try:
         return timm.get_pretrained_cfg(name).to_dict()
     except RuntimeError:

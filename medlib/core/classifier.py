@@ -49,7 +49,7 @@ class Classifier(nn.Module):
                 module.eval()
         return self
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _check_lora(self, blank: torch.Tensor) -> None:
         """Raise ValueError if a layer with additions is never called: they would have no effect."""
         from peft.tuners.lora import LoraLayer

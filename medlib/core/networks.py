@@ -31,11 +31,10 @@ def build(name: str, image_size: int, seed: int = 0) -> tuple[nn.Module, str]:
     check_image_size(backbone, image_size)
     timm_config(backbone)  # raises ValueError for an unknown architecture
     path = None if backbone.pretraining == "random" else find_weights(backbone)
-    size = {"img_size": image_size} if backbone.patch > 1 else {}
+    given = ({"img_size": image_size} if backbone.patch > 1 else {}) | dict(backbone.build)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            given = size | dict(backbone.build)
             model = timm.create_model(backbone.architecture, num_classes=0, **given)
     except (TypeError, AssertionError, ValueError) as error:
         way_out = "patch is for networks that are built for one image size; see build, too."
@@ -52,7 +51,7 @@ def build(name: str, image_size: int, seed: int = 0) -> tuple[nn.Module, str]:
     return model, digest
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _check(model: nn.Module, backbone: Backbone, image_size: int) -> None:
     """Raise ValueError if a row does not fit its network, as seen with an image of noise."""
     row, patch = f"{backbone.name} in medlib/core/backbones.yaml", getattr(model, "patch_embed", 0)
@@ -129,8 +128,7 @@ def checkpoint_filter(model: nn.Module) -> Callable | None:
 def positions(embeddings: torch.Tensor, n: int, offset: float) -> torch.Tensor:
     """Position embeddings (1, 1 + m², d), class token first, resampled to (1, 1 + n², d).
 
-    As DINOv2 without registers does it: bicubic, without antialiasing, scaled by (n + offset) / m.
-    (Oquab et al., arXiv 2304.07193: ``interpolate_pos_encoding`` of its code, offset 0.1.)
+    As the code of DINOv2 without registers does it (arXiv 2304.07193; there offset is 0.1).
     """
     first, patches = embeddings[:, :1], embeddings[:, 1:]
     m = round(patches.shape[1] ** 0.5)
@@ -215,10 +213,9 @@ def _patches(model: nn.Module, features: torch.Tensor) -> torch.Tensor:
 
 def _final_norm(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """The norm that some transformers (BEiT, EVA02) have in their head, and not before it."""
-    norm = getattr(model, "fc_norm", None)
-    if norm is None or isinstance(norm, nn.Identity):
-        return tokens
-    return norm(tokens.to(next(norm.parameters()).dtype)).float()
+    norm = getattr(model, "fc_norm", None) or nn.Identity()
+    kept = isinstance(norm, nn.Identity)
+    return tokens if kept else norm(tokens.to(next(norm.parameters()).dtype)).float()
 
 
 def local_features(model: nn.Module, normalised: torch.Tensor) -> torch.Tensor:

@@ -3,8 +3,7 @@
 import contextlib
 import os
 import re
-import urllib.error
-import urllib.request
+import time
 from pathlib import Path
 
 from medlib.core.backbones import Backbone, control, timm_config
@@ -12,7 +11,8 @@ from medlib.files import read_json, read_record, save_json
 
 # The sha256 of each file at its first use. Commit this file: others then use the same weights.
 LOCK = Path(__file__).resolve().parents[2] / "weights.lock.json"
-HUB_TIMEOUT = 5  # seconds; a hub that cannot be reached must be an error, soon
+HUB_TIMEOUT = 8  # seconds; a hub that cannot be reached must be an error, soon
+PAUSES = (0.5, 1.5, None)  # seconds until the next attempt after a server's error
 
 
 def weights_file(backbone: Backbone) -> Path | None:
@@ -37,6 +37,9 @@ def find_weights(backbone: Backbone) -> Path:
             return _from_hub(backbone)
         except Exception as error:  # offline, refused, gated, not found: all have one way out
             reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            if type(error).__name__ == "GatedRepoError":
+                where_to = f"huggingface.co/{timm_config(backbone)['hf_hub_id']}"
+                reason = f"gated: accept the licence at {where_to}, and set HF_TOKEN"
     raise FileNotFoundError(
         f"No weights for {backbone.name}. Looked for {file} in MEDLIB_WEIGHTS{where}, then on the "
         f"hub ({reason}). Either put {file} into a folder and name that (make … WEIGHTS=folder, or "
@@ -80,15 +83,21 @@ def _from_hub(backbone: Backbone) -> Path:
 
 
 def _reach_hub(repository: str, file: str) -> None:
-    """Fail at once where there is no hub: the hub's own client would retry for minutes."""
+    """Fail soon where there is no hub: its own client would retry for minutes.
+
+    It is asked for the file itself: a proxy or a hub in trouble may answer for its front page.
+    """
     import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
 
     if huggingface_hub.constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "") == "1":
         raise ConnectionError("HF_HUB_OFFLINE is set")
-    # The file itself: a proxy or a hub in trouble may still answer for its front page.
-    request = urllib.request.Request(huggingface_hub.hf_hub_url(repository, file), method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
-    except urllib.error.HTTPError as error:
-        if error.code >= 500:  # the client would retry these; others it reports at once
-            raise
+    url = huggingface_hub.hf_hub_url(repository, file)
+    for pause in PAUSES:
+        try:
+            huggingface_hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT)
+            return
+        except HfHubHTTPError as error:
+            if error.response.status_code < 500 or pause is None:
+                raise
+        time.sleep(pause)

@@ -7,6 +7,7 @@ import hashlib
 import pickle
 import socket
 import threading
+import time
 import zlib
 from pathlib import Path
 
@@ -885,6 +886,14 @@ def test_a_hub_that_refuses_is_given_up_within_ten_seconds(hub, status):
     assert asked
 
 
+def test_a_gated_repository_says_where_its_licence_is_accepted(hub):
+    with serving(lambda *_: reply(401, X_Error_Code="GatedRepo")) as (endpoint, _):
+        hub(endpoint)
+        message = missing(RESNET)
+    where = "huggingface.co/timm/test_resnet.r160_in1k"
+    assert names_all(message) and f"accept the licence at {where}, and set HF_TOKEN" in message
+
+
 @pytest.mark.parametrize("rest", [reply(200), reply(503), None], ids=["portal", "503", "silence"])
 def test_a_hub_of_which_only_the_front_page_answers_is_given_up_too(hub, monkeypatch, rest):
     monkeypatch.setattr(weight_files, "HUB_TIMEOUT", 1)
@@ -954,7 +963,8 @@ def test_a_file_in_the_folder_comes_before_the_cache(weights):
     assert weights_file(backbones.get("dinov2_small")) is None
 
 
-def test_weights_are_downloaded_once_from_a_hub_that_answers(hub, tmp_path):
+@pytest.mark.parametrize("trouble", ["none", "two errors first", "answers after six seconds"])
+def test_weights_are_downloaded_once_from_a_hub_that_answers(hub, tmp_path, trouble):
     state = trained("test_resnet", 1000)
     save_file(state, tmp_path / "served.safetensors")
     content = (tmp_path / "served.safetensors").read_bytes()
@@ -963,6 +973,10 @@ def test_weights_are_downloaded_once_from_a_hub_that_answers(hub, tmp_path):
 
     def respond(method, path):
         if path == "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors":
+            if trouble == "two errors first" and len(asked) < 3:
+                return reply(503)
+            if trouble == "answers after six seconds" and len(asked) == 1:
+                time.sleep(6)
             body = content if method == "GET" else b""
             return reply(200, body, len(content), ETag=etag, X_Repo_Commit=REVISION)
         return reply(200 if path == "/" else 404)
