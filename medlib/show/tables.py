@@ -17,9 +17,12 @@ from medlib.stats.metrics import LOSSES
 LONG = 44  # letters; a longer column is set in lines
 WIDE, TALL = 150, 60  # letters and rows of a LaTeX table; a larger one becomes several
 ONE_TRAINING, FEW = "†", "‡"
-MARKS = f"{ONE_TRAINING}: the interval is over test patients alone, because there was one training "
-MARKS += f"or the head was not trained again; {FEW}: a class has fewer than 20 patients; due to "
-MARKS += "training: the share of training in the variance of the AUROC."
+MARKS = (
+    f"{ONE_TRAINING}: the interval is over test patients alone, because there was one training, or "
+    f"the head was not trained again, or draws of so few patients lacked a class; {FEW}: a class "
+    "has fewer than 20 patients; due to training: the share of training in the variance of the "
+    "AUROC."
+)
 OVER_CLASSES = (
     "auroc",
     "auprc",
