@@ -67,25 +67,33 @@ for name, table in ("costs", costs), ("summary", summary), ("summary_over_seeds"
 """
 # Every file of a grid, with the records of its runs and jobs.
 FINISH = """
-import sys
+import json, sys
 from dataclasses import asdict
 from pathlib import Path
 from medlib import files
 from medlib.grid import gridfile, made, plan, study
+
+def write(path, text):  # not files.save_json: that waits for the disk each time
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text)
+
 own = study.Study(sys.argv[1])
 jobs, _ = plan.graph(study.options(own))
-for output in (output for job in jobs for output in job.outputs):
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    Path(output).write_text(output)
-for run in gridfile.runs(own.grid):
-    folder = run.folder(own.results)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "predictions.csv").write_text(str(run))
-    digests = {"predictions.csv": files.file_sha256(folder / "predictions.csv")}
-    told = {"coordinates": asdict(run), "sha256": digests, "seconds": 1.0}
-    files.save_json(run.record(own.results), told)
 for job in jobs:
-    made.ended(job.beside, made.begun(job.inputs, job.settings), job.outputs)
+    for output in job.outputs:
+        write(output, output)
+for run in gridfile.runs(own.grid):
+    predictions = run.folder(own.results) / "predictions.csv"
+    write(predictions, str(run))
+    digest = {predictions.name: files.file_sha256(predictions)}
+    told = {"coordinates": asdict(run), "sha256": digest, "seconds": 1.0}
+    write(run.record(own.results), json.dumps(told))
+digests = made.Digests()
+for job in jobs:
+    told = {"settings": job.settings}
+    for name in ("inputs", "outputs"):
+        told[name] = {path: digests.of(path) for path in getattr(job, name)}
+    write(made.record(job.beside), json.dumps(told))
 """
 
 
