@@ -985,6 +985,10 @@ def test_weights_are_downloaded_once_from_a_hub_that_answers(hub, tmp_path, trou
                 return reply(503)
             if trouble == "answers after six seconds" and len(asked) == 1:
                 time.sleep(6)
+            if trouble == "two errors first" and len(asked) < 3:
+                return reply(503)
+            if trouble == "answers after six seconds" and len(asked) == 1:
+                time.sleep(6)
             body = content if method == "GET" else b""
             return reply(200, body, len(content), ETag=etag, X_Repo_Commit=REVISION)
         return reply(200 if path == "/" else 404)
