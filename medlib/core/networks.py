@@ -64,6 +64,7 @@ def _check(model: nn.Module, backbone: Backbone, image_size: int) -> None:
     noise = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     try:
         features = model.forward_features(noise)
+        published = model.forward_head(features, pre_logits=True)
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"{backbone.name} cannot embed images of {image_size} pixels: {error}. If it is built "
@@ -77,7 +78,6 @@ def _check(model: nn.Module, backbone: Backbone, image_size: int) -> None:
     if found.shape != (1, width(backbone, model)):
         shape, wanted = tuple(found.shape[1:]), width(backbone, model)
         raise ValueError(f"{row}: its embeddings have the shape {shape}, and not ({wanted},).")
-    published = model.forward_head(features, pre_logits=True)
     similar = published.shape != found.shape or torch.allclose(published, found, rtol=1e-3)
     if backbone.embedding == "gap" and not similar:
         raise ValueError(f"{row}: its classifier has a norm after pooling. Set embedding to pool.")
