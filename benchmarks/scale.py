@@ -200,18 +200,15 @@ def main() -> None:
         folder = clone(Path(temporary))
         grid = folder / "grids" / "large.yaml"
         grid.write_text(yaml.safe_dump(large_grid(1 if quick else 34)), encoding="utf-8")
-        large = 0
-        for name, bound in (("paper", 5), ("large", 30)):
+        for name, words, bound in (("paper", "the paper's grid", 5), ("large", "a large grid", 30)):
             measures = [plan(folder, name) for _ in range(options.repeats)]
-            large = measures[0][0]
-            words = "the paper's grid" if name == "paper" else "a large grid"
-            of_plan(f"{words}, {large:,} jobs", measures, bound, quick)
+            jobs = measures[0][0]
+            of_plan(f"{words}, {jobs:,} jobs", measures, bound, quick)
         measured(["-c", FINISH, "large"], folder)
-        first = [plan(folder, "large")]
-        of_plan(f"{large:,} finished jobs, no digests kept", first, 30, quick)
-        measures = [plan(folder, "large") for _ in range(options.repeats)]
-        of_plan(f"{large:,} finished jobs", measures, 30, quick)
-        assert {jobs for jobs, *_ in [*first, *measures]} == {0}
+        for words, repeats in ((", no digests kept", 1), ("", options.repeats)):
+            measures = [plan(folder, "large") for _ in range(repeats)]
+            assert not any(left for left, *_ in measures)
+            of_plan(f"{jobs:,} finished jobs{words}", measures, 30, quick)
     seeds, resamples, others = (2, 20, 2) if quick else (5, 5000, 84)
     with tempfile.TemporaryDirectory() as temporary:
         results, made, n = Path(temporary), {}, 0

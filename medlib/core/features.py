@@ -113,7 +113,7 @@ def _write_maps(images, rows: np.ndarray, row, model: torch.nn.Module, folder: P
 
 
 def _kept(partial: Path, record: dict, wanted: str) -> tuple[int, int]:
-    """The number of rows that an interrupted extraction left undamaged, and their CRC-32."""
+    """How many embeddings an interrupted extraction has saved undamaged, and their CRC-32."""
     with contextlib.suppress(OSError, ValueError, EOFError):  # not there, too short, no header
         rows = np.load(partial, mmap_mode="r")[: record.get("done", 0)]
         crc = zlib.crc32(np.ascontiguousarray(rows))

@@ -85,7 +85,7 @@ def _from_hub(backbone: Backbone) -> Path:
 def _reach_hub(repository: str, file: str) -> None:
     """Fail soon where there is no hub: its own client would retry for minutes.
 
-    It is asked for the file itself: a proxy or a hub in trouble may answer for its front page.
+    The request is for the file: the front page may answer although files cannot be downloaded.
     """
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError

@@ -85,7 +85,7 @@ def pack_hash(rows: pd.DataFrame, size: int, interpolation: str, settings: Volum
 
 
 def recorded(folder: Path | str) -> dict:
-    """The record of the pack or embeddings in a folder; empty if there is none to read."""
+    """Read the ``meta.json`` of a pack or of embeddings; {} if it is missing or unreadable."""
     return files.read_record(Path(folder) / "meta.json")
 
 

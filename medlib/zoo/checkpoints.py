@@ -1,8 +1,8 @@
-"""Files of weights in the forms in which they are published, as tensors that a timm network takes.
+"""Read published files of weights, and find in them the tensors of a timm network.
 
-A file is read without running anything in it. What wraps the network in it (``model``, ``teacher``,
-``module.``, ``visual.trunk.`` …) is found by the names that the network itself has, and not by a
-list of prefixes.
+No code in a file is run. A file often holds the network under a prefix (``model.``, ``teacher.``,
+``module.``, ``visual.trunk.`` …). The prefix is the one under which most of the network's own names
+are found; there is no list of prefixes.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from medlib.errors import listed
 from medlib.zoo import transformers
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
-# Beside tensors and plain values these may stand in a file: settings and counters of a training.
+# A file may hold these beside tensors: settings and counters of a training. They run no code.
 HARMLESS = [argparse.Namespace, np.dtype, np.float64, np.float32, np.int64]
 HARMLESS += [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
 HARMLESS += [np.float64(0).__reduce__()[0]]  # the function that makes a scalar
-# Of several copies of a network, the averaged one is what its authors evaluate.
+# If a file holds several copies of a network, the averaged copy is used: authors evaluate that.
 AVERAGED = re.compile(r"teacher|ema|momentum")
 # Parts that belong to a pretraining and not to the backbone.
 SET_ASIDE = re.compile(r"(.*\.)?(\w*head\w*|fc|classifier|decoder\w*|mask_token|pooler|proj\w+)\.?")
@@ -38,11 +38,11 @@ RESAMPLED = re.compile(r"pos_embed|relative_position|rel_pos|attention_bias")  #
 
 @dataclass
 class Fitted:
-    """The tensors of a backbone, and what else the file holds."""
+    """The tensors of a backbone, and where they were found."""
 
     state: dict[str, torch.Tensor]
     found_under: str  # the prefix of their names in the file
-    naming: str  # whose names they had: timm or a class of transformers
+    naming: str  # the library whose names they had in the file
     set_aside: Counter  # how many tensors of which part are left out
 
 
@@ -121,7 +121,7 @@ def _below(tensors: dict, prefix: str) -> dict[str, torch.Tensor]:
 
 
 def _namings(model: torch.nn.Module) -> dict[str, Callable]:
-    """How tensors are renamed to those of a timm network, by whose names they have."""
+    """Functions that rename tensors to timm's names, by the library that the old names are from."""
     adapt = networks.checkpoint_filter(model)
 
     def by_timm(tensors: dict) -> dict:
@@ -135,7 +135,7 @@ def _namings(model: torch.nn.Module) -> dict[str, Callable]:
 
 
 def _best(tensors: dict, model: torch.nn.Module, wanted: dict) -> tuple[str, str]:
-    """The naming, and the prefix below which most of the wanted names lie."""
+    """The naming and the prefix that give most of the wanted names."""
     shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
     best = (-1, False, "timm", "")
     for naming, rename in _namings(model).items():
@@ -150,7 +150,7 @@ def _best(tensors: dict, model: torch.nn.Module, wanted: dict) -> tuple[str, str
 
 
 def _prefixes(names: Mapping) -> list[str]:
-    """Every prefix of these names that ends in a dot and has no number: a network may lie there."""
+    """All prefixes of names, up to the first number. "a.b.0.c" gives "", "a." and "a.b."."""
     found = {""}
     for name in names:
         parts = name.split(".")
@@ -172,7 +172,7 @@ def _reason(state: dict, wanted: dict) -> str:
 
 
 def facts(state: Mapping) -> dict[str, object]:
-    """What the names and shapes of tensors say of a network."""
+    """The width, patch size and number of blocks of a network, from its tensors."""
     shapes = {name: tuple(getattr(value, "shape", value)) for name, value in state.items()}
     told = {}
     if patches := shapes.get("patch_embed.proj.weight"):

@@ -1,4 +1,4 @@
-"""Names of the vision models of the library transformers, as names of timm's networks."""
+"""Rename the tensors of vision models of the library transformers to timm's names."""
 
 import re
 
@@ -41,10 +41,11 @@ QKV = re.compile(r"(.*\.attn)\.([qkv])\.(weight|bias)$")
 
 
 def vit(tensors: Tensors) -> Tensors:
-    """Tensors by timm's names for vision transformers; a name without a rule stays as it is.
+    """Rename tensors to timm's names for vision transformers. Unknown names stay as they are.
 
-    Queries, keys and values become one tensor. Where there are registers, the position of the class
-    token is added to it, as in timm; so the authors' own files of DINOv2 are taken as well.
+    Queries, keys and values become one tensor. In a network with registers, the position embedding
+    of the class token is added to the class token, as timm does it. So the original files of DINOv2
+    can be read as well.
     """
     renamed, parts = {}, {}
     for name, tensor in tensors.items():
@@ -73,7 +74,7 @@ def vit(tensors: Tensors) -> Tensors:
 
 
 def eva(tensors: Tensors) -> Tensors:
-    """The same for networks that timm builds as EVA, such as DINOv3."""
+    """The same for networks that timm builds with its class Eva, such as DINOv3."""
     return {re.sub(r"\.ls(\d)\.gamma$", r".gamma_\1", n): t for n, t in vit(tensors).items()}
 
 

@@ -1,11 +1,11 @@
-"""What a file of weights is, and how a row of backbones.yaml takes it.
+"""Inspect a file of weights, and convert it for a row of backbones.yaml.
 
     python -m medlib.zoo.weights inspect FILE
     python -m medlib.zoo.weights convert FILE ROW [--to FOLDER]
 
-``inspect`` says what a file holds and which rows would take it. ``convert`` writes the tensors of a
-row's network as ``<timm_name>.safetensors``: that file, in the folder ``MEDLIB_WEIGHTS`` (make …
-WEIGHTS=folder), is what notebooks and grids read.
+``inspect`` prints what a file holds and which rows can use it. ``convert`` writes the tensors of a
+row's network into ``<timm_name>.safetensors``. Notebooks and grids read this file from the folder
+``MEDLIB_WEIGHTS`` (make … WEIGHTS=folder).
 """
 
 import argparse
@@ -21,7 +21,7 @@ from medlib.zoo import checkpoints
 
 
 def inspect(path: Path) -> list[str]:
-    """What a file holds, and which rows take it, as lines to print."""
+    """Describe a file and list the rows that can use it. Returns lines to print."""
     tensors = checkpoints.read(path)
     counts = Counter(name.partition(".")[0] for name in tensors)
     n = sum(tensor.numel() for tensor in tensors.values())
@@ -39,7 +39,7 @@ def inspect(path: Path) -> list[str]:
 
 
 def told(found: checkpoints.Fitted) -> str:
-    """Where a network was found in a file, and what else is there, in words."""
+    """One line of text: where the network lies in its file, and which tensors are left out."""
     words = [f"names of {found.naming}"]
     words += [f"under {found.found_under!r}"] if found.found_under else []
     aside = ", ".join(f"{part} ({n})" for part, n in found.set_aside.items())
@@ -47,9 +47,9 @@ def told(found: checkpoints.Fitted) -> str:
 
 
 def convert(path: Path, name: str, folder: Path) -> list[str]:
-    """Write the file that a row reads; returns what to tell. Raises ValueError if it does not fit.
+    """Write the file that a row reads. Returns lines to print.
 
-    A file that is there and differs is not replaced.
+    Raises ValueError if the weights do not fit the row, or if another file has that name already.
     """
     row = backbones.get(name)
     found = checkpoints.fit(checkpoints.read(path), row, path)

@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 
 import huggingface_hub
+import made_rows
 import numpy as np
 import pytest
 import timm
@@ -652,13 +653,7 @@ def a_row(monkeypatch):
     """Adds a row to the table: a network with weights of one's own."""
 
     def add(architecture, embedding, **more):
-        own = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
-        row = backbones.Backbone(
-            *("new-own", f"{architecture}.own", "own", embedding, "MIT", "New", "CNN"),
-            hub=False,
-            config=own,
-            **more,
-        )
+        row = made_rows.row(architecture, embedding, **more)
         monkeypatch.setitem(backbones.TABLE, row.name, row)
         return row
 
@@ -973,18 +968,6 @@ def test_weights_are_downloaded_once_from_a_hub_that_answers(hub, tmp_path, trou
 
     def respond(method, path):
         if path == "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors":
-            if trouble == "two errors first" and len(asked) < 3:
-                return reply(503)
-            if trouble == "answers after six seconds" and len(asked) == 1:
-                time.sleep(6)
-            if trouble == "two errors first" and len(asked) < 3:
-                return reply(503)
-            if trouble == "answers after six seconds" and len(asked) == 1:
-                time.sleep(6)
-            if trouble == "two errors first" and len(asked) < 3:
-                return reply(503)
-            if trouble == "answers after six seconds" and len(asked) == 1:
-                time.sleep(6)
             if trouble == "two errors first" and len(asked) < 3:
                 return reply(503)
             if trouble == "answers after six seconds" and len(asked) == 1:

@@ -8,20 +8,14 @@ import pytest
 import timm
 import torch
 import transformers
+from made_rows import row
 from safetensors.torch import load_file, save_file
 
-from medlib.core import backbones
 from medlib.zoo import checkpoints
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2}
 CONFIG = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 CONFIG |= {"intermediate_size": 96, "image_size": 56, "patch_size": 14}
-
-
-def row(architecture, embedding="cls", patch=14, **more):
-    own = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
-    names = ("new-own", f"{architecture}.own", "own", embedding, "MIT", "New", "ViT")
-    return backbones.Backbone(*names, patch=patch, hub=False, config=own, **more)
 
 
 VIT = row("vit_tiny_patch16_224", patch=16, build=SMALL)
@@ -105,7 +99,7 @@ def test_a_model_of_transformers_gives_the_same_in_timm(tmp_path, name):
             layer.attention.v_proj.bias.data.zero_()
     theirs.save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
-    own = row(architecture, build=SMALL | build | {"img_size": 56})
+    own = row(architecture, patch=14, build=SMALL | build | {"img_size": 56})
     found = checkpoints.fit(checkpoints.read(path), own, path)
     ours = timm.create_model(own.architecture, num_classes=0, **own.build).eval()
     ours.load_state_dict(found.state)

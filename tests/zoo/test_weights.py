@@ -3,9 +3,9 @@
 import pytest
 import timm
 import torch
+from made_rows import row
 
 from medlib.core import networks
-from medlib.core.backbones import Backbone
 from medlib.zoo import checkpoints, weights
 
 
@@ -65,10 +65,7 @@ def test_what_does_not_fit_or_is_not_there_is_one_message(file, monkeypatch, cap
 
 
 def test_the_names_of_a_networks_authors_are_taken_where_timm_knows_them():
-    own = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
-    row = Backbone(
-        *("c-own", "test_convnext.own", "own", "pool", "MIT", "C", "CNN"), hub=False, config=own
-    )
+    own = row("test_convnext", "pool")
     state = timm.create_model("test_convnext", num_classes=4).state_dict()
     # As its authors name the parts of a ConvNeXt.
     renames = ("stem.", "downsample_layers.0."), (".blocks.", "."), ("head.norm.", "norm.")
@@ -84,6 +81,6 @@ def test_the_names_of_a_networks_authors_are_taken_where_timm_knows_them():
         name = name.replace("mlp.fc2", "pwconv2").replace("head.fc.", "head.")
         official[name] = value
     assert not official.keys() <= state.keys()
-    found = checkpoints.fit({f"model.{n}": v for n, v in official.items()}, row, "file")
+    found = checkpoints.fit({f"model.{n}": v for n, v in official.items()}, own, "file")
     for name, value in found.state.items():
         assert torch.equal(value.reshape(state[name].shape), state[name])

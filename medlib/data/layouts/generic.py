@@ -15,7 +15,7 @@ from medlib.data.layouts.mri import modalities
 from medlib.errors import ManifestError, unknown
 
 MAX_LABELS = 10**7  # of a set of MedMNIST: its header may claim anything
-PATIENCE = 1  # seconds for one name: some patterns would search almost without end
+PATIENCE = 1  # seconds to match one name: with some patterns it could take hours
 
 
 def folder_per_class(
