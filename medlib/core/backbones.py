@@ -16,8 +16,8 @@ from medlib.errors import listed, unknown
 
 TABLE_FILE = Path(__file__).with_name("backbones.yaml")
 EMBEDDINGS = ("gap", "cls", "cls+patches", "pool")
-CONTROLLED = ("architecture", "embedding", "patch", "build")  # what makes a random control
-CONFIG = ("mean", "std", "interpolation")  # what a row may state of the preprocessing
+CONTROLLED = ("architecture", "embedding", "patch", "build")  # rows with one control share these
+CONFIG = ("mean", "std", "interpolation")  # the preprocessing that a row may state
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def read_table(path: Path = TABLE_FILE) -> dict[str, Backbone]:
 
 
 def _clashes(table: dict[str, Backbone]) -> Iterator[str]:
-    """Rows whose random controls have one name, but are other networks."""
+    """Find rows whose random controls would share a name, but not an architecture."""
     first: dict[str, Backbone] = {}
     for row in table.values():
         other = first.setdefault(control(row), row)

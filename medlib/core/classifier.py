@@ -51,7 +51,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def _check_lora(self, blank: torch.Tensor) -> None:
-        """Raise ValueError if a layer with additions is never called: they would have no effect."""
+        """Raise ValueError if the network never calls a layer to which LoRA was added."""
         from peft.tuners.lora import LoraLayer
 
         layers = {n: m for n, m in self.backbone.named_modules() if isinstance(m, LoraLayer)}

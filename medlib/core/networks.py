@@ -53,7 +53,7 @@ def build(name: str, image_size: int, seed: int = 0) -> tuple[nn.Module, str]:
 
 @torch.no_grad()
 def _check(model: nn.Module, backbone: Backbone, image_size: int) -> None:
-    """Raise ValueError if a row does not fit its network, as seen with an image of noise."""
+    """Embed an image of noise. Raises ValueError if the row does not fit its network."""
     row, patch = f"{backbone.name} in medlib/core/backbones.yaml", getattr(model, "patch_embed", 0)
     (own, *_) = getattr(patch, "patch_size", None) or (1,)
     if backbone.patch % own:
@@ -121,7 +121,7 @@ def load(model: nn.Module, backbone: Backbone, path: Path) -> None:
 
 
 def checkpoint_filter(model: nn.Module) -> Callable | None:
-    """timm's function that adapts weights (names, image size) to a network of this kind, if any."""
+    """timm's function that adapts names and image size of weights to this network, or None."""
     return getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
 
 
@@ -202,17 +202,17 @@ def pooled(backbone: Backbone, model: nn.Module, features: torch.Tensor) -> torc
 
 
 def _rows_and_columns(model: nn.Module, features: torch.Tensor) -> torch.Tensor:
-    """A feature map as (B, h, w, d), from the layout that the network states."""
+    """A feature map as (B, h, w, d). The network says which layout it uses."""
     return features if getattr(model, "output_fmt", "") == "NHWC" else features.permute(0, 2, 3, 1)
 
 
 def _patches(model: nn.Module, features: torch.Tensor) -> torch.Tensor:
-    """Patch tokens (B, n, d): without class token and registers, which come first."""
+    """Patch tokens (B, n, d), without the class token and the registers."""
     return features[:, getattr(model, "num_prefix_tokens", 0) or 0 :]
 
 
 def _final_norm(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """The norm that some transformers (BEiT, EVA02) have in their head, and not before it."""
+    """Apply the norm of the head: BEiT and EVA02 have their last norm there."""
     norm = getattr(model, "fc_norm", None) or nn.Identity()
     kept = isinstance(norm, nn.Identity)
     return tokens if kept else norm(tokens.to(next(norm.parameters()).dtype)).float()

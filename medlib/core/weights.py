@@ -11,8 +11,8 @@ from medlib.files import read_json, read_record, save_json
 
 # The sha256 of each file at its first use. Commit this file: others then use the same weights.
 LOCK = Path(__file__).resolve().parents[2] / "weights.lock.json"
-HUB_TIMEOUT = 8  # seconds; a hub that cannot be reached must be an error, soon
-PAUSES = (0.5, 1.5, None)  # seconds until the next attempt after a server's error
+HUB_TIMEOUT = 8  # seconds to wait for the hub
+PAUSES = (0.5, 1.5, None)  # seconds between attempts after a server's error; None: no more attempts
 
 
 def weights_file(backbone: Backbone) -> Path | None:
@@ -83,7 +83,7 @@ def _from_hub(backbone: Backbone) -> Path:
 
 
 def _reach_hub(repository: str, file: str) -> None:
-    """Fail soon where there is no hub: its own client would retry for minutes.
+    """Raise an error soon if the hub cannot be reached. Its own client would try for minutes.
 
     The request is for the file: the front page may answer although files cannot be downloaded.
     """

@@ -392,7 +392,7 @@ def fold_columns(rows: pd.DataFrame) -> list[str]:
 
 
 def side_columns(rows: pd.DataFrame) -> list[str]:
-    """The columns that say where rows stand: ``split``, or the folds of each repetition."""
+    """The columns with the side of each row: ``split``, or one column of folds per repetition."""
     return fold_columns(rows) or ["split"]
 
 

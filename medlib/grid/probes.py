@@ -65,7 +65,7 @@ def fit(
 def _fitted(
     todo: dict[Address, dict], made: Features, classes: list[str], results: Path | str
 ) -> Iterator[tuple[Address, Probe]]:
-    """Fit the runs with these parameters to the same embeddings; each is saved when it is done."""
+    """Fit the runs in ``todo`` (run -> parameters) to the same embeddings; save each at once."""
     y, samples, runs = metrics.codes(made.index["label"], classes), made.index["sample_id"], [*todo]
     indices = [manifest.repetition(made.index, run.seed) for run in runs]
     parts = [
@@ -94,20 +94,20 @@ def _fitted(
 
 
 def _inputs(made: Features) -> dict:
-    """What a probe is made from: the embeddings."""
+    """The hashes of what a probe is made from: its embeddings."""
     digests = {name: made.meta[name] for name in ("weights_digest", "mask_at_test_time")}
     return {"features": made.meta["hash"]} | digests
 
 
 def _how(made: Features, **of_probe: float) -> dict:
-    """What the embedding cost, so that costs can be read from records alone; and of the probe."""
+    """How a probe was made, and what its embeddings cost. Costs are read from records alone."""
     embedding = {name: made.meta[name] for name in ("seconds", "peak_memory_bytes")}
     embedding["gpu"] = made.meta["hardware"]["gpu"]
     return {"parameters": made.meta["parameters"], "embedding": embedding} | of_probe
 
 
 def _seeds(run: Address, made: Features, results: Path | str) -> dict:
-    """What the run has drawn from its seed."""
+    """The seeds of everything that was drawn at random for a run."""
     of_task = read_json(address.seeds(results, run.task))
     return records.drawn(
         of_task,

@@ -49,7 +49,8 @@ class Study:
 
 @contextlib.contextmanager
 def alone(study: Study) -> Iterator[None]:
-    """Hold the lock of this study. Raises StudyError if another process holds it, or none can.
+    """Hold the lock of this study. Raises StudyError if another process holds it, or if results
+    cannot be written.
 
     The operating system releases it when the process ends, however it ends.
     """
@@ -86,7 +87,7 @@ def running(study: Study) -> str:
 
 
 def options(study: Study, *config: str) -> list[str]:
-    # mtime: Snakemake's own records do not decide what runs again; nor do times, see the Snakefile.
+    # mtime: Snakemake must not use its own records. Times decide nothing either: see Snakefile.
     own = ["--rerun-triggers", "mtime", "--nolock", "--rerun-incomplete"]
     return ["--config", f"grid={study.name}", *config, *own]
 

@@ -31,9 +31,11 @@ HARMLESS += [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)
 HARMLESS += [np.float64(0).__reduce__()[0]]  # the function that makes a scalar
 # If a file holds several copies of a network, the averaged copy is used: authors evaluate that.
 AVERAGED = re.compile(r"teacher|ema|momentum")
-# Parts that belong to a pretraining and not to the backbone.
+# Parts that only the pretraining used. They are left out.
 SET_ASIDE = re.compile(r"(.*\.)?(\w*head\w*|fc|classifier|decoder\w*|mask_token|pooler|proj\w+)\.?")
-RESAMPLED = re.compile(r"pos_embed|relative_position|rel_pos|attention_bias")  # with the image size
+RESAMPLED = re.compile(
+    r"pos_embed|relative_position|rel_pos|attention_bias"
+)  # fits other image sizes, too
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Fitted:
 
 
 def read(path: Path | str) -> dict[str, torch.Tensor]:
-    """All tensors in a file, by their dotted names. Raises ValueError if it cannot be read.
+    """Read all tensors of a file, by their dotted names. Raises ValueError if that is impossible.
 
     A nested dict gives names such as ``teacher.backbone.cls_token``. Values that are no tensors are
     left out. A file that would have to run code to be read is refused.
@@ -82,21 +84,23 @@ def _flat(content: object, prefix: str = "") -> Iterator[tuple[str, torch.Tensor
 
 
 def network(row: Backbone) -> torch.nn.Module:
-    """The network of a row, without classifier and values, for the image size of its weights."""
+    """The network of a row: no classifier, no values, and the image size of its weights."""
     timm_config(row)  # raises ValueError for an unknown architecture
     with torch.device("meta"):
         return timm.create_model(row.architecture, num_classes=0, **row.build)
 
 
 def fit(tensors: dict[str, torch.Tensor], row: Backbone, path: Path | str) -> Fitted:
-    """The tensors that a row's network takes. Raises ValueError with all that does not fit."""
+    """Find a row's network in the tensors of a file. Raises ValueError that lists all misfits."""
     model = network(row)
     wanted = {name: value.shape for name, value in model.state_dict().items()}
     naming, under = _best(tensors, model, wanted)
     state = _namings(model)[naming](_below(tensors, under))
     aside = Counter(name.partition(".")[0] for name in tensors if not name.startswith(under))
     for name in [name for name in state if name not in wanted]:
-        nothing = name.endswith(".bias") and not state[name].any()  # as DINOv3's of qkv
+        nothing = (
+            name.endswith(".bias") and not state[name].any()
+        )  # DINOv3: zeros that timm leaves out
         if SET_ASIDE.match(name) or nothing:
             aside[name.partition(".")[0]] += 1
             del state[name]
@@ -128,7 +132,7 @@ def _namings(model: torch.nn.Module) -> dict[str, Callable]:
         try:
             return dict(adapt(dict(tensors), model))
         except (KeyError, IndexError, TypeError, AttributeError, RuntimeError):
-            return {}  # it was not made for these names
+            return {}  # timm's function does not know these names
 
     own = {"its authors' (converted by timm)": by_timm} if adapt else {}
     return {"timm": dict, **transformers.NAMINGS, **own}
@@ -162,7 +166,7 @@ def _prefixes(names: Mapping) -> list[str]:
 
 
 def _reason(state: dict, wanted: dict) -> str:
-    """The likeliest reason for a misfit, as a sentence; "" if none is known."""
+    """A sentence with the likeliest reason for a misfit, or ""."""
     told, other = facts(state), facts(wanted)
     differ = [what for what in told if other.get(what) not in (None, told[what])]
     if not differ:

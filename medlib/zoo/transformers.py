@@ -6,7 +6,7 @@ import torch
 
 Tensors = dict[str, torch.Tensor]
 
-# Of ViT, DINOv2, DINOv3, CLIP and SigLIP, as files have them and as release 5 has them in memory.
+# For ViT, DINOv2, DINOv3, CLIP and SigLIP: names in files, and names in memory (release 5).
 RULES = [
     (r"^head\.probe$", "attn_pool.latent"),
     (r"^head\.attention\.in_proj_", "attn_pool.in_"),
