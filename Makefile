@@ -1,4 +1,4 @@
-# make study · plan · status · report · figures · lab · test · bench. Each installs what it needs, once.
+# make study · plan · status · report · figures · weights · lab · test · bench. Each installs what it needs.
 #
 #   make study                                     the demo grid, on phantoms
 #   make study GRID=pocket DATA=folder WEIGHTS=folder
@@ -47,7 +47,7 @@ WHERE = $(if $(PROFILE),--profile profiles/$(PROFILE),--cores $(CORES))
 RUN = $(STUDY) run "$$GRID" $(WHERE) $(if $(filter failed,$(ONLY)),--only-failed)
 SINCE = $$(( ($$(date +%s) - start) / 60 )) min $$(( ($$(date +%s) - start) % 60 )) s
 
-.PHONY: study plan status report figures lab test test-slurm test-attack test-lab bench lock
+.PHONY: study plan status report figures weights lab test test-slurm test-attack test-lab bench lock
 .DEFAULT_GOAL := help
 .SILENT:
 
@@ -71,6 +71,10 @@ study: $(READY)
 
 plan status report: $(READY)
 	$(STUDY) $@ "$$GRID"
+
+# Where there is a network: all weights of a grid, into the folder WEIGHTS.
+weights: $(READY)
+	$(STUDY) weights "$$GRID" $(if $(WEIGHTS),"$(abspath $(WEIGHTS))")
 
 figures: $(READY)
 	$(STUDY) figures "$$GRID" $(WHERE)

@@ -68,14 +68,15 @@ def code(notebook):
     """The modules that a notebook uses: if their code changes, the notebook's jobs run again.
 
     Modules that draw are left out before notebook 06: how things are drawn is no reason to train
-    again. So are those that run jobs. The table of backbones is not among them either: a job
-    depends on its own row only.
+    again. So are those that run jobs, and those that fetch weights: a job depends on the file that
+    they write. The table of backbones is not among them either: a job depends on its own row only.
     """
     modules = notebooks.sources(f"notebooks/{notebook}.ipynb")[1:]
     shows = int(notebook[:2]) > 5
     names = [path.relative_to(notebooks.MEDLIB) for path in modules]
     left_out = {f"grid/{name}.py" for name in ("notebooks", "jobs", "made", "kinds")}
-    names = [name for name in names if shows or name.parts[0] != "show"]
+    out = {"zoo"} if shows else {"zoo", "show"}
+    names = [name for name in names if name.parts[0] not in out]
     return [f"medlib/{name}" for name in names if str(name) not in left_out]
 
 
@@ -157,7 +158,6 @@ def weights(wildcards):
 
 onstart:
     gc.enable()  # medlib.grid.study turns it off while the graph is built
-    gridfile.check_inputs(grid)
 
 
 wildcard_constraints:

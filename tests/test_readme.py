@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 
+import made_hub
 import nibabel
 import numpy as np
 import pandas as pd
@@ -13,8 +14,10 @@ import pytest
 import small_grid
 import timm
 import torch
+import transformers
 import yaml
 from PIL import Image
+from safetensors.torch import save
 
 from medlib.core import backbones, networks
 from medlib.data import cards, manifest
@@ -29,33 +32,38 @@ def block(repository, kind, containing):
     return found
 
 
-def test_a_backbone_is_one_row(repository, monkeypatch, tmp_path):
+def test_a_backbone_is_one_row_whatever_its_weights_are(repository, monkeypatch, tmp_path, capsys):
+    """A network of timm's hub, one of transformers on the hub, and a file of one's own."""
     file = tmp_path / "backbones.yaml"
-    file.write_text(block(repository, "yaml", "convnext"))
+    file.write_text(rows := block(repository, "yaml", "vit_small-ours"))
+    assert len(rows.splitlines()) + len(block(repository, "sh", "zoo.weights").splitlines()) <= 15
     for name, row in backbones.read_table(file).items():
         monkeypatch.setitem(backbones.TABLE, name, row)
-    model, digest = networks.build("convnext_tiny-random", 32)
-    assert digest.startswith("random-") and model.num_features == 768
-
-
-def test_weights_from_elsewhere_become_the_file_that_a_row_reads(
-    repository, monkeypatch, tmp_path, capsys
-):
-    file = tmp_path / "backbones.yaml"
-    file.write_text(block(repository, "yaml", "vit_small-ours"))
-    ((name, row),) = backbones.read_table(file).items()
-    monkeypatch.setitem(backbones.TABLE, name, row)
     monkeypatch.chdir(tmp_path)
-    state = timm.create_model(row.architecture, num_classes=2).state_dict()
-    torch.save({"model": {f"module.{n}": value for n, value in state.items()}}, "checkpoint.pth")
-    *commands, last = block(repository, "sh", "medlib.zoo.weights").strip().splitlines()
-    for command in commands:
-        monkeypatch.setattr("sys.argv", shlex.split(command.partition("#")[0])[2:])
-        assert weights.main() == 0, capsys.readouterr()
-    assert name in capsys.readouterr().out
-    monkeypatch.setenv("MEDLIB_WEIGHTS", last.partition("WEIGHTS=")[2])
-    model, _ = networks.build(name, 32)
-    assert torch.equal(model.blocks[0].attn.qkv.weight, state["blocks.0.attn.qkv.weight"])
+    torch.manual_seed(0)
+    resnet = timm.create_model("resnet18").state_dict()
+    resnet["bn1.running_mean"] += 1  # as after a training
+    own = timm.create_model("vit_small_patch16_224", num_classes=2).state_dict()
+    torch.save({"model": {f"module.{n}": value for n, value in own.items()}}, "checkpoint.pth")
+    size = {"hidden_size": 384, "num_attention_heads": 6, "image_size": 518, "patch_size": 14}
+    dinov2 = transformers.Dinov2Model(transformers.Dinov2Config(**size)).state_dict()
+    has = {
+        "timm/resnet18.a1_in1k/model.safetensors": save(resnet),
+        "facebook/dinov2-small/model.safetensors": save(dinov2),
+    }
+    with made_hub.serving(made_hub.having(has)) as (endpoint, _):
+        made_hub.ask(endpoint, monkeypatch, tmp_path)
+        for command in block(repository, "sh", "zoo.weights").strip().splitlines():
+            monkeypatch.setattr("sys.argv", shlex.split(command.partition("#")[0])[2:])
+            assert weights.main() == 0, capsys.readouterr()
+    assert "  vit_small-ours (vit_small_patch16_224): names of timm" in capsys.readouterr().out
+    for name, layer, published in (
+        ("resnet18-imagenet", "layer1.0.conv1.weight", resnet["layer1.0.conv1.weight"]),
+        ("vit_small-ours", "blocks.0.mlp.fc1.weight", own["blocks.0.mlp.fc1.weight"]),
+        ("dinov2_hf", "blocks.3.mlp.fc1.weight", dinov2["encoder.layer.3.mlp.fc1.weight"]),
+    ):
+        model, _ = networks.build(name, 28 if name == "dinov2_hf" else 32)
+        assert torch.equal(model.get_parameter(layer), published)
 
 
 @pytest.fixture

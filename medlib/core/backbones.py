@@ -18,6 +18,7 @@ TABLE_FILE = Path(__file__).with_name("backbones.yaml")
 EMBEDDINGS = ("gap", "cls", "cls+patches", "pool")
 CONTROLLED = ("architecture", "embedding", "patch", "build")  # rows with one control share these
 CONFIG = ("mean", "std", "interpolation")  # the preprocessing that a row may state
+SOURCE = ("repository", "file", "revision")  # of weights on the hub; the last may be left out
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,10 @@ class Backbone:
     pooling and a norm). ``patch``: the image size must be a multiple of it, in pixels; the network
     is built for the image size. ``position_offset``: see :func:`networks.positions`. ``build`` are
     further arguments of the architecture; ``config`` states mean, std and interpolation where they
-    are not those of timm's ``pretrained_cfg``: always without a hub. ``printed`` is the
-    architecture's name in figures, ``family`` its kind ("CNN", "ViT").
+    are not those of timm's ``pretrained_cfg``: always without ``hub``, that is where timm does not
+    publish the weights. Then ``source`` names the repository that does, the file in it and, if one
+    is to be kept, the revision; without a source there is a file of one's own only. ``printed`` is
+    the architecture's name in figures, ``family`` its kind ("CNN", "ViT").
     """
 
     name: str
@@ -43,7 +46,9 @@ class Backbone:
     printed: str = field(repr=False)  # no part of repr: a new printed name trains nothing again
     family: str = field(repr=False)
     patch: int = 1
-    hub: bool = True  # False: timm's hub does not have these weights, only a file
+    hub: bool = True  # whether timm publishes these weights on the hub
+    source: Mapping = field(default_factory=dict, repr=False)  # of others: the file's digest counts
+    gated: bool = field(default=False, repr=False)  # the hub wants its licence accepted first
     position_offset: float = 0.0
     fixed_norm: bool = False  # batch norm is folded into the convolutions: see networks.load
     build: Mapping = field(default_factory=dict)
@@ -110,6 +115,17 @@ def _problems(row: dict) -> list[str]:
     problems += [unknown("field of config", name, CONFIG) for name in config if name not in CONFIG]
     if row.get("hub") is False and (lacking := [name for name in CONFIG if name not in config]):
         problems.append(f"without a hub, config must state {' and '.join(lacking)} of the weights")
+    return problems + _source_problems(row)
+
+
+def _source_problems(row: dict) -> list[str]:
+    source = row.get("source") if isinstance(row.get("source"), dict) else {}
+    problems = [unknown("field of source", name, SOURCE) for name in source if name not in SOURCE]
+    lacking = [name for name in SOURCE[:2] if not isinstance(source.get(name), str)]
+    if source and lacking:
+        problems.append(f"source must state {' and '.join(lacking)}")
+    if source and row.get("hub", True):
+        problems.append("source is for weights that timm does not publish: state hub: false")
     return problems
 
 

@@ -19,7 +19,7 @@ import pydantic
 import yaml
 from pydantic import AfterValidator, Field, Tag, ValidationInfo
 
-from medlib.core import backbones, settings, weights
+from medlib.core import backbones, settings
 from medlib.data import cards
 from medlib.errors import listed, unknown
 from medlib.grid.address import Address, belongs_to, frozen_runs
@@ -350,36 +350,3 @@ def asks_for(grid: dict, path: Path) -> bool:
     """
     task, backbone = belongs_to(path)
     return task in (None, *grid["tasks"]) and backbone in (None, *all_backbones(grid))
-
-
-def check_inputs(grid: dict) -> None:
-    """Raise before the first job if data or weights are missing.
-
-    Weights that only the hub has are fetched here, once: machines without a network then find them.
-    Raises ValueError that lists everything that is missing.
-    """
-    problems = _data_problems(grid) if grid["data"] != "phantoms" else []
-    rows = [backbones.get(name) for name in sorted(all_backbones(grid))]
-    wanted = [r for r in rows if r.pretraining != "random" and not weights.weights_file(r)]
-    for row in wanted:
-        try:
-            weights.find_weights(row)
-        except FileNotFoundError as error:
-            problems.append(str(error))
-            others = ", ".join(other.timm_name for other in wanted if other is not row)
-            problems += [f"not in MEDLIB_WEIGHTS either: {others}"] * bool(others)
-            break  # if one cannot be fetched, trying the others tells nothing new
-    if problems:
-        raise ValueError(f"The grid cannot start:\n{listed(problems)}")
-
-
-def _data_problems(grid: dict) -> list[str]:
-    try:
-        data = cards.data_folder(grid["data"], "")
-    except FileNotFoundError as error:
-        return [str(error)]
-    return [
-        f"{card.task}: there is no folder {card.folder!r} in {data}; its source: {card.source}"
-        for card in map(cards.read, grid["tasks"])
-        if card.layout and cards.data_set_folder(card, data) is None
-    ]

@@ -5,6 +5,7 @@
     python -m medlib.grid.study plan GRID        what would run, and why
     python -m medlib.grid.study status GRID      what is done, failed, stale and missing
     python -m medlib.grid.study report GRID      Snakemake's own report of the jobs
+    python -m medlib.grid.study weights GRID [folder]   fetch the weights of all its backbones
 
 Snakemake runs the jobs. This module adds: a grid is run only once at a time, a killed run is
 continued, progress is printed, and the end lists what failed, why, and how to run only that again.
@@ -22,7 +23,8 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from medlib.core import settings
+from medlib.core import settings, weights
+from medlib.errors import listed
 from medlib.files import TEMPORARY, read_json
 from medlib.grid import gridfile, jobs, made, page, plan, states
 from medlib.grid.plan import Plan
@@ -173,6 +175,8 @@ def rounds(study: Study, watch: Watch, arguments: list[str], how: list[str]) -> 
     """
     from snakemake import cli
 
+    from medlib.grid import inputs  # here, since it imports torch
+
     _, known = cli.parse_args(arguments)
     own = [argument for argument in arguments if argument not in known.targets]
     status, begun = 0, set()
@@ -183,6 +187,7 @@ def rounds(study: Study, watch: Watch, arguments: list[str], how: list[str]) -> 
         if not now or (status and not begun.isdisjoint(now)):  # all is done, or it was stopped
             break
         begun.update(now)
+        inputs.check(study.grid, study.results, jobs_now)
         again = [job for job in jobs_now if job.reason not in (plan.NOT_MADE, plan.FOLLOWS)]
         for line in reasons(plan.Plan(again)):
             print(line, flush=True)
@@ -309,6 +314,19 @@ def show_status(study: Study, arguments: list[str]) -> int:
     return 0
 
 
+def fetch_weights(study: Study, arguments: list[str]) -> int:
+    """Put the weights of all backbones into a folder, for a machine without a network."""
+    from medlib.grid import inputs
+
+    folder = Path(arguments[0]) if arguments else weights.FOLDER
+    names = sorted(gridfile.all_backbones(study.grid))
+    if problems := inputs.fetch(names, folder):
+        raise StudyError(f"Not all weights of grid '{study.name}' are there:\n{listed(problems)}")
+    print(f"The weights of grid '{study.name}' are in {folder}. Where there is no network: ")
+    print(f"    make study GRID={study.name} WEIGHTS={folder}")
+    return 0
+
+
 def write_page(study: Study, arguments: list[str]) -> int:
     """Write Snakemake's own report."""
     path = study.figures / "snakemake_report.html"
@@ -324,6 +342,7 @@ COMMANDS = {
     "plan": show_plan,
     "status": show_status,
     "report": write_page,
+    "weights": fetch_weights,
 }
 
 

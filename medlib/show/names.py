@@ -19,7 +19,10 @@ METRICS |= {"log_loss": "log-loss", "brier": "Brier score", "ece": "calibration 
 
 HEADS = {"linear": "linear head", "knn": "nearest neighbours", "mlp": "MLP head"}
 REGIMES = {"frozen": "frozen", "finetuned": "fine-tuned", "lora": "LoRA"}
-PRETRAININGS = {"imagenet": "ImageNet", "dinov2": "DINOv2"}  # any other is printed as its key
+METHODS = {"dinov2": "DINOv2", "dinov3": "DINOv3", "mae": "MAE", "eva02": "EVA-02"}
+METHODS |= {"clip": "CLIP", "siglip2": "SigLIP 2", "biomedclip": "BiomedCLIP"}
+METHODS |= {"raddino": "RAD-DINO", "retfound": "RETFound"}  # names of pretrained ViTs already
+PRETRAININGS = {"imagenet": "ImageNet"} | METHODS  # any other is printed as its key
 Tasks = Mapping[str, Mapping]  # a task's key -> its card: {"title": as printed, …}
 RANDOM, UNKNOWN = "random weights", "family unknown"
 
@@ -63,8 +66,9 @@ def family(backbone: str, pretraining: str) -> str:
         return RANDOM
     if row is None or pretraining != row.pretraining:
         return UNKNOWN
-    name = f"{row.family}, {PRETRAININGS.get(pretraining, pretraining)}"
-    return "DINOv2" if name == "ViT, DINOv2" else name  # the name of a ViT already
+    if row.family == "ViT" and pretraining in METHODS:
+        return METHODS[pretraining]
+    return f"{row.family}, {PRETRAININGS.get(pretraining, pretraining)}"
 
 
 def families() -> list[str]:

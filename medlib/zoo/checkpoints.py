@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 
+from medlib import files
 from medlib.core import networks
 from medlib.core.backbones import Backbone, timm_config
 from medlib.errors import listed
@@ -118,6 +119,30 @@ def fit(tensors: dict[str, torch.Tensor], row: Backbone, path: Path | str) -> Fi
         said = f"{path} does not fit {row.name} ({row.architecture}, {len(wanted)} tensors):"
         raise ValueError(f"{said}\n{listed(problems)}\n{_reason(state, wanted)}".strip())
     return Fitted(state, under, naming, aside)
+
+
+def write(fitted: Fitted, path: Path, source: str = "") -> str:
+    """Write tensors as safetensors; the file says what its ``source`` is. Returns its sha256.
+
+    Raises ValueError if another file has that name already.
+    """
+    tensors = {name: tensor.contiguous() for name, tensor in fitted.state.items()}
+    with files.replacing(path) as made:
+        save_file(tensors, made, metadata={"source": source} if source else None)
+        digest = files.file_sha256(made)
+        if path.is_file() and files.file_sha256(path) != digest:
+            way_out = "Remove it first, or choose another folder (--to)."
+            raise ValueError(f"{path} is there and differs. {way_out}")
+    return digest
+
+
+def source(path: Path) -> str:
+    """What a file of :func:`write` was made from; "" for another file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("source", "")
+    except (SafetensorError, OSError):
+        return ""  # damaged: said when it is loaded
 
 
 def _below(tensors: dict, prefix: str) -> dict[str, torch.Tensor]:

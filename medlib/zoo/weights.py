@@ -1,23 +1,24 @@
-"""Inspect a file of weights, and convert it for a row of backbones.yaml.
+"""Fetch pretrained weights, inspect a file of weights, and convert it for a row of backbones.yaml.
 
+    python -m medlib.zoo.weights fetch ROW [ROW …] [--to FOLDER]
     python -m medlib.zoo.weights inspect FILE
     python -m medlib.zoo.weights convert FILE ROW [--to FOLDER]
 
-``inspect`` prints what a file holds and which rows can use it. ``convert`` writes the tensors of a
-row's network into ``<timm_name>.safetensors``. Notebooks and grids read this file from the folder
-``MEDLIB_WEIGHTS`` (make … WEIGHTS=folder).
+``fetch`` downloads the weights of rows. ``inspect`` prints what a file holds and which rows can use
+it. ``convert`` writes the tensors of a row's network into ``<timm_name>.safetensors``. Notebooks
+and grids read such files from the folder ``weights`` of the clone, or from another one that
+``MEDLIB_WEIGHTS`` names (make … WEIGHTS=folder).
 """
 
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.torch import save_file
-
-from medlib import files
 from medlib.core import backbones
-from medlib.zoo import checkpoints
+from medlib.core import weights as weight_files
+from medlib.zoo import checkpoints, hub
 
 
 def inspect(path: Path) -> list[str]:
@@ -46,34 +47,42 @@ def told(found: checkpoints.Fitted) -> str:
     return "; ".join([*words, f"set aside: {aside or 'nothing'}"])
 
 
-def convert(path: Path, name: str, folder: Path) -> list[str]:
-    """Write the file that a row reads. Returns lines to print.
+def convert(path: Path, name: str, folder: Path | None = None) -> list[str]:
+    """Write the file that a row reads, into ``folder`` or the clone's. Returns lines to print.
 
     Raises ValueError if the weights do not fit the row, or if another file has that name already.
     """
     row = backbones.get(name)
     found = checkpoints.fit(checkpoints.read(path), row, path)
-    target = folder / f"{row.timm_name}.safetensors"
-    with files.replacing(target) as made:
-        save_file({key: value.contiguous() for key, value in found.state.items()}, made)
-        digest = files.file_sha256(made)
-        if target.is_file() and files.file_sha256(target) != digest:
-            way_out = "Remove it first, or choose another folder (--to)."
-            raise ValueError(f"{target} is there and differs. {way_out}")
+    target = (folder or weight_files.FOLDER) / f"{row.timm_name}.safetensors"
+    digest = checkpoints.write(found, target)
     return [f"{target} written for {name}: {told(found)}", f"sha256 {digest}"]
+
+
+def fetch(names: Sequence[str], folder: Path | None = None) -> list[str]:
+    """Fetch the weights of rows. Returns lines to print; raises what :func:`hub.fetch` raises."""
+    lines = []
+    for row in map(backbones.get, names):
+        licence = row.licence + ", gated" * row.gated
+        lines.append(f"{row.name}: {hub.fetch(row, folder) or 'no file'} (licence: {licence})")
+    return lines
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in ("inspect", "convert"):
-        own = commands.add_parser(command)
+    fetching, inspecting, converting = map(commands.add_parser, ("fetch", "inspect", "convert"))
+    fetching.add_argument("rows", nargs="+", help="keys of medlib/core/backbones.yaml")
+    for own in inspecting, converting:
         own.add_argument("file", type=Path)
-    own.add_argument("row", help="a key of medlib/core/backbones.yaml")
-    own.add_argument("--to", type=Path, default=Path("weights"), help="the folder to write into")
+    converting.add_argument("row", help="a key of medlib/core/backbones.yaml")
+    for own in fetching, converting:
+        own.add_argument("--to", type=Path, help="the folder to write into (default: weights)")
     asked = parser.parse_args()
     try:
-        if asked.command == "inspect":
+        if asked.command == "fetch":
+            lines = fetch(asked.rows, asked.to)
+        elif asked.command == "inspect":
             lines = inspect(asked.file)
         else:
             lines = convert(asked.file, asked.row, asked.to)

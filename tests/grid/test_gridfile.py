@@ -313,25 +313,6 @@ def test_a_label_fraction_for_each_task_must_cover_all_tasks(tmp_path):
         gridfile.read(write(tmp_path, finetuned=tuned))
 
 
-def test_missing_data_and_weights_stop_a_grid_before_its_first_job(tmp_path, monkeypatch):
-    monkeypatch.setenv("MEDLIB_DATA", str(tmp_path))
-    monkeypatch.delenv("MEDLIB_WEIGHTS", raising=False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    backbones = ["dinov2_small", "vgg16-imagenet"]
-    frozen = {"backbones": backbones, "image_size": 56, "heads": ["linear"]}
-    grid = gridfile.read(write(tmp_path, data="real", frozen=frozen))
-    with pytest.raises(ValueError) as error:
-        gridfile.check_inputs(grid)
-    assert "no folder 'ichallenge_pm'" in str(error.value)
-    assert "No weights for dinov2_small" in str(error.value)
-    assert "vgg16.tv_in1k" in str(error.value)
-
-
-def test_phantoms_and_random_weights_need_nothing(tmp_path, monkeypatch):
-    monkeypatch.delenv("MEDLIB_DATA", raising=False)
-    assert gridfile.check_inputs(gridfile.read(write(tmp_path))) is None
-
-
 def plan(repository, name):
     command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "rules", "--nolock"]
     command += ["--config", f"grid={name}", "--forceall"]

@@ -63,17 +63,19 @@ def test_a_family_is_told_by_pretraining_and_architecture():
     assert names.family("resnet50-imagenet", "imagenet") == "CNN, ImageNet"
     assert names.family("dinov2_small", "dinov2") == "DINOv2"
     assert names.family("dinov2_small-random", "random") == "random weights"
-    assert names.families() == ["CNN, ImageNet", "ViT, ImageNet", "DINOv2"]
+    assert names.family("rad_dino", "raddino") == "RAD-DINO"
+    assert names.family("dinov3_convnext_tiny", "dinov3") == "CNN, DINOv3"
+    assert names.families()[:3] == ["CNN, ImageNet", "ViT, ImageNet", "DINOv2"]
     assert parts.look("random weights")["markerfacecolor"] == "white"
-    every = [*names.families(), names.RANDOM, names.UNKNOWN]
+    every = [*names.families()[:3], names.RANDOM, names.UNKNOWN]
     assert len({parts.look(family)["color"] for family in every}) == 5
 
 
 NEW = """
 deit_tiny-imagenet: {printed: DeiT-Ti, family: ViT, pretraining: imagenet, TIMM}
-swin_tiny-imagenet: {printed: Swin-T, family: Swin, pretraining: imagenet, TIMM}
-vit_small-clip: {printed: ViT-S, family: ViT, pretraining: clip, TIMM}
-dinov3_small: {printed: DINOv3 S, family: ViT, pretraining: dinov3, TIMM}
+mixer_tiny-imagenet: {printed: Mixer-T, family: Mixer, pretraining: imagenet, TIMM}
+vit_small-theirs: {printed: ViT-S, family: ViT, pretraining: theirs, TIMM}
+ours_small: {printed: Ours S, family: ViT, pretraining: ours, TIMM}
 """
 
 
@@ -87,25 +89,25 @@ def four_more(monkeypatch, tmp_path):
 
 
 def test_a_new_row_is_a_name_a_family_and_a_place_in_the_order(four_more):
-    families = {"deit_tiny-imagenet": "ViT, ImageNet", "swin_tiny-imagenet": "Swin, ImageNet"}
-    families |= {"vit_small-clip": "ViT, clip", "dinov3_small": "ViT, dinov3"}
+    families = {"deit_tiny-imagenet": "ViT, ImageNet", "mixer_tiny-imagenet": "Mixer, ImageNet"}
+    families |= {"vit_small-theirs": "ViT, theirs", "ours_small": "ViT, ours"}
     for key, family in families.items():
         assert names.family(key, backbones.get(key).pretraining) == family
     # The families of today keep their looks; the new ones have looks of their own.
     assert names.families()[:3] == ["CNN, ImageNet", "ViT, ImageNet", "DINOv2"]
     looks = [parts.look(family) for family in [*names.families(), names.RANDOM, names.UNKNOWN]]
-    assert len({(look["color"], look["marker"]) for look in looks}) == len(looks) == 8
+    assert len({(look["color"], look["marker"]) for look in looks}) == len(looks)
     assert looks[0]["color"] == "#0072B2" and looks[2]["marker"] == "D"
-    shown = ["dinov3_small-random", "vit_small-clip", "vit_small-random", "vit_small-imagenet"]
-    table = pd.DataFrame({"backbone": ["vgg16-imagenet", "old_net", *shown, "dinov3_small"]})
-    weights = ["imagenet", "mae", "random", "clip", "random", "imagenet", "dinov3"]
+    shown = ["ours_small-random", "vit_small-theirs", "vit_small-random", "vit_small-imagenet"]
+    table = pd.DataFrame({"backbone": ["vgg16-imagenet", "old_net", *shown, "ours_small"]})
+    weights = ["imagenet", "mae", "random", "theirs", "random", "imagenet", "ours"]
     assert list(names.in_order(table.assign(pretraining=weights))["name"]) == [
         "VGG16 (ImageNet)",
         "ViT-S (ImageNet)",
-        "ViT-S (clip)",
+        "ViT-S (theirs)",
         "ViT-S (random weights)",
-        "DINOv3 S",
-        "DINOv3 S architecture (random weights)",
+        "Ours S",
+        "Ours S architecture (random weights)",
         "old_net",
     ]
 

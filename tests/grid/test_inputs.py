@@ -1,0 +1,88 @@
+"""Data and weights are looked for before the first job that needs them."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from medlib.core import weights
+from medlib.grid import address, inputs, study
+
+RESULTS = Path("results/own")
+RESNET = "micro_resnet-imagenet"
+
+
+@pytest.fixture(autouse=True)
+def nothing_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("MEDLIB_DATA", str(tmp_path))
+    monkeypatch.delenv("MEDLIB_WEIGHTS", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def grid(*names, data="real", size=56):
+    parts = {"frozen": {"backbones": names, "image_size": size}, "finetuned": {}, "lora": {}}
+    return {"data": data, "tasks": ["fundus_pm"], "seeds": [0]} | parts
+
+
+def jobs(*names):
+    """The jobs that prepare a task, embed it and draw it."""
+    made = [("prepare", address.manifest(RESULTS, "fundus_pm"))]
+    made += [("extract", address.features(RESULTS, "fundus_pm", n, 0) / "meta.json") for n in names]
+    made += [("compare", "figures/own/main_comparison.png")]
+    made[0] = (*made[0], address.images(RESULTS, "fundus_pm") / "meta.json")
+    return [SimpleNamespace(rule=rule, outputs=list(map(str, files))) for rule, *files in made]
+
+
+def own_weights(state):
+    weights.FOLDER.mkdir(exist_ok=True)
+    save_file(state, weights.FOLDER / "test_resnet.r160_in1k.safetensors")
+
+
+def test_all_that_is_missing_stops_a_grid_at_once():
+    names = "dinov2_small", "vgg16-imagenet"
+    with pytest.raises(ValueError, match="The grid cannot run:") as error:
+        inputs.check(grid(*names), RESULTS, jobs(*names))
+    for words in (
+        "no folder 'ichallenge_pm'",
+        "No weights for dinov2_small",
+        "not looked for on the hub after that: vgg16-imagenet",
+    ):
+        assert words in str(error.value)
+
+
+def test_what_no_job_needs_is_not_looked_for():
+    names = "dinov2_small", "vgg16-imagenet"
+    drawing = [job for job in jobs(*names) if job.rule == "compare"]
+    inputs.check(grid(*names), RESULTS, drawing)
+    inputs.check(grid(*names, data="phantoms"), RESULTS, jobs("micro_resnet-random"))
+
+
+def test_weights_that_do_not_fit_are_found_before_the_first_job():
+    state = timm.create_model("test_resnet", num_classes=0).state_dict()
+    own_weights({name: value for name, value in state.items() if not name.startswith("layer1")})
+    with pytest.raises(ValueError, match="does not fit micro_resnet-imagenet .*lacks"):
+        inputs.check(grid(RESNET, data="phantoms"), RESULTS, jobs(RESNET))
+
+
+def test_an_image_size_that_a_network_cannot_take_is_found_before_the_first_job():
+    names = "dinov2_small-random", "micro_resnet-random"
+    with pytest.raises(ValueError, match="dinov2_small-random needs an image size .* 14"):
+        inputs.check(grid(*names, data="phantoms", size=32), RESULTS, jobs(*names))
+    inputs.check(grid(*names, data="phantoms", size=28), RESULTS, jobs(*names))
+
+
+def test_weights_of_a_grid_are_put_into_a_folder(monkeypatch, tmp_path, capsys):
+    torch.manual_seed(0)
+    own_weights(timm.create_model("test_resnet", num_classes=0).state_dict())
+    own = SimpleNamespace(name="own", grid=grid(RESNET, "micro_resnet-random"))
+    assert study.fetch_weights(own, [str(tmp_path / "carry")]) == 0
+    assert [path.name for path in (tmp_path / "carry").iterdir()] == [
+        "test_resnet.r160_in1k.safetensors"
+    ]
+    assert "make study GRID=own WEIGHTS=" in capsys.readouterr().out
+    own.grid = grid(RESNET, "dinov2_small")
+    with pytest.raises(study.StudyError, match="No weights for dinov2_small"):
+        study.fetch_weights(own, [str(tmp_path / "carry")])
