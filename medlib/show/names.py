@@ -1,6 +1,6 @@
 """Names as they are printed: backbones, metrics, heads, regimes, classes; and their order."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -79,6 +79,16 @@ def families() -> list[str]:
 def is_vit(backbone: str) -> bool:
     row = _row(backbone)
     return row is not None and row.family == "ViT"
+
+
+def licences(printed: Iterable[str]) -> str:
+    """A sentence with the licences of the weights of these backbones, as printed; "" for none."""
+    shown, by_licence = set(printed), {}
+    for key, row in backbones.TABLE.items():
+        if (name := display_names(key)) in shown:
+            by_licence.setdefault(row.licence + ", gated" * row.gated, []).append(name)
+    words = "; ".join(f"{licence} ({', '.join(of)})" for licence, of in by_licence.items())
+    return f"Licences of the weights: {words}." if words else ""
 
 
 def spoken(label: str) -> str:

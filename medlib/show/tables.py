@@ -174,9 +174,11 @@ def save_table(
     `\\usepackage{booktabs}`. If the frame has a column `task`, a line separates the tasks. Cells
     where `best` (of the same rows, columns as in `df`) is true are bold. Without it, the best of
     each task is bold in every column of `METRICS`, and so are ties. Cells are compared by the
-    number that they start with. Each file is written whole or not at all; returns their paths.
+    number that they start with. The note ends with the licences of the backbones of the column
+    `backbone`. Each file is written whole or not at all; returns their paths.
     """
     readable = _readable(df)
+    note = f"{note} {names.licences(df.get('backbone', ()))}".strip()
     bold = _best_cells(readable) if best is None else best.reset_index(drop=True)
     bold = bold.rename(columns=names.METRICS).reindex(columns=list(readable), fill_value=False)
     shown = readable.map(_text), bold, caption, note

@@ -1,14 +1,21 @@
 """Data and weights are looked for before the first job that needs them."""
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import made_hub
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+import transformers
+import yaml
+from safetensors.torch import save, save_file
+from small_grid import SMALL, Study
 
 from medlib.core import weights
+from medlib.files import read_json
 from medlib.grid import address, inputs, study
 
 RESULTS = Path("results/own")
@@ -86,3 +93,61 @@ def test_weights_of_a_grid_are_put_into_a_folder(monkeypatch, tmp_path, capsys):
     own.grid = grid(RESNET, "dinov2_small")
     with pytest.raises(study.StudyError, match="No weights for dinov2_small"):
         study.fetch_weights(own, [str(tmp_path / "carry")])
+
+
+ROWS = """
+ours_timm-hub: {timm_name: test_resnet.r160_in1k, pretraining: hub, embedding: gap, OTHER}
+ours_vit-transformers: {timm_name: vit_tiny_patch16_224.x, pretraining: transformers, SMALL,
+  hub: false, source: {repository: ours/dinov2, file: model.safetensors}, CONFIG}
+ours_own-file: {timm_name: vit_tiny_patch16_224.own, pretraining: file, SMALL, hub: false, CONFIG}
+"""
+SHORT = {
+    "SMALL": "build: {embed_dim: 24, depth: 2, num_heads: 2, patch_size: 14}, patch: 14, "
+    "embedding: cls, OTHER",
+    "CONFIG": "config: {mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5], interpolation: bicubic}",
+    "OTHER": "printed: Ours, family: CNN, licence: MIT",
+}
+
+
+def test_a_grid_fetches_and_converts_what_its_rows_name(tmp_path):
+    rows = ROWS
+    for name, words in SHORT.items():
+        rows = rows.replace(name, words)
+    names = list(yaml.safe_load(rows))
+    torch.manual_seed(0)
+    resnet = timm.create_model("test_resnet").state_dict()
+    resnet["bn1.running_mean"] += 1  # as after a training
+    size = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    size |= {"intermediate_size": 96, "image_size": 56, "patch_size": 14}
+    vit = transformers.ViTModel(transformers.ViTConfig(**size)).state_dict()
+    has = {"timm/test_resnet.r160_in1k/model.safetensors": save(resnet)}
+    has["ours/dinov2/model.safetensors"] = save(vit)
+    grid = SMALL | {"frozen": SMALL["frozen"] | {"backbones": names}}
+    grid.pop("finetuned")
+    with made_hub.serving(made_hub.having(has)) as (endpoint, asked):
+        variables = {
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(tmp_path / "hub"),
+            "NO_PROXY": "127.0.0.1",
+        }
+        study = Study(tmp_path / "copy", grid, HF_HUB_OFFLINE="0", MEDLIB_WEIGHTS="", **variables)
+        table = study.folder / "medlib" / "core" / "backbones.yaml"
+        table.write_text(table.read_text("utf-8") + rows, "utf-8")
+        wanted = [f"results/small/runs/fundus_pm/{name}/frozen.csv" for name in names]
+        status, said = study.call("run", *wanted)
+        assert status == 1 and "No weights for ours_own-file: its row names no file" in said
+        assert said.count("Fetching the weights of") == 2
+        own = timm.create_model("vit_tiny_patch16_224", **yaml.safe_load(rows)[names[2]]["build"])
+        torch.save(own.state_dict(), tmp_path / "own.pth")
+        convert = [sys.executable, "-m", "medlib.zoo.weights", "convert", tmp_path / "own.pth"]
+        how = {"cwd": study.folder, "env": study.environment, "check": True}
+        subprocess.run([*convert, names[2]], **how)
+        asked.clear()
+        status, said = study.call("run", *wanted)
+        assert status == 0, said
+    digests = set()
+    for name in names:
+        folder = study.folder / address.features("results/small", "fundus_pm", name, 0)
+        digests.add(read_json(folder / "meta.json")["weights_digest"])
+    assert len(digests) == 3 and not any(digest.startswith("random") for digest in digests)
+    assert asked == []

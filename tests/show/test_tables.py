@@ -136,9 +136,19 @@ def test_tables_agree_across_formats_and_bold_the_best(tmp_path):
     assert len(rows) == len(wide)
     assert all(line.count(" & ") == len(columns) - 1 for line in rows)
     assert tex.count("{") - tex.count("\\{") == tex.count("}") - tex.count("\\}")
-    assert "A note." in tex and "A note." in html and md.rstrip().endswith("A note.")
+    assert "A note." in tex and "A note." in html and "\n\nA note. Licences" in md
     again = tables.save_table(wide, tmp_path / "u" / "main_table", "100 % of_it & more", "A note.")
     assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
+
+
+def test_licences_stand_under_every_table_of_backbones(tmp_path):
+    rows = pd.DataFrame({"backbone": ["RETFound L", "VGG16 (ImageNet)", "ViT-S (random weights)"]})
+    words = "A note. Licences of the weights: BSD-3-Clause (VGG16 (ImageNet)); "
+    words += "CC-BY-NC-4.0, gated (RETFound L)."
+    _, md, tex, html = tables.save_table(rows, tmp_path / "t", note="A note.")
+    assert all(words in path.read_text("utf-8") for path in (md, tex, html))
+    other = tables.save_table(pd.DataFrame({"claim": ["C1"]}), tmp_path / "u")
+    assert "Licences" not in other[1].read_text("utf-8")
 
 
 def test_best_is_decided_by_number_and_only_for_metrics(tmp_path):
