@@ -15,7 +15,7 @@ import yaml
 from medlib.errors import listed, unknown
 
 TABLE_FILE = Path(__file__).with_name("backbones.yaml")
-EMBEDDINGS = ("gap", "cls", "cls+patches", "pool")
+EMBEDDINGS = ("gap", "cls", "cls+patches", "cls4+patches", "pool")
 CONTROLLED = ("architecture", "embedding", "patch", "build")  # rows with one control share these
 CONFIG = ("mean", "std", "interpolation")  # the preprocessing that a row may state
 SOURCE = ("repository", "file", "revision")  # of weights on the hub; the last may be left out
@@ -28,14 +28,15 @@ class Backbone:
     ``timm_name`` is ``architecture.tag`` in timm; the weights file is ``<timm_name>.safetensors``.
     ``embedding``: ``gap`` the mean over the last feature map, or over the tokens of a network
     without class token; ``cls`` the class token; ``cls+patches`` the class token joined with the
-    mean of the patch tokens; ``pool`` what the published classifier reads (attention pooling, or
-    pooling and a norm). ``patch``: the image size must be a multiple of it, in pixels; the network
-    is built for the image size. ``position_offset``: see :func:`networks.positions`. ``build`` are
-    further arguments of the architecture; ``config`` states mean, std and interpolation where they
-    are not those of timm's ``pretrained_cfg``: always without ``hub``, that is where timm does not
-    publish the weights. Then ``source`` names the repository that does, the file in it and, if one
-    is to be kept, the revision; without a source there is a file of one's own only. ``printed`` is
-    the architecture's name in figures, ``family`` its kind ("CNN", "ViT").
+    mean of the patch tokens; ``cls4+patches`` the class tokens of the last four blocks joined with
+    that mean; ``pool`` what the published classifier reads (attention pooling, or pooling and a
+    norm). ``patch``: the image size must be a multiple of it, in pixels; the network is built for
+    the image size. ``position_offset``: see :func:`networks.positions`. ``build`` are further
+    arguments of the architecture; ``config`` states mean, std and interpolation where they are not
+    those of timm's ``pretrained_cfg``: always without ``hub``, that is where timm does not publish
+    the weights. Then ``source`` names the repository that does, the file in it and, if one is to
+    be kept, the revision; without a source there is a file of one's own only. ``printed`` is the
+    architecture's name in figures, ``family`` its kind ("CNN", "ViT").
     """
 
     name: str

@@ -72,9 +72,13 @@ def _check(model: nn.Module, backbone: Backbone, image_size: int) -> None:
         ) from error
     tokens = features.ndim == 3 and getattr(model, "cls_token", None) is not None
     choices = ("cls", "cls+patches", "pool") if tokens else ("gap", "pool")
+    choices += ("cls4+patches",) * (tokens and len(model.blocks) >= 4)
     if backbone.embedding not in choices:
         raise ValueError(f"{row}: {unknown('embedding', backbone.embedding, choices)}")
-    found = pooled(backbone, model, features)
+    if backbone.embedding == "cls4+patches":
+        found = _of_last_blocks(model, noise)
+    else:
+        found = _pooled(backbone, model, features)
     if found.shape != (1, width(backbone, model)):
         shape, wanted = tuple(found.shape[1:]), width(backbone, model)
         raise ValueError(f"{row}: its embeddings have the shape {shape}, and not ({wanted},).")
@@ -178,15 +182,29 @@ def width(backbone: Backbone, model: nn.Module) -> int:
     """The width d of a backbone's embeddings."""
     if backbone.embedding == "pool":
         return model.head_hidden_size
-    return model.num_features * (2 if backbone.embedding == "cls+patches" else 1)
+    return model.num_features * {"cls+patches": 2, "cls4+patches": 5}.get(backbone.embedding, 1)
 
 
 def embed(backbone: Backbone, model: nn.Module, normalised: torch.Tensor) -> torch.Tensor:
     """Embeddings (B, d) in float32 of normalised images (B, 3, H, W)."""
-    return pooled(backbone, model, model.forward_features(normalised))
+    if backbone.embedding == "cls4+patches":
+        return _of_last_blocks(model, normalised)
+    return _pooled(backbone, model, model.forward_features(normalised))
 
 
-def pooled(backbone: Backbone, model: nn.Module, features: torch.Tensor) -> torch.Tensor:
+def _of_last_blocks(model: nn.Module, normalised: torch.Tensor, n: int = 4) -> torch.Tensor:
+    """The class tokens of the last blocks, and the mean of the patch tokens of the last one.
+
+    Each goes through the final norm, as in the linear evaluation of DINOv2 (arXiv 2304.07193).
+    """
+    asked = {"norm": True, "return_prefix_tokens": True, "intermediates_only": True}
+    layers = model.forward_intermediates(normalised, n, output_fmt="NLC", **asked)
+    tokens = [prefix[:, 0].float() for _, prefix in layers]
+    tokens.append(layers[-1][0].mean(1, dtype=torch.float32))
+    return torch.cat([_final_norm(model, each) for each in tokens], dim=1)
+
+
+def _pooled(backbone: Backbone, model: nn.Module, features: torch.Tensor) -> torch.Tensor:
     """Embeddings (B, d) in float32 of what ``forward_features`` gives."""
     if backbone.embedding == "pool":
         return model.forward_head(features, pre_logits=True).float()

@@ -593,12 +593,28 @@ def numbers(name, shape):
 def test_dinov2_gives_the_embeddings_that_its_authors_code_gives(
     weights, a_row, registers, size, repository
 ):
-    """The weights have the names and shapes of the authors' own files."""
     reference = files.read_json(repository / "tests/core/dinov2_reference.json")
-    build = {"embed_dim": 24, "depth": 2, "num_heads": 2}
+    found = official_dinov2(weights, a_row, registers, size, "cls+patches", depth=2)
+    expected = torch.tensor(reference[f"{registers} registers, {size} px"])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_the_last_four_blocks_of_dinov2_give_what_its_linear_evaluation_reads(
+    weights, a_row, registers, repository
+):
+    reference = files.read_json(repository / "tests/core/dinov2_reference.json")
+    found = official_dinov2(weights, a_row, registers, 98, "cls4+patches", depth=5)
+    expected = torch.tensor(reference[f"cls4, {registers} registers, 98 px"])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
+
+
+def official_dinov2(weights, a_row, registers, size, embedding, depth):
+    """The embedding of an image, from weights with the names and shapes of the authors' files."""
+    build = {"embed_dim": 24, "depth": depth, "num_heads": 2}
     reg, offset = ("reg4_", 0.0) if registers else ("", 0.1)
     architecture = f"vit_small_patch14_{reg}dinov2"
-    row = a_row(architecture, "cls+patches", patch=14, build=build, position_offset=offset)
+    row = a_row(architecture, embedding, patch=14, build=build, position_offset=offset)
     assert registers or backbones.get("dinov2_small").position_offset == offset
     with torch.device("meta"):
         own = timm.create_model(architecture, num_classes=0, **build).state_dict()
@@ -610,9 +626,7 @@ def test_dinov2_gives_the_embeddings_that_its_authors_code_gives(
     model, _ = networks.build(row.name, size)
     image = np.random.default_rng(size).standard_normal((1, 3, size, size)).astype(np.float32)
     with torch.inference_mode():
-        found = networks.embed(row, model, torch.from_numpy(image))[0]
-    expected = torch.tensor(reference[f"{registers} registers, {size} px"])
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
+        return networks.embed(row, model, torch.from_numpy(image))[0]
 
 
 def test_the_offset_of_dinov2s_positions_matters():
@@ -651,7 +665,7 @@ KINDS = {  # architecture: fields of its row, image size, embeddings that it has
     "maxvit_rmlp_pico_rw_256": ({"patch": 32}, 64, GAP),
     "levit_128s": ({"patch": 16}, 64, GAP),
     "efficientformer_l1": ({}, 224, GAP),
-    "test_vit": ({"patch": 16}, 64, CLS),
+    "test_vit": ({"patch": 16}, 64, (*CLS, "cls4+patches")),
     "eva02_tiny_patch14_224": ({"patch": 14, "build": {"depth": 1}}, 56, CLS),
     "beit_base_patch16_224": ({"patch": 16, "build": SIGLIP}, 64, CLS),
     "vit_base_patch16_siglip_224": ({"patch": 16, "build": SIGLIP}, 64, ("pool",)),
@@ -710,6 +724,21 @@ def test_the_class_token_of_a_network_with_its_norm_in_the_head_is_normed(a_row)
         found = networks.embed(row, model, pictures(2, 56))
         expected = model.fc_norm(torch.cat([tokens[:, :1], tokens[:, 1:].mean(1, True)], 1))
     torch.testing.assert_close(found, expected.flatten(1))
+
+
+def test_the_class_tokens_of_the_last_blocks_go_through_the_final_norm(a_row):
+    row = a_row("eva02_tiny_patch14_224", "cls4+patches", patch=14, build={"depth": 5})
+    model, _ = networks.build("new-random", 56)
+    model.fc_norm.weight.data.uniform_(0.5, 2)
+    after = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, __, tokens: after.append(tokens))
+    with torch.inference_mode():
+        found = networks.embed(row, model, pictures(2, 56))
+        expected = [tokens[:, 0] for tokens in after[-4:]] + [after[-1][:, 1:].mean(1)]
+        expected = torch.cat([model.fc_norm(tokens) for tokens in expected], 1)
+    assert found.shape == (2, networks.width(row, model)) == (2, 5 * 192)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
