@@ -15,6 +15,8 @@ import json
 import os
 from collections import defaultdict
 
+import pandas as pd
+
 from medlib.core import backbones
 from medlib.core import weights as weight_files
 from medlib.core.settings import REGIMES, TRAINED
@@ -36,11 +38,10 @@ CAPTION = states.caption(grid, RESULTS) if PARTIAL else grid.get("caption", "")
 PRIMARY = {"primary": gridfile.primary(grid)}
 DRAWN = {"figures": f"../{FIGURES}", "caption": CAPTION}
 # Names, families and order of backbones in figures: if one changes, all figures are drawn again.
-PRINTED = repr([
-    (name, names.display_names(name), names.family(name, backbones.get(name).pretraining))
-    for name in backbones.names()
-    if name in BACKBONES
-]) + repr(names.families())
+PRETRAINING = [backbones.get(name).pretraining for name in BACKBONES]
+IN_ORDER = names.in_order(pd.DataFrame({"backbone": BACKBONES, "pretraining": PRETRAINING}))
+FAMILIES = [names.family(*pair) for pair in zip(BACKBONES, PRETRAINING)]
+PRINTED = repr([list(IN_ORDER["name"]), FAMILIES, names.families()])
 RUNS = states.done(grid, RESULTS) if PARTIAL else gridfile.runs(grid)  # that are drawn
 LOOKED_AT = next(regime for regime in REGIMES if grid[regime])  # by notebook 09
 LOOKED_AT_TASKS = list(dict.fromkeys(run.task for run in RUNS if run.regime == LOOKED_AT))
@@ -104,6 +105,10 @@ def settings(regime, *dropped):
     return {name: value for name, value in grid[regime].items() if name not in dropped}
 
 
+def size_of(regime, backbone):
+    return gridfile.image_size(grid, regime, backbone)
+
+
 @functools.cache
 def packs(task, *sizes):
     """The packed images of a task, in both interpolations: a new backbone needs no new pack."""
@@ -135,13 +140,14 @@ def run_of(wildcards):
 
 def trained_on(wildcards):
     """The packed images that a fine-tuning job reads."""
-    return packs(wildcards.task, grid[run_of(wildcards).regime]["image_size"])
+    return packs(wildcards.task, size_of(run_of(wildcards).regime, wildcards.backbone))
 
 
 def training(run):
     asked = {name: value for name, value in vars(run).items() if name != "head"}
-    own = settings(run.regime, "backbones", "label_fraction", "seeds")
-    return parameters(**asked, **own, again=True)
+    own = settings(run.regime, "backbones", "image_size", "label_fraction", "seeds")
+    size = size_of(run.regime, run.backbone)
+    return parameters(**asked, **own, image_size=size, again=True)
 
 
 def row(wildcards):
@@ -257,7 +263,7 @@ rule prepare:
 
 rule extract:
     input:
-        ancient(packs("{task}", grid["frozen"].get("image_size"))),
+        ancient(lambda wildcards: packs(wildcards.task, size_of("frozen", wildcards.backbone))),
         ancient(weights),
         **made_by("02_extract_features"),
         manifest=ancient(manifest()),
@@ -269,7 +275,7 @@ rule extract:
         json=lambda wildcards: parameters(
             task=wildcards.task,
             backbone=wildcards.backbone,
-            image_size=grid["frozen"]["image_size"],
+            image_size=size_of("frozen", wildcards.backbone),
             seed=int(wildcards.seed),
         ),
         row=row,
@@ -294,8 +300,9 @@ rule probe:
             seeds=gridfile.seeds(grid, "frozen"),
             label_fractions=gridfile.label_fractions(grid, wildcards.task),
             redrawn_fractions=gridfile.redrawn_fractions(grid, wildcards.task),
+            image_size=size_of("frozen", wildcards.backbone),
             again=True,
-            **settings("frozen", "backbones", "label_fractions", "seeds"),
+            **settings("frozen", "backbones", "image_size", "label_fractions", "seeds"),
         ),
     resources:
         **needs(240),

@@ -1,7 +1,8 @@
 """The table of backbones: how each is built, and where its weights come from.
 
 A backbone is one row of ``backbones.yaml``; its key carries its pretraining: ``vit_tiny-imagenet``.
-Its control arm has the same architecture at random initialisation: ``vit_tiny-random``.
+Its control arm has the same architecture at random initialisation: ``vit_tiny-random``. A key may
+end in an image size, where a study compares several: ``vit_tiny-imagenet@448``.
 """
 
 import difflib
@@ -68,7 +69,8 @@ class Backbone:
 
 
 def control(row: Backbone) -> str:
-    return row.name.removesuffix(f"-{row.pretraining}") + "-random"
+    key, at, size = row.name.partition("@")
+    return key.removesuffix(f"-{row.pretraining}") + "-random" + at + size
 
 
 def read_table(path: Path = TABLE_FILE) -> dict[str, Backbone]:
@@ -157,6 +159,11 @@ def names() -> list[str]:
 
 def get(name: str) -> Backbone:
     """The row of a key; raises ValueError, with the valid keys, for an unknown one."""
+    key, at, size = name.partition("@")
+    if at and not (size.isdecimal() and int(size)):
+        raise ValueError(f"{name}: after @ must stand an image size in pixels.")
+    if at:
+        return replace(get(key), name=name)
     if name in TABLE:
         return TABLE[name]
     for row in TABLE.values():
@@ -167,7 +174,9 @@ def get(name: str) -> Backbone:
 
 
 def check_image_size(backbone: Backbone, image_size: int) -> None:
-    """Raise ValueError when the backbone's patches do not divide the image size."""
+    """Raise ValueError for an image size that is not the key's, or that patches do not divide."""
+    if image_size != int(backbone.name.partition("@")[2] or image_size):
+        raise ValueError(f"{backbone.name} is not for images of {image_size} pixels.")
     if image_size % backbone.patch:
         below = image_size // backbone.patch * backbone.patch
         nearest = [size for size in (below, below + backbone.patch) if size > 0]

@@ -75,10 +75,8 @@ def _check(model: nn.Module, backbone: Backbone, image_size: int) -> None:
     choices += ("cls4+patches",) * (tokens and len(model.blocks) >= 4)
     if backbone.embedding not in choices:
         raise ValueError(f"{row}: {unknown('embedding', backbone.embedding, choices)}")
-    if backbone.embedding == "cls4+patches":
-        found = _of_last_blocks(model, noise)
-    else:
-        found = _pooled(backbone, model, features)
+    deep = backbone.embedding == "cls4+patches"
+    found = _of_last_blocks(model, noise) if deep else _pooled(backbone, model, features)
     if found.shape != (1, width(backbone, model)):
         shape, wanted = tuple(found.shape[1:]), width(backbone, model)
         raise ValueError(f"{row}: its embeddings have the shape {shape}, and not ({wanted},).")

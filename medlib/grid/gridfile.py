@@ -26,6 +26,7 @@ from medlib.grid.address import Address, belongs_to, frozen_runs
 
 MAX_BYTES, MAX_ALIASES = 64 * 1024, 10  # of a file: aliases within aliases could fill the memory
 OF_ALL, BY_TASK = "one for all", "by task"  # the two forms of label_fraction
+ONE, SEVERAL = "one", "several"  # those of image_size
 
 
 def _refused(problem: Callable[[Any, ValidationInfo], str | None]) -> AfterValidator:
@@ -41,18 +42,36 @@ def _refused(problem: Callable[[Any, ValidationInfo], str | None]) -> AfterValid
 
 def _unplain(name: str, _: object = None) -> str | None:
     """Names become parts of paths, rules and commands, where other characters have a meaning."""
-    plain = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name)
-    wanted = "letters, digits and _ . + - only, and none of . + - first"
+    plain = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+@-]*", name)
+    wanted = "letters, digits and _ . + - @ only, and none of . + - @ first"
     return None if plain else f"{name!r} cannot be a name: {wanted}"
 
 
 def _unfit(name: str, info: ValidationInfo) -> None:
-    row = backbones.get(name)
-    if "image_size" in info.data:
-        backbones.check_image_size(row, info.data["image_size"])
+    sizes = info.data.get("image_size")  # None if they are wrong themselves
+    for each in _sized([name], sizes) if sizes else [name]:
+        row = backbones.get(each)
+        if sizes:
+            backbones.check_image_size(row, _size(each, sizes))
+
+
+def _sized(names: list[str], sizes: int | list[int]) -> list[str]:
+    """The keys of backbones at each image size; a key for the first size does not name it."""
+    first, *others = sizes if isinstance(sizes, list) else [sizes]
+    every = ["", *(f"@{size}" for size in others)]
+    keys = [name + size for name in names for size in (every if "@" not in name else [""])]
+    return [key.removesuffix(f"@{first}") for key in keys]
+
+
+def _size(key: str, sizes: int | list[int]) -> int:
+    """The image size of a key: its own, or the first of a regime."""
+    first = sizes[0] if isinstance(sizes, list) else sizes
+    return int(key.partition("@")[2] or first)
 
 
 def _twice(values: list, info: ValidationInfo) -> str | None:
+    if info.field_name == "backbones":
+        values = _sized(values, info.data.get("image_size", 0))
     again = [value for i, value in enumerate(values) if value in values[:i]]
     return f"{info.field_name} hold {again[0]!r} more than once" if again else None
 
@@ -82,6 +101,7 @@ def _list_of(item: object, *checks: AfterValidator) -> object:
 
 Name = Annotated[str, _refused(_unplain)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Size = Annotated[int, Field(gt=0)]  # of images, in pixels
 Seeds = _list_of(Annotated[int, Field(ge=0)])
 
 
@@ -100,7 +120,10 @@ class Prepare(Part):
 
 
 class Regime(Part):
-    image_size: Annotated[int, Field(gt=0)]
+    image_size: Annotated[
+        Annotated[Size, Tag(ONE)] | Annotated[_list_of(Size), Tag(SEVERAL)],
+        pydantic.Discriminator(lambda value: SEVERAL if isinstance(value, list) else ONE),
+    ]
     backbones: _list_of(Annotated[Name, _refused(_unfit)])
     seeds: Seeds = []
 
@@ -165,7 +188,9 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:float", SCIENTIFIC, list("-+0123
 def read(path: Path | str) -> dict:
     """Read and check a grid file; of settings, the result holds those that the file states.
 
-    ``label_fraction`` of a trained regime may be one number or a mapping of tasks to numbers.
+    ``label_fraction`` of a trained regime may be one number or a mapping of tasks to numbers. Where
+    a regime has several image sizes, each backbone stands in the result once for each: ``key`` at
+    the first size, which ``image_size`` then states, and ``key@size`` at the others.
     Raises ValueError that lists everything that is unknown, missing, of a wrong type or out of its
     range, and every backbone that does not fit its image size.
     """
@@ -242,6 +267,14 @@ def _checked(stated: dict, lines: Lines) -> tuple[dict, list[str]]:
         problems.append(f"there is no regime: none of {', '.join(settings.REGIMES)}")
     elif stated.get("primary") in [r for r in settings.REGIMES if r not in regimes]:
         problems.append(f"primary is {stated['primary']!r}, a regime that the grid does not have")
+    own = {regime: grid[regime] for regime in settings.REGIMES if grid.get(regime)}
+    for of in own.values():
+        of["backbones"] = _sized(of["backbones"], of["image_size"])
+        of["image_size"] = _size("", of["image_size"])
+    if any("@" in name for of in own.values() for name in of["backbones"]):
+        sizes = ", ".join(f"{of['image_size']} px ({regime})" for regime, of in own.items())
+        words = f"Image size where a name does not state it: {sizes}."
+        grid["caption"] = f"{grid.get('caption', '')} {words}".strip()
     return dict.fromkeys(PARTS, {}) | grid, problems
 
 
@@ -250,7 +283,7 @@ def _problems(error: pydantic.ValidationError, lines: Lines) -> list[str]:
     told = []
     for problem in error.errors():
         kind = problem["type"]
-        place = [name for name in problem["loc"] if name not in (OF_ALL, BY_TASK)]
+        place = [name for name in problem["loc"] if name not in (OF_ALL, BY_TASK, ONE, SEVERAL)]
         ends = range(len(place), -1, -1)  # what is missing has the line of what should hold it
         stands = next(lines[tuple(place[:n])] for n in ends if tuple(place[:n]) in lines)
         at, place = f"line {stands}: ", [str(name) for name in place]
@@ -272,9 +305,17 @@ def _problems(error: pydantic.ValidationError, lines: Lines) -> list[str]:
     return told
 
 
+def image_size(grid: dict, regime: str, backbone: str) -> int:
+    """The image size of a backbone in a regime, in pixels."""
+    return _size(backbone, grid[regime]["image_size"])
+
+
 def image_sizes(grid: dict) -> list[int]:
     """The sizes, in pixels, at which images have to be packed."""
-    return sorted({grid[r]["image_size"] for r in settings.REGIMES if grid[r]})
+    used = [
+        (regime, name) for regime in settings.REGIMES for name in grid[regime].get("backbones", ())
+    ]
+    return sorted({image_size(grid, *each) for each in used})
 
 
 def seeds(grid: dict, regime: str) -> list[int]:

@@ -8,6 +8,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from medlib.core import backbones, networks, settings
 from medlib.data import cards
 from medlib.errors import listed
+from medlib.grid import gridfile
 from medlib.grid.address import belongs_to
 from medlib.grid.plan import Job
 from medlib.zoo import hub
@@ -58,7 +59,7 @@ def _unfit(grid: dict, names: list[str]) -> list[str]:
     problems = []
     for name in names:
         regimes = [r for r in settings.REGIMES if name in grid[r].get("backbones", ())]
-        for size in sorted({grid[regime]["image_size"] for regime in regimes}):
+        for size in sorted({gridfile.image_size(grid, regime, name) for regime in regimes}):
             try:
                 networks.build(name, size)
             except ValueError as error:

@@ -32,6 +32,7 @@ def parameters(name: str, grid: dict, notebook: str) -> dict:
     if ways:
         seeds = gridfile.seeds(grid, regime)
         own |= {"backbone": own["backbones"][0], "seeds": seeds, "seed": seeds[0]}
+        own["image_size"] = gridfile.image_size(grid, regime, own["backbone"])
     if trained and ways:
         own["label_fraction"] = gridfile.label_fraction(grid, task, regime)
     elif grid["frozen"]:

@@ -29,30 +29,36 @@ RANDOM, UNKNOWN = "random weights", "family unknown"
 
 def _row(backbone: str) -> backbones.Backbone | None:
     """The row of a key; None for a key that only old results have."""
-    return backbones.get(backbone) if backbone in backbones.names() else None
+    known = backbone.partition("@")[0] in backbones.names()
+    return backbones.get(backbone) if known else None
 
 
 def stem(backbone: str) -> str:
-    """The part of a key before its pretraining. A backbone and its control share it."""
+    """A key without its pretraining. A backbone and its control of one image size share it."""
     row = _row(backbone)
-    return backbones.control(row).removesuffix("-random") if row else backbone.partition("-")[0]
+    if row is None:
+        return backbone.partition("-")[0]
+    key, at, size = backbones.control(row).partition("@")
+    return key.removesuffix("-random") + at + size
 
 
 def display_names(backbone: str) -> str:
-    """The printed name of a backbone's key: `vit_tiny-random` → `ViT-Ti (random weights)`.
+    """The printed name of a backbone's key: `vit_tiny-imagenet@448` → `ViT-Ti (ImageNet), 448 px`.
 
     An unknown key is returned as it is, except that a key with "random" in it always ends in
     "(random weights)": an untrained network must not be able to pass for a pretrained one.
     """
-    row, bare = _row(backbone), stem(backbone)
-    if "random" in backbone:
-        # `DINOv2 S` names a training method; without its weights only the architecture is left.
-        architecture = " architecture" if bare in backbones.TABLE else ""
-        return f"{row.printed if row else bare}{architecture} ({RANDOM})"
+    row, (key, _, size) = _row(backbone), backbone.partition("@")
+    bare = stem(key)
     if row is None:
-        return backbone
-    pretraining = PRETRAININGS.get(row.pretraining, row.pretraining)
-    return row.printed if backbone == bare else f"{row.printed} ({pretraining})"
+        return f"{bare} ({RANDOM})" if "random" in backbone else backbone
+    name = row.printed
+    if row.pretraining == "random":
+        # `DINOv2 S` names a training method; without its weights only the architecture is left.
+        name += f"{' architecture' * (bare in backbones.TABLE)} ({RANDOM})"
+    elif key != bare:
+        name += f" ({PRETRAININGS.get(row.pretraining, row.pretraining)})"
+    return name + (f", {size} px" if size else "")
 
 
 def family(backbone: str, pretraining: str) -> str:
@@ -103,7 +109,8 @@ def full_name(backbone: str, pretraining: str) -> str:
     """
     name = display_names(backbone)
     if pretraining == "random" and "random" not in name:
-        return display_names(f"{stem(backbone)}-random")
+        row = _row(backbone)
+        return display_names(backbones.control(row) if row else f"{stem(backbone)}-random")
     if pd.isna(pretraining) or ("random" in name) != (pretraining == "random"):
         raise ValueError(f"backbone {backbone!r} with pretraining {pretraining!r}: one is wrong")
     return name
@@ -135,22 +142,24 @@ def in_order(table: pd.DataFrame) -> pd.DataFrame:
     """Each backbone of a table (backbone, pretraining) once, in the order that every figure has.
 
     The order is that of the rows of `backbones.yaml`, unknown keys last; a random control follows
-    its pretrained twins. Columns: backbone, pretraining, `name` (as printed), `architecture` (the
-    key's stem) and `random` (whether its weights are).
+    its pretrained twins, and a larger image size a smaller one. Columns: backbone, pretraining,
+    `name` (as printed), `architecture` (the key's stem) and `random` (whether its weights are).
     """
     networks = table[["backbone", "pretraining"]].drop_duplicates()
     position = {key: at for at, key in enumerate(backbones.TABLE)}
     first = {stem(key): at for key, at in reversed(position.items())}
     architecture = networks["backbone"].map(stem)
+    keys = networks["backbone"].str.partition("@")
     networks = networks.assign(
         name=list(map(full_name, networks["backbone"], networks["pretraining"])),
         architecture=architecture,
         random=networks["pretraining"] == "random",
-        rank=architecture.map(first),
-        row=networks["backbone"].map(position),
+        rank=keys[0].map(stem).map(first),
+        size=pd.to_numeric(keys[2]).fillna(0),
+        row=keys[0].map(position),
     ).drop_duplicates("name")
-    by = ["rank", "architecture", "random", "row", "name"]
-    return networks.sort_values(by, ignore_index=True).drop(columns=["rank", "row"])
+    by = ["rank", "size", "architecture", "random", "row", "name"]
+    return networks.sort_values(by, ignore_index=True).drop(columns=["rank", "size", "row"])
 
 
 def series_names(rows: pd.DataFrame) -> pd.Series:

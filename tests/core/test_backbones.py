@@ -138,6 +138,21 @@ def test_weights_and_preprocessing_are_those_of_timm(name):
     }
 
 
+def test_a_key_may_end_in_an_image_size():
+    row = backbones.get("dinov2_small@56")
+    assert row == dataclasses.replace(backbones.get("dinov2_small"), name="dinov2_small@56")
+    assert backbones.control(row) == "dinov2_small-random@56"
+    control = backbones.get("dinov2_small-random@56")
+    assert backbones.control(control) == control.name and control.pretraining == "random"
+    model, _ = networks.build(control.name, 56)
+    assert model.pos_embed.shape[1] == 1 + 4**2
+    with pytest.raises(ValueError, match="dinov2_small-random@56 is not for images of 28 pixels"):
+        networks.build(control.name, 28)
+    for wrong in ("dinov2_small@", "dinov2_small@-5", "dinov2_small@0", "dinov2_small@56@28"):
+        with pytest.raises(ValueError, match="after @ must stand an image size in pixels"):
+            backbones.get(wrong)
+
+
 def test_weights_from_elsewhere_say_how_they_want_their_images():
     half = (0.5, 0.5, 0.5)
     expected = {"mean": half, "std": half, "interpolation": "bilinear"}

@@ -313,6 +313,40 @@ def test_a_label_fraction_for_each_task_must_cover_all_tasks(tmp_path):
         gridfile.read(write(tmp_path, finetuned=tuned))
 
 
+def test_several_image_sizes_make_an_arm_of_each(tmp_path):
+    frozen = {"backbones": ["dinov2_small", "vit_tiny-random@64"], "image_size": [28, 56, 518]}
+    frozen["heads"] = ["linear"]
+    tuned = {"backbones": ["dinov2_small"], "image_size": 56}
+    grid = gridfile.read(write(tmp_path, frozen=frozen, finetuned=tuned, caption="Small."))
+    sizes = {"dinov2_small": 28, "dinov2_small@56": 56, "dinov2_small@518": 518}
+    sizes |= {"vit_tiny-random@64": 64}
+    assert {n: gridfile.image_size(grid, "frozen", n) for n in grid["frozen"]["backbones"]} == sizes
+    assert gridfile.image_size(grid, "finetuned", "dinov2_small") == 56
+    assert gridfile.image_sizes(grid) == [28, 56, 64, 518]
+    assert gridfile.all_backbones(grid) == set(sizes)
+    assert {run.backbone for run in gridfile.runs(grid) if run.regime == "frozen"} == set(sizes)
+    words = "Small. Image size where a name does not state it: 28 px (frozen), 56 px (finetuned)."
+    assert grid["caption"] == words
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"image_size": [28, 30]}, "dinov2_small@30 needs an image size that is a multiple of 14"),
+        ({"image_size": [28, 28]}, "image_size hold 28 more than once"),
+        ({"image_size": []}, "image_size is missing"),
+        ({"image_size": [28, "56"]}, r"image_size\[1\] is '56', but must be a valid integer"),
+        ({"backbones": ["dinov2_small", "dinov2_small@28"]}, "backbones hold 'dinov2_small' more"),
+        ({"backbones": ["dinov2_small@x"]}, "after @ must stand an image size in pixels"),
+        ({"backbones": ["dino@28"]}, "Unknown backbone 'dino'"),
+    ],
+)
+def test_image_sizes_that_cannot_be_are_refused(tmp_path, change, words):
+    frozen = {"image_size": 28, "backbones": ["dinov2_small"], "heads": ["linear"]} | change
+    with pytest.raises(ValueError, match=words):
+        gridfile.read(write(tmp_path, frozen=frozen))
+
+
 def plan(repository, name):
     command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "rules", "--nolock"]
     command += ["--config", f"grid={name}", "--forceall"]

@@ -71,6 +71,31 @@ def test_a_family_is_told_by_pretraining_and_architecture():
     assert len({parts.look(family)["color"] for family in every}) == 5
 
 
+def test_an_image_size_is_a_part_of_the_name():
+    sized = {
+        "dinov2_small@518": ("dinov2", "DINOv2 S, 518 px"),
+        "dinov2_small-random@518": ("random", "DINOv2 S architecture (random weights), 518 px"),
+        "vit_tiny-imagenet@448": ("imagenet", "ViT-Ti (ImageNet), 448 px"),
+        "dinov2_small": ("dinov2", "DINOv2 S"),
+        "dinov2_small@56": ("dinov2", "DINOv2 S, 56 px"),
+        "dinov2_small-random": ("random", "DINOv2 S architecture (random weights)"),
+    }
+    for key, (pretraining, name) in sized.items():
+        assert names.full_name(key, pretraining) == name
+    assert names.full_name("dinov2_small@518", "random") == sized["dinov2_small-random@518"][1]
+    assert names.stem("dinov2_small@518") == names.stem("dinov2_small-random@518")
+    assert names.family("dinov2_small@518", "dinov2") == "DINOv2"
+    table = pd.DataFrame({"backbone": list(sized), "pretraining": [p for p, _ in sized.values()]})
+    assert list(names.in_order(table)["backbone"]) == [
+        "vit_tiny-imagenet@448",
+        "dinov2_small",
+        "dinov2_small-random",
+        "dinov2_small@56",
+        "dinov2_small@518",
+        "dinov2_small-random@518",
+    ]
+
+
 NEW = """
 deit_tiny-imagenet: {printed: DeiT-Ti, family: ViT, pretraining: imagenet, TIMM}
 mixer_tiny-imagenet: {printed: Mixer-T, family: Mixer, pretraining: imagenet, TIMM}
