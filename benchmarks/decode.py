@@ -23,7 +23,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from medlib.data import decoding, packing
+from medlib.data import decoding, packing, packs
 
 SIZE = 224
 SETS = {  # height, width, channels, JPEG quality, whether it counts
@@ -120,7 +120,7 @@ def scaling(paths: list[Path], repeats: int, quick: bool) -> None:
 
     def pack(workers: int) -> None:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-            folders = {Path(folder) / name: (SIZE, name) for name in decoding.RESAMPLING}
+            folders = {Path(folder) / name: packs.Drawn(SIZE, name) for name in decoding.RESAMPLING}
             packing.pack(rows, paths[0].parent, folders, workers=workers)
 
     times = interleaved({"one": lambda: pack(1), "all": lambda: pack(cores)}, repeats)

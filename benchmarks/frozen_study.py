@@ -25,7 +25,7 @@ from sklearn import metrics as sk
 from torch import nn
 
 from medlib.core import backbones, heads, metrics
-from medlib.data import embeddings, manifest, packing
+from medlib.data import embeddings, manifest, packing, packs
 from medlib.files import file_sha256
 from medlib.stats import bootstrap, prediction
 
@@ -93,7 +93,7 @@ def our_way(name: str, rows: pd.DataFrame, data: Path) -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as folder:
         interpolation = backbones.get(name).preprocessing["interpolation"]
         packed = Path(folder) / "pack"
-        pack = packing.pack(rows, data, {packed: (SIZE, interpolation)})[packed]
+        pack = packing.pack(rows, data, {packed: packs.Drawn(SIZE, interpolation)})[packed]
         made = embeddings.extract(pack, name, Path(folder) / "features")
         y, samples = metrics.codes(made.index["label"], CLASSES), made.index["sample_id"]
         parts = manifest.rotations(made.index)

@@ -1,8 +1,9 @@
 """Files read once: hashed, decoded, and drawn as thumbnails and as the images of packs.
 
-The whole field of view is kept and squashed to a square, so that no crop hides a lesion (unless the
-card's ``volumes`` ask for the tumour's box). Large plain JPEGs go through torchvision and torch
-in about half of Pillow's time (see :func:`medlib.data.decoding.resize`).
+The whole field of view is kept and squashed to a square, so that no crop hides a lesion (unless
+the geometry is ``crop``, or the card's ``volumes`` ask for the tumour's box). Large plain JPEGs go
+through torchvision and torch in about half of Pillow's time (see
+:func:`medlib.data.decoding.resize`).
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from medlib.errors import ManifestError, listed, unknown
 
 Place = Path | str
 Slicing = Volumes | None  # a card's volumes
-Folders = dict[Path, tuple[int, str]]  # of packs: image size in pixels and interpolation of each
+Folders = dict[Path, packs.Drawn]  # of packs: how the images of each are drawn
 
 
 class Reading(NamedTuple):
@@ -57,11 +58,13 @@ def reading(
 
     Within the ``with`` block, :func:`write` makes packs of what was drawn. ``settings`` are the
     card's ``volumes``, None for images; ``workers`` threads decode (0: one per core). Raises
-    ValueError for an unknown interpolation.
+    ValueError for an unknown interpolation or geometry.
     """
-    for _, interpolation in folders.values():
-        if interpolation not in decoding.RESAMPLING:
-            raise ValueError(unknown("interpolation", interpolation, list(decoding.RESAMPLING)))
+    for how in folders.values():
+        if how.interpolation not in decoding.RESAMPLING:
+            raise ValueError(unknown("interpolation", how.interpolation, list(decoding.RESAMPLING)))
+        if how.geometry not in decoding.GEOMETRIES:
+            raise ValueError(unknown("geometry", how.geometry, decoding.GEOMETRIES))
     with contextlib.ExitStack() as stack:
         arrays = {}
         if folders:
@@ -95,13 +98,18 @@ def reading(
 
 
 def _each(
-    rows: pd.DataFrame, data: Place, sizes: Iterable[tuple], settings: Slicing, workers: int
+    rows: pd.DataFrame,
+    data: Place,
+    how_each: Iterable[packs.Drawn],
+    settings: Slicing,
+    workers: int,
 ) -> Iterator[tuple[dict, tuple[str, object]]]:
     """Every row, in order: ("unreadable" or "broken", the reason), or "read" and what was drawn.
 
     That is its files' hashes, a thumbnail and whether it is tiny, slice numbers, images by size.
     """
-    smallest = min((size for size, _ in sizes), default=math.inf)
+    sides = (decoding.shorter_side(how.size, how.geometry) for how in how_each)
+    smallest = min(sides, default=math.inf)
 
     def one(row: dict) -> tuple[str, object]:
         try:
@@ -112,7 +120,7 @@ def _each(
             pictures = list(drawn.values())
             middle = decoding.as_picture(pictures[len(pictures) // 2])
             small = duplicates.thumbnail(middle), min(middle.size) < duplicates.TINY
-            images = [np.stack([decoding.resize(p, *how) for p in pictures]) for how in sizes]
+            images = [np.stack([decoding.resize(p, *how) for p in pictures]) for how in how_each]
         except Exception as error:  # any decoder's error: named with its file, all together
             text = (str(error) or type(error).__name__).replace(f"{Path(data)}{os.sep}", "")
             return "broken", f"{row['path']} cannot be read: {text}"
@@ -145,11 +153,11 @@ def write(read: Reading, rows: pd.DataFrame, folders: Folders, settings: Slicing
     places = [read.slices[sample] for sample in rows["sample_id"]]
     index = rows[kept].iloc[np.repeat(np.arange(len(rows)), [len(s) for _, s in places])]
     index = index.assign(slice=[number for _, slices in places for number in slices])
-    for folder, (size, interpolation) in folders.items():
-        digest = packs.pack_hash(rows, size, interpolation, settings)
+    for folder, how in folders.items():
+        digest, size = packs.pack_hash(rows, how, settings), how.size
         if packs.recorded(folder).get("hash") == digest:
             continue
-        meta = {"hash": digest, "size": size, "interpolation": interpolation}
+        meta = {"hash": digest} | how._asdict()
         meta["volumes"] = settings and settings.model_dump()
         meta["mask_at_test_time"] = settings is not None and settings.needs_mask
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(index), size, size, 3)}
@@ -181,7 +189,7 @@ def pack(
     and ``workers`` are those of :func:`reading`. Raises ManifestError that lists every file that
     cannot be used; then no folder is written.
     """
-    hashes = {folder: packs.pack_hash(rows, *how, settings) for folder, how in folders.items()}
+    hashes = {folder: packs.pack_hash(rows, how, settings) for folder, how in folders.items()}
     wanted = {f: how for f, how in folders.items() if packs.recorded(f).get("hash") != hashes[f]}
     if wanted:
         with reading(rows, data, wanted, settings=settings, workers=workers) as read:

@@ -18,7 +18,7 @@ from medlib.data import manifest
 from medlib.data.cards import Volumes
 from medlib.errors import ManifestError
 
-VERSION = 4  # raise when the same files would come out as other pixels
+VERSION = 5  # raise when the same files would come out as other pixels
 
 
 class Pack(NamedTuple):
@@ -27,6 +27,14 @@ class Pack(NamedTuple):
     images: np.ndarray
     index: pd.DataFrame
     meta: dict
+
+
+class Drawn(NamedTuple):
+    """How a pack's images are drawn: their size in pixels, and what `decoding.resize` takes."""
+
+    size: int
+    interpolation: str
+    geometry: str = "squash"
 
 
 class Checked(np.memmap):
@@ -78,10 +86,9 @@ def image_digests(images: np.ndarray) -> np.ndarray:
     return np.array([zlib.crc32(one) for one in sums], np.uint32)
 
 
-def pack_hash(rows: pd.DataFrame, size: int, interpolation: str, settings: Volumes | None) -> str:
+def pack_hash(rows: pd.DataFrame, how: Drawn, settings: Volumes | None) -> str:
     """What a pack depends on: the manifest's rows and how they become images."""
-    how = settings and settings.model_dump()
-    return files.content_hash(rows, [VERSION, size, interpolation, how])
+    return files.content_hash(rows, [VERSION, *how, settings and settings.model_dump()])
 
 
 def recorded(folder: Path | str) -> dict:
@@ -103,8 +110,8 @@ def load(
         way_out = f"with {size} among its image_sizes (interpolation {interpolation})."
         none = f"There are no packed images in {folder}."
         raise FileNotFoundError(f"{none} Run notebook 01_prepare_data for this task {way_out}")
-    how = meta["size"], meta["interpolation"], settings
-    if rows is not None and meta["hash"] != pack_hash(rows, *how):
+    how = Drawn(*(meta[name] for name in Drawn._fields if name in meta))
+    if rows is not None and meta["hash"] != pack_hash(rows, how, settings):
         way_out = "run notebook 01_prepare_data for this task again."
         raise ManifestError(f"The images in {folder} were packed from another manifest: {way_out}")
     problem = ", ".join(files.damaged(folder, meta["sha256"]))

@@ -45,8 +45,8 @@ def prepare(
 ) -> Prepared:
     """Read a task's data set below ``data``, check it, split it by patient and pack its images.
 
-    Each file is read and decoded once; ``folders`` says of each pack's folder the image size and
-    the interpolation. ``given`` is a manifest that fixes samples, labels and, if it has them,
+    Each file is read and decoded once; ``folders`` says of each pack's folder how its images are
+    drawn. ``given`` is a manifest that fixes samples, labels and, if it has them,
     splits: the committed one of a public data set, or a user's own CSV. If the card has a layout,
     its files are then found in the folder by sample id, so that any distribution of the data set
     will do. Without ``given`` the layout says which samples there are, and splits are drawn from

@@ -20,7 +20,7 @@ import yaml
 from pydantic import AfterValidator, Field, Tag, ValidationInfo
 
 from medlib.core import backbones, settings
-from medlib.data import cards
+from medlib.data import cards, decoding
 from medlib.errors import listed, unknown
 from medlib.grid.address import Address, belongs_to, frozen_runs
 
@@ -116,6 +116,7 @@ class Prepare(Part):
     repeats: Annotated[int, Field(ge=1)] = 1
     phantom_scale: Annotated[float, Field(gt=0)] = 1.0
     quarantine: bool = False
+    geometry: Annotated[str, _one_of("geometry", lambda: decoding.GEOMETRIES)] = "squash"
     volumes: dict[str, pydantic.JsonValue] = {}
 
 
@@ -271,10 +272,12 @@ def _checked(stated: dict, lines: Lines) -> tuple[dict, list[str]]:
     for of in own.values():
         of["backbones"] = _sized(of["backbones"], of["image_size"])
         of["image_size"] = _size("", of["image_size"])
+    words = ["Only the centre of each image is used."] * (_geometry(grid) == "crop")
     if any("@" in name for of in own.values() for name in of["backbones"]):
         sizes = ", ".join(f"{of['image_size']} px ({regime})" for regime, of in own.items())
-        words = f"Image size where a name does not state it: {sizes}."
-        grid["caption"] = f"{grid.get('caption', '')} {words}".strip()
+        words.append(f"Image size where a name does not state it: {sizes}.")
+    if grid and words:
+        grid["caption"] = " ".join([grid.get("caption", ""), *words]).strip()
     return dict.fromkeys(PARTS, {}) | grid, problems
 
 
@@ -303,6 +306,10 @@ def _problems(error: pydantic.ValidationError, lines: Lines) -> list[str]:
             wanted = re.sub("valid dictionary.*", "mapping of names to values", wanted)
             told.append(f"{at}{before}{name} is {reprlib.repr(problem['input'])}, {wanted}")
     return told
+
+
+def _geometry(grid: dict) -> str:
+    return grid.get("prepare", {}).get("geometry", "squash")
 
 
 def image_size(grid: dict, regime: str, backbone: str) -> int:

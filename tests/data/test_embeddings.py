@@ -9,7 +9,7 @@ from PIL import Image
 from medlib import files
 from medlib.core import backbones, heads, metrics, networks, weights
 from medlib.core.settings import Extraction
-from medlib.data import embeddings, manifest, packing
+from medlib.data import embeddings, manifest, packing, packs
 from medlib.stats import prediction
 
 CNN = "micro_resnet-random"
@@ -29,7 +29,9 @@ def make_pack(folder, n=7, size=SIZE, interpolation="bilinear"):
     rows["label"] = np.array(["no", "yes"])[np.arange(n) % 2]
     rows["fold"] = np.arange(n) // 2 % 3
     rows["sha256"] = [files.file_sha256(folder / path) for path in rows["path"]]
-    made = packing.pack(rows, folder, {folder / "pack": (size, interpolation)}, workers=1)
+    made = packing.pack(
+        rows, folder, {folder / "pack": packs.Drawn(size, interpolation)}, workers=1
+    )
     return made[folder / "pack"]
 
 
@@ -151,7 +153,9 @@ def test_real_weights_give_on_a_cuda_device_what_they_give_in_float32_on_a_cpu(
         pytest.skip(f"MEDLIB_WEIGHTS has no {row.timm_name}.safetensors")
     rows = pd.read_csv(repository / "data_manifests" / "fundus_pm.csv", dtype=str)
     interpolation = row.preprocessing["interpolation"]
-    packed = packing.pack(rows, real_data, {tmp_path / "p": (224, interpolation)})[tmp_path / "p"]
+    packed = packing.pack(rows, real_data, {tmp_path / "p": packs.Drawn(224, interpolation)})[
+        tmp_path / "p"
+    ]
     here = embeddings.extract(packed, backbone, tmp_path / "cpu", settings=ON_CPU)
     there = embeddings.extract(
         packed, backbone, tmp_path / "cuda", settings=Extraction(device=cuda)

@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from medlib import files
 from medlib.core.fast import transfer
@@ -57,7 +58,7 @@ def hashed(rows, data):
 
 
 def pack_one(rows, data, folder, size=8, interpolation="bilinear", workers=1, volumes=None):
-    folders = {folder: (size, interpolation)}
+    folders = {folder: packs.Drawn(size, interpolation)}
     return packing.pack(rows, data, folders, settings=volumes, workers=workers)[folder]
 
 
@@ -458,9 +459,9 @@ def test_jpegs_are_packed_with_one_thread_of_torch_each_and_torch_has_its_own_ba
 PACKED_WITHOUT_TORCH = """
 import sys
 import pandas as pd
-from medlib.data import packing
+from medlib.data import packing, packs
 row = {"sample_id": "s", "patient_id": "s", "path": "s0.png", "label": "a", "fold": 0}
-packing.pack(pd.DataFrame([row]), sys.argv[1], {sys.argv[1] + "/pack": (8, "bilinear")})
+packing.pack(pd.DataFrame([row]), sys.argv[1], {sys.argv[1] + "/pack": packs.Drawn(8, "bilinear")})
 sys.exit("torch" in sys.modules)
 """
 
@@ -490,7 +491,7 @@ def test_packed_pixels_are_pillows_own_resize(tmp_path, interpolation, size):
     assert packed.images.shape == (len(arrays), size, size, 3)
     for path, found in zip(rows["path"], packed.images, strict=True):
         assert (found == pillows(tmp_path / path, size, interpolation)).all()
-    how = {"size": size, "interpolation": interpolation}
+    how = {"size": size, "interpolation": interpolation, "geometry": "squash"}
     how |= {"volumes": None, "mask_at_test_time": False}
     made = {"hash": packed.meta["hash"], "sha256": packed.meta["sha256"]}
     assert packed.meta == how | made
@@ -594,19 +595,48 @@ def test_all_volumes_that_cannot_be_read_are_listed(tmp_path):
     assert not (tmp_path / "pack").exists()
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("shape", [(300, 400), (401, 300), (256, 256), (90, 120), (500, 900)])
+def test_a_crop_is_what_torchvision_makes_of_resize_256_and_centre_crop_224(shape, interpolation):
+    array = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    picture = Image.fromarray(array)
+    kernel = transforms.InterpolationMode(interpolation)
+    steps = [transforms.Resize(256, kernel), transforms.CenterCrop(224)]
+    expected = np.asarray(transforms.Compose(steps)(picture))
+    assert np.array_equal(decoding.resize(picture, 224, interpolation, "crop"), expected)
+    tensor = torch.from_numpy(array).permute(2, 0, 1)  # as a plain JPEG comes
+    apart = np.abs(decoding.resize(tensor, 224, interpolation, "crop").astype(int) - expected)
+    assert apart.max() <= 1
+
+
+def test_a_pack_of_another_geometry_is_another_pack(tmp_path):
+    _, rows = write_pictures(tmp_path)
+    folder = tmp_path / "pack"
+    made = {}
+    for geometry in decoding.GEOMETRIES:
+        how = {folder: packs.Drawn(16, "bilinear", geometry)}
+        made[geometry] = packing.pack(rows, tmp_path, how)[folder]
+        assert made[geometry].meta["geometry"] == geometry
+        packs.load(folder, rows)
+    assert not np.array_equal(made["squash"].images, made["crop"].images)
+    assert made["squash"].meta["hash"] != made["crop"].meta["hash"]
+    with pytest.raises(ValueError, match="Unknown geometry 'zoom'.*squash, crop"):
+        packing.pack(rows, tmp_path, {folder: packs.Drawn(16, "bilinear", "zoom")})
+
+
 def test_several_packs_are_made_from_one_decoding(tmp_path, monkeypatch):
     _, rows = write_pictures(tmp_path)
     kinds = itertools.product((8, 12), ("bilinear", "bicubic"))
-    asked = {tmp_path / f"{size}-{name}": (size, name) for size, name in kinds}
+    asked = {tmp_path / f"{size}-{name}": packs.Drawn(size, name) for size, name in kinds}
     opened, decode = [], decoding.decode
     monkeypatch.setattr(decoding, "decode", lambda *args: opened.append(args) or decode(*args))
     made = packing.pack(rows, tmp_path, asked, workers=1)
     assert len(opened) == 3
-    for folder, (size, interpolation) in asked.items():
+    for folder, (size, interpolation, _) in asked.items():
         alone = pack_one(rows, tmp_path, tmp_path / "alone" / folder.name, size, interpolation)
         assert (made[folder].images == alone.images).all()
     before = stamp(tmp_path / "8-bilinear")
-    packing.pack(rows, tmp_path, asked | {tmp_path / "new": (9, "bicubic")}, workers=1)
+    packing.pack(rows, tmp_path, asked | {tmp_path / "new": packs.Drawn(9, "bicubic")}, workers=1)
     assert stamp(tmp_path / "8-bilinear") == before
 
 
@@ -621,7 +651,7 @@ def test_packing_twice_gives_the_same_bytes(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from medlib.data import decoding, manifest, packing
+from medlib.data import decoding, manifest, packing, packs
 decode, seen = decoding.decode, []
 def decode_and_die(*args):
     seen.append(args)
@@ -631,7 +661,7 @@ def decode_and_die(*args):
 decoding.decode = decode_and_die
 data = Path(sys.argv[1])
 rows = manifest.read_rows(data / "rows.csv")
-packing.pack(rows, data, {data / "pack": (8, "bilinear")}, workers=2)
+packing.pack(rows, data, {data / "pack": packs.Drawn(8, "bilinear")}, workers=2)
 """
 
 
@@ -699,7 +729,7 @@ def test_thumbnails_follow_the_rows_and_name_what_cannot_be_read(tmp_path):
 @pytest.mark.parametrize("shape", [(30, 40), (120, 90), (400, 900)])
 def test_thumbnails_are_the_same_whether_packs_are_drawn_or_not(tmp_path, shape):
     photograph(*shape).save(tmp_path / "x.jpg")
-    rows, folders = table(["x.jpg"]), {tmp_path / "pack": (14, "bilinear")}
+    rows, folders = table(["x.jpg"]), {tmp_path / "pack": packs.Drawn(14, "bilinear")}
     with (
         packing.reading(rows, tmp_path, {}) as alone,
         packing.reading(rows, tmp_path, folders) as r,
@@ -711,9 +741,9 @@ def test_packs_hold_the_rows_that_stay_in_their_new_order(tmp_path):
     arrays, rows = write_pictures(tmp_path, 5)
     (tmp_path / "s3.png").write_text("no picture")
     folder = tmp_path / "packs" / "a"
-    with packing.reading(rows, tmp_path, {folder: (30, "bilinear")}) as read:
+    with packing.reading(rows, tmp_path, {folder: packs.Drawn(30, "bilinear")}) as read:
         kept = read.rows.iloc[[3, 0, 1]]
-        packing.write(read, kept, {folder: (30, "bilinear")})
+        packing.write(read, kept, {folder: packs.Drawn(30, "bilinear")})
     packed = packs.load(folder, kept)
     assert packed.index["sample_id"].tolist() == ["s4", "s0", "s1"]
     for k, found in zip((4, 0, 1), packed.images, strict=True):
@@ -727,7 +757,10 @@ def test_each_file_is_read_once_and_decoded_once(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path.name) or read(path))
     monkeypatch.setattr(decoding, "decode", lambda *args: decoded.append(args) or decode(*args))
     monkeypatch.setattr(Image, "open", by_content_only(Image.open))
-    folders = {tmp_path / "a": (8, "bilinear"), tmp_path / "b": (16, "bicubic")}
+    folders = {
+        tmp_path / "a": packs.Drawn(8, "bilinear"),
+        tmp_path / "b": packs.Drawn(16, "bicubic"),
+    }
     with packing.reading(rows, tmp_path, folders, workers=1) as reading:
         assert reading.broken["reason"].tolist() == []
         assert reading.rows["sha256"].str.fullmatch("[0-9a-f]{64}").all()

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageFilter
 
-from medlib.data import cards, manifest, phantoms, preparation
+from medlib.data import cards, manifest, packs, phantoms, preparation
 from medlib.data.cards import Volumes
 from medlib.data.layouts import reader
 from medlib.data.packing import pack
@@ -418,10 +418,9 @@ def test_modalities_of_different_geometry_are_refused_with_both_named_or_resampl
     card = card.with_settings(volumes={"resample": True})
     rows = prepare(card, tmp_path).rows
     assert rows["patient_id"].tolist()[0] == "BraTS-GLI-00000"
-    packs = pack(rows, tmp_path, {tmp_path / "p": (24, "bilinear")}, settings=card.volumes)
-    assert packs[tmp_path / "p"].index.groupby("sample_id")["slice"].agg(list).iloc[0] == [
-        *range(9)
-    ]
+    how = {tmp_path / "p": packs.Drawn(24, "bilinear")}
+    made = pack(rows, tmp_path, how, settings=card.volumes)
+    assert made[tmp_path / "p"].index.groupby("sample_id")["slice"].agg(list).iloc[0] == [*range(9)]
 
 
 def test_medmnist_is_prepared_with_its_own_splits_and_names(tmp_path):
@@ -436,7 +435,7 @@ def test_medmnist_is_prepared_with_its_own_splits_and_names(tmp_path):
     card = toy(folder="medmnist", classes=classes, split="official", **read)
     rows = prepare(card, tmp_path).rows
     assert rows["split"].value_counts().to_dict() == {"train": 6, "val": 4, "test": 4}
-    folders = {tmp_path / "pack": (64, "bilinear")}
+    folders = {tmp_path / "pack": packs.Drawn(64, "bilinear")}
     packed = pack(rows, tmp_path, folders)[tmp_path / "pack"]
     tested = packed.index.index[packed.index["split"] == "test"]
     assert (packed.images[tested, :, :, 0] == arrays["test_images"]).all()

@@ -329,6 +329,13 @@ def test_several_image_sizes_make_an_arm_of_each(tmp_path):
     assert grid["caption"] == words
 
 
+def test_a_geometry_is_of_the_whole_grid_and_stands_in_every_caption(tmp_path):
+    grid = gridfile.read(write(tmp_path, prepare={"geometry": "crop"}, caption="Small."))
+    assert grid["caption"] == "Small. Only the centre of each image is used."
+    with pytest.raises(ValueError, match="Unknown geometry 'zoom'"):
+        gridfile.read(write(tmp_path, prepare={"geometry": "zoom"}))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
