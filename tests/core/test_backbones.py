@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import pickle
 import socket
-import zlib
 
 import made_rows
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 import timm
 import torch
 import yaml
+from made_values import image, numbers
 from safetensors.torch import save_file
 
 from medlib import files
@@ -597,12 +597,6 @@ def test_position_embeddings_are_resampled_to_the_image_size(weights):
     assert same(unchanged, state)
 
 
-def numbers(name, shape):
-    """Made-up weights that are the same in every version of torch."""
-    drawn = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
-    return torch.from_numpy((0.3 * drawn).astype(np.float32))
-
-
 @pytest.mark.parametrize("size", [98, 224, 518])
 @pytest.mark.parametrize("registers", [0, 4])
 def test_dinov2_gives_the_embeddings_that_its_authors_code_gives(
@@ -639,9 +633,8 @@ def official_dinov2(weights, a_row, registers, size, embedding, depth):
         shapes["register_tokens"] = shapes.pop("reg_token")
     save(weights, row.name, {name: numbers(name, shape) for name, shape in shapes.items()})
     model, _ = networks.build(row.name, size)
-    image = np.random.default_rng(size).standard_normal((1, 3, size, size)).astype(np.float32)
     with torch.inference_mode():
-        return networks.embed(row, model, torch.from_numpy(image))[0]
+        return networks.embed(row, model, image(size))[0]
 
 
 def test_the_offset_of_dinov2s_positions_matters():
