@@ -17,7 +17,7 @@ from medlib.errors import listed, unknown
 
 TABLE_FILE = Path(__file__).with_name("backbones.yaml")
 EMBEDDINGS = ("gap", "cls", "cls+patches", "cls4+patches", "pool")
-CONTROLLED = ("architecture", "embedding", "patch", "build")  # rows with one control share these
+CONTROLLED = ("architecture", "embedding", "patch", "rounded_periods", "build")  # of one control
 CONFIG = ("mean", "std", "interpolation")  # the preprocessing that a row may state
 SOURCE = ("repository", "file", "revision")  # of weights on the hub; the last may be left out
 
@@ -32,11 +32,12 @@ class Backbone:
     mean of the patch tokens; ``cls4+patches`` the class tokens of the last four blocks joined with
     that mean; ``pool`` what the published classifier reads (attention pooling, or pooling and a
     norm). ``patch``: the image size must be a multiple of it, in pixels; the network is built for
-    the image size. ``position_offset``: see :func:`networks.positions`. ``build`` are further
-    arguments of the architecture; ``config`` states mean, std and interpolation where they are not
-    those of timm's ``pretrained_cfg``: always without ``hub``, that is where timm does not publish
-    the weights. Then ``source`` names the repository that does, the file in it and, if one is to
-    be kept, the revision; without a source there is a file of one's own only. ``printed`` is the
+    the image size. ``position_offset``: see :func:`networks.positions`; ``rounded_periods``: see
+    :class:`networks.RoundedPeriods`. ``build`` are further arguments of the architecture;
+    ``config`` states mean, std and interpolation where they are not those of timm's
+    ``pretrained_cfg``: always without ``hub``, that is where timm does not publish the weights.
+    Then ``source`` names the repository that does, the file in it and, if one is to be kept, the
+    revision; without a source there is a file of one's own only. ``printed`` is the
     architecture's name in figures, ``family`` its kind ("CNN", "ViT").
     """
 
@@ -52,6 +53,7 @@ class Backbone:
     source: Mapping = field(default_factory=dict, repr=False)  # of others: the file's digest counts
     gated: bool = field(default=False, repr=False)  # the hub wants its licence accepted first
     position_offset: float = 0.0
+    rounded_periods: bool = False
     fixed_norm: bool = False  # batch norm is folded into the convolutions: see networks.load
     build: Mapping = field(default_factory=dict)
     config: Mapping = field(default_factory=dict)

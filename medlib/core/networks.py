@@ -9,6 +9,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.layers import RotaryEmbeddingDinoV3
 from torch import nn
 from torch.nn import functional
 
@@ -39,6 +40,8 @@ def build(name: str, image_size: int, seed: int = 0) -> tuple[nn.Module, str]:
     except (TypeError, AssertionError, ValueError) as error:
         way_out = "patch is for networks that are built for one image size; see build, too."
         raise ValueError(f"{name} cannot be built with {given} ({error}): {way_out}") from error
+    if backbone.rounded_periods:
+        round_periods(model, name)
     _check(model.eval(), backbone, image_size)
     if path is None:
         digest = "random-" + state_digest(model)
@@ -139,6 +142,26 @@ def positions(embeddings: torch.Tensor, n: int, offset: float) -> torch.Tensor:
     square, scale = patches.unflatten(1, (m, m)).permute(0, 3, 1, 2), (n + offset) / m
     moved = functional.interpolate(square, scale_factor=(scale, scale), mode="bicubic")
     return torch.cat([first, moved.flatten(2).mT], dim=1)
+
+
+class RoundedPeriods(RotaryEmbeddingDinoV3):
+    """DINOv3's rotary positions, with periods rounded to bfloat16: so its files have them.
+
+    timm's are float32, and made again at each cast; its angles are up to 0.009 rad off.
+    """
+
+    def _compute_periods(self, *given, **named) -> torch.Tensor:
+        periods = super()._compute_periods(*given, **named)
+        return periods.bfloat16().to(periods)
+
+
+def round_periods(model: nn.Module, name: str) -> None:
+    """Give a network :class:`RoundedPeriods`; raises ValueError if its positions are others."""
+    rope = getattr(model, "rope", None)
+    if not isinstance(rope, RotaryEmbeddingDinoV3):
+        raise ValueError(f"{name}: rounded_periods is for the rotary positions of DINOv3.")
+    rope.__class__ = RoundedPeriods
+    rope.init_non_persistent_buffers()
 
 
 def folded_norm(model: nn.Module) -> bool:

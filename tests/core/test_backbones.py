@@ -637,6 +637,17 @@ def official_dinov2(weights, a_row, registers, size, embedding, depth):
         return networks.embed(row, model, image(size))[0]
 
 
+def test_the_periods_of_dinov3_are_those_of_its_files_in_every_precision(a_row):
+    published = [1.0, 1.3359375, 1.78125, 2.375, 3.15625, 4.21875, 5.625, 7.5]
+    published += [10.0, 13.3125, 17.75, 23.75, 31.625, 42.25, 56.25, 75.0]
+    assert backbones.get("dinov3_small").rounded_periods
+    build = {"embed_dim": 64, "depth": 1, "num_heads": 1}
+    a_row("vit_small_patch16_dinov3", "cls", patch=16, rounded_periods=True, build=build)
+    model, _ = networks.build("new-random", 32)
+    for dtype in (torch.float32, torch.float16):
+        assert copy.deepcopy(model).to(dtype).rope.periods.tolist() == published
+
+
 def test_the_offset_of_dinov2s_positions_matters():
     embeddings = numbers("pos_embed", (1, 1 + 37**2, 8))
     assert networks.positions(embeddings, 37, 0.1) is embeddings
@@ -760,6 +771,7 @@ def test_the_class_tokens_of_the_last_blocks_go_through_the_final_norm(a_row):
             "patch is 1, but the network's patches have",
         ),
         ("test_vit", {"embedding": "cls", "patch": 8}, 64, "Set patch to 16"),
+        ("test_vit", {"embedding": "cls", "rounded_periods": True}, 64, "is for the rotary posi"),
         ("test_resnet", {"embedding": "gap", "patch": 16}, 64, "patch is for networks that are"),
         ("test_resnet", {"embedding": "gap", "build": {"layrs": 1}}, 64, "layrs"),
         (
