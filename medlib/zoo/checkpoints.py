@@ -32,8 +32,10 @@ HARMLESS += [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)
 HARMLESS += [np.float64(0).__reduce__()[0]]  # the function that makes a scalar
 # If a file holds several copies of a network, the averaged copy is used: authors evaluate that.
 AVERAGED = re.compile(r"teacher|ema|momentum")
-# Parts that only the pretraining used. They are left out.
-SET_ASIDE = re.compile(r"(.*\.)?(\w*head\w*|fc|classifier|decoder\w*|mask_token|pooler|proj\w+)\.?")
+# Parts that only the pretraining used, and rotary positions, which timm makes. They are left out.
+SET_ASIDE = re.compile(
+    r"(.*\.)?(\w*head\w*|fc|classifier|decoder\w*|mask_token|pooler|proj\w+|rope_embed)\.?"
+)
 RESAMPLED = re.compile(
     r"pos_embed|relative_position|rel_pos|attention_bias"
 )  # fits other image sizes, too

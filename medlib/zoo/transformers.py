@@ -15,7 +15,7 @@ RULES = [
     (r"^head\.mlp\.", "attn_pool.mlp."),
     (r"^embeddings\.(cls_token|class_embedding)$", "cls_token"),
     (r"^embeddings\.mask_token$", "mask_token"),
-    (r"^(embeddings\.)?register_tokens$", "reg_token"),
+    (r"^(embeddings\.)?(register|storage)_tokens$", "reg_token"),
     (r"^embeddings\.position_embedding(s|\.weight)$", "pos_embed"),
     (r"^embeddings\.patch_embedding(s\.projection|s)?\.", "patch_embed.proj."),
     (r"^pre_layrnorm\.", "norm_pre."),
@@ -74,8 +74,14 @@ def vit(tensors: Tensors) -> Tensors:
 
 
 def eva(tensors: Tensors) -> Tensors:
-    """The same for networks that timm builds with its class Eva, such as DINOv3."""
-    return {re.sub(r"\.ls(\d)\.gamma$", r".gamma_\1", n): t for n, t in vit(tensors).items()}
+    """The same for networks that timm builds with its class Eva, such as DINOv3.
+
+    So the original files of DINOv3 can be read as well. Their biases are multiplied by a mask.
+    """
+    masks = {name.removesuffix("_mask"): name for name in tensors if name.endswith(".bias_mask")}
+    kept = {name: tensor for name, tensor in tensors.items() if name not in masks.values()}
+    kept |= {name: kept[name] * tensors[mask] for name, mask in masks.items() if name in kept}
+    return {re.sub(r"\.ls(\d)\.gamma$", r".gamma_\1", n): t for n, t in vit(kept).items()}
 
 
 NAMINGS = {"transformers": vit, "transformers (EVA)": eva}
