@@ -20,7 +20,7 @@ def repository() -> Path:
 @pytest.fixture(autouse=True)
 def no_weights_of_others(monkeypatch, tmp_path):
     """Give each test its own lock and folder of weights: none sees what another one has left."""
-    monkeypatch.setattr("medlib.core.weights.LOCK", tmp_path / "weights.lock.json")
+    monkeypatch.setattr("medlib.zoo.hub.LOCK", tmp_path / "weights.lock.json")
     monkeypatch.setattr("medlib.core.weights.FOLDER", tmp_path / "fetched")
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from medlib import files
 from medlib.core.backbones import Backbone, check_image_size, get, timm_config
-from medlib.core.weights import check, find_weights
+from medlib.core.weights import find_weights
 from medlib.errors import unknown
 
 
@@ -24,9 +24,8 @@ def build(name: str, image_size: int, seed: int = 0) -> tuple[nn.Module, str]:
 
     Pretrained weights are loaded strictly: a parameter without a value is an error. The control
     arm is initialised from ``seed``. The digest is the sha256 of the weights file, or ``random-``
-    and that of the initial values. Raises ValueError for an unknown name, an image size or an
-    embedding that does not fit, and for weights that have changed since their first use;
-    FileNotFoundError when no weights are found.
+    and that of the initial values. Raises ValueError for an unknown name, and for an image size, an
+    embedding or weights that do not fit; FileNotFoundError when no weights are found.
     """
     backbone = get(name)
     check_image_size(backbone, image_size)
@@ -48,7 +47,6 @@ def build(name: str, image_size: int, seed: int = 0) -> tuple[nn.Module, str]:
     else:
         load(model, backbone, path)
         digest = files.file_sha256(path)
-        check(backbone, path, digest)
     if backbone.embedding != "pool" and hasattr(model, "pre_logits"):
         model.pre_logits = nn.Identity()  # VGG's fully connected layers come after the embedding
     return model, digest

@@ -5,8 +5,10 @@ tensors are renamed (see :mod:`medlib.zoo.checkpoints`). Downloads are those of 
 client: its proxies, its token, its cache. An interrupted download goes on where it stopped.
 """
 
+import contextlib
 import errno
 import os
+import re
 import shutil
 import sys
 import time
@@ -21,48 +23,81 @@ from medlib.core import weights
 from medlib.core.backbones import Backbone, timm_config
 from medlib.zoo import checkpoints
 
+# The sha256 of each file at its first use. Commit this file: others then use the same weights.
+LOCK = weights.FOLDER.with_name("weights.lock.json")
 TIMEOUT = 8  # seconds to wait for the hub
 FULL, READ_ONLY = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)
 PAUSES = (0.5, 1.5, None)  # seconds between attempts after a server's error; None: no more attempts
 
 
 def fetch(row: Backbone, folder: Path | None = None) -> Path | None:
-    """The file of a row's weights, fetched if it is not there yet; None for random weights.
+    """The checked file of a row's weights, fetched if it is not there; None for random weights.
 
     With ``folder``, a file in it. Otherwise one in ``MEDLIB_WEIGHTS`` or in ``weights.FOLDER``.
     Raises FileNotFoundError within seconds, with the ways out, if neither a folder nor the hub has
-    it; ValueError if the file is damaged, has changed since its first use, or does not fit the row;
-    OSError, with the way out, if it cannot be written.
+    it; ValueError if the file is damaged, has changed since its first use, is from another source
+    than the row names, or does not fit the row; OSError, with the way out, if it cannot be written.
     """
     if row.pretraining == "random":
         return None
-    found, copied = weights.weights_file(row), folder is not None
-    target = (folder or weights.FOLDER) / f"{row.timm_name}.safetensors"
-    if found and not copied:
-        return _same_source(row, found)
-    if target.is_file():
-        return _same_source(row, target)
+    path, revision = weights.weights_file(row), None
+    if folder is not None or path is None:
+        target = (folder or weights.FOLDER) / f"{row.timm_name}.safetensors"
+        if not target.is_file():
+            revision = _fetch(row, target, path, copied=folder is not None)
+        path = target
+    _check(row, path, revision)
+    return path
+
+
+def _fetch(row: Backbone, target: Path, found: Path | None, copied: bool) -> str | None:
+    """Write a row's file: a copy, a link into the hub's cache, or, of other code, a conversion.
+
+    ``found`` is the same file in another folder, if any. Returns the revision on the hub.
+    """
     published = found or download(row)
-    revision = _revision(published)
+    parts = published.parts
+    revision = parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
     try:
-        if found or not row.source:
-            _place(published, target, copied)
-        else:
+        if not found and row.source:
             fitted = checkpoints.fit(checkpoints.read(published), row, published)
             checkpoints.write(fitted, target, f"{_source(row)}@{revision}")
+            return revision
+        with files.replacing(target) as made:
+            if copied:
+                shutil.copyfile(published, made)
+            else:
+                os.symlink(published.resolve(), made)
+        return revision
     except OSError as error:
         raise _with_way_out(error, target.parent) from error
-    weights.check(row, target, files.file_sha256(target), revision)
-    return target
 
 
-def _place(published: Path, target: Path, copied: bool) -> None:
-    """Put a file into a folder: as a copy, or as a link into the hub's cache."""
-    with files.replacing(target) as made:
-        if copied:
-            shutil.copyfile(published, made)
-        else:
-            os.symlink(published.resolve(), made)
+def _check(row: Backbone, path: Path, revision: str | None) -> None:
+    """Compare a file with its source, the hub's sha256, and the sha256 of its first use.
+
+    A first use is noted in :data:`LOCK`, with the revision on the hub. Raises ValueError.
+    """
+    source, _, of = checkpoints.source(path).rpartition("@")
+    named = row.source and (_source(row), row.source.get("revision", of))
+    if named and source and (source, of) != named:
+        way_out = f"Remove {path}, and it is fetched again."
+        said = f"{path} is from {source}@{of}, but {row.name} names {'@'.join(named)}."
+        raise ValueError(f"{said} {way_out}")
+    digest, promised = files.file_sha256(path), path.resolve().name
+    if re.fullmatch("[0-9a-f]{64}", promised) and promised != digest:  # so the cache names a file
+        raise ValueError(f"{path} is damaged: its sha256 is {digest}. Remove {path.resolve()}.")
+    known = (lock := files.read_json(LOCK) if LOCK.is_file() else {}).get(row.timm_name)
+    if not known:
+        with contextlib.suppress(OSError):  # if the file cannot be written, nothing is noted
+            files.save_json(LOCK, lock | {row.timm_name: {"sha256": digest, "revision": revision}})
+    elif known["sha256"] != digest:
+        other = f"has sha256 {digest[:12]}…, and had {known['sha256'][:12]}… when it was first used"
+        raise ValueError(f"{path} {other}. Restore it, or take {row.timm_name} out of {LOCK}.")
+
+
+def _source(row: Backbone) -> str:
+    return f"{row.source['repository']}/{row.source['file']}"
 
 
 def address(row: Backbone) -> tuple[str, str, str | None]:
@@ -70,30 +105,10 @@ def address(row: Backbone) -> tuple[str, str, str | None]:
 
     A revision that the row does not state is that of the first use.
     """
-    known = files.read_record(weights.LOCK).get(row.timm_name, {}).get("revision")
+    known = files.read_record(LOCK).get(row.timm_name, {}).get("revision")
     if row.source:
         return row.source["repository"], row.source["file"], row.source.get("revision", known)
     return timm_config(row)["hf_hub_id"], "model.safetensors", known
-
-
-def _source(row: Backbone) -> str:
-    return f"{row.source['repository']}/{row.source['file']}"
-
-
-def _revision(path: Path) -> str | None:
-    """The revision of a file in the hub's cache: a part of its path."""
-    parts = path.parts
-    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
-
-
-def _same_source(row: Backbone, path: Path) -> Path:
-    """Raise ValueError if a file says that it came from elsewhere than its row says."""
-    source, _, revision = checkpoints.source(path).rpartition("@")
-    own = row.source and (_source(row), row.source.get("revision", revision))
-    if own and source and (source, revision) != own:
-        way_out = f"Remove {path}, and it is fetched again."
-        raise ValueError(f"{path} is from {source}@{revision}; {row.name} names {own}. {way_out}")
-    return path
 
 
 def download(row: Backbone) -> Path:
@@ -102,14 +117,20 @@ def download(row: Backbone) -> Path:
     Raises FileNotFoundError, with the ways out, if the hub cannot be reached or does not have it.
     """
     if not (row.hub or row.source):
-        raise FileNotFoundError(weights.missing(row, "its row names no file on a hub"))
+        return weights.find_weights(row, "its row names no file on a hub")
     repository, file, revision = address(row)
     try:
         return _download(row, repository, file, revision)
     except Exception as error:  # offline, refused, gated, not found; no room
         if getattr(error, "errno", None) in (*FULL, *READ_ONLY):
             raise _with_way_out(error, Path(constants.HF_HUB_CACHE)) from error
-        raise FileNotFoundError(weights.missing(row, _why(error, repository))) from error
+        why = f"the hub: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        if type(error).__name__ == "GatedRepoError":
+            why = f"gated: accept the licence at huggingface.co/{repository}, and set HF_TOKEN"
+        try:
+            return weights.find_weights(row, why)
+        except FileNotFoundError as missing:
+            raise missing from error
 
 
 def _download(row: Backbone, repository: str, file: str, revision: str | None) -> Path:
@@ -139,13 +160,6 @@ def _reach(repository: str, file: str, revision: str | None) -> int | None:
                 raise
         time.sleep(pause)
     return None
-
-
-def _why(error: Exception, repository: str) -> str:
-    """Why the hub gave nothing, in one line."""
-    if type(error).__name__ == "GatedRepoError":
-        return f"gated: accept the licence at huggingface.co/{repository}, and set HF_TOKEN"
-    return f"the hub: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _with_way_out(error: OSError, folder: Path) -> OSError:

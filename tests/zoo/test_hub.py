@@ -244,7 +244,7 @@ def test_weights_are_downloaded_once_from_a_hub_that_answers(hub, state, content
     model, digest = networks.build(RESNET, 32)
     assert digest == hashlib.sha256(content).hexdigest()
     assert same(model, state)
-    assert files.read_json(weight_files.LOCK) == {
+    assert files.read_json(zoo_hub.LOCK) == {
         backbones.get(RESNET).timm_name: {"sha256": digest, "revision": REVISION}
     }
 
@@ -269,7 +269,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(hub, content, monkeypa
 
 def test_the_revision_of_the_first_use_is_asked_for_again(hub, content, monkeypatch, tmp_path):
     save = {"sha256": hashlib.sha256(content).hexdigest(), "revision": "f" * 40}
-    files.save_json(weight_files.LOCK, {backbones.get(RESNET).timm_name: save})
+    files.save_json(zoo_hub.LOCK, {backbones.get(RESNET).timm_name: save})
     where = f"/timm/test_resnet.r160_in1k/resolve/{'f' * 40}/model.safetensors"
     with serving(published(content)) as (endpoint, asked):
         hub(endpoint)
@@ -279,7 +279,7 @@ def test_the_revision_of_the_first_use_is_asked_for_again(hub, content, monkeypa
 
 def test_other_weights_than_those_of_the_first_use_are_refused(hub, content):
     save = {"sha256": "0" * 64, "revision": None}
-    files.save_json(weight_files.LOCK, {backbones.get(RESNET).timm_name: save})
+    files.save_json(zoo_hub.LOCK, {backbones.get(RESNET).timm_name: save})
     with serving(published(content)) as (endpoint, _):
         hub(endpoint)
         with pytest.raises(ValueError, match="had 000000000000… when it was first used"):
@@ -299,6 +299,50 @@ def test_a_folder_for_a_machine_without_network_holds_copies(hub, content, tmp_p
     assert fetch(backbones.get(RESNET)) == path
     # What is in a folder already is copied from there.
     assert fetch(backbones.get(RESNET), tmp_path / "two").read_bytes() == content
+
+
+def own(folder, state):
+    """A user's own file of weights."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "test_resnet.r160_in1k.safetensors"
+    save_file(state, path)
+    return path
+
+
+def test_weights_are_those_of_their_first_use_or_refused(state, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDLIB_WEIGHTS", str(tmp_path / "mine"))
+    path = own(tmp_path / "mine", state)
+    assert fetch(backbones.get(RESNET)) == path
+    noted = {"sha256": files.file_sha256(path), "revision": None}
+    assert files.read_json(zoo_hub.LOCK) == {backbones.get(RESNET).timm_name: noted}
+    assert fetch(backbones.get(RESNET)) == path
+    content = path.read_bytes()
+    half = len(content) // 2
+    path.write_bytes(content[:half] + bytes(len(content) - half))  # it would load
+    for _ in range(2):
+        with pytest.raises(ValueError, match="when it was first used. Restore it, or take test_re"):
+            fetch(backbones.get(RESNET))
+    path.write_bytes(content)
+    assert fetch(backbones.get(RESNET)) == path
+
+
+def test_a_lock_that_cannot_be_written_is_no_error(state, monkeypatch, tmp_path):
+    own(weight_files.FOLDER, state)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(zoo_hub, "LOCK", tmp_path / "file" / "weights.lock.json")
+    fetch(backbones.get(RESNET))
+
+
+def test_a_damaged_download_is_refused(hub, content):
+    with serving(published(content)) as (endpoint, _):
+        hub(endpoint)
+        path = fetch(backbones.get(RESNET))
+    blob = path.resolve()  # the hub's cache names a file by its sha256
+    assert path.is_symlink() and blob.name == files.file_sha256(blob)
+    blob.write_bytes(content[: -(2**10)] + bytes(2**10))
+    zoo_hub.LOCK.unlink()  # also at a first use
+    with pytest.raises(ValueError, match="is damaged: its sha256 is .*. Remove .*blobs"):
+        fetch(backbones.get(RESNET))
 
 
 # ------------------------------------------------------------------------- files of other libraries
@@ -325,7 +369,7 @@ def test_a_file_of_another_library_is_fetched_and_converted_once(ours, monkeypat
     asked.clear()
     assert fetch(OURS) == path and asked == []
     noted = {"sha256": files.file_sha256(path), "revision": REVISION}
-    assert files.read_json(weight_files.LOCK) == {OURS.timm_name: noted}
+    assert files.read_json(zoo_hub.LOCK) == {OURS.timm_name: noted}
     monkeypatch.setitem(backbones.TABLE, OURS.name, OURS)
     assert networks.build(OURS.name, 32)[1] == noted["sha256"]
 
