@@ -4,11 +4,13 @@ import math
 from typing import Self
 
 import torch
+from timm.layers import DropPath
 from torch import nn
 from torch.nn import functional
 
 from medlib.core import backbones, networks
 from medlib.core.loading import send
+from medlib.core.settings import FineTuning
 
 
 class Classifier(nn.Module):
@@ -29,6 +31,7 @@ class Classifier(nn.Module):
         frozen_norm: bool = False,
         lora_rank: int = 0,
         lora_alpha: float = 16.0,
+        drop_path: float = 0.0,
     ):
         super().__init__()
         self.row = backbones.get(backbone)
@@ -37,6 +40,7 @@ class Classifier(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.head = nn.Linear(networks.width(self.row, self.backbone), n_classes)
+            add_drop_path(self.backbone, drop_path)
             if lora_rank:
                 add_lora(self.backbone, lora_rank, lora_alpha)
                 self._check_lora(torch.zeros(1, 3, image_size, image_size))
@@ -93,6 +97,17 @@ def add_lora(network: nn.Module, rank: int, alpha: float) -> None:
     inject_adapter_in_model(config, network)
 
 
+def add_drop_path(network: nn.Module, rate: float) -> None:
+    """Leave residual branches out at random in training: up to ``rate`` of them in the last layer.
+
+    The rate grows linearly from 0 (stochastic depth: Huang et al., arXiv 1603.09382). A network in
+    which timm provides no place for it, such as VGG or DenseNet, stays as it is.
+    """
+    names = [name for name, _ in network.named_modules() if ".drop_path" in name]
+    for number, name in enumerate(names if rate else ()):
+        network.set_submodule(name, DropPath(rate * number / max(1, len(names) - 1)))
+
+
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Light augmentation of normalised images (B, 3, H, W), drawn for each image.
 
@@ -125,18 +140,17 @@ def augmented(images: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     return moved.mul_(1 + contrast).add_(brightness)
 
 
-def parameter_groups(
-    model: Classifier, learning_rate: float, weight_decay: float, layer_decay: float
-) -> list[dict]:
+def parameter_groups(model: Classifier, learning_rate: float, settings: FineTuning) -> list[dict]:
     """Parameters in groups for AdamW, each with its learning rate and weight decay.
 
-    The head learns at ``learning_rate``; each layer below at ``layer_decay`` times the rate of the
-    layer above (Clark et al., arXiv 2003.10555). A layer is a block of a transformer or a stage of
-    a CNN, by timm's ``group_matcher``.
+    The head learns at ``learning_rate``, the backbone's last layer at ``backbone_rate`` times that;
+    each layer below at ``layer_decay`` times the rate of the layer above (Clark et al., arXiv
+    2003.10555). A layer is a block of a transformer or a stage of a CNN, by timm's
+    ``group_matcher``.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     above = dict.fromkeys(named, 0)  # the number of layers between a parameter and the loss
-    if layer_decay != 1:
+    if settings.layer_decay != 1:
         from timm.models import group_parameters
 
         matcher = model.backbone.group_matcher(coarse=True)
@@ -145,10 +159,12 @@ def parameter_groups(
         above |= {f"backbone.{name}": last + 1 - number for name, number in layer.items()}
     groups = {}
     for name, parameter in named.items():
+        rate = learning_rate * settings.layer_decay ** above[name]
+        rate *= 1 if name.startswith("head.") else settings.backbone_rate
         # Weight decay is for the weights of projections, not for norms and biases.
-        shrunk, rate = parameter.ndim > 1, learning_rate * layer_decay ** above[name]
-        group = {"params": [], "weight_decay": weight_decay if shrunk else 0, "lr": rate}
-        groups.setdefault((above[name], shrunk), group)["params"].append(parameter)
+        decay = settings.weight_decay if parameter.ndim > 1 else 0
+        group = {"params": [], "weight_decay": decay, "lr": rate}
+        groups.setdefault((rate, decay), group)["params"].append(parameter)
     return list(groups.values())
 
 

@@ -24,9 +24,9 @@ from torch.optim import AdamW
 from tqdm.auto import tqdm
 
 from medlib import files
-from medlib.core import classifier, loading, metrics, networks
+from medlib.core import classifier, heads, loading, metrics, networks
 from medlib.core.classifier import Classifier, assign, learnt
-from medlib.core.fast import fusing, memory
+from medlib.core.fast import fusing, memory, preparing
 from medlib.core.fast import resume as resuming
 from medlib.core.fast.resume import Course
 from medlib.core.settings import TRAINED, FineTuning
@@ -34,11 +34,8 @@ from medlib.core.splits import Predicted, Rotation
 from medlib.errors import unknown
 
 HISTORY = ["fold", "learning_rate", "epoch", "train_loss", "val_loss", "val_auroc", "chosen"]
+OF_THE_NETWORK = ("frozen_norm", "lora_alpha", "drop_path")  # settings that change the network
 WORST = (-math.inf, -math.inf)  # the score of an epoch without an AUROC
-# Compiling a network and its gradient takes 10 to 40 s and saves milliseconds a step. On an H200
-# it pays from 1218 steps of ViT-L on, 2143 of VGG16 and 3235 of ViT-B, but only from 9855 of
-# ResNet50, whose many layers have kernels of their own (benchmarks/finetuning.py prints this).
-COMPILE_FROM = {"plain": 3000, "batch norm": 10_000}  # steps
 
 
 @dataclass(frozen=True)
@@ -66,13 +63,35 @@ def predict(
     model: Classifier, images: np.ndarray | Tensor, rows: np.ndarray, batch_size: int = 32
 ) -> np.ndarray:
     """Class probabilities (len(rows), K), float64, of the images with these row numbers."""
+    return _outputs(model, images, rows, batch_size).double().softmax(1).cpu().numpy()
+
+
+@torch.inference_mode()
+def _outputs(
+    model: Classifier, images: np.ndarray | Tensor, rows: np.ndarray, batch_size: int = 32
+) -> Tensor:
     model.eval()
     device = next(model.parameters()).device
     parts = np.split(rows, range(batch_size, len(rows), batch_size))
     # Not model(...): if compiled, it would compile again for evaluation and a smaller last batch.
     batches = loading.batches(images, parts, device)
-    logits = [model.forward(networks.normalise(model.row, batch)) for batch in batches]
-    return torch.cat(logits).double().softmax(1).cpu().numpy()
+    return torch.cat([model.forward(networks.normalise(model.row, batch)) for batch in batches])
+
+
+def _begin(
+    model: Classifier, start: dict[str, Tensor], data: Data, probed: Rotation | None
+) -> None:
+    """Give a model its first weights; its head, if a rotation is given, those of a linear probe."""
+    assign(learnt(model), start)
+    if probed is None:
+        return
+    rows = np.flatnonzero(probed.train | probed.val)
+    head, model.head = model.head, nn.Identity()
+    embeddings = _outputs(model, data.images, rows).float().cpu().numpy()
+    model.head = head
+    own = Rotation(probed.fold, probed.train[rows], probed.val[rows], test=probed.val[rows])
+    layer = heads.linear_layer(embeddings, data.y[rows], data.samples[rows], own, data.n_classes)
+    assign(learnt(head), dict(zip(("weight", "bias"), layer, strict=True)))
 
 
 def train(
@@ -91,9 +110,8 @@ def train(
     ``seed`` draws the order of the images and their augmentation. ``course`` is kept up to date; a
     course that has begun is continued, from the model as it was then. ``progress`` is told the
     number of images of each step. A step that does not fit the GPU is cut into micro-batches, half
-    as large each time, whose gradients add up to that of the whole (only batch norm then sees fewer
-    images at once). Raises FloatingPointError when the loss is not finite, naming step, epoch and
-    learning rate; MemoryError when not even one image fits the GPU.
+    as large each time, whose gradients add up to that of the whole. Raises FloatingPointError when
+    the loss is not finite; MemoryError when not even one image fits the GPU.
     """
     course = Course() if course is None else course
     device = next(model.parameters()).device
@@ -110,9 +128,10 @@ def train(
         resuming.restore(optimiser, generator, course.tensors)
     # On the device: the sum of the steps' losses, and after how many steps it was finite.
     total, finite = torch.zeros((), device=device), torch.zeros((), device=device)
-    step = _step(model, optimiser, weight, course, (total, finite))
+    step = _step(model, optimiser, (weight, settings.clip), course, (total, finite))
     step = memory.fitted(step, model, course, batch_size)
     for epoch in range(course.epoch + 1, settings.epochs + 1):
+        torch.manual_seed(seed + epoch)  # draws what drop path leaves out
         model.train()
         total.zero_()
         finite.zero_()
@@ -141,8 +160,8 @@ def _optimiser(
     model: Classifier, learning_rate: float, settings: FineTuning
 ) -> tuple[AdamW, list[float]]:
     """AdamW on what is to be trained, and the highest learning rate of each of its groups."""
-    device, decay = next(model.parameters()).device, (settings.weight_decay, settings.layer_decay)
-    groups = classifier.parameter_groups(model, learning_rate, *decay)
+    device = next(model.parameters()).device
+    groups = classifier.parameter_groups(model, learning_rate, settings)
     optimiser = AdamW(groups, fused=True, capturable=device.type == "cuda")
     peaks = [group["lr"] for group in optimiser.param_groups]
     for group in optimiser.param_groups:  # a tensor, which a CUDA graph reads at every replay
@@ -158,14 +177,15 @@ def _class_weights(model: Classifier, y: np.ndarray) -> Tensor:
 
 
 def _step(
-    model: Classifier, optimiser: AdamW, weight: Tensor | None, course: Course, sums: tuple
+    model: Classifier, optimiser: AdamW, how: tuple, course: Course, sums: tuple
 ) -> Callable[[Tensor, Tensor, Tensor], None]:
     """One training step: a function of uint8 images, labels and what augmentation has drawn.
 
-    ``sums`` are two tensors on the device: the mean loss is added to the first, and 1 to the second
+    ``how``: the weights of the classes, or None, and the largest norm of the gradient. ``sums`` are
+    two tensors on the device: the mean loss is added to the first, and 1 to the second
     while the first is finite.
     """
-    total, finite = sums
+    (weight, clip), (total, finite) = how, sums
 
     def step(images: Tensor, target: Tensor, draws: Tensor) -> None:
         inputs = classifier.augmented(networks.normalise(model.row, images), draws)
@@ -177,7 +197,8 @@ def _step(
             loss = functional.cross_entropy(model(part), wanted, weight=weight, reduction="sum")
             (loss / whole).backward()
             mean += loss.detach() / whole
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimiser.step()
         total.add_(mean)
         finite.add_(total.isfinite())
@@ -214,14 +235,14 @@ def run(
     if regime not in TRAINED:
         raise ValueError(unknown("regime", regime, TRAINED))
     settings = FineTuning() if settings is None else settings
-    options = {"frozen_norm": settings.frozen_norm, "lora_alpha": settings.lora_alpha}
+    options = {name: getattr(settings, name) for name in OF_THE_NETWORK}
     options["lora_rank"] = settings.lora_rank if regime == "lora" else 0
     model = Classifier(backbone, data.images.shape[1], data.n_classes, seed, **options)
     start, best = classifier.copied(model), classifier.copied(model)  # in the host's memory
     model = fusing.place(model, torch.device(loading.device_name(device)))
     images = loading.resident(data.images, next(model.parameters()).device)
     data = replace(data, images=images, y=np.asarray(data.y), samples=np.asarray(data.samples))
-    how, n_images = _prepare(model, data, rotations, settings)
+    how, n_images = preparing.prepare(model, data, rotations, settings)
     identity = _identity(model, data, rotations, [asdict(settings), regime, seed])
     at = resuming.restored(resume, identity, model, best)
     bar = {"desc": f"fine-tuning {backbone}", "unit": "image", "mininterval": 1}
@@ -232,7 +253,7 @@ def run(
             rows, val, test = map(np.flatnonzero, (rotation.train, rotation.val, rotation.test))
             for rate in rates[len(at.predicted) % n :]:
                 if not at.course.epoch:
-                    assign(learnt(model), start)
+                    _begin(model, start, data, rotation if settings.probe_first else None)
                 for epoch, loss in learn(rows, learning_rate=rate, course=at.course):
                     judged = _judge(model, data, val)
                     if _improves(at.history, (rotation.fold, rate, epoch, loss, *judged)):
@@ -245,32 +266,6 @@ def run(
             chosen = _choose(at.history, settings)
     how |= {"micro_batches": at.course.micro_batches, "resumed": at.resumed}
     return at.predicted[chosen::n], at.history, how | {"seconds_before": round(at.seconds, 3)}
-
-
-def _prepare(
-    model: Classifier, data: Data, rotations: list[Rotation], settings: FineTuning
-) -> tuple[dict, int]:
-    """Compile and checkpoint where that pays. Returns what was done, and the number of images."""
-    parameters, modules = list(model.parameters()), model.modules()
-    cuda, size, batch_size = parameters[0].is_cuda, data.images.shape[1], settings.batch_size
-    # An epoch leaves out its last, smaller batch.
-    sizes = [int(rotation.train.sum()) for rotation in rotations]
-    candidates = len(settings.learning_rates) * settings.epochs
-    n_images = candidates * sum(n - n % min(batch_size, n) for n in sizes)
-    kind = "batch norm" if any(isinstance(m, nn.BatchNorm2d) for m in modules) else "plain"
-    how = {
-        "candidates": candidates,
-        "weights_digest": model.weights_digest,
-        "parameters": sum(p.numel() for p in parameters),
-        "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        "precision": "bfloat16" if cuda else "float32",
-        "compiled": cuda and n_images >= COMPILE_FROM[kind] * batch_size,
-        "checkpointing": memory.checkpoint(model, settings.checkpointing, size, batch_size),
-        "images_on_device": isinstance(data.images, Tensor),
-    }
-    if how["compiled"]:
-        model.compile()
-    return how, n_images
 
 
 def _identity(model: Classifier, data: Data, rotations: list[Rotation], asked: list) -> str:

@@ -185,6 +185,28 @@ def sweep(
                 yield position, predicted, history, share
 
 
+def linear_layer(
+    embeddings: np.ndarray, y: np.ndarray, samples: Sequence, rotation: Rotation, n_classes: int
+) -> tuple[Tensor, Tensor]:
+    """The linear head of one rotation, as a layer on embeddings that are not standardised.
+
+    Returns weights (K, d) and biases (K,), float32. A class without training images has logit 0,
+    and weights of 0. The penalty is chosen as :func:`sweep` does, whose arguments these are.
+    """
+    runs = [("linear", 0, [rotation])]
+    ((*_, history, _),) = sweep(embeddings, y, samples, runs, n_classes=n_classes, device="cpu")
+    c = [row["value"] for row in history if row["chosen"]]
+    x = torch.from_numpy(embeddings[rotation.train])
+    present, codes = torch.from_numpy(y[rotation.train]).unique(return_inverse=True)
+    shift, scale = _scaler(x)
+    fitted, bias = logistic.logistic_regression((x - shift) / scale, codes, c)
+    fitted, bias = fitted[0] / scale, bias[0] - fitted[0] @ (shift / scale).double()
+    weights, biases = torch.zeros(n_classes, x.shape[1]), torch.zeros(n_classes)
+    present = present[-len(bias) :]  # of two classes, the first has logit 0
+    weights[present], biases[present] = fitted.float(), bias.float()
+    return weights, biases
+
+
 def _data(embeddings: np.ndarray, y: np.ndarray, samples: Sequence, device: str) -> tuple:
     x = torch.tensor(np.asarray(embeddings, dtype=np.float32), device=device_name(device))
     return x, np.asarray(y, dtype=np.int64), np.unique(samples, return_inverse=True)[1]

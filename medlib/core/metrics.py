@@ -62,9 +62,9 @@ def choose(aurocs: np.ndarray, losses: np.ndarray, y: Sequence[np.ndarray]) -> n
 
 
 def _pairs(y: np.ndarray) -> list[int]:
-    """For each ranked class, the number of pairs of a sample of it and a sample of the others."""
+    """Of each ranked class, the pairs of a sample of it and one of the others; 1 for none."""
     sizes = np.bincount(y)
-    return [int(sizes[c] * (len(y) - sizes[c])) for c in ranked_classes(len(sizes))]
+    return [int(sizes[c] * (len(y) - sizes[c])) or 1 for c in ranked_classes(len(sizes))]
 
 
 def codes(labels: Sequence, classes: Sequence[str]) -> np.ndarray:

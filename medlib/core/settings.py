@@ -14,6 +14,7 @@ RANGES = {
     "0 or more": lambda value: value >= 0,
     "1 or more": lambda value: value >= 1,
     "from 0 to 1": lambda value: 0 <= value <= 1,
+    "from 0, less than 1": lambda value: 0 <= value < 1,
     "more than 0": lambda value: value > 0,
     SEVERAL: lambda values: bool(values) and all(value > 0 for value in values),
 }
@@ -44,6 +45,16 @@ class FineTuning:
     layer_decay: float = _setting(
         1.0, "a layer's learning rate over that of the layer above; 1: one for all", "more than 0"
     )
+    backbone_rate: float = _setting(
+        1.0, "the backbone's learning rate over that of the head (arXiv 1801.06146)", "more than 0"
+    )
+    clip: float = _setting(
+        1.0, "largest norm of the gradient; 0: any (arXiv 1211.5063)", "0 or more"
+    )
+    drop_path: float = _setting(
+        0.0, "share of the last layer's branches left out (arXiv 1603.09382)", "from 0, less than 1"
+    )
+    probe_first: bool = _setting(False, "the head begins as a linear probe (arXiv 2202.10054)")
     frozen_norm: bool = _setting(False, "batch norm keeps the statistics of pretraining")
     checkpointing: str = _setting(
         "auto", 'recompute to save memory: "always", "never", "auto" (GPU too small)', "", WHEN
@@ -66,6 +77,14 @@ class FineTuning:
                 problems.append(unknown(each.name, value, choices))
         if problems:
             raise ValueError(f"These settings of training cannot be used:\n{listed(problems)}")
+
+
+# Named settings for a grid file. "gentle" changes pretrained layers less: layer decay and drop path
+# as MAE and BEiT are fine-tuned (arXiv 2111.06377, 2106.08254), and a linear probe first.
+RECIPES = {
+    "plain": {},
+    "gentle": {"layer_decay": 0.75, "warmup": 0.2, "drop_path": 0.1, "probe_first": True},
+}
 
 
 def fits(value: object, default: object) -> bool:

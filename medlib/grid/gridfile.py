@@ -23,6 +23,7 @@ from medlib.core import backbones, settings
 from medlib.data import cards, decoding
 from medlib.errors import listed, unknown
 from medlib.grid.address import Address, belongs_to, frozen_runs
+from medlib.zoo import rows
 
 MAX_BYTES, MAX_ALIASES = 64 * 1024, 10  # of a file: aliases within aliases could fill the memory
 OF_ALL, BY_TASK = "one for all", "by task"  # the two forms of label_fraction
@@ -141,6 +142,13 @@ class Trained(Regime):
         pydantic.Discriminator(lambda value: BY_TASK if isinstance(value, dict) else OF_ALL),
         _refused(_task_without),
     ] = 1.0
+    recipe: Annotated[str, _one_of("recipe", lambda: list(settings.RECIPES))] = "plain"
+
+
+def _recipe(grid: dict, regime: str) -> dict:
+    """A trained regime with the settings of its recipe, where it does not state its own."""
+    own = grid[regime]
+    return settings.RECIPES.get(own.pop("recipe", ""), {}) | own
 
 
 class Collect(Part):
@@ -191,10 +199,12 @@ def read(path: Path | str) -> dict:
 
     ``label_fraction`` of a trained regime may be one number or a mapping of tasks to numbers. Where
     a regime has several image sizes, each backbone stands in the result once for each: ``key`` at
-    the first size, which ``image_size`` then states, and ``key@size`` at the others.
+    the first size, which ``image_size`` then states, and ``key@size`` at the others. The settings
+    of a ``recipe`` (:data:`medlib.core.settings.RECIPES`) stand in its place.
     Raises ValueError that lists everything that is unknown, missing, of a wrong type or out of its
     range, and every backbone that does not fit its image size.
     """
+    rows.check()
     path = Path(path)
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("*.yaml"))
@@ -268,6 +278,9 @@ def _checked(stated: dict, lines: Lines) -> tuple[dict, list[str]]:
         problems.append(f"there is no regime: none of {', '.join(settings.REGIMES)}")
     elif stated.get("primary") in [r for r in settings.REGIMES if r not in regimes]:
         problems.append(f"primary is {stated['primary']!r}, a regime that the grid does not have")
+    for regime in settings.TRAINED:
+        if grid.get(regime):
+            grid[regime] = _recipe(grid, regime)
     own = {regime: grid[regime] for regime in settings.REGIMES if grid.get(regime)}
     for of in own.values():
         of["backbones"] = _sized(of["backbones"], of["image_size"])

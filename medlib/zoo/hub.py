@@ -21,7 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from medlib import files
 from medlib.core import weights
 from medlib.core.backbones import Backbone, timm_config
-from medlib.zoo import checkpoints
+from medlib.zoo import checkpoints, rows
 
 # The sha256 of each file at its first use. Commit this file: others then use the same weights.
 LOCK = weights.FOLDER.with_name("weights.lock.json")
@@ -36,8 +36,10 @@ def fetch(row: Backbone, folder: Path | None = None) -> Path | None:
     With ``folder``, a file in it. Otherwise one in ``MEDLIB_WEIGHTS`` or in ``weights.FOLDER``.
     Raises FileNotFoundError within seconds, with the ways out, if neither a folder nor the hub has
     it; ValueError if the file is damaged, has changed since its first use, is from another source
-    than the row names, or does not fit the row; OSError, with the way out, if it cannot be written.
+    than the row names, or does not fit the row, and if the table has wrong rows; OSError, with the
+    way out, if the file cannot be written.
     """
+    rows.check()
     if row.pretraining == "random":
         return None
     path, revision = weights.weights_file(row), None

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from medlib.core import backbones
 from medlib.core import weights as weight_files
-from medlib.zoo import checkpoints, hub
+from medlib.zoo import checkpoints, hub, rows
 
 
 def inspect(path: Path) -> list[str]:
@@ -80,6 +80,7 @@ def main() -> int:
         own.add_argument("--to", type=Path, help="the folder to write into (default: weights)")
     asked = parser.parse_args()
     try:
+        rows.check()
         if asked.command == "fetch":
             lines = fetch(asked.rows, asked.to)
         elif asked.command == "inspect":

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-import yaml
 from made_values import image, numbers
 from safetensors.torch import save_file
 
@@ -21,6 +20,7 @@ from medlib.core import weights as weight_files
 from medlib.core.fast import fusing
 from medlib.core.weights import find_weights, weights_file
 from medlib.data import decoding
+from medlib.zoo import rows
 
 RESNET, EFFICIENTNET = "micro_resnet-imagenet", "micro_efficientnet-imagenet"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -107,6 +107,16 @@ def test_every_row_has_a_key_of_its_own_and_a_random_control():
             assert getattr(control, field) == getattr(row, field)
 
 
+def test_a_table_with_fields_that_are_unknown_or_missing_is_not_read(tmp_path):
+    file = tmp_path / "table.yaml"
+    file.write_text("a: {timm_name: resnet18.x, embeding: gap}\nb:\nc: text\n")
+    with pytest.raises(ValueError, match="table.yaml cannot be used") as error:
+        backbones.read_table(file)
+    assert "a: got an unexpected keyword argument 'embeding'" in str(error.value)
+    assert "b: missing 6 required positional arguments: 'timm_name'" in str(error.value)
+    assert "c: " in str(error.value)
+
+
 @pytest.mark.parametrize("name", backbones.TABLE)
 def test_a_row_fits_its_architecture_in_timm(name):
     row = backbones.get(name)
@@ -179,59 +189,6 @@ def test_an_unknown_name_is_answered_with_the_nearest_one(name, meant):
     assert f"Unknown backbone {name!r}. Did you mean {meant!r}?" in message
     assert all(key in message for key in backbones.names())
     assert "medlib/core/backbones.yaml" in message
-
-
-def test_a_row_that_cannot_be_is_refused_with_all_that_is_wrong(tmp_path):
-    file = tmp_path / "table.yaml"
-    file.write_text(
-        "a: {timm_name: resnet18.x, pretraining: imagenet, embeding: gap, licence: MIT}\n"
-        "b: {timm_name: resnet18.x, pretraining: imagenet, embedding: token, licence: MIT}\n"
-        "c:\n"
-    )
-    with pytest.raises(ValueError, match="table.yaml cannot be used") as error:
-        backbones.read_table(file)
-    for words in (
-        "a: Unknown field 'embeding'. Did you mean 'embedding'?",
-        "a: embedding is missing",
-        "b: Unknown embedding 'token'",
-        "c: timm_name is missing",
-    ):
-        assert words in str(error.value)
-
-
-def test_weights_without_a_hub_must_state_their_preprocessing(tmp_path):
-    file, row = tmp_path / "table.yaml", dict(printed="A", family="ViT", pretraining="own")
-    row |= dict(timm_name="vit_tiny_patch16_224.own", embedding="cls", licence="MIT", patch=16)
-    half = {"mean": [0.5] * 3, "std": [0.5] * 3}
-    for own, words in (
-        ({"hub": False}, "without a hub, config must state mean and std and interpolation of"),
-        ({"hub": False, "config": half}, "config must state interpolation of the weights"),
-        ({"config": {"means": [0.5] * 3}}, "Unknown field of config 'means'. Did you mean 'mean'"),
-    ):
-        file.write_text(yaml.safe_dump({"a-own": row | own}))
-        with pytest.raises(ValueError, match="a-own: ") as error:
-            backbones.read_table(file)
-        assert words in str(error.value)
-    own = {"hub": False, "config": half | {"interpolation": "bicubic"}}
-    file.write_text(yaml.safe_dump({"a-own": row | own}))
-    assert list(backbones.read_table(file)) == ["a-own"]
-
-
-def test_a_random_control_belongs_to_one_architecture(tmp_path):
-    file = tmp_path / "table.yaml"
-    row = dict(printed="A", family="CNN", embedding="gap", licence="MIT")
-    first = row | dict(pretraining="imagenet", timm_name="resnet50.tv_in1k")
-    same_network = row | dict(pretraining="dino", timm_name="resnet50.a1_in1k")
-    other = row | dict(pretraining="clip", timm_name="resnet50_clip.openai")
-    both = {"resnet50-imagenet": first, "resnet50-dino": same_network}
-    file.write_text(yaml.safe_dump(both))
-    assert len(backbones.read_table(file)) == 2
-    both = {"resnet50-imagenet": first, "resnet50-clip": other}
-    file.write_text(yaml.safe_dump(both, sort_keys=False))
-    with pytest.raises(ValueError, match="resnet50-clip: its random control would be") as error:
-        backbones.read_table(file)
-    assert "resnet50-random, as that of resnet50-imagenet" in str(error.value)
-    assert "differ in architecture" in str(error.value)
 
 
 # -------------------------------------------------------------------------------- image sizes
@@ -486,26 +443,6 @@ def test_weights_of_the_folder_are_loaded_with_or_without_a_classifier(weights, 
     assert not model.training
 
 
-def test_the_types_of_a_rows_values_are_checked_when_the_table_is_read(tmp_path):
-    file = tmp_path / "backbones.yaml"
-    row = "timm_name: a.b, pretraining: imagenet, embedding: gap, licence: MIT"
-    file.write_text(
-        f"one: {{{row}, patch: true}}\ntwo: {{{row}, hub: 'no', build: [1]}}\n"
-        "three: {timm_name: 5, pretraining: imagenet, embedding: [gap], licence: 1.0}\n"
-    )
-    with pytest.raises(ValueError) as caught:
-        backbones.read_table(file)
-    for part in (
-        "one: patch is True, but must be int",
-        "two: hub is 'no', but must be bool",
-        "two: build is [1], but must be Mapping",
-        "three: timm_name is 5, but must be str",
-        "three: embedding is ['gap'], but must be str",
-        "three: licence is 1.0, but must be str",
-    ):
-        assert part in str(caught.value)
-
-
 def test_folded_batch_norm_is_declared_in_the_row(weights):
     torch.manual_seed(0)
     fresh = timm.create_model("mobilenetv2_100", num_classes=0).state_dict()  # statistics 0 and 1
@@ -717,7 +654,7 @@ def test_an_embedding_is_of_the_networks_own_layout_or_refused_with_the_choices(
     architecture, a_row
 ):
     fields, size, accepted = KINDS[architecture]
-    for embedding in backbones.EMBEDDINGS:
+    for embedding in rows.EMBEDDINGS:
         row = a_row(architecture, embedding, **fields)
         if embedding not in accepted:
             message = refusal("new-random", size)

@@ -18,8 +18,11 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
+from timm.layers import DropPath
 from timm.optim import param_groups_layer_decay
 from torch import nn
 from torch.nn import functional
@@ -30,12 +33,13 @@ from medlib.core import (
     classifier,
     features,
     finetune,
+    heads,
     loading,
     metrics,
     networks,
     splits,
 )
-from medlib.core.fast import fusing, graph, memory, resume
+from medlib.core.fast import fusing, graph, memory, preparing, resume
 from medlib.core.fast.graph import replayed
 from medlib.core.settings import Extraction, FineTuning
 from medlib.stats import prediction
@@ -802,7 +806,7 @@ def test_bfloat16_and_compilation_stay_near_float32_on_a_cpu(cuda, monkeypatch, 
     settings = {"learning_rates": [1e-4], "backbone": backbone, "seed": 1}
     expected = run(data, **settings)
     for least, compiled in ((10**9, False), (0, True)):
-        monkeypatch.setattr(finetune, "COMPILE_FROM", dict.fromkeys(finetune.COMPILE_FROM, least))
+        monkeypatch.setattr(preparing, "COMPILE_FROM", dict.fromkeys(preparing.COMPILE_FROM, least))
         found = run(data, device=cuda, **settings)
         assert found[2]["precision"] == "bfloat16" and found[2]["compiled"] is compiled
         np.testing.assert_allclose(found[1]["train_loss"], expected[1]["train_loss"], rtol=0.02)
@@ -974,7 +978,8 @@ def test_layer_decay_is_that_of_timm(decay):
     model = classifier.Classifier("vit_tiny-random", 32, 2)
     names = {id(p): name for name, p in model.named_parameters()}
     found = {}
-    for group in classifier.parameter_groups(model, 0.01, 0.3, decay):
+    settings = FineTuning(weight_decay=0.3, layer_decay=decay)
+    for group in classifier.parameter_groups(model, 0.01, settings):
         for p in group["params"]:
             found[names[id(p)].removeprefix("backbone.")] = (group["lr"], group["weight_decay"])
     whole = timm.create_model("vit_tiny_patch16_224", num_classes=2, img_size=32)
@@ -1013,10 +1018,108 @@ def test_layer_decay_shortens_the_steps_of_the_lower_stages_of_a_cnn():
     assert moved["backbone.conv1.0.weight"] == pytest.approx(1e-3 / 2**5, rel=0.01)
 
 
+def test_the_backbone_may_learn_more_slowly_than_the_head():
+    model = classifier.Classifier("vit_tiny-random", 32, 2)
+    names = {id(p): name for name, p in model.named_parameters()}
+    settings = FineTuning(backbone_rate=0.1, layer_decay=0.5)
+    rates = {}
+    for group in classifier.parameter_groups(model, 1.0, settings):
+        rates |= dict.fromkeys((names[id(p)] for p in group["params"]), group["lr"])
+    assert rates["head.weight"] == rates["head.bias"] == 1
+    assert rates["backbone.blocks.11.mlp.fc1.weight"] == pytest.approx(0.1 * 0.5)
+    assert rates["backbone.blocks.10.mlp.fc1.weight"] == pytest.approx(0.1 * 0.25)
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e-3, 1e9])
+def test_the_gradient_is_clipped_to_the_norm_that_is_asked_for(monkeypatch, clip):
+    norms, adam = [], finetune.AdamW.step
+
+    def step(optimiser, *args, **kwargs):
+        gradients = [p.grad for group in optimiser.param_groups for p in group["params"]]
+        norms.append(torch.stack([g.norm() for g in gradients if g is not None]).norm().item())
+        return adam(optimiser, *args, **kwargs)
+
+    monkeypatch.setattr(finetune.AdamW, "step", step)
+    pixels, y = stripes(8)
+    list(train(classifier.Classifier(CNN, 32, 2), pixels, y, np.arange(8), clip=clip))
+    assert norms[0] == pytest.approx(1e-3, rel=1e-3) if clip == 1e-3 else norms[0] > 0.1
+
+
+def test_drop_path_leaves_out_more_of_the_higher_branches_and_nothing_in_evaluation():
+    still = classifier.Classifier("vit_tiny-random", 32, 2)
+    model = classifier.Classifier("vit_tiny-random", 32, 2, drop_path=0.3)
+    rates = [m.drop_prob for m in model.modules() if isinstance(m, DropPath)]
+    assert len(rates) == 24 and rates[0] == 0 and rates[-1] == 0.3 and rates == sorted(rates)
+    assert not [m for m in still.modules() if isinstance(m, DropPath)]
+    images = torch.from_numpy(stripes(4)[0]).permute(0, 3, 1, 2).float()
+    with torch.inference_mode():
+        torch.testing.assert_close(model.eval()(images), still.eval()(images))
+        assert not torch.equal(model.train()(images), model(images))
+    # A network without branches stays as it is.
+    assert not [
+        m
+        for m in classifier.Classifier("vgg16-random", 32, 2, drop_path=0.3).modules()
+        if isinstance(m, DropPath)
+    ]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_head_that_is_probed_first_is_the_linear_probe(classes):
+    """The layer on raw embeddings gives what scikit-learn's regression on standard ones gives."""
+    pixels, y = stripes(40)
+    y = y if classes == 2 else np.arange(40) % 3
+    sides = [np.arange(40) < 24, (np.arange(40) >= 24) & (np.arange(40) < 36), np.arange(40) >= 36]
+    rotation = splits.Rotation(0, *sides)
+    data = finetune.Data(pixels, y, np.arange(40), classes)
+    model = classifier.Classifier(CNN, 32, classes)
+    finetune._begin(model, classifier.copied(model), data, rotation)
+    with torch.inference_mode():
+        model.eval()
+        normalised = networks.normalise(model.row, torch.from_numpy(pixels))
+        x = networks.embed(model.row, model.backbone, normalised).double().numpy()
+    ((*_, history, _),) = heads.sweep(
+        x, y, np.arange(40), [("linear", 0, [rotation])], n_classes=classes, device="cpu"
+    )
+    (c,) = [row["value"] for row in history if row["chosen"]]
+    scaler = StandardScaler().fit(x[:24])
+    theirs = LogisticRegression(C=c / 24, tol=1e-10, max_iter=10_000)
+    theirs.fit(scaler.transform(x[:24]), y[:24])
+    with torch.inference_mode():
+        logits = model.head(torch.from_numpy(x).float())
+    expected = theirs.predict_proba(scaler.transform(x))
+    np.testing.assert_allclose(logits.softmax(1).numpy(), expected, atol=2e-4)
+
+
+def test_a_class_without_training_images_leaves_a_probed_head_finite():
+    x = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    y = np.array([0, 2] * 6)
+    half = np.arange(12) < 6
+    rotation = splits.Rotation(0, half, ~half, ~half)
+    weights, bias = heads.linear_layer(x, y, np.arange(12), rotation, 4)
+    assert weights.shape == (4, 3) and bias.shape == (4,)
+    assert not weights[[0, 1, 3]].any() and weights[2].any() and bias.isfinite().all()
+
+
+def test_probing_first_trains_on_from_the_probe(monkeypatch):
+    data, begun = problem(), []
+    original = finetune.train
+
+    def spy(model, *args, **kwargs):
+        begun.append(model.head.weight.detach().clone())
+        return original(model, *args, **kwargs)
+
+    monkeypatch.setattr(finetune, "train", spy)
+    tuned(data, probe_first=True, learning_rates=[1e-3, 1e-4], epochs=1)
+    assert torch.equal(begun[0], begun[1]) and begun[0].abs().max() > 0
+    model = classifier.Classifier(CNN, 32, 2)
+    finetune._begin(model, classifier.copied(model), labelled(*data[:2]), data[2][0])
+    torch.testing.assert_close(begun[0], model.head.weight, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("backbone", ["vgg16-random", "densenet121-random", "mobilenetv2-random"])
 def test_layer_decay_is_defined_for_cnns_of_every_kind(backbone):
     model = classifier.Classifier(backbone, 32, 2)
-    groups = classifier.parameter_groups(model, 1.0, 0.05, 0.5)
+    groups = classifier.parameter_groups(model, 1.0, FineTuning(layer_decay=0.5))
     parameters = [id(p) for group in groups for p in group["params"]]
     assert sorted(parameters) == sorted(id(p) for p in model.parameters())
     rates = {group["lr"] for group in groups}
@@ -1318,7 +1421,8 @@ def folds(n=24, k=3, seed=0):
     ("settings", "epochs"),
     [({}, n) for n in (1, 2, 3, 4, 7)]
     + [({"backbone": "vit_tiny-random"}, 3), ({"regime": "lora", "lora_rank": 2}, 5)]
-    + [({"balanced": True, "layer_decay": 0.7, "frozen_norm": True}, 6)],
+    + [({"balanced": True, "layer_decay": 0.7, "frozen_norm": True}, 6)]
+    + [({"backbone": "vit_tiny-random", "drop_path": 0.3, "probe_first": True}, 4)],
 )
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path, monkeypatch, settings, epochs):
     data, settings = folds(), {"learning_rates": [1e-3, 3e-3]} | settings

@@ -213,7 +213,7 @@ class WithOneMore(settings.FineTuning):
 
 def test_a_new_setting_of_training_is_one_field(monkeypatch):
     """Nothing here knows the settings' names: they, and what they may be, are FineTuning's."""
-    ours = {"image_size", "backbones", "seeds", "label_fraction"}
+    ours = {"image_size", "backbones", "seeds", "label_fraction", "recipe"}
     fields = {field.name for field in dataclasses.fields(settings.FineTuning)}
     assert set(gridfile.SETTINGS["lora"]) - ours == fields
     own = {name for name in fields if not name.startswith("lora_")}
@@ -222,6 +222,17 @@ def test_a_new_setting_of_training_is_one_field(monkeypatch):
     assert not re.findall("|".join(fields), source)
     monkeypatch.setattr(settings, "FineTuning", WithOneMore)
     assert gridfile._trained("lora").model_fields["dropout"].default == 0.5
+
+
+def test_a_recipe_is_settings_that_the_grid_may_overrule(tmp_path):
+    tuned = {"backbones": ["vit_tiny-random"], "image_size": 32, "recipe": "gentle"}
+    read = gridfile.read(write(tmp_path, finetuned=tuned | {"warmup": 0.3}))["finetuned"]
+    asked = {"backbones": ["vit_tiny-random"], "image_size": 32, "warmup": 0.3}
+    assert read == settings.RECIPES["gentle"] | asked and read["probe_first"] is True
+    with pytest.raises(ValueError, match="Unknown recipe 'gentl'. Did you mean 'gentle'"):
+        gridfile.read(write(tmp_path, finetuned=tuned | {"recipe": "gentl"}))
+    for recipe in settings.RECIPES.values():
+        settings.FineTuning(**recipe)
 
 
 def test_settings_of_lora_belong_to_lora_alone(tmp_path):
@@ -234,7 +245,7 @@ def test_settings_of_lora_belong_to_lora_alone(tmp_path):
 @pytest.mark.parametrize("regime", ["finetuned", "lora"])
 def test_every_setting_of_a_trained_regime_is_a_parameter_of_its_notebook(repository, regime):
     names = set(parameters(repository, "04_fine_tune"))
-    assert set(gridfile.SETTINGS[regime]) - {"backbones", "seeds"} <= names
+    assert set(gridfile.SETTINGS[regime]) - {"backbones", "seeds", "recipe"} <= names
 
 
 def test_frozen_features_are_probed_at_the_labels_of_fine_tuning_too(tmp_path):
