@@ -18,7 +18,7 @@ SCRIPTS = sorted(
     for path in (ROOT / "benchmarks").glob("*.py")
     if path.stem not in ("harness", "figure", "overhead")
 )
-NOT_TIMED = ["simulations"]  # it asks how often tests are wrong, and nothing is timed
+NOT_TIMED = ["recipes", "simulations"]  # they ask what is better, and how often tests are wrong
 
 
 @pytest.fixture
