@@ -24,6 +24,12 @@ def no_weights_of_others(monkeypatch, tmp_path):
     monkeypatch.setattr("medlib.core.weights.FOLDER", tmp_path / "fetched")
 
 
+@pytest.fixture(autouse=True)
+def cpu_without_bfloat16(monkeypatch):
+    """The same precision on every machine; tests of bfloat16 say so."""
+    monkeypatch.setattr("medlib.core.fast.engine.cpu_has_bfloat16", lambda: False)
+
+
 @pytest.fixture
 def real_data() -> Path:
     folder = os.environ.get("MEDLIB_DATA", "")

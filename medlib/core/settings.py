@@ -100,8 +100,8 @@ def fits(value: object, default: object) -> bool:
 class Extraction:
     """How images are embedded. These settings change speed and rounding only.
 
-    ``precision``: float32, bfloat16, float16, or "auto": float16 on CUDA, unless that changes the
-    embeddings too much.
+    ``precision``: float32, bfloat16, float16, or "auto": float16 on CUDA, bfloat16 on a CPU that
+    has it, unless that changes the embeddings too much.
     """
 
     batch_size: int = 0  # images at once; 0 finds a size

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 import weakref
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -174,18 +175,34 @@ def test_a_cuda_device_gives_the_embeddings_of_the_cpu(tmp_path, cuda):
     np.testing.assert_allclose(exact.embeddings, here.embeddings, rtol=0, atol=1e-5)
 
 
+HAS_BFLOAT16 = engine.cpu_has_bfloat16  # before tests are given another one
+BOTH = ["dinov2_small-random", "resnet50-random"]
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("backbone", ["dinov2_small-random", "resnet50-random"])
+@pytest.mark.parametrize("backbone", BOTH)
 def test_half_precision_keeps_every_embedding_and_what_can_be_read_from_it(
     tmp_path, cuda, backbone
 ):
+    compare_precisions(tmp_path, backbone, cuda, "float16")
+
+
+@pytest.mark.parametrize("backbone", BOTH)
+def test_bfloat16_on_a_cpu_keeps_every_embedding_and_what_can_be_read_from_it(
+    tmp_path, monkeypatch, backbone
+):
+    monkeypatch.setattr(engine, "cpu_has_bfloat16", lambda: True)
+    compare_precisions(tmp_path, backbone, "cpu", "bfloat16")
+
+
+def compare_precisions(folder, backbone, device, lower):
     pack = make_pack(60, 56)
     pixels = np.array(pack.images)
     pixels[1::2, ::2] //= 2  # stripes in the images of "yes"
     pack = pack._replace(images=pixels)
-    exact = extract(pack, backbone, tmp_path / "a", device=cuda, precision="float32")
-    half = extract(pack, backbone, tmp_path / "b", device=cuda)
-    assert half.meta["precision"] == "float16"
+    exact = extract(pack, backbone, folder / "a", device=device, precision="float32")
+    half = extract(pack, backbone, folder / "b", device=device)
+    assert half.meta["precision"] == lower
     assert cosines(half, exact).min() >= 0.999
     areas = [linear_auroc(made) for made in (exact, half)]
     assert areas[0] > 0.9 and areas[0] == pytest.approx(areas[1], abs=0.002)
@@ -207,10 +224,10 @@ def probed(made, names):
 
 def linear_auroc(made):
     """Out of fold, each image predicted once."""
-    ((_, proba, *_),) = probed(made, ["linear"])
+    ((_, parts, *_),) = probed(made, ["linear"])
     number = np.arange(len(made.embeddings))
     y = np.concatenate([number[number // 2 % 3 == fold] % 2 for fold in range(3)])
-    return metrics.auroc(y, np.concatenate(proba))
+    return metrics.auroc(y, np.concatenate([part.test for part in parts]))
 
 
 # --------------------------------------------------------------------------------------- speed
@@ -218,7 +235,10 @@ def linear_auroc(made):
 
 @pytest.mark.parametrize(
     ("precision", "message"),
-    [("bfloat16", "for GPUs; on cpu use 'float32'"), ("bf16", "Unknown precision 'bf16'")],
+    [
+        ("bfloat16", "cpu does not have 'bfloat16': set precision='float32'"),
+        ("bf16", "Unknown precision 'bf16'"),
+    ],
 )
 def test_a_precision_that_the_device_does_not_have_is_refused(tmp_path, precision, message):
     pack = make_pack()
@@ -226,6 +246,21 @@ def test_a_precision_that_the_device_does_not_have_is_refused(tmp_path, precisio
         extract(pack, CNN, tmp_path / "f", device="cpu", precision=precision)
     assert not (tmp_path / "f").exists()
     assert engine.precision_name("auto", "cuda") == "float16"
+
+
+def test_a_cpu_has_bfloat16_where_the_kernel_lists_it(monkeypatch):
+    monkeypatch.setattr(engine, "cpu_has_bfloat16", HAS_BFLOAT16.__wrapped__)  # not cached
+    for flags, expected in (
+        ("fpu avx512f avx512_bf16 vaes", ["bfloat16", "bfloat16"]),
+        ("fpu amx_tile amx_bf16", ["bfloat16", "bfloat16"]),
+        ("fpu avx512f avx512_vnni", ["float32", None]),
+    ):
+        monkeypatch.setattr(Path, "read_text", lambda *_, f=flags, **__: f"flags\t: {f}\n")
+        assert engine.precision_name("auto", "cpu") == expected[0]
+        if expected[1]:
+            assert engine.precision_name("bfloat16", "cpu") == expected[1]
+            with pytest.raises(ValueError, match="cpu does not have 'float16': set precision='bf"):
+                engine.precision_name("float16", "cpu")
 
 
 class Rounded(torch.nn.Module):
@@ -369,13 +404,15 @@ def test_resident_memory_does_not_grow_with_the_data_set(tmp_path):
 import sys, numpy as np
 from medlib import environment
 from medlib.core import features, networks
+from medlib.core.settings import Extraction
+exact = Extraction(precision="float32")
 folder, n = sys.argv[1], 4000
 np.lib.format.open_memmap(folder + "/images.npy", "w+", np.uint8, (n, 224, 224, 3))
 packed = np.load(folder + "/images.npy", mmap_mode="r")
 networks.embed = lambda row, model, x: x.mean((2, 3))
-features.extract(packed[:200], sys.argv[2], folder + "/few", images_hash="few")
+features.extract(packed[:200], sys.argv[2], folder + "/few", images_hash="few", settings=exact)
 before = environment.peak_memory_bytes()["resident"]
-features.extract(packed, sys.argv[2], folder + "/many", images_hash="many")
+features.extract(packed, sys.argv[2], folder + "/many", images_hash="many", settings=exact)
 print(environment.peak_memory_bytes()["resident"] - before)
 """
     command = [sys.executable, "-c", code, str(tmp_path), CNN]
