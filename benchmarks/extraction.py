@@ -5,6 +5,7 @@ The peer: timm in eager mode, a DataLoader with two workers, torchvision transfo
 ``core.features.extract`` uses, on packed images. Both write embeddings to memory; both use all
 cores. Random weights take the same time. Where onnxruntime and OpenVINO are installed
 (``benchmarks/requirements.txt``) the same network, exported, runs beside them on ready tensors.
+On a CPU that has bfloat16, ours in that precision is timed against ours in float32.
 
 On a CUDA device ours is in float16, the peer in float32 with as many workers as there are cores,
 the limit is the bfloat16 matrix rate, which is that of float16, too, and beside it stands the share
@@ -27,7 +28,7 @@ from PIL import Image
 
 from medlib.core import backbones, loading, networks
 from medlib.core.fast import fusing
-from medlib.core.fast.engine import embedder, find_batch_size, suitable
+from medlib.core.fast.engine import cpu_has_bfloat16, embedder, find_batch_size, suitable
 
 BACKBONES = {
     "vgg16-random": ("VGG16", 0.85),
@@ -142,7 +143,8 @@ def one(name, title, target, paths, pack, options) -> np.ndarray:
     contestants = {"peer": lambda: eager(row, peer, loader)}
     with torch.inference_mode():
         work = harness.flops(lambda: networks.embed(row, peer, blank))
-        model, _ = suitable(row, model, "auto", first)
+        exact = model
+        model, _ = suitable(row, model, "auto" if cuda else "float32", first)
         plain, rounds = embedder(row, model), 1
         size = find_batch_size(plain, first)
         if cuda:  # what is over in a tenth of a second cannot be timed: two seconds of it
@@ -157,6 +159,10 @@ def one(name, title, target, paths, pack, options) -> np.ndarray:
             contestants[engine] = lambda embed=embed: (
                 harness.seconds(lambda: ours(embed, pack, size, rounds)) / rounds
             )
+        if not cuda and cpu_has_bfloat16():
+            lower = fusing.lowered(exact, torch.bfloat16, networks.normalise(row, first[:1]))
+            embed = embedder(row, lower)
+            contestants["bfloat16"] = lambda embed=embed: ours(embed, pack, size)
         others = {} if quick else exported(row, peer, size)
         normalised = networks.normalise(row, torch.from_numpy(pack[:size])).contiguous().numpy()
         for engine, run in others.items():
@@ -180,6 +186,12 @@ def one(name, title, target, paths, pack, options) -> np.ndarray:
         for other in others:
             goal = 0.95 if engine == "eager" else None
             harness.report(label, other, times[other] / times[engine], target=goal, **common)
+    if "bfloat16" in times:
+        label, value = f"extraction {title}, bfloat16", float(n / np.median(times["bfloat16"]))
+        ratio = times["eager"] / times["bfloat16"]
+        harness.report(
+            label, "ours in float32", ratio, target=1.0, value=value, unit="images/s", quick=quick
+        )
     return times["peer"] / times["eager"]
 
 
