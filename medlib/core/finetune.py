@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from medlib import files
 from medlib.core import classifier, heads, loading, metrics, networks
 from medlib.core.classifier import Classifier, assign, learnt
-from medlib.core.fast import fusing, memory, preparing
+from medlib.core.fast import fusing, halving, memory, preparing
 from medlib.core.fast import resume as resuming
 from medlib.core.fast.resume import Course
 from medlib.core.settings import TRAINED, FineTuning
@@ -226,11 +226,11 @@ def run(
     ``regime`` is one of :data:`TRAINED`. ``seed`` draws the head, the order of the images, their
     augmentation and, in a random control arm, the weights. ``resume`` is the file of a checkpoint,
     written after each epoch. A run of the same data, settings and code continues from it, to the
-    same predictions. Returns each rotation's probabilities; a history, one dict per
-    epoch (keys: :data:`HISTORY`); and how it was done, with ``candidates`` (learning rates times
-    epochs), ``resumed`` (how often) and ``seconds_before`` (of earlier attempts, up to the
-    checkpoint). Raises ValueError for an unknown regime, and where no epoch has a validation AUROC;
-    what :func:`train` and :func:`networks.build` raise.
+    same predictions. Returns each rotation's probabilities; a history, one dict per epoch (keys:
+    :data:`HISTORY`); and how it was done, with ``candidates`` (learning rates times epochs),
+    ``resumed`` and ``seconds_before`` (of earlier attempts, up to the checkpoint). Raises ValueError
+    for an unknown regime, and where no epoch has a validation AUROC; what :func:`train` and
+    :func:`networks.build` raise.
     """
     if regime not in TRAINED:
         raise ValueError(unknown("regime", regime, TRAINED))
@@ -246,12 +246,12 @@ def run(
     identity = _identity(model, data, rotations, [asdict(settings), regime, seed])
     at = resuming.restored(resume, identity, model, best)
     bar = {"desc": f"fine-tuning {backbone}", "unit": "image", "mininterval": 1}
-    rates, n, chosen = settings.learning_rates, len(settings.learning_rates), 0
+    n, chosen = len(settings.learning_rates), 0
     with tqdm(total=n_images, initial=at.images, **bar) as shown:
         learn = partial(train, model, data, settings=settings, seed=seed, progress=shown.update)
         for rotation in rotations[len(at.predicted) // n :]:
             rows, val, test = map(np.flatnonzero, (rotation.train, rotation.val, rotation.test))
-            for rate in rates[len(at.predicted) % n :]:
+            for rate in halving.rates(at, settings, rotation.fold, _score):
                 if not at.course.epoch:
                     _begin(model, start, data, rotation if settings.probe_first else None)
                 for epoch, loss in learn(rows, learning_rate=rate, course=at.course):
@@ -265,7 +265,8 @@ def run(
                 at.course = Course(micro_batches=at.course.micro_batches)
             chosen = _choose(at.history, settings)
     how |= {"micro_batches": at.course.micro_batches, "resumed": at.resumed}
-    return at.predicted[chosen::n], at.history, how | {"seconds_before": round(at.seconds, 3)}
+    history = [row for row in at.history if not math.isnan(row["train_loss"])]  # not left out
+    return at.predicted[chosen::n], history, how | {"seconds_before": round(at.seconds, 3)}
 
 
 def _identity(model: Classifier, data: Data, rotations: list[Rotation], asked: list) -> str:

@@ -35,6 +35,7 @@ class FineTuning:
     learning_rates: tuple[float, ...] = _setting(
         (0.001, 0.003), "tried in turn; chosen on validation patients", SEVERAL
     )
+    halving: bool = _setting(False, "after each fold, leave out the worse half of the rates")
     epochs: int = _setting(10, "for each learning rate; the best one is kept", "1 or more")
     batch_size: int = _setting(16, "images per step", "1 or more")
     weight_decay: float = _setting(0.05, "of AdamW, on weight matrices only", "0 or more")

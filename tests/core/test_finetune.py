@@ -1444,6 +1444,59 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path, monkeypatch, s
     assert len(shown) == 3 * 2 * 2 - epochs  # an epoch is one step here: none is run twice
 
 
+RATES = [3e-3, 1e-4, 1e-3, 1e-5]
+
+
+def trained_rates(monkeypatch, data, **settings):
+    """What a run returns, and the learning rates of the trainings that it began."""
+    begun, original = [], finetune.train
+
+    def spy(*args, learning_rate, **kwargs):
+        begun.append(learning_rate)
+        return original(*args, learning_rate=learning_rate, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(finetune, "train", spy)
+        return tuned(data, learning_rates=RATES, **settings), begun
+
+
+def test_halving_leaves_out_the_worse_half_of_the_rates_after_each_fold(monkeypatch):
+    data = folds()
+    (predicted, history, _), every = trained_rates(monkeypatch, data)
+    assert every == RATES * 3
+    first = history[history["fold"] == history["fold"].iloc[0]]
+    best = first.sort_values(["val_auroc", "val_loss"], ascending=[False, True], kind="stable")
+    best = best.drop_duplicates("learning_rate")["learning_rate"].tolist()
+    (halved, left, how), begun = trained_rates(monkeypatch, data, halving=True)
+    assert begun[:4] == RATES and set(begun[4:6]) == set(best[:2])
+    assert len(begun) == 4 + 2 + 1 and begun[6] in begun[4:6]
+    assert len(left) == 7 * SHORT["epochs"] and left.notna().all().all()
+    assert set(left.loc[left["chosen"], "learning_rate"]) == {begun[6]}
+    assert left["chosen"].sum() == 3 and how["candidates"] == 4 * SHORT["epochs"]
+    # A training that is not left out is the same as without halving.
+    both = left.merge(history, on=["fold", "learning_rate", "epoch"], suffixes=("", "_every"))
+    assert len(both) == len(left) and (both["train_loss"] == both["train_loss_every"]).all()
+    (alone, *_), _ = (tuned(data, learning_rates=[begun[6]]), None)
+    for one, other in zip(halved, alone, strict=True):
+        assert np.array_equal(one.test, other.test) and np.array_equal(one.val, other.val)
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 5, 8, 10, 12, 13])
+def test_a_halved_run_that_was_killed_goes_on_to_the_same_bits(tmp_path, monkeypatch, epochs):
+    data, file = folds(), tmp_path / "checkpoint.safetensors"
+    settings = {"learning_rates": RATES, "halving": True}
+    monkeypatch.setattr(resume, "LONG", math.inf)
+    expected = tuned(data, **settings)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        killed_after(patched, epochs)
+        tuned(data, resume=file, **settings)
+    found = tuned(data, resume=file, **settings)
+    assert found[2]["resumed"] == 1
+    pd.testing.assert_frame_equal(found[1], expected[1], check_exact=True)
+    for one, other in zip(found[0], expected[0], strict=True):
+        assert np.array_equal(one.test, other.test)
+
+
 @pytest.fixture(scope="module")
 def two_rates():
     """The data and settings of a run: two rotations, two rates, two epochs; and its result."""

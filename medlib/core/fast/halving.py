@@ -1,0 +1,42 @@
+"""Fewer trainings: after each fold the worse half of the learning rates is left out."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from medlib.core.fast.resume import Progress
+from medlib.core.settings import FineTuning
+from medlib.core.splits import Predicted
+
+NOT_TRAINED = {"train_loss": math.nan, "val_loss": math.nan, "val_auroc": math.nan, "chosen": False}
+
+
+def rates(
+    at: Progress, settings: FineTuning, fold: int, score: Callable[[dict], tuple]
+) -> Iterator[float]:
+    """The learning rates to be trained on a fold, from where the run stopped.
+
+    With ``halving``, half of them, rounded up, stay after each fold: those with the highest mean
+    validation score over the folds that are done (successive halving: Jamieson and Talwalkar, arXiv
+    1502.07943). The others are noted in ``at``, with epochs that have no score, so that none of
+    them is chosen. What is yielded must have been noted in ``at`` before the next one is asked for.
+    """
+    n, epochs = len(settings.learning_rates), settings.epochs
+    done = len(at.predicted) // n
+    trainings = [at.history[i : i + epochs] for i in range(0, done * n * epochs, epochs)]
+    best = np.array([max(map(score, rows)) for rows in trainings]).reshape(done, n, 2)
+    stay = math.ceil(n / 2**done) if settings.halving else n
+    # The highest first: by AUROC, then by minus the loss, then the smallest rate.
+    auroc, loss = best.mean(axis=0).T if done else np.zeros((2, n))
+    ranked = sorted(range(n), key=lambda i: (-auroc[i], -loss[i], settings.learning_rates[i]))
+    for position in range(len(at.predicted) - done * n, n):
+        rate = settings.learning_rates[position]
+        if position in ranked[:stay]:
+            yield rate
+            continue
+        rows = [
+            {"fold": fold, "learning_rate": rate, "epoch": 1 + epoch} for epoch in range(epochs)
+        ]
+        at.history.extend(row | NOT_TRAINED for row in rows)
+        at.predicted.append(Predicted(np.zeros((0, 0)), np.zeros((0, 0))))
