@@ -228,9 +228,8 @@ def run(
     written after each epoch. A run of the same data, settings and code continues from it, to the
     same predictions. Returns each rotation's probabilities; a history, one dict per epoch (keys:
     :data:`HISTORY`); and how it was done, with ``candidates`` (learning rates times epochs),
-    ``resumed`` and ``seconds_before`` (of earlier attempts, up to the checkpoint). Raises ValueError
-    for an unknown regime, and where no epoch has a validation AUROC; what :func:`train` and
-    :func:`networks.build` raise.
+    ``resumed`` and ``seconds_before`` (of earlier attempts). Raises ValueError for an unknown
+    regime, and where no epoch has a validation AUROC; what :func:`train` and `build` raise.
     """
     if regime not in TRAINED:
         raise ValueError(unknown("regime", regime, TRAINED))
