@@ -6,7 +6,7 @@
 | `show`  | how does it look?                     | style, names, figures, tables, the report   |
 | `stats` | what do predictions say?              | draws, intervals, effects, tests, claims    |
 | `data`  | which images, whose, how split?       | cards, layouts, manifests, packs, phantoms  |
-| `zoo`   | what is in a file of weights?         | checkpoints, their names, conversion        |
+| `zoo`   | which weights, and from where?        | the hub, checkpoints, checks of rows        |
 | `core`  | arrays and labels in, predictions out | backbones, features, heads, fine-tuning     |
 
 Below them: `errors` (their wording), `files` (atomic writes, hashes) and `environment` (versions,

@@ -71,6 +71,9 @@ def read(path: Path | str) -> dict[str, torch.Tensor]:
         way_out = "Ask its authors for a safetensors file, or save its state_dict alone."
         raise ValueError(f"{path} is not read: it holds {what}. {way_out}") from error
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        if "TorchScript" in str(error):
+            way_out = "Save what torch.jit.load(file).state_dict() gives, and convert that."
+            raise ValueError(f"{path} is a TorchScript archive. {way_out}") from error
         raise ValueError(f"{path} cannot be read; is it complete? ({error})") from error
     tensors = dict(_flat(content))
     if not tensors:

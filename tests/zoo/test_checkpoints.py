@@ -126,6 +126,12 @@ def test_a_file_that_would_run_code_is_not_read(tmp_path):
     assert not (tmp_path / "mark").exists()
 
 
+def test_a_torchscript_archive_is_named_with_the_way_out(tmp_path):
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(str(tmp_path / "ViT-B-16.pt"))
+    with pytest.raises(ValueError, match="ViT-B-16.pt is a TorchScript archive. Save what torch"):
+        checkpoints.read(tmp_path / "ViT-B-16.pt")
+
+
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors", "weights.txt", "no.pt"])
 def test_a_file_that_is_damaged_or_of_another_kind_is_refused(tmp_path, name):
     if name == "no.pt":
