@@ -1,5 +1,6 @@
 """Names as they are printed: backbones, metrics, heads, regimes, classes; and their order."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -89,7 +90,7 @@ def is_vit(backbone: str) -> bool:
 
 def licences(printed: Iterable[str]) -> str:
     """A sentence with the licences of the weights of these backbones, as printed; "" for none."""
-    shown, by_licence = set(printed), {}
+    shown, by_licence = {re.sub(r", \d+ px$", "", name) for name in printed}, {}
     for key, row in backbones.TABLE.items():
         if (name := display_names(key)) in shown:
             by_licence.setdefault(row.licence + ", gated" * row.gated, []).append(name)

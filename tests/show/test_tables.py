@@ -142,7 +142,8 @@ def test_tables_agree_across_formats_and_bold_the_best(tmp_path):
 
 
 def test_licences_stand_under_every_table_of_backbones(tmp_path):
-    rows = pd.DataFrame({"backbone": ["RETFound L", "VGG16 (ImageNet)", "ViT-S (random weights)"]})
+    names = ["RETFound L, 448 px", "VGG16 (ImageNet)", "ViT-S (random weights)"]
+    rows = pd.DataFrame({"backbone": names})
     words = "A note. Licences of the weights: BSD-3-Clause (VGG16 (ImageNet)); "
     words += "CC-BY-NC-4.0, gated (RETFound L)."
     _, md, tex, html = tables.save_table(rows, tmp_path / "t", note="A note.")
