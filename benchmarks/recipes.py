@@ -1,6 +1,6 @@
 """Which settings of fine-tuning matter? One at a time, and all of recipe "gentle", over seeds.
 
-    python benchmarks/recipes.py PACK [--fraction 0.1] [--seeds 5] [--epochs 5]
+    python benchmarks/recipes.py PACK [--labels 0.1] [--seeds 5] [--epochs 5]
 
 PACK is a folder of packed images, such as results/pocket/images/chest_xray/112-bicubic. Each seed
 draws the labelled patients, the first weights of the head and the order of training. A variant is
@@ -59,13 +59,13 @@ def main() -> None:
     parser.add_argument("pack", type=Path, nargs="?")
     parser.add_argument("--quick", action="store_true", help="noise; nothing is kept")
     parser.add_argument("--backbone", default="vit_tiny-imagenet")
-    parser.add_argument("--fraction", type=float, default=0.1, help="share of labelled patients")
+    parser.add_argument("--labels", type=float, default=0.1, help="share of labelled patients")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--to", type=Path, default=Path("results/bench/recipes.csv"))
     asked = parser.parse_args()
     if asked.quick:
-        asked.backbone, asked.fraction, asked.seeds, asked.epochs = "micro_resnet-random", 1.0, 2, 1
+        asked.backbone, asked.labels, asked.seeds, asked.epochs = "micro_resnet-random", 1.0, 2, 1
     elif asked.pack is None:
         parser.error("which pack?")
     pack = noise() if asked.quick else packs.load(asked.pack)
@@ -75,7 +75,7 @@ def main() -> None:
     data = finetune.Data(pack.images, y, samples, len(classes), pack.meta["hash"])
     rows = []
     for seed in range(asked.seeds):
-        rotations = manifest.rotations(pack.index, asked.fraction, seed)
+        rotations = manifest.rotations(pack.index, asked.labels, seed)
         for name, own in VARIANTS.items():
             settings = FineTuning(epochs=asked.epochs, **own)
             for rate in RATES:

@@ -145,8 +145,7 @@ def parameter_groups(model: Classifier, learning_rate: float, settings: FineTuni
 
     The head learns at ``learning_rate``, the backbone's last layer at ``backbone_rate`` times that;
     each layer below at ``layer_decay`` times the rate of the layer above (Clark et al., arXiv
-    2003.10555). A layer is a block of a transformer or a stage of a CNN, by timm's
-    ``group_matcher``.
+    2003.10555). A layer is a block of a transformer or a stage of a CNN, as timm groups them.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     above = dict.fromkeys(named, 0)  # the number of layers between a parameter and the loss

@@ -24,7 +24,7 @@ from torch.optim import AdamW
 from tqdm.auto import tqdm
 
 from medlib import files
-from medlib.core import classifier, heads, loading, metrics, networks
+from medlib.core import classifier, linear, loading, metrics, networks
 from medlib.core.classifier import Classifier, assign, learnt
 from medlib.core.fast import fusing, halving, memory, preparing
 from medlib.core.fast import resume as resuming
@@ -78,19 +78,17 @@ def _outputs(
     return torch.cat([model.forward(networks.normalise(model.row, batch)) for batch in batches])
 
 
-def _begin(
-    model: Classifier, start: dict[str, Tensor], data: Data, probed: Rotation | None
-) -> None:
+def _begin(model: Classifier, start: dict, data: Data, probed: Rotation | None) -> None:
     """Give a model its first weights; its head, if a rotation is given, those of a linear probe."""
     assign(learnt(model), start)
     if probed is None:
         return
     rows = np.flatnonzero(probed.train | probed.val)
     head, model.head = model.head, nn.Identity()
-    embeddings = _outputs(model, data.images, rows).float().cpu().numpy()
+    x = _outputs(model, data.images, rows).float().cpu()
     model.head = head
-    own = Rotation(probed.fold, probed.train[rows], probed.val[rows], test=probed.val[rows])
-    layer = heads.linear_layer(embeddings, data.y[rows], data.samples[rows], own, data.n_classes)
+    sides = probed.train[rows], probed.val[rows]
+    layer = linear.layer(x, data.y[rows], data.samples[rows], *sides, data.n_classes)
     assign(learnt(head), dict(zip(("weight", "bias"), layer, strict=True)))
 
 

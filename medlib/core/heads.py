@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from medlib.core import metrics
+from medlib.core import linear, metrics
 from medlib.core.fast import logistic
 from medlib.core.loading import device_name
 from medlib.core.splits import Predicted, Rotation
@@ -138,7 +138,7 @@ def _mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
 
 
 HEADS: dict[str, Head] = {
-    "linear": Head(fit_linear, "C", (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)),
+    "linear": Head(fit_linear, "C", linear.PENALTIES),
     "knn": Head(fit_knn, "k", (100, 50, 20, 10, 5, 3, 1)),
     "mlp": Head(fit_mlp, "learning_rate", (1e-4, 3e-4, 1e-3, 3e-3)),
 }
@@ -185,28 +185,6 @@ def sweep(
                 yield position, predicted, history, share
 
 
-def linear_layer(
-    embeddings: np.ndarray, y: np.ndarray, samples: Sequence, rotation: Rotation, n_classes: int
-) -> tuple[Tensor, Tensor]:
-    """The linear head of one rotation, as a layer on embeddings that are not standardised.
-
-    Returns weights (K, d) and biases (K,), float32. A class without training images has logit 0,
-    and weights of 0. The penalty is chosen as :func:`sweep` does, whose arguments these are.
-    """
-    runs = [("linear", 0, [rotation])]
-    ((*_, history, _),) = sweep(embeddings, y, samples, runs, n_classes=n_classes, device="cpu")
-    c = [row["value"] for row in history if row["chosen"]]
-    x = torch.from_numpy(embeddings[rotation.train])
-    present, codes = torch.from_numpy(y[rotation.train]).unique(return_inverse=True)
-    shift, scale = _scaler(x)
-    fitted, bias = logistic.logistic_regression((x - shift) / scale, codes, c)
-    fitted, bias = fitted[0] / scale, bias[0] - fitted[0] @ (shift / scale).double()
-    weights, biases = torch.zeros(n_classes, x.shape[1]), torch.zeros(n_classes)
-    present = present[-len(bias) :]  # of two classes, the first has logit 0
-    weights[present], biases[present] = fitted.float(), bias.float()
-    return weights, biases
-
-
 def _data(embeddings: np.ndarray, y: np.ndarray, samples: Sequence, device: str) -> tuple:
     x = torch.tensor(np.asarray(embeddings, dtype=np.float32), device=device_name(device))
     return x, np.asarray(y, dtype=np.int64), np.unique(samples, return_inverse=True)[1]
@@ -227,7 +205,7 @@ def _fitted(
     """Fit the problems on a training part: mask (n,) of rows, positions -> probabilities."""
     x, y, _ = data
     train = torch.as_tensor(rotation.train, device=x.device)
-    shift, scale = _scaler(x[train])
+    shift, scale = linear.scaler(x[train])
     labels = torch.as_tensor(y[rotation.train], device=x.device)
     predict = fit((x[train] - shift) / scale, labels, n_classes, problems)
 
@@ -331,10 +309,3 @@ def redrawn(
 def _has_all(y: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """For each resample (R,) with ``counts`` (R, n): does it have every class of ``y`` (n,)?"""
     return np.all([counts[:, y == label].any(1) for label in np.unique(y)], axis=0)
-
-
-def _scaler(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (d,) of the training part; 1 for a feature that is constant."""
-    scale, shift = torch.std_mean(x.double(), dim=0, correction=0)
-    constant = scale <= torch.finfo(x.dtype).eps * shift.abs()
-    return shift.to(x), scale.masked_fill(constant, 1).to(x)

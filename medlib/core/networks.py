@@ -143,10 +143,7 @@ def positions(embeddings: torch.Tensor, n: int, offset: float) -> torch.Tensor:
 
 
 class RoundedPeriods(RotaryEmbeddingDinoV3):
-    """DINOv3's rotary positions, with periods rounded to bfloat16: so its files have them.
-
-    timm's are float32, and made again at each cast; its angles are up to 0.009 rad off.
-    """
+    """DINOv3's rotary positions. As in its files, periods are rounded to bfloat16; not in timm."""
 
     def _compute_periods(self, *given, **named) -> torch.Tensor:
         periods = super()._compute_periods(*given, **named)
@@ -155,8 +152,7 @@ class RoundedPeriods(RotaryEmbeddingDinoV3):
 
 def round_periods(model: nn.Module, name: str) -> None:
     """Give a network :class:`RoundedPeriods`; raises ValueError if its positions are others."""
-    rope = getattr(model, "rope", None)
-    if not isinstance(rope, RotaryEmbeddingDinoV3):
+    if not isinstance(rope := getattr(model, "rope", None), RotaryEmbeddingDinoV3):
         raise ValueError(f"{name}: rounded_periods is for the rotary positions of DINOv3.")
     rope.__class__ = RoundedPeriods
     rope.init_non_persistent_buffers()

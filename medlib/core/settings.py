@@ -49,9 +49,7 @@ class FineTuning:
     backbone_rate: float = _setting(
         1.0, "the backbone's learning rate over that of the head (arXiv 1801.06146)", "more than 0"
     )
-    clip: float = _setting(
-        1.0, "largest norm of the gradient; 0: any (arXiv 1211.5063)", "0 or more"
-    )
+    clip: float = _setting(1.0, "largest gradient norm; 0: any (arXiv 1211.5063)", "0 or more")
     drop_path: float = _setting(
         0.0, "share of the last layer's branches left out (arXiv 1603.09382)", "from 0, less than 1"
     )

@@ -25,6 +25,7 @@ STAND_INS = {
     "fundus_amd": "fundus_pm",
 }
 # Nothing is converted: "3" is not 3, and true is not 1. YAML's lists become tuples.
+GEOMETRIES = ("squash", "crop")  # how a picture becomes a square: see decoding.resize
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[str, ...], Strict(False)]

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 Image.init()  # Pillow knows some of these only after this call
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
 MAX_RATIO = 200  # unpacked size divided by packed size; images stay far below it
-GEOMETRIES = ("squash", "crop")  # how a picture becomes a square: see resize
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _UNPACKING = Lock()  # threads that decode ask for the same .npz array at the same time
 

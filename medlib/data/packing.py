@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from medlib import files
 from medlib.data import decoding, duplicates, manifest, packs, volumes
-from medlib.data.cards import Volumes
+from medlib.data.cards import GEOMETRIES, Volumes
 from medlib.errors import ManifestError, listed, unknown
 
 Place = Path | str
@@ -63,8 +63,8 @@ def reading(
     for how in folders.values():
         if how.interpolation not in decoding.RESAMPLING:
             raise ValueError(unknown("interpolation", how.interpolation, list(decoding.RESAMPLING)))
-        if how.geometry not in decoding.GEOMETRIES:
-            raise ValueError(unknown("geometry", how.geometry, decoding.GEOMETRIES))
+        if how.geometry not in GEOMETRIES:
+            raise ValueError(unknown("geometry", how.geometry, GEOMETRIES))
     with contextlib.ExitStack() as stack:
         arrays = {}
         if folders:

@@ -20,7 +20,7 @@ import yaml
 from pydantic import AfterValidator, Field, Tag, ValidationInfo
 
 from medlib.core import backbones, settings
-from medlib.data import cards, decoding
+from medlib.data import cards
 from medlib.errors import listed, unknown
 from medlib.grid.address import Address, belongs_to, frozen_runs
 from medlib.zoo import rows
@@ -117,7 +117,7 @@ class Prepare(Part):
     repeats: Annotated[int, Field(ge=1)] = 1
     phantom_scale: Annotated[float, Field(gt=0)] = 1.0
     quarantine: bool = False
-    geometry: Annotated[str, _one_of("geometry", lambda: decoding.GEOMETRIES)] = "squash"
+    geometry: Annotated[str, _one_of("geometry", lambda: cards.GEOMETRIES)] = "squash"
     volumes: dict[str, pydantic.JsonValue] = {}
 
 

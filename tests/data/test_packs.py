@@ -23,7 +23,7 @@ from torchvision import transforms
 from medlib import files
 from medlib.core.fast import transfer
 from medlib.data import decoding, duplicates, embeddings, manifest, packing, packs, volumes
-from medlib.data.cards import Volumes
+from medlib.data.cards import GEOMETRIES, Volumes
 from medlib.errors import ManifestError
 from medlib.grid import address, notebooks
 
@@ -613,7 +613,7 @@ def test_a_pack_of_another_geometry_is_another_pack(tmp_path):
     _, rows = write_pictures(tmp_path)
     folder = tmp_path / "pack"
     made = {}
-    for geometry in decoding.GEOMETRIES:
+    for geometry in GEOMETRIES:
         how = {folder: packs.Drawn(16, "bilinear", geometry)}
         made[geometry] = packing.pack(rows, tmp_path, how)[folder]
         assert made[geometry].meta["geometry"] == geometry

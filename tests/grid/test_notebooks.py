@@ -108,7 +108,7 @@ def test_sources_follow_imports_from_the_notebook_through_the_modules(repository
     names = [p.name for p in notebooks.sources(repository / "notebooks" / "04_fine_tune.ipynb")]
     assert names[0] == "04_fine_tune.ipynb"
     assert {"finetune.py", "classifier.py", "metrics.py", "errors.py"} <= set(names)
-    assert not {"packing.py", "summaries.py"} & set(names)
+    assert not {"heads.py", "summaries.py"} & set(names)
 
 
 @pytest.mark.parametrize(
