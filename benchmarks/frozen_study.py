@@ -25,6 +25,7 @@ from sklearn import metrics as sk
 from torch import nn
 
 from medlib.core import backbones, heads, metrics
+from medlib.core.settings import Extraction
 from medlib.data import embeddings, manifest, packing, packs
 from medlib.files import file_sha256
 from medlib.stats import bootstrap, prediction
@@ -88,13 +89,14 @@ def loop(truth: np.ndarray, proba: np.ndarray, resamples: int) -> None:
         sk.roc_auc_score(truth[drawn], proba[drawn, 1])
 
 
-def our_way(name: str, rows: pd.DataFrame, data: Path) -> pd.DataFrame:
+def our_way(name: str, rows: pd.DataFrame, data: Path, precision: str = "auto") -> pd.DataFrame:
     """Every metric with its interval, by the functions that notebooks 01, 02, 03 and 05 call."""
+    settings = Extraction(precision=precision)
     with tempfile.TemporaryDirectory() as folder:
         interpolation = backbones.get(name).preprocessing["interpolation"]
         packed = Path(folder) / "pack"
         pack = packing.pack(rows, data, {packed: packs.Drawn(SIZE, interpolation)})[packed]
-        made = embeddings.extract(pack, name, Path(folder) / "features")
+        made = embeddings.extract(pack, name, Path(folder) / "features", settings=settings)
         y, samples = metrics.codes(made.index["label"], CLASSES), made.index["sample_id"]
         parts = manifest.rotations(made.index)
         runs = [("linear", 0, parts)]
@@ -110,18 +112,24 @@ def our_way(name: str, rows: pd.DataFrame, data: Path) -> pd.DataFrame:
         return pd.DataFrame(intervals)
 
 
+def listed(paths: list[Path]) -> pd.DataFrame:
+    """A manifest of image files: 60 % train, 20 % val, 20 % test, both classes in each."""
+    rows = pd.DataFrame({"path": [path.name for path in paths]})
+    rows["sample_id"] = rows["patient_id"] = rows["path"].str.removesuffix(".jpg")
+    rows["label"] = [CLASSES[number % 2] for number in range(len(paths))]
+    sides = ["train", "val", "test", "train", "train"]  # two images each, one of a class
+    rows["split"] = [sides[number // 2 % 5] for number in range(len(paths))]
+    rows["sha256"] = [file_sha256(path) for path in paths]
+    return rows
+
+
 def main() -> None:
     options = harness.arguments(__doc__)
     n, epochs, resamples = (20, 1, 5) if options.quick else (400, 1, 100)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         paths = harness.photographs(data, n, (600, 450))
-        rows = pd.DataFrame({"path": [path.name for path in paths]})
-        rows["sample_id"] = rows["patient_id"] = rows["path"].str.removesuffix(".jpg")
-        rows["label"] = [CLASSES[number % 2] for number in range(n)]
-        # By halves of ten: 60 % train, 20 % val, 20 % test, both classes in each.
-        rows["split"] = [["train", "val", "test", "train", "train"][i // 2 % 5] for i in range(n)]
-        rows["sha256"] = [file_sha256(data / path) for path in rows["path"]]
+        rows = listed(paths)
         for name, title in list(BACKBONES.items())[1 if options.quick else 0 :]:
             contestants = {
                 "ours": lambda name=name: our_way(name, rows, data),

@@ -30,13 +30,20 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SUMMARY = Path(f"results/bench/summary{'_cuda' if DEVICE == 'cuda' else ''}.json")
 
 
-def arguments(description: str, backbones: bool = False) -> argparse.Namespace:
-    """What every script takes, ``--quick`` and ``--repeats``; with ``backbones``, ``--only``."""
+def arguments(
+    description: str, backbones: bool = False, peers: Mapping[str, str] | None = None
+) -> argparse.Namespace:
+    """What every script takes, ``--quick`` and ``--repeats``; with ``backbones``, ``--only``.
+
+    ``peers`` are options that name a file of another environment, each with its explanation.
+    """
     parser = argparse.ArgumentParser(description=description.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes; nothing is kept")
     parser.add_argument("--repeats", type=int, default=3, help="interleaved repeats (default 3)")
     if backbones:
         parser.add_argument("--only", nargs="*", metavar="BACKBONE", help="not all of them")
+    for name, explanation in (peers or {}).items():
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=explanation)
     options = parser.parse_args()
     options.repeats = 1 if options.quick else options.repeats
     return options

@@ -16,9 +16,10 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(
     path.stem
     for path in (ROOT / "benchmarks").glob("*.py")
-    if path.stem not in ("harness", "figure", "overhead")
+    if path.stem not in ("harness", "figure", "overhead", "eva_study")
 )
-NOT_TIMED = ["hours", "recipes", "simulations"]  # they count, or ask what is better or wrong
+# They count, ask what is better or wrong, or need what no `make` installs.
+NOT_TIMED = ["hours", "peers", "recipes", "simulations"]
 
 
 @pytest.fixture
