@@ -78,8 +78,7 @@ class FineTuning:
             raise ValueError(f"These settings of training cannot be used:\n{listed(problems)}")
 
 
-# Named settings for a grid file. "gentle" changes pretrained layers less: layer decay and drop path
-# as MAE and BEiT are fine-tuned (arXiv 2111.06377, 2106.08254), and a linear probe first.
+# "gentle" changes pretrained layers less: as MAE is fine-tuned (arXiv 2111.06377), and LP-FT.
 RECIPES = {
     "plain": {},
     "gentle": {"layer_decay": 0.75, "warmup": 0.2, "drop_path": 0.1, "probe_first": True},
