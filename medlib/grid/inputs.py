@@ -39,7 +39,8 @@ def _named(job: Job, results: Path) -> set[tuple[str | None, str | None]]:
 
 def fetch(names: Iterable[str], folder: Path | None = None) -> list[str]:
     """Fetch the weights of backbones, as :func:`hub.fetch` does. Returns what went wrong."""
-    problems, rows = [], [backbones.get(name) for name in names]
+    rows = [row for row in map(backbones.get, names) if row.pretraining != "random"]
+    problems = []
     for number, row in enumerate(rows, start=1):
         try:
             hub.fetch(row, folder)
