@@ -5,7 +5,7 @@ from pathlib import Path
 
 from medlib.core.backbones import Backbone, control
 
-FOLDER = Path(__file__).resolve().parents[2] / "weights"  # what is fetched is written here
+FOLDER = Path(__file__).resolve().parents[2] / "weights"  # fetched weights are written into it
 
 
 def weights_file(backbone: Backbone) -> Path | None:

@@ -35,7 +35,10 @@ def _row(backbone: str) -> backbones.Backbone | None:
 
 
 def stem(backbone: str) -> str:
-    """A key without its pretraining. A backbone and its control of one image size share it."""
+    """A key without its pretraining: `vit_tiny-random@448` gives `vit_tiny@448`.
+
+    It is the same for a backbone and its control if their image sizes are the same.
+    """
     row = _row(backbone)
     if row is None:
         return backbone.partition("-")[0]

@@ -36,9 +36,8 @@ AVERAGED = re.compile(r"teacher|ema|momentum")
 SET_ASIDE = re.compile(
     r"(.*\.)?(\w*head\w*|fc|classifier|decoder\w*|mask_token|pooler|proj\w+|rope_embed)\.?"
 )
-RESAMPLED = re.compile(
-    r"pos_embed|relative_position|rel_pos|attention_bias"
-)  # fits other image sizes, too
+# These are resampled when they are loaded, so their shapes may differ.
+RESAMPLED = re.compile(r"pos_embed|relative_position|rel_pos|attention_bias")
 
 
 @dataclass
@@ -104,10 +103,8 @@ def fit(tensors: dict[str, torch.Tensor], row: Backbone, path: Path | str) -> Fi
     state = _namings(model)[naming](_below(tensors, under))
     aside = Counter(name.partition(".")[0] for name in tensors if not name.startswith(under))
     for name in [name for name in state if name not in wanted]:
-        nothing = (
-            name.endswith(".bias") and not state[name].any()
-        )  # DINOv3: zeros that timm leaves out
-        if SET_ASIDE.match(name) or nothing:
+        zero = name.endswith(".bias") and not state[name].any()  # timm's DINOv3 leaves these out
+        if SET_ASIDE.match(name) or zero:
             aside[name.partition(".")[0]] += 1
             del state[name]
     lacking = [name for name in wanted if name not in state]

@@ -1,8 +1,8 @@
 """Fetch pretrained weights from the hub, and put the file that a row reads into a folder.
 
-timm's own files are used as they are. A row with a ``source`` names a file of other code: its
-tensors are renamed (see :mod:`medlib.zoo.checkpoints`). Downloads are those of the hub's own
-client: its proxies, its token, its cache. An interrupted download goes on where it stopped.
+timm's own files are used as they are. A row with a ``source`` names a file of another library. The
+tensors of such a file are renamed (see :mod:`medlib.zoo.checkpoints`). The hub's own client
+downloads, with its proxies, its token and its cache. It continues an interrupted download.
 """
 
 import contextlib
@@ -27,17 +27,17 @@ from medlib.zoo import checkpoints, rows
 LOCK = weights.FOLDER.with_name("weights.lock.json")
 TIMEOUT = 8  # seconds to wait for the hub
 FULL, READ_ONLY = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)
-PAUSES = (0.5, 1.5, None)  # seconds between attempts after a server's error; None: no more attempts
+PAUSES = (0.5, 1.5)  # seconds to wait after a server's error, before the next attempt
 
 
 def fetch(row: Backbone, folder: Path | None = None) -> Path | None:
     """The checked file of a row's weights, fetched if it is not there; None for random weights.
 
-    With ``folder``, a file in it. Otherwise one in ``MEDLIB_WEIGHTS`` or in ``weights.FOLDER``.
-    Raises FileNotFoundError within seconds, with the ways out, if neither a folder nor the hub has
-    it; ValueError if the file is damaged, has changed since its first use, is from another source
-    than the row names, or does not fit the row, and if the table has wrong rows; OSError, with the
-    way out, if the file cannot be written.
+    If ``folder`` is given, the file lies in it. Otherwise it lies in ``MEDLIB_WEIGHTS`` or in
+    ``weights.FOLDER``. All errors say what to do. FileNotFoundError is raised within seconds if no
+    folder has the file and the hub does not give it. ValueError is raised if the table has wrong
+    rows, or if the file is damaged, has changed since its first use, does not fit the row, or is
+    not from the source that the row names. OSError is raised if the file cannot be written.
     """
     rows.check()
     if row.pretraining == "random":
@@ -53,9 +53,10 @@ def fetch(row: Backbone, folder: Path | None = None) -> Path | None:
 
 
 def _fetch(row: Backbone, target: Path, found: Path | None, copied: bool) -> str | None:
-    """Write a row's file: a copy, a link into the hub's cache, or, of other code, a conversion.
+    """Write a row's file into a folder. Returns its revision on the hub.
 
-    ``found`` is the same file in another folder, if any. Returns the revision on the hub.
+    timm's file is copied, or linked to the hub's cache. A file of another library is converted.
+    ``found`` is the row's file in another folder, if there is one.
     """
     published = found or download(row)
     parts = published.parts
@@ -149,7 +150,8 @@ def _download(row: Backbone, repository: str, file: str, revision: str | None) -
 def _reach(repository: str, file: str, revision: str | None) -> int | None:
     """Ask for the size of a file. Raises an error soon if the hub cannot be reached.
 
-    Its own client would try for minutes. The front page may answer although files cannot be had.
+    The hub's own client would try for minutes. The file itself is asked for: the front page may
+    answer although files cannot be downloaded.
     """
     if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "") == "1":
         raise ConnectionError("HF_HUB_OFFLINE is set")
@@ -158,10 +160,10 @@ def _reach(repository: str, file: str, revision: str | None) -> int | None:
         try:
             return huggingface_hub.get_hf_file_metadata(url, timeout=TIMEOUT).size
         except HfHubHTTPError as error:
-            if error.response.status_code < 500 or pause is None:
+            if error.response.status_code < 500:
                 raise
         time.sleep(pause)
-    return None
+    return huggingface_hub.get_hf_file_metadata(url, timeout=TIMEOUT).size
 
 
 def _with_way_out(error: OSError, folder: Path) -> OSError:

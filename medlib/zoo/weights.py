@@ -48,8 +48,9 @@ def told(found: checkpoints.Fitted) -> str:
 
 
 def convert(path: Path, name: str, folder: Path | None = None) -> list[str]:
-    """Write the file that a row reads, into ``folder`` or the clone's. Returns lines to print.
+    """Convert a file of weights for a row. Returns lines to print.
 
+    The result is written into ``folder``; the default is the folder ``weights`` of the clone.
     Raises ValueError if the weights do not fit the row, or if another file has that name already.
     """
     row = backbones.get(name)

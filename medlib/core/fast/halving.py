@@ -17,10 +17,10 @@ def rates(
 ) -> Iterator[float]:
     """The learning rates to be trained on a fold, from where the run stopped.
 
-    With ``halving``, half of them, rounded up, stay after each fold: those with the highest mean
-    validation score over the folds that are done (successive halving: Jamieson and Talwalkar, arXiv
-    1502.07943). The others are noted in ``at``, with epochs that have no score, so that none of
-    them is chosen. What is yielded must have been noted in ``at`` before the next one is asked for.
+    With ``halving``, half of the rates, rounded up, stay after each fold: those with the highest
+    mean validation score over the finished folds (successive halving: Jamieson and Talwalkar, arXiv
+    1502.07943). For each other rate, epochs without a score are added to ``at``, so it is never
+    chosen. The caller must add a yielded rate's training to ``at`` before it asks for the next.
     """
     n, epochs = len(settings.learning_rates), settings.epochs
     done = len(at.predicted) // n
