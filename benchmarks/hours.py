@@ -8,12 +8,13 @@ third of the time of a training image, and there are fewer.
 """
 
 import argparse
-import math
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from medlib.core import settings
+from medlib.core.fast import halving
 from medlib.data import cards, manifest
 from medlib.grid import gridfile
 
@@ -47,11 +48,6 @@ def training_images(task: str) -> tuple[float, int]:
     return of_one * len(rows) * (folds - 2) / folds, folds  # one fold tests, another validates
 
 
-def trainings(n_rates: int, folds: int, halving: bool) -> int:
-    """How many trainings a run has."""
-    return sum(math.ceil(n_rates / 2**fold) if halving else n_rates for fold in range(folds))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--grid", default="paper")
@@ -68,7 +64,8 @@ def main() -> None:
             rate = RATES[backbone.partition("-")[0]]
             seconds = n * asked.epochs / rate * len(gridfile.seeds(grid, "finetuned"))
             every, fewer = (
-                trainings(len(asked.learning_rates), folds, halving) for halving in (False, True)
+                sum(halving.stay(replace(asked, halving=on), fold) for fold in range(folds))
+                for on in (False, True)
             )
             rows.append([task, seconds * every / 3600, seconds * fewer / 3600])
     table = pd.DataFrame(rows, columns=["task", "all rates", "halving"])

@@ -51,3 +51,9 @@ def peak_memory_bytes() -> dict:
         "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         "gpu": torch.cuda.max_memory_allocated() if cuda else None,
     }
+
+
+def full_disk(folder: Path | str) -> str:
+    """What to do when the disk of a folder is full."""
+    full = f"The disk of {folder} is full, or your quota"
+    return f"{full}: make room and call the same command again."

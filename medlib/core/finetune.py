@@ -248,7 +248,7 @@ def run(
         learn = partial(train, model, data, settings=settings, seed=seed, progress=shown.update)
         for rotation in rotations[len(at.predicted) // n :]:
             rows, val, test = map(np.flatnonzero, (rotation.train, rotation.val, rotation.test))
-            for rate in halving.rates(at, settings, rotation.fold, _score):
+            for rate in halving.rates(at, settings, rotation.fold, _ranked):
                 if not at.course.epoch:
                     _begin(model, start, data, rotation if settings.probe_first else None)
                 for epoch, loss in learn(rows, learning_rate=rate, course=at.course):
@@ -301,25 +301,26 @@ def _improves(history: list[dict], row: tuple) -> bool:
     return max(history[-history[-1]["epoch"] :], key=_score) is history[-1]
 
 
+def _ranked(history: list[dict], settings: FineTuning) -> list[tuple[tuple, int, list[dict]]]:
+    """Score, position and best epochs of each learning rate, the best rate first."""
+    n, epochs, ranked = len(settings.learning_rates), settings.epochs, []
+    best = [max(history[i : i + epochs], key=_score) for i in range(0, len(history), epochs)]
+    for position, rate in enumerate(settings.learning_rates):
+        auroc, loss = map(fmean, zip(*map(_score, best[position::n]), strict=True))
+        # By AUROC (equal means may differ in their last bit), then by loss, then the smaller rate.
+        ranked.append(((round(auroc, 12), loss, -rate), position, best[position::n]))
+    return sorted(ranked, key=lambda of: of[0], reverse=True)
+
+
 def _choose(history: list[dict], settings: FineTuning) -> int:
     """Choose the learning rate for the rotations that are done, and mark its best epochs.
 
-    The highest mean AUROC of the best epochs is chosen; of equal ones the lowest mean loss, of
-    equal losses the smallest rate. Returns the position of the rate. Raises ValueError when no rate
-    has an AUROC in every rotation.
+    Returns its position. Raises ValueError when no rate has an AUROC in every rotation.
     """
-    n, epochs = len(settings.learning_rates), settings.epochs
-    trainings = [history[start : start + epochs] for start in range(0, len(history), epochs)]
-    best = [max(rows, key=_score) for rows in trainings]
-
-    def mean(position: int) -> tuple[float, float, float]:
-        auroc, loss = map(fmean, zip(*map(_score, best[position::n]), strict=True))
-        # Rounded, since equal means may differ in their last bit.
-        return round(auroc, 12), loss, -settings.learning_rates[position]
-
-    chosen = max(range(n), key=mean)
-    if mean(chosen)[0] == -math.inf:
-        some = any(_score(row) > WORST for row in best[-n:])
+    ranked = _ranked(history, settings)
+    (mean, *_), chosen, best = ranked[0]
+    if mean == -math.inf:
+        some = any(_score(of[-1]) > WORST for *_, of in ranked)
         where = " at a learning rate that has one in every earlier fold" if some else ""
         raise ValueError(
             f"Fold {history[-1]['fold']}: no epoch has a validation AUROC{where}. The val part "
@@ -327,5 +328,5 @@ def _choose(history: list[dict], settings: FineTuning) -> int:
             "highest out of learning_rates."
         )
     for row in history:
-        row["chosen"] = any(row is one for one in best[chosen::n])
+        row["chosen"] = any(row is one for one in best)
     return chosen

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from medlib import files
+from medlib.environment import full_disk
 from medlib.grid import made
 
 # Errors that may not happen again: a killed kernel, memory that others had taken, a network.
@@ -46,12 +47,8 @@ def room(message: str, output: Path) -> str:
     """What to do, if an error's message says that the disk is full; else ""."""
     if os.strerror(errno.ENOSPC) not in message and os.strerror(errno.EDQUOT) not in message:
         return ""
-    return f". {full_disk(output)} Nothing half-written is left, and what is done is kept."
-
-
-def full_disk(output: Path) -> str:
-    full = f"The disk of {output.parent} is full, or your quota"
-    return f"{full}: make room and call the same command again."
+    kept = "Nothing half-written is left, and what is done is kept."
+    return f". {full_disk(output.parent)} {kept}"
 
 
 def failure_record(output: Path | str) -> Path:

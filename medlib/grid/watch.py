@@ -15,6 +15,7 @@ from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from medlib import files
+from medlib.environment import full_disk
 from medlib.grid import jobs
 
 # After these of Snakemake's events the file of progress is written.
@@ -184,7 +185,7 @@ def why(job: dict) -> tuple[str, str, str]:
         output = Path(job["writes"])
         with contextlib.suppress(OSError):
             if shutil.disk_usage(output.parent).free < 2**20:  # no room for a record either
-                return "", jobs.full_disk(output), notebook
+                return "", full_disk(output.parent), notebook
         return "", "it ended without a message: killed, or out of memory?", notebook
     where, line = Path(record["source"]).name, record["line"]
     if record["cell"] is not None:

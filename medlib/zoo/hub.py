@@ -21,6 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from medlib import files
 from medlib.core import weights
 from medlib.core.backbones import Backbone, timm_config
+from medlib.environment import full_disk
 from medlib.zoo import checkpoints, rows
 
 # The sha256 of each file at its first use. Commit this file: others then use the same weights.
@@ -169,7 +170,7 @@ def _reach(repository: str, file: str, revision: str | None) -> int | None:
 def _with_way_out(error: OSError, folder: Path) -> OSError:
     """The error, or one that says what to do if the disk is full or cannot be written to."""
     if error.errno in FULL:
-        said = f"The disk of {folder} is full, or your quota: make room and call the same again."
+        said = full_disk(folder)
     elif error.errno in READ_ONLY:
         way_out = "Name a folder that can be: HF_HOME for the hub's cache, --to for weights."
         said = f"{folder} cannot be written to. {way_out}"

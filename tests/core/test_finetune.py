@@ -1476,7 +1476,7 @@ def test_halving_leaves_out_the_worse_half_of_the_rates_after_each_fold(monkeypa
     # A training that is not left out is the same as without halving.
     both = left.merge(history, on=["fold", "learning_rate", "epoch"], suffixes=("", "_every"))
     assert len(both) == len(left) and (both["train_loss"] == both["train_loss_every"]).all()
-    (alone, *_), _ = (tuned(data, learning_rates=[begun[6]]), None)
+    alone, *_ = tuned(data, learning_rates=[begun[6]])
     for one, other in zip(halved, alone, strict=True):
         assert np.array_equal(one.test, other.test) and np.array_equal(one.val, other.val)
 

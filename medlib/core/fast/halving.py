@@ -12,9 +12,13 @@ from medlib.core.splits import Predicted
 NOT_TRAINED = {"train_loss": math.nan, "val_loss": math.nan, "val_auroc": math.nan, "chosen": False}
 
 
-def rates(
-    at: Progress, settings: FineTuning, fold: int, score: Callable[[dict], tuple]
-) -> Iterator[float]:
+def stay(settings: FineTuning, done: int) -> int:
+    """How many learning rates are trained after this number of folds."""
+    n = len(settings.learning_rates)
+    return math.ceil(n / 2**done) if settings.halving else n
+
+
+def rates(at: Progress, settings: FineTuning, fold: int, ranked: Callable) -> Iterator[float]:
     """The learning rates to be trained on a fold, from where the run stopped.
 
     With ``halving``, half of the rates, rounded up, stay after each fold: those with the highest
@@ -24,19 +28,15 @@ def rates(
     """
     n, epochs = len(settings.learning_rates), settings.epochs
     done = len(at.predicted) // n
-    trainings = [at.history[i : i + epochs] for i in range(0, done * n * epochs, epochs)]
-    best = np.array([max(map(score, rows)) for rows in trainings]).reshape(done, n, 2)
-    stay = math.ceil(n / 2**done) if settings.halving else n
-    # The highest first: by AUROC, then by minus the loss, then the smallest rate.
-    auroc, loss = best.mean(axis=0).T if done else np.zeros((2, n))
-    ranked = sorted(range(n), key=lambda i: (-auroc[i], -loss[i], settings.learning_rates[i]))
+    kept = range(n)
+    if done:
+        complete = ranked(at.history[: done * n * epochs], settings)
+        kept = [position for _, position, _ in complete][: stay(settings, done)]
     for position in range(len(at.predicted) - done * n, n):
         rate = settings.learning_rates[position]
-        if position in ranked[:stay]:
+        if position in kept:
             yield rate
             continue
-        rows = [
-            {"fold": fold, "learning_rate": rate, "epoch": 1 + epoch} for epoch in range(epochs)
-        ]
+        rows = [{"fold": fold, "learning_rate": rate, "epoch": e + 1} for e in range(epochs)]
         at.history.extend(row | NOT_TRAINED for row in rows)
         at.predicted.append(Predicted(np.zeros((0, 0)), np.zeros((0, 0))))
