@@ -1,18 +1,18 @@
 """Two peers at their own work: kaiko-eva with a frozen network, timm's train.py in fine-tuning.
 
-For CPUs. Each peer times itself in a process of its own, so that no side's imports count. Without
-its option a peer is not timed, and ours stands against itself.
+For CPUs. Each peer runs and times itself in its own process, so imports are not counted. A peer
+whose option is not given is not timed; then ours is compared with itself.
 
 **Frozen** (``--eva``: an interpreter that has kaiko-eva 0.4.5 with its extra "vision", and torch,
 torchvision, timm and Pillow in the versions of this one). ViT-S/16 with random weights at 224 px,
 400 image files, two classes. eva has the same plan as ours: embed once, then train a linear head.
 ``eva_study.py`` states its settings. What it leaves out: the choice of a regularisation, and
-intervals over patients (it has the standard deviation over runs on the same split). What ours
-leaves out: checkpoints and curves of the head's training. Two of eva's costs are counted although
-they are no study's work: the process that writes embeddings imports eva while they are computed,
-and each image has a file. By its own configurations eva trains the head five times. Here it does
-so once; the line with five adds the head's time four times more, which is calculated, not measured.
-The labels are chance. eva ends 70 epochs after its best one, so that real labels may take longer.
+intervals over patients (it gives the standard deviation over runs on the same split). What ours
+leaves out: checkpoints and curves of the head's training. Two further costs are in eva's time: the
+process that writes embeddings imports eva, and each embedding is a file. In its own configurations
+eva trains the head five times. Here it does so once; the line with five heads is calculated: it
+adds the time of the head four times.
+The labels are random. eva stops 70 epochs after its best epoch, so real labels may take longer.
 Ours is timed as it is ("auto": bfloat16 where the CPU has it and the embeddings bear it) and in
 float32, as eva computes.
 

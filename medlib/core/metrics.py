@@ -62,7 +62,7 @@ def choose(aurocs: np.ndarray, losses: np.ndarray, y: Sequence[np.ndarray]) -> n
 
 
 def _pairs(y: np.ndarray) -> list[int]:
-    """Of each ranked class, the pairs of a sample of it and one of the others; 1 for none."""
+    """The pairs of a sample of a class and one of the others, for each ranked class; at least 1."""
     sizes = np.bincount(y)
     return [int(sizes[c] * (len(y) - sizes[c])) or 1 for c in ranked_classes(len(sizes))]
 

@@ -146,7 +146,7 @@ class Trained(Regime):
 
 
 def _recipe(grid: dict, regime: str) -> dict:
-    """A trained regime with the settings of its recipe, where it does not state its own."""
+    """The settings of a trained regime: those of its recipe, overruled by its own."""
     own = grid[regime]
     return settings.RECIPES.get(own.pop("recipe", ""), {}) | own
 

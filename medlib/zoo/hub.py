@@ -89,7 +89,9 @@ def _check(row: Backbone, path: Path, revision: str | None) -> None:
         said = f"{path} is from {source}@{of}, but {row.name} names {'@'.join(named)}."
         raise ValueError(f"{said} {way_out}")
     digest, promised = files.file_sha256(path), path.resolve().name
-    if re.fullmatch("[0-9a-f]{64}", promised) and promised != digest:  # so the cache names a file
+    if (
+        re.fullmatch("[0-9a-f]{64}", promised) and promised != digest
+    ):  # the cache's names are digests
         raise ValueError(f"{path} is damaged: its sha256 is {digest}. Remove {path.resolve()}.")
     known = (lock := files.read_json(LOCK) if LOCK.is_file() else {}).get(row.timm_name)
     if not known:

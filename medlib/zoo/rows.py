@@ -11,7 +11,8 @@ from medlib.core.backbones import TABLE_FILE, Backbone, control
 from medlib.errors import listed, unknown
 
 EMBEDDINGS = ("gap", "cls", "cls+patches", "cls4+patches", "pool")
-CONTROLLED = ("architecture", "embedding", "patch", "rounded_periods", "build")  # of one control
+# Rows with the same random control must agree in these fields.
+CONTROLLED = ("architecture", "embedding", "patch", "rounded_periods", "build")
 CONFIG = ("mean", "std", "interpolation")  # the preprocessing that a row may state
 SOURCE = ("repository", "file", "revision")  # of weights on the hub; the last may be left out
 
