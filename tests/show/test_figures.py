@@ -211,7 +211,7 @@ def test_sizes_of_a_family_are_joined_and_the_band_is_the_margin():
     one = rows[rows["backbone"] == "vit_tiny-imagenet"]
     assert "one size only" in all_words(costs.size(one, {"mri": TASKS["mri"]}))
     none = rows[rows["backbone"] == "resnet50-imagenet"]
-    assert "no vision transformer" in all_words(costs.size(none, {"mri": TASKS["mri"]}))
+    assert "no pretrained vision transformer" in all_words(costs.size(none, {"mri": TASKS["mri"]}))
 
 
 def test_label_efficiency_shows_means_over_draws_and_their_range():

@@ -40,7 +40,7 @@ def size(
         ax.set_ylim(top=min(ax.get_ylim()[1], 1.005))  # no band above what can be
         ax.set(xlabel="parameters (millions)", ylabel=names.METRICS[metric])
         ax.grid(axis="y")
-        note = "no vision transformer" if part.empty else parts.people(part)
+        note = "no pretrained vision transformer" if part.empty else parts.people(part)
         sizes = part.groupby("family")["backbone"].nunique()
         one = ", one size only" if (sizes == 1).all() and len(sizes) else ""
         parts.titles(ax, card, note + one)
