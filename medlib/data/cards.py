@@ -26,6 +26,8 @@ STAND_INS = {
 }
 # Nothing is converted: "3" is not 3, and true is not 1. YAML's lists become tuples.
 GEOMETRIES = ("squash", "crop")  # how a picture becomes a square: see decoding.resize
+GREY_VALUES = ("", "as_stored", "stretched", "window")
+GreyValues = str | tuple[float, float]  # how stored values become 8-bit ones: see Card
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[str, ...], Strict(False)]
@@ -41,7 +43,10 @@ class Volumes(BaseModel):
     above are the red and the blue channel. ``crop_margin`` crops to the box of the tumour's mask
     and so many millimetres around it. Grey values are scaled between these ``percentiles`` of the
     head. With ``resample``, a volume is resampled to its patient's reference volume; without, one
-    that differs from the reference in shape or position is refused.
+    that differs from the reference in shape or position is refused. ``affine`` says which affine of
+    a NIfTI file to trust, the ``sform`` or the ``qform``, where it states neither or two different
+    ones. ``mask_affine`` is ``volume`` for masks whose voxels are those of their volume, whatever
+    their own affine says.
     """
 
     model_config = STRICT
@@ -52,6 +57,8 @@ class Volumes(BaseModel):
     crop_margin: Annotated[float, Field(ge=0)] | None = None
     percentiles: Annotated[tuple[float, float], Strict(False)] = (0.5, 99.5)
     resample: bool = False
+    affine: Literal["", "sform", "qform"] = ""
+    mask_affine: Literal["own", "volume"] = "own"
 
     @field_validator("slices")
     @classmethod
@@ -81,7 +88,11 @@ class Card(BaseModel):
     larger than others. ``optional_classes`` are missing in some distributions of the data.
     ``layout`` and ``layout_options`` say how :mod:`medlib.data.layouts` reads the data set's
     ``folder`` (or the first of ``other_folders`` that exists); a task with its own CSV needs
-    neither. ``volumes`` says how volumes become images (None: the samples are images).
+    neither. ``grey_values`` says how the values of images become 8-bit ones: ``as_stored``, from 0
+    to the highest that their bits allow; ``stretched``, between the 0.5th and 99.5th percentiles
+    of each image; ``window``, as a DICOM file says; or between two values. Without it, 8-bit images
+    stay as they are and others are stretched, if the task has only one of both kinds. ``volumes``
+    says how volumes become images (None: the samples are images).
     ``incomplete`` is ``stop``, or ``leave_out`` where some patients are known to lack a modality or
     a label. ``known_duplicates`` lists groups of sample ids that are one image on several sides of
     a split: those on the training side are dropped. ``not_duplicates`` lists pairs that look like
@@ -105,6 +116,7 @@ class Card(BaseModel):
     layout: str = ""
     layout_options: dict = {}
     optional_classes: Texts = ()
+    grey_values: GreyValues = ""
     volumes: Volumes | None = None
     incomplete: Literal["stop", "leave_out"] = "stop"
     known_duplicates: Groups = ()
@@ -117,6 +129,17 @@ class Card(BaseModel):
         if len(set(classes)) < 2:
             raise ValueError("but at least two different classes are needed")
         return classes
+
+    @field_validator("grey_values", mode="before")
+    @classmethod
+    def _a_rule(cls, rule: object) -> GreyValues:
+        if rule in GREY_VALUES:
+            return rule
+        if isinstance(rule, list | tuple) and len(rule) == 2:
+            low, high = rule
+            if all(type(end) in (int, float) for end in rule) and low < high:
+                return (float(low), float(high))
+        raise ValueError(f"not one of {', '.join(GREY_VALUES[1:])}, or [lowest, highest]")
 
     @property
     def all_classes(self) -> tuple[str, ...]:
@@ -240,9 +263,21 @@ def used(manifest_path: Path | str) -> Card:
     raise ManifestError(f"There is no card of {path.stem!r} in {path.parent}: {way_out}")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's booleans: true and false. In YAML 1.1 ``no``, ``yes``, ``on`` are some as well."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_BOOLEANS = re.compile("^(true|True|TRUE|false|False|FALSE)$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOLEANS, list("tTfF"))
+
+
 def _content(path: Path) -> dict:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except yaml.YAMLError as error:
         raise ManifestError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):

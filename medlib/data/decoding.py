@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from medlib.data import volumes
+from medlib.data.cards import GreyValues
 from medlib.data.manifest import sample_file
 
 if TYPE_CHECKING:
@@ -28,18 +29,31 @@ if TYPE_CHECKING:
 # What a file's content may be, whatever its name is. Others could start a program: EPS Ghostscript.
 Image.init()  # Pillow knows some of these only after this call
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
+NEW_SUBFILE_TYPE, REDUCED = 254, 1  # TIFF: the tag, and its bit of a copy in lower resolution
 MAX_RATIO = 200  # unpacked size divided by packed size; images stay far below it
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _UNPACKING = Lock()  # threads that decode ask for the same .npz array at the same time
 
 
-def decode(path: Path | str, content: bytes | None = None) -> Image.Image:
+class Stored(NamedTuple):
+    """How an image is stored: the format of its file, bits a value, and its size in pixels."""
+
+    kind: str
+    bits: int
+    width: int
+    height: int
+
+
+def decode(
+    path: Path | str, content: bytes | None = None, grey_values: GreyValues = ""
+) -> Image.Image:
     """An image file as upright 8-bit RGB; with its ``content``, the file is not read again.
 
-    Grey, palette, CMYK and alpha (over black) become RGB; EXIF rotation is applied; 16-bit and
-    floating-point grey is windowed to its 0.5th and 99.5th percentiles rather than truncated. A
-    path ``x.npz#train/7`` is an image within a MedMNIST file. Raises ValueError or OSError for
-    a file that is no complete image, or has more pixels than Pillow's limit.
+    Grey, palette, CMYK and alpha (over black) become RGB; EXIF rotation is applied; of a TIFF that
+    holds small copies as well, the one full image is taken. ``grey_values`` is that of a card: by
+    default 8-bit images stay as they are, and deeper ones are stretched. A path ``x.npz#train/7``
+    is an image within a MedMNIST file. Raises ValueError or OSError for a file that is no complete
+    image, has several, has nothing to see, or has more pixels than Pillow's limit.
     """
     file = sample_file(str(path))
     if file != str(path):
@@ -48,42 +62,151 @@ def decode(path: Path | str, content: bytes | None = None) -> Image.Image:
             array = _npz_array(file, f"{split}_images", os.stat(file).st_mtime_ns)
         return Image.fromarray(np.ascontiguousarray(array[int(number)])).convert("RGB")
     with _opened(path, content) as image:
-        return _upright(image)
+        return _upright(image, grey_values)
+
+
+def stored(path: Path | str, content: bytes | None = None) -> Stored:
+    """How an image is stored, by its header. Raises as :func:`decode` does."""
+    file = sample_file(str(path))
+    if file != str(path):
+        return Stored("NPZ", 8, *decode(path).size)
+    with _opened(path, content) as image:
+        return Stored(image.format, _bits(image), *image.size)
 
 
 def _opened(path: Path | str, content: bytes | None) -> Image.Image:
     """An image file of which the header has been read and checked, but no pixel yet."""
+    limit = Image.MAX_IMAGE_PIXELS
+    way_out = f"more than {limit:,}: a decompression bomb, or to be made smaller first"
     try:
         image = Image.open(path if content is None else io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ValueError("its content is no image in a format that can be read") from error
-    if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"it has more than {2 * limit:,} pixels, {way_out}") from error
+    try:
+        if image.width * image.height > limit:
+            raise ValueError(f"it has {image.width} × {image.height} pixels, {way_out}")
+        if image.format in ("TIFF", "GIF", "WEBP", "PNG"):  # a JPEG may hold its own previews
+            _seek_the_one(image)
+    except BaseException:
         image.close()
-        many = f"{image.width} × {image.height} pixels, more than {Image.MAX_IMAGE_PIXELS:,}"
-        raise ValueError(f"it has {many}: a decompression bomb, or to be made smaller first")
+        raise
     return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _seek_the_one(image: Image.Image) -> None:
+    """Go to the only full image of a file; pages of a TIFF that are marked as reduced are none."""
+    frames = range(getattr(image, "n_frames", 1))
+    if image.format == "TIFF" and len(frames) > 1:
+        kinds = {}
+        for frame in frames:
+            image.seek(frame)
+            kinds[frame] = image.tag_v2.get(NEW_SUBFILE_TYPE, 0)
+        frames = [frame for frame, kind in kinds.items() if not kind & REDUCED] or frames
+    if len(frames) > 1:
+        way_out = "save the one that is meant as a file of its own"
+        raise ValueError(f"it holds {len(frames)} images (pages or frames): {way_out}")
+    if frames[0] or image.tell():
+        image.seek(frames[0])
+
+
+def _bits(image: Image.Image) -> int:
+    """How many bits a value of an opened image has, before it is loaded."""
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+    is_deep = image.mode.startswith("I;16") or ";16" in str([tile[3] for tile in image.tile])
+    return 16 if is_deep else 32 if image.mode in ("I", "F") else 8
+
+
+def _upright(image: Image.Image, grey_values: GreyValues = "") -> Image.Image:
+    """An opened image as upright RGB, its values made 8-bit as ``grey_values`` says."""
+    bits, turned = _bits(image), image.getexif().get(ExifTags.Base.Orientation, 1)
+    is_deep = bits > 8
+    if grey_values == "window":
+        raise ValueError("grey_values: window is for DICOM; choose stretched or as_stored")
+    if is_deep:
+        values, full = _deep(image, bits)
+        picture = Image.fromarray(_to_8_bits(values, full, grey_values or "stretched"))
+    else:
+        picture = _over_black(image)
+        if grey_values not in ("", "as_stored"):
+            picture = Image.fromarray(_to_8_bits(np.asarray(picture, np.float32), 255, grey_values))
+    picture = picture.convert("RGB")
+    picture.getexif()[ExifTags.Base.Orientation] = turned
+    return ImageOps.exif_transpose(picture)
+
+
+def _over_black(image: Image.Image) -> Image.Image:
+    """An 8-bit image as RGB; what is transparent is black."""
     image.load()
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
-        return Image.fromarray(volumes.window(np.asarray(image, np.float32))).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-    return image.convert("RGB")
+    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    alpha, colours = image.getchannel("A").getextrema(), image.convert("RGB").getextrema()
+    if alpha[1] == 0:
+        raise ValueError("it is transparent everywhere (its alpha is 0): save it without alpha")
+    if alpha[0] < alpha[1] and all(low == high == 0 for low, high in colours):
+        raise ValueError("it is black, and the picture is its alpha channel: save that as grey")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
 
 
-def decode_to_resize(path: Path | str, size: float, content: bytes | None = None) -> Decoded:
+def _deep(image: Image.Image, bits: int) -> tuple[np.ndarray, float]:
+    """The values of an image with more than 8 bits, H×W or H×W×3 float32; and the highest possible.
+
+    Of floating-point values none is the highest possible: it is infinite.
+    """
+    grey = image.mode.startswith(("I", "F"))
+    if not grey and image.format != "PNG":  # Pillow cuts these to 8 bits
+        raise ValueError(f"it is a colour {image.format} of {bits} bits: save it as a PNG")
+    full = np.inf if image.mode == "F" else float(2**bits - 1)
+    if grey:
+        whites = (
+            image.format == "TIFF"
+            and image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1) == 0
+        )
+        values = np.asarray(image, np.float32)
+        if whites:  # WhiteIsZero
+            values = (values.max() if full == np.inf else full) - values
+        return values, full
+    import torch
+    from torchvision.io import ImageReadMode, decode_png
+
+    image.fp.seek(0)
+    coded = torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8)
+    values = decode_png(coded, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy().astype(np.float32)
+    if values.shape[2] in (2, 4):
+        if values[..., -1].max() == 0:
+            raise ValueError("it is transparent everywhere (its alpha is 0): save it without alpha")
+        values = values[..., :-1] * (values[..., -1:] / full)
+    return (values[..., 0] if values.shape[2] == 1 else values), full
+
+
+def _to_8_bits(values: np.ndarray, full: float, grey_values: GreyValues) -> np.ndarray:
+    """Values as uint8: stretched between two percentiles, as stored, or between two values."""
+    if grey_values == "stretched":
+        return volumes.window(values)
+    if grey_values == "as_stored":
+        if values.max() < full / 8 and full > 255:
+            highest = f"its highest value is {values.max():g}, of {full:g} that are possible"
+            raise ValueError(f"{highest}: as stored it is black. Use grey_values: stretched")
+        low, high = 0.0, full
+    else:
+        low, high = grey_values
+    return np.rint(255 * np.clip((values - low) / (high - low), 0, 1)).astype(np.uint8)
+
+
+def decode_to_resize(
+    path: Path | str, size: float, content: bytes | None = None, grey_values: GreyValues = ""
+) -> Decoded:
     """An image file, decoded for :func:`resize` to ``size`` pixels or more.
 
     A plain JPEG (by its name; 8-bit grey or colour, stored upright) that torch may shrink comes as
     a tensor, 3×H×W uint8, of the pixels that :func:`decode` gives; any other file as a picture.
     Raises as :func:`decode` does.
     """
-    if not _named_jpeg(path):
-        return decode(path, content)
+    if not _named_jpeg(path) or grey_values not in ("", "as_stored"):
+        return decode(path, content, grey_values)
     content = Path(path).read_bytes() if content is None else content
     with _opened(path, content) as image:
         coded = image.format == "JPEG" and image.mode in ("L", "RGB")

@@ -29,6 +29,9 @@ REQUIRED = ("sample_id", "patient_id", "path", "label")
 BESIDE = ("mask", "reference")  # columns that name further files of a sample
 Pairs = Iterable[tuple[str, str]]  # of names
 KNOWN = ("age", "sex", "site")  # columns of what is known of a patient: possible confounders
+# How tables write, in any case, that a patient's id, age, sex or site is not known.
+MISSING = ("", "nan", "na", "n/a", "none", "null", "unknown", "<na>", "?", "-")
+POINTER = b"version https://git-lfs.github.com/spec/"  # what Git LFS leaves in place of a file
 LARGE = 50_000  # groups: scikit-learn places them one by one, a million in some minutes
 _HASHING = Lock()  # threads ask for the hash of the same .npz at the same time
 
@@ -118,7 +121,7 @@ def validate(
 
 def _row_problems(rows: pd.DataFrame, card: Card, data: Path | str | None) -> Iterator[str]:
     """What is wrong with each row by itself, and with its files."""
-    rows = rows.fillna("").reset_index(drop=True)
+    rows = without_missing(rows.fillna("").reset_index(drop=True))
     known = ", ".join(card.all_classes)
     again = rows["sample_id"].duplicated(keep=False)
     strange = ~rows["label"].isin(["", *card.all_classes])
@@ -181,6 +184,14 @@ def _side_problems(rows: pd.DataFrame, side: str, present: list[str]) -> list[st
     return problems
 
 
+def without_missing(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows in which "nan", "NA", "unknown" and such are no patient, age, sex or site, but ""."""
+    columns = rows.columns.intersection(["patient_id", *KNOWN])
+    return rows.assign(
+        **{c: rows[c].mask(rows[c].astype(str).str.lower().isin(MISSING), "") for c in columns}
+    )
+
+
 def classes(rows: pd.DataFrame, card: Card) -> list[str]:
     """The task's classes in the card's order; optional ones only where the data have them."""
     return [*card.classes, *(c for c in card.optional_classes if (rows["label"] == c).any())]
@@ -188,7 +199,7 @@ def classes(rows: pd.DataFrame, card: Card) -> list[str]:
 
 def sound_rows(rows: pd.DataFrame, card: Card) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows whose ids and labels can be used; and the others, with reasons (name, reason)."""
-    rows = rows.reset_index(drop=True)
+    rows = without_missing(rows.reset_index(drop=True))
     known = ", ".join(card.all_classes)
     no_class = "label " + rows["label"].map(repr) + f" is not a class of the card ({known})"
     wrong = [(rows[column] == "", f"its {column} is empty") for column in REQUIRED]
@@ -240,12 +251,20 @@ def read_files(row: dict, data: Path | str) -> tuple[dict[Path, bytes], dict[str
                 digest = sample_sha256(data, path)
             else:
                 contents[file] = contents[file] if file in contents else file.read_bytes()
+                if problem := pointer_problem(contents[file]):
+                    return contents, hashes, f"{what} {problem}"
                 digest = hashlib.sha256(contents[file]).hexdigest()
             if (known := row.get(hashed, "").lower()) and known != digest:
                 changed = f"sha256 {digest[:12]}…, manifest says {known[:12]}…"
                 return contents, hashes, f"{what} has changed: {changed}"
         hashes[hashed] = digest
     return contents, hashes, ""
+
+
+def pointer_problem(content: bytes) -> str:
+    """In words, that a file's content is only what Git LFS leaves in its place; or nothing."""
+    way_out = "run `git lfs pull` in the repository that it is from"
+    return f"is a Git LFS pointer, not the file: {way_out}" if content.startswith(POINTER) else ""
 
 
 def file_problem(data: Path | str, path: str) -> str:

@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -18,11 +18,12 @@ from typing import NamedTuple
 import joblib
 import numpy as np
 import pandas as pd
+from PIL import Image
 from tqdm.auto import tqdm
 
 from medlib import files
 from medlib.data import decoding, duplicates, manifest, packs, volumes
-from medlib.data.cards import GEOMETRIES, Volumes
+from medlib.data.cards import GEOMETRIES, GreyValues, Volumes
 from medlib.errors import ManifestError, listed, unknown
 
 Place = Path | str
@@ -36,9 +37,11 @@ class Reading(NamedTuple):
     ``rows``: those whose files can be used, with their sha256. ``thumbnails`` (uint8 N×S×S; of a
     volume, its middle slice) and ``tiny`` (N bools) are what :mod:`medlib.data.duplicates` takes.
     ``unreadable`` and ``broken`` (name, reason): samples whose files are missing, empty or changed,
-    and samples that cannot be decoded. ``slices``: of each sample id, where its images begin in the
-    arrays and the numbers of its slices (0 for an image). ``arrays``: for each pack's folder a file
-    of the images in the order of reading, without a header.
+    and samples that cannot be decoded. ``stored`` (sample_id, kind, bits, width,
+    height, few_greys): how image files are stored; empty for volumes. ``slices``: of each sample
+    id, where its images begin in the arrays and the numbers of its slices (0 for an image).
+    ``arrays``: for each pack's folder a file of the images in the order of reading, without a
+    header.
     """
 
     rows: pd.DataFrame
@@ -46,19 +49,26 @@ class Reading(NamedTuple):
     tiny: np.ndarray
     unreadable: pd.DataFrame
     broken: pd.DataFrame
+    stored: pd.DataFrame
     slices: dict[str, tuple[int, list[int]]]
     arrays: dict[Path, Path]
 
 
 @contextlib.contextmanager
 def reading(
-    rows: pd.DataFrame, data: Place, folders: Folders, *, settings: Slicing = None, workers: int = 0
+    rows: pd.DataFrame,
+    data: Place,
+    folders: Folders,
+    *,
+    settings: Slicing = None,
+    grey_values: GreyValues = "",
+    workers: int = 0,
 ) -> Iterator[Reading]:
     """Read each file that ``rows`` name below ``data`` once, and draw it for each of ``folders``.
 
     Within the ``with`` block, :func:`write` makes packs of what was drawn. ``settings`` are the
-    card's ``volumes``, None for images; ``workers`` threads decode (0: one per core). Raises
-    ValueError for an unknown interpolation or geometry.
+    card's ``volumes``, None for images; ``grey_values`` are the card's, too. ``workers`` threads
+    decode (0: one per core). Raises ValueError for an unknown interpolation or geometry.
     """
     for how in folders.values():
         if how.interpolation not in decoding.RESAMPLING:
@@ -74,17 +84,19 @@ def reading(
             scratch = tempfile.TemporaryDirectory(prefix=".drawn-", dir=near)
             scratch = Path(stack.enter_context(scratch))
             arrays = {Path(folder): scratch / str(k) for k, folder in enumerate(folders)}
-        hashes, small, slices, count = [], [], {}, 0
+        hashes, small, stored, slices, count = [], [], [], {}, 0
         problems = {"unreadable": [], "broken": []}
         with contextlib.ExitStack() as opened:
             outputs = [opened.enter_context(open(file, "wb")) for file in arrays.values()]
-            for row, (outcome, given) in _each(rows, data, folders.values(), settings, workers):
+            how = [*folders.values()]
+            for row, (outcome, given) in _each(rows, data, how, settings, grey_values, workers):
                 if outcome in problems:
                     problems[outcome].append((row["sample_id"], given))
                     continue
-                of_one, thumbnail, numbers, images = given
+                of_one, thumbnail, facts, numbers, images = given
                 hashes.append(of_one)
                 small.append(thumbnail)
+                stored += [(row["sample_id"], *facts)] if facts else []
                 slices[row["sample_id"]], count = (count, numbers), count + len(numbers)
                 for output, drawn in zip(outputs, images, strict=True):
                     output.write(drawn.tobytes())
@@ -94,19 +106,22 @@ def reading(
         used = rows[rows["sample_id"].isin(slices)].reset_index(drop=True)
         used = used.assign(**pd.DataFrame(hashes, dtype=str))
         named = [pd.DataFrame(p, columns=["name", "reason"], dtype=str) for p in problems.values()]
-        yield Reading(used, thumbnails, tiny, *named, slices, arrays)
+        stored = pd.DataFrame(stored, columns=["sample_id", *decoding.Stored._fields, "few_greys"])
+        yield Reading(used, thumbnails, tiny, *named, stored, slices, arrays)
 
 
 def _each(
     rows: pd.DataFrame,
     data: Place,
-    how_each: Iterable[packs.Drawn],
+    how_each: list[packs.Drawn],
     settings: Slicing,
+    grey_values: GreyValues,
     workers: int,
 ) -> Iterator[tuple[dict, tuple[str, object]]]:
     """Every row, in order: ("unreadable" or "broken", the reason), or "read" and what was drawn.
 
-    That is its files' hashes, a thumbnail and whether it is tiny, slice numbers, images by size.
+    That is its files' hashes, a thumbnail and whether it is tiny, how an image file is stored,
+    slice numbers, images by size.
     """
     sides = (decoding.shorter_side(how.size, how.geometry) for how in how_each)
     smallest = min(sides, default=math.inf)
@@ -116,15 +131,21 @@ def _each(
             contents, hashes, problem = manifest.read_files(row, data)
             if problem:
                 return "unreadable", problem
-            drawn = _draw(row, data, contents, settings, smallest)
+            drawn = _draw(row, data, contents, settings, smallest, grey_values)
             pictures = list(drawn.values())
             middle = decoding.as_picture(pictures[len(pictures) // 2])
             small = duplicates.thumbnail(middle), min(middle.size) < duplicates.TINY
-            images = [np.stack([decoding.resize(p, *how) for p in pictures]) for how in how_each]
+            facts = None
+            if settings is None:
+                path = Path(data) / row["path"]
+                facts = *decoding.stored(path, contents.get(path)), _has_few_greys(middle)
+            images = [
+                np.stack([decoding.resize(p, *how[:3]) for p in pictures]) for how in how_each
+            ]
         except Exception as error:  # any decoder's error: named with its file, all together
             text = (str(error) or type(error).__name__).replace(f"{Path(data)}{os.sep}", "")
             return "broken", f"{row['path']} cannot be read: {text}"
-        return "read", (hashes, small, list(drawn), images)
+        return "read", (hashes, small, facts, list(drawn), images)
 
     # Threads, not processes: Pillow, torch and NumPy let go of the interpreter while they work.
     # Work is handed out in runs, so that finished images do not pile up in memory.
@@ -138,13 +159,27 @@ def _each(
                 yield row, done
 
 
-def _draw(row: dict, data: Place, contents: dict, settings: Slicing, size: float) -> dict:
+def _draw(
+    row: dict,
+    data: Place,
+    contents: dict,
+    settings: Slicing,
+    size: float,
+    grey_values: GreyValues,
+) -> dict:
     """A row's pictures by slice number: one of an image file, several of a volume."""
     path = Path(data) / row["path"]
     if settings is None:
-        return {0: decoding.decode_to_resize(path, size, contents.get(path))}
+        return {0: decoding.decode_to_resize(path, size, contents.get(path), grey_values)}
     beside = {name: Path(data) / row[name] for name in manifest.BESIDE if row.get(name)}
     return volumes.slices(path, settings, contents=contents, **beside)
+
+
+def _has_few_greys(picture: Image.Image) -> bool:
+    """Whether four grey values or fewer make up nearly all of a picture, as in a mask."""
+    grey = picture.resize((64, 64), Image.Resampling.NEAREST).convert("L")
+    levels = np.bincount(np.asarray(grey).ravel() // 8, minlength=32)  # JPEG blurs them a little
+    return bool(np.sort(levels)[-4:].sum() >= 0.98 * levels.sum())
 
 
 def write(read: Reading, rows: pd.DataFrame, folders: Folders, settings: Slicing = None) -> None:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from medlib import files
 from medlib.data import manifest
-from medlib.data.cards import Volumes
+from medlib.data.cards import GreyValues, Volumes
 from medlib.errors import ManifestError
 
 VERSION = 5  # raise when the same files would come out as other pixels
@@ -30,11 +30,15 @@ class Pack(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """How a pack's images are drawn: their size in pixels, and what `decoding.resize` takes."""
+    """How a pack's images are drawn: their size in pixels, and what `decoding.resize` takes.
+
+    ``grey_values`` are the card's, and used when the files are decoded.
+    """
 
     size: int
     interpolation: str
     geometry: str = "squash"
+    grey_values: GreyValues = ""
 
 
 class Checked(np.memmap):

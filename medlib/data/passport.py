@@ -9,26 +9,37 @@ import pandas as pd
 from medlib.core.splits import SPLITS
 from medlib.data.manifest import split_column
 
+MOST_SIZES = 6  # sizes of images that have a column each
+MOST_REASONS, MOST_LETTERS = 6, 240  # that are listed, and of each
+# A word in which a digit stands beside a letter, or several digits: perhaps an id.
+_ANY_ID = re.compile(r"[\w.-]*(\d[\w.-]*[A-Za-z_]|[A-Za-z_][\w.-]*\d|\d{3})[\w./-]*")
 ALL, UNKNOWN, REST = "all classes", "unknown", "all others"  # rows and columns
 CONFOUNDERS = {"age": "age in years", "sex": "sex", "site": "site"}  # manifest's columns → panels
 
 
 def table(
-    manifest: pd.DataFrame, classes: Sequence[str], duplicates: pd.DataFrame, excluded: pd.DataFrame
+    manifest: pd.DataFrame,
+    classes: Sequence[str],
+    duplicates: pd.DataFrame,
+    excluded: pd.DataFrame,
+    stored: pd.DataFrame | None = None,
+    notes: Sequence[str] = (),
 ) -> pd.DataFrame:
     """The numbers of the split passport in long form: aggregates, never a sample or a patient.
 
     `manifest` has sample_id, patient_id, path, label, and `split` or `fold`; it may have age
     (years), sex and site, "" where unknown. `duplicates` has first, second (sample ids), kind
     (exact, near), correlation, first_side, second_side, same_patient and action; `excluded` has
-    name and reason. Raises ValueError for a manifest that is not split.
+    name and reason; `stored`, for images, has sample_id, kind, bits, width and height; `notes` are
+    sentences. Raises ValueError for a manifest that is not split.
 
-    Columns: part, class (or "all classes"; "" in the last three parts), name, count, unit (what is
+    Columns: part, class (or "all classes"; "" in the last four parts), name, count, unit (what is
     counted), share, correlation, detail. The parts are classes (share: of all), patients and images
     by side, images per patient, age, sex and site (share: of the class, where the value is known),
-    duplicates, pairs (up to six, the gravest first; detail: what was done) and left out (by
-    reason). A patient with images of two classes counts in both, once in "all classes";
-    a patient's age, sex and site are the first ones known.
+    files (format and bits of a value) and pixels (of all images), duplicates, pairs (up to six, the
+    gravest first; detail: what was done), left out (by reason) and notes. A patient with images of
+    two classes counts in both, once in "all classes"; a patient's age, sex and site are the first
+    ones known.
     """
     side = split_column(manifest)
     if side is None:
@@ -51,18 +62,40 @@ def table(
         if firsts.notna().any():
             banded = {"age": _age_bands, "sex": _categories, "site": _largest}[column](firsts)
             parts[CONFOUNDERS[column]] = banded
+    if stored is not None and len(stored):
+        parts |= _as_stored(rows, stored)
     tables = [_class_rows(patients.size(), unit, classes)]
     for part, values in parts.items():
-        counted = unit if part == f"{unit} by {side}" else "patients"
+        counted = unit if part in (f"{unit} by {side}", "files", "pixels") else "patients"
         tables.append(_by_class(values, classes).assign(part=part, unit=counted))
     ids = {*manifest["sample_id"], *manifest["patient_id"], *excluded["name"]}
     ids |= {*duplicates["first"], *duplicates["second"]}
     # A word or a small number may be meant as such: "fewer than 5 slices".
     ids = {name for name in ids if re.search(r"\d", name) and not re.fullmatch(r"\d{1,2}", name)}
     tables += [_duplicate_rows(duplicates, ids), _excluded_rows(excluded, ids)]
+    texts = [_ANY_ID.sub("…", text) for text in notes]
+    tables.append(pd.DataFrame({"name": texts}).assign(part="notes", unit="sentences", count=1))
     columns = ["part", "class", "name", "count", "unit", "share", "correlation", "detail"]
     table = pd.concat(tables, ignore_index=True).reindex(columns=columns)
     return table.fillna({"class": "", "detail": ""})
+
+
+def _as_stored(rows: pd.DataFrame, stored: pd.DataFrame) -> dict[str, pd.Series]:
+    """Format and bits, and size in pixels, of each image; sizes in bands if there are many."""
+    stored = stored.set_index("sample_id")
+    of_files = stored["kind"] + ", " + stored["bits"].astype(str) + " bits"
+    sizes = stored["width"].astype(str) + "×" + stored["height"].astype(str)
+    order = sizes[stored.sort_values(["width", "height"]).index].unique()
+    if len(order) > MOST_SIZES:
+        longest = stored[["width", "height"]].max(axis=1)
+        lows = 2 ** np.floor(np.log2(longest)).astype(int)
+        sizes = "longer side " + lows.astype(str) + "–" + (2 * lows - 1).astype(str)
+        order = sizes[lows.sort_values().index].unique()
+    as_parts = {"files": (of_files, sorted(of_files.unique())), "pixels": (sizes, order)}
+    return {
+        part: pd.Series(pd.Categorical(rows["sample_id"].map(values), names), rows.index)
+        for part, (values, names) in as_parts.items()
+    }
 
 
 def _known(values: pd.Series) -> pd.Series:
@@ -128,14 +161,31 @@ def _class_rows(sizes: pd.Series, unit: str, classes: Sequence[str]) -> pd.DataF
 
 
 def _without_ids(texts: pd.Series, ids: set[str]) -> pd.Series:
-    """Texts without ids and paths: those that differ in nothing else become one."""
+    """Texts without ids and paths: those that differ in nothing else become one.
+
+    Where many stay, every word goes that looks like an id. Long texts are cut.
+    """
+    longest = min(max((name.count(" ") for name in ids), default=0) + 1, 8)  # words of an id
 
     def without(text: str) -> str:
-        pairs = [(word, word.strip(".,:;()[]'\"")) for word in text.split()]
-        pairs = [(word, bare, bare in ids or "/" in bare) for word, bare in pairs]
-        return " ".join(word.replace(bare, "…") if named else word for word, bare, named in pairs)
+        words, kept = text.split(), []
+        while words:
+            for n in range(min(longest, len(words)), 0, -1):
+                whole = " ".join(words[:n])
+                bare = whole.strip(".,:;()[]'\"")
+                if bare in ids or (n == 1 and "/" in bare):
+                    kept.append(whole.replace(bare, "…"))
+                    break
+            else:
+                n = 1
+                kept.append(words[0])
+            words = words[n:]
+        return " ".join(kept)
 
-    return texts.map(without)
+    texts = texts.map(without)
+    if texts.nunique() > MOST_REASONS:
+        texts = texts.map(lambda text: _ANY_ID.sub("…", text))
+    return texts.str.slice(0, MOST_LETTERS)
 
 
 def _duplicate_rows(duplicates: pd.DataFrame, ids: set[str]) -> pd.DataFrame:
@@ -157,6 +207,7 @@ def _duplicate_rows(duplicates: pd.DataFrame, ids: set[str]) -> pd.DataFrame:
     action = _without_ids(pairs["action"], ids)
     groups = pairs.assign(name=pairs["group"], detail=action)
     groups = groups.groupby(["name", "detail"], sort=False).size().rename("count").reset_index()
+    groups = _first(groups)
     sides = pairs["first_side"].replace("", "not split") + " and "
     sides += pairs["second_side"].replace("", "not split")
     numbers = pd.Series(range(1, len(pairs) + 1), pairs.index).astype(str)
@@ -167,7 +218,7 @@ def _duplicate_rows(duplicates: pd.DataFrame, ids: set[str]) -> pd.DataFrame:
     return pd.concat([counted, named]).assign(unit="pairs")
 
 
-def _first(table: pd.DataFrame, most: int = 6) -> pd.DataFrame:
+def _first(table: pd.DataFrame, most: int = MOST_REASONS) -> pd.DataFrame:
     """The first rows of a table of names and counts; what is left is one row, with its sum."""
     rest = pd.DataFrame({"name": [REST], "count": table["count"].iloc[most:].sum()})
     return pd.concat([table.head(most), rest]) if len(table) > most else table

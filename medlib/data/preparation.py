@@ -24,12 +24,18 @@ class Prepared(NamedTuple):
     ``rows``: the manifest, with sha256 and, where they are known, age, sex and site. ``excluded``:
     name and reason of each sample left out. ``duplicates``: a row for each pair of samples that are
     one image: first, second, kind (exact, near), correlation, first_side, second_side,
-    same_patient, same_label, action.
+    same_patient, same_label, action. ``stored``: how image files are stored (sample_id, kind, bits,
+    width, height, few_greys). ``notes``: sentences about what was taken for granted.
     """
 
     rows: pd.DataFrame
     excluded: pd.DataFrame
     duplicates: pd.DataFrame
+    stored: pd.DataFrame
+    notes: tuple[str, ...]
+
+
+MOST_TIED = 5  # patients that one picture may tie together; of more, it is a placeholder
 
 
 def prepare(
@@ -51,15 +57,17 @@ def prepare(
     its files are then found in the folder by sample id, so that any distribution of the data set
     will do. Without ``given`` the layout says which samples there are, and splits are drawn from
     ``seed`` where the data have none. So are the folds of further ``repeats`` of cross-validation.
-    Raises ManifestError that lists every sample that cannot be used, or else every image that
-    stands on two sides of a split. With ``quarantine`` these are left out instead, and listed with
-    their reasons in ``excluded``.
+    Raises ManifestError that lists every sample that cannot be used, or else every image or
+    patient that stands on two sides of a split. With ``quarantine`` these are left out instead,
+    and listed with their reasons in ``excluded``; of two sides, the training side is.
     """
     listing = _fixed(card, data, given) if given is not None else reader.read(card, data)
     used = {"mask": card.volumes and card.volumes.needs_mask, "reference": card.volumes}
     unused = [name for name in BESIDE if name in listing.rows and not used[name]]  # not read
-    rows, folders = listing.rows.drop(columns=unused), folders or {}
-    with packing.reading(rows, data, folders, settings=card.volumes, workers=workers) as read:
+    rows, grey = listing.rows.drop(columns=unused), card.grey_values
+    folders = {f: how._replace(grey_values=grey) for f, how in (folders or {}).items()}
+    how = {"settings": card.volumes, "grey_values": grey, "workers": workers}
+    with packing.reading(rows, data, folders, **how) as read:
         prepared = _checked_and_split(card, data, listing, read, quarantine, repeats, seed)
         packing.write(read, prepared.rows, folders, card.volumes)
     return prepared
@@ -74,21 +82,30 @@ def _checked_and_split(
     repeats: int,
     seed: int,
 ) -> Prepared:
-    problems, excluded = _joined(listing.problems, read.unreadable, read.broken), listing.excluded
+    _one_rule_for_grey_values(card, read.stored)
+    pairs, excluded = _pairs(read, card), listing.excluded
+    unsound = (
+        _blank(read),
+        _masks(read),
+        _under_two_labels(read.rows, pairs, card),
+        _shared(read.rows, pairs),
+    )
+    problems = _joined(listing.problems, read.unreadable, read.broken, *unsound)
     if len(problems) and not quarantine:
         lines = listed((problems["name"] + ": " + problems["reason"]).tolist(), most=1000)
         what = f"{len(problems)} problem(s) in {data} (beside {len(listing.rows)} samples found)"
         way_out = "Correct them, or set them aside (quarantine=True in notebook 01_prepare_data)."
         raise ManifestError(f"{card.task}: {what}:\n{lines}\n{way_out}")
     excluded = _joined(excluded, problems.assign(reason="set aside: " + problems["reason"]))
-    if read.rows.empty:
+    rows = read.rows[~read.rows["sample_id"].isin(problems["name"])].reset_index(drop=True)
+    if rows.empty:
         raise ManifestError(f"{card.task}: of the samples in {data} none can be used.")
 
-    pairs = _pairs(read, card)
-    rows, known = manifest.drop_duplicates(read.rows, card.known_duplicates)
+    rows, known = manifest.drop_duplicates(rows, card.known_duplicates)
     excluded = _joined(excluded, known)
     if manifest.split_column(rows) is not None:
         rows, excluded = _one_side_each(rows, pairs, card, quarantine, excluded)
+        rows, excluded = _patients_on_one_side(rows, card, quarantine, excluded)
     if "fold" not in rows:  # copies stay together
         rows = manifest.assign_splits(rows, card, seed, _ids(pairs))
     rows = manifest.repeat_folds(rows, card, repeats, seed, _ids(pairs))
@@ -97,7 +114,76 @@ def _checked_and_split(
     columns = [*REQUIRED, *manifest.side_columns(rows), "sha256"]
     columns += [c for c in KNOWN if c in rows and (rows[c] != "").any()]
     columns += [name for c in BESIDE if c in rows for name in (c, f"{c}_sha256")]
-    return Prepared(rows[columns], excluded, _report(pairs, read.rows, rows, side))
+    report = _report(pairs, read.rows, rows, side)
+    return Prepared(rows[columns], excluded, report, read.stored, listing.notes)
+
+
+def _one_rule_for_grey_values(card: Card, stored: pd.DataFrame) -> None:
+    """Raise ManifestError if images of 8 and of more bits would be treated in two ways."""
+    deep = stored["bits"] > 8
+    if card.grey_values == "" and deep.any() and not deep.all():
+        many = f"{deep.sum()} of {len(deep)} images have more than 8 bits"
+        example = stored["sample_id"][deep].iloc[0]
+        why = "their grey values would be stretched, and those of the others would not"
+        way_out = "Write `grey_values: stretched` or `grey_values: as_stored` in the card"
+        raise ManifestError(f"{card.task}: {many} ({example}): {why}. {way_out}, for all alike.")
+
+
+def _blank(read: packing.Reading) -> pd.DataFrame:
+    """Images on which there is nothing to see: they may be shared by any number of patients."""
+    blank = read.thumbnails.std(axis=(1, 2)) < duplicates.FLAT
+    names = read.rows["sample_id"][blank] if len(read.stored) else []
+    why = "it is blank: replace it, or write `grey_values: stretched` in the card if it is only dim"
+    return pd.DataFrame({"name": names, "reason": why}, dtype=str)
+
+
+def _masks(read: packing.Reading) -> pd.DataFrame:
+    """Samples that look like a mask of another: few grey values, its size, and a longer name."""
+    stored = read.stored.set_index("sample_id")
+    paths = read.rows.set_index("sample_id")["path"].reindex(stored.index)
+    of_each = zip(paths, stored["width"], stored["height"], strict=True)
+    sizes = {base.stem(path): size for path, *size in of_each}
+    found = []
+    for sample in stored.index[stored["few_greys"].astype(bool)]:
+        name, size = base.stem(paths[sample]), sizes[base.stem(paths[sample])]
+        ends = [k for k in range(1, len(name)) if name[k] in " _-" and name[:k].rpartition("/")[2]]
+        of = next((name[:k] for k in ends if sizes.get(name[:k]) == size), "")
+        if of:
+            why = f"it looks like a mask of {of}: a few grey values, the same size, a longer name"
+            found.append((sample, f"{why}. Take it out, or rename it if it is an image"))
+    return pd.DataFrame(found, columns=["name", "reason"], dtype=str)
+
+
+def _under_two_labels(rows: pd.DataFrame, pairs: pd.DataFrame, card: Card) -> pd.DataFrame:
+    """Samples of one image that have two labels, each with the other.
+
+    Copies that are not exact may have two labels if they are of one patient: a film's frames.
+    """
+    rows, official = rows.set_index("sample_id"), manifest.split_column(rows) is not None
+    known = [set(group) for group in card.known_duplicates if official]  # the card decides
+    reasons = {}
+    for kind, *pair in pairs[["kind", "first", "second"]].itertuples(index=False):
+        labels, patients = rows["label"][pair], rows["patient_id"][pair]
+        one_film = kind != "exact" and patients.nunique() == 1
+        if labels.nunique() > 1 and not one_film and not any(set(pair) <= k for k in known):
+            for name, other in (pair, pair[::-1]):
+                what = f"the same image as {other}" if kind == "exact" else f"a copy of {other}"
+                why = f"it is {labels[name]!r} and {what}, which is {labels[other]!r}"
+                reasons.setdefault(name, why)
+    return pd.DataFrame([*reasons.items()], columns=["name", "reason"], dtype=str)
+
+
+def _shared(rows: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Samples of one picture that more than MOST_TIED patients have."""
+    same = pairs[(pairs["kind"] == "exact") | (pairs["correlation"] >= 0.9999)]
+    patients, found = rows.set_index("sample_id")["patient_id"], []
+    for group in manifest.linked(_ids(same)):
+        whose = sorted(set(patients[group]))
+        if len(whose) > MOST_TIED:
+            few = f"{len(whose)} patients have this picture ({', '.join(whose[:3])}, …)"
+            why = f"{few}, more than {MOST_TIED}: is it a placeholder?"
+            found += [(sample, why) for sample in group]
+    return pd.DataFrame(found, columns=["name", "reason"], dtype=str)
 
 
 def _joined(*parts: pd.DataFrame) -> pd.DataFrame:
@@ -139,7 +225,8 @@ def _fixed(card: Card, data: Path | str, given: Path) -> base.Found:
 
 def _pairs(read: packing.Reading, card: Card) -> pd.DataFrame:
     """Pairs of samples that are one image, by their ids."""
-    pairs = duplicates.find(read.thumbnails, read.rows["sha256"].tolist(), read.tiny)
+    hashes = read.rows["sha256"].tolist() if len(read.rows) else []
+    pairs = duplicates.find(read.thumbnails, hashes, read.tiny)
     ids = read.rows["sample_id"].to_numpy()
     pairs = pairs.assign(first=ids[pairs["first"]], second=ids[pairs["second"]])
     denied = {frozenset(pair) for group in card.not_duplicates for pair in combinations(group, 2)}
@@ -167,6 +254,35 @@ def _one_side_each(
         )
     rows, dropped = manifest.drop_duplicates(rows, across)
     return rows, _joined(excluded, dropped.assign(reason="set aside: " + dropped["reason"]))
+
+
+def _patients_on_one_side(
+    rows: pd.DataFrame, card: Card, quarantine: bool, excluded: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """``rows`` with no patient on two sides of the split, or a ManifestError that lists them."""
+    side = manifest.split_column(rows)
+    sides = rows.groupby("patient_id", sort=True)[side].nunique()
+    across = rows[rows["patient_id"].isin(sides.index[sides > 1])]
+    groups = [group["sample_id"].tolist() for _, group in across.groupby("patient_id")]
+    if not groups:
+        return rows, excluded
+    if not quarantine:
+        times = across.groupby(["patient_id", side]).size()
+        lines = [
+            f"{patient}: " + ", ".join(f"{side} {s} ({n})" for (_, s), n in of_one.items())
+            for patient, of_one in times.groupby(level=0)
+        ]
+        raise ManifestError(
+            f"{card.task}: {len(groups)} patient(s) stand on several sides of the split (in "
+            f"parentheses, how many samples):\n{listed(lines, most=1000)}\nMove their files to one "
+            "side, or correct the table. If equal names are different people, let `patient` in "
+            "layout_options find the folder, too. Or set the training side aside with "
+            "quarantine=True in notebook 01_prepare_data."
+        )
+    kept, dropped = manifest.drop_duplicates(rows, groups)
+    whose = rows.set_index("sample_id")["patient_id"][dropped["name"]].to_numpy()
+    reason = [f"set aside: its patient {patient} is on another side as well" for patient in whose]
+    return kept, _joined(excluded, dropped.assign(reason=reason))
 
 
 def _ids(pairs: pd.DataFrame) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from medlib.data.cards import Volumes
 
 MAX_VOXELS = 2**28  # 1 GiB as float32; a header of 352 bytes may claim anything
 Contents = Mapping[Path, bytes]  # of files that were read already
+Trust = str | np.ndarray  # sform, qform, "" (what the header states), or an affine (4×4)
 IN_CARD = "under `volumes` in the card"
 
 
@@ -48,18 +49,19 @@ def slices(
         no_mask = f"it has no mask, which {needs} needs: name one in the manifest"
         raise ValueError(f"{no_mask}, or write `choice: central` without `crop_margin` {IN_CARD}")
     contents = contents or {}
-    volume, own = _read(path, "it", contents)
+    volume, own = _read(path, "it", contents, settings.affine)
     if volume.min() == volume.max():
         raise ValueError(f"it is constant ({volume.min():g}): there is nothing to see, replace it")
     if reference:
         name = f"its reference volume {Path(reference).name}"
-        *_, wanted = _open(reference, name, contents)
+        *_, wanted = _open(reference, name, contents, settings.affine)
         both = f"its geometry ({own}) is not that of {name} ({wanted})"
         volume, own = _onto(wanted, volume, own, settings, both, order=1), wanted
     if volume.shape[2] < settings.slices:
         few = f"it has {volume.shape[2]} axial slices, {settings.slices} were asked for"
         raise ValueError(f"{few}: lower `slices` {IN_CARD}, or take it out of the manifest")
-    tumour = _tumour(Path(mask), own, settings, contents) if settings.needs_mask else None
+    needed = settings.needs_mask
+    tumour = _tumour(Path(mask), path, own, settings, contents) if needed else None
     head = _head(volume)
     grey = window(volume, head, settings.percentiles)
     if grey.min() == grey.max():
@@ -114,7 +116,7 @@ def _load(path: Path, contents: Contents) -> tuple[object, io.BufferedIOBase | N
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         return nibabel.load(path), None
     stream = io.BytesIO(content)
-    if path.name.lower().endswith(".gz"):
+    if content.startswith(b"\x1f\x8b"):  # by its content: some are misnamed
         stream = gzip.GzipFile(fileobj=stream)
     header = stream.read(nibabel.Nifti2Header.sizeof_hdr)
     stream.seek(0)
@@ -124,7 +126,7 @@ def _load(path: Path, contents: Contents) -> tuple[object, io.BufferedIOBase | N
     raise ValueError("it begins with no NIfTI header")
 
 
-def _open(path: Path | str, what: str, contents: Contents) -> tuple:
+def _open(path: Path | str, what: str, contents: Contents, trust: Trust) -> tuple:
     """Read and check a volume's header; ``what`` begins the messages.
 
     Returns nibabel's image and its stream, as :func:`_load`, nibabel's orientation (3×2: how the
@@ -154,7 +156,7 @@ def _open(path: Path | str, what: str, contents: Contents) -> tuple:
         raise ValueError(f"{what} has {many} that are read: {way_out}")
     if kind.kind not in "iuf":
         raise ValueError(f"{what} holds values of type {kind}, not grey values: convert it")
-    affine = np.asarray(image.affine, float)
+    affine = _affine(image, what, trust)
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     sound = np.isfinite(affine).all()
     # With less than a millionth of its box's volume a voxel is flat: it has no orientation.
@@ -168,9 +170,32 @@ def _open(path: Path | str, what: str, contents: Contents) -> tuple:
     return image, stream, orientation, Geometry(upright, affine)
 
 
-def _read(path: Path | str, what: str, contents: Contents) -> tuple[np.ndarray, Geometry]:
+def _affine(image: nibabel.Nifti1Pair, what: str, trust: Trust) -> np.ndarray:
+    """The affine (4×4) of an image: the one to trust, if any is named, else the one it states."""
+    if isinstance(trust, np.ndarray):
+        return trust
+    (sform, s_code), (qform, q_code) = image.get_sform(coded=True), image.get_qform(coded=True)
+    if trust:
+        return np.asarray(getattr(image.header, f"get_{trust}")(), float)
+    way_out = f"write which one to trust, `affine: sform` or `affine: qform`, {IN_CARD}"
+    if not s_code and not q_code:
+        stated = "does not state where its voxels lie (sform and qform codes are both 0)"
+        raise ValueError(f"{what} {stated}, so that left and right are not known: {way_out}")
+    affine = np.asarray(sform if s_code else qform, float)
+    if s_code and q_code and np.isfinite(affine).all():
+        corners = np.array(list(product(*((0, n) for n in image.shape[:3]), [1])))
+        apart = np.linalg.norm(corners @ (affine - qform).T, axis=1).max()
+        if apart > 0.5 * np.linalg.norm(affine[:3, :3], axis=0).min():
+            two = f"has an sform and a qform that differ by up to {apart:.3g} mm"
+            raise ValueError(f"{what} {two}: {way_out}")
+    return affine
+
+
+def _read(
+    path: Path | str, what: str, contents: Contents, trust: Trust
+) -> tuple[np.ndarray, Geometry]:
     """A volume's values in RAS+ (X×Y×Z, float32), and its geometry."""
-    image, stream, orientation, geometry = _open(path, what, contents)
+    image, stream, orientation, geometry = _open(path, what, contents, trust)
     try:
         values = np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
         while stream and stream.read(1 << 20):  # to the checksum at the end of a .gz
@@ -219,13 +244,25 @@ def _onto(
     return resampled
 
 
-def _tumour(mask: Path, wanted: Geometry, settings: Volumes, contents: Contents) -> np.ndarray:
+def _tumour(
+    mask: Path, volume: Path | str, wanted: Geometry, settings: Volumes, contents: Contents
+) -> np.ndarray:
     """Where the mask is above 0, in the geometry ``wanted`` of its volume: X×Y×Z, bool."""
-    what = f"its mask {mask.name}"
-    values, own = _read(mask, what, contents)
+    what, trust = f"its mask {mask.name}", settings.affine
+    if settings.mask_affine == "volume":
+        image, *_ = _open(volume, "it", contents, trust)
+        trust = _affine(image, "it", trust)
+    drawn, *_ = _open(mask, what, contents, trust)
+    values, own = _read(mask, what, contents, trust)
     if not (values > 0).any():
         raise ValueError(f"{what} is empty, no voxel is above 0: draw it, or take the row out")
     both = f"{what} has another geometry ({own}) than the volume ({wanted})"
+    if settings.mask_affine == "volume" and drawn.shape[:3] != image.shape[:3]:
+        raise ValueError(f"{both}: `mask_affine: volume` is for masks of their volume's shape")
+    if np.allclose(np.abs(_affine(drawn, what, trust)), np.eye(4)) and not _agree(own, wanted):
+        lost = "its affine is the identity, so that it may have lost its place"
+        way_out = "if its voxels are those of its volume, write `mask_affine: volume`"
+        raise ValueError(f"{both}; {lost}: {way_out} {IN_CARD}")
     return _onto(wanted, (values > 0).astype(np.uint8), own, settings, both, order=0) > 0
 
 

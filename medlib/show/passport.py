@@ -54,6 +54,7 @@ def draw(numbers: pd.DataFrame, title: str = "") -> plt.Figure:
         "Beside a class: its patients, and their share of all. Numbers: patients, or what the "
         "panel names.\nBars: their share of the class, among known values; one scale per panel."
         + left_out
+        + "".join(f"\n{wrapped(text, PAGE - 0.2, 6.5)}" for text in _notes(numbers))
     )
     fig.supxlabel(note, x=0.01, ha="left", fontsize=6.5, color="0.25")
     fig.draw_without_rendering()
@@ -149,6 +150,11 @@ def _draw_panel(ax: plt.Axes, panel: _Panel) -> None:
     ax.set_xticks(x, panel.ticks, fontsize=6.5, linespacing=1, parse_math=False)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
+
+
+def _notes(table: pd.DataFrame) -> list[str]:
+    """The notes, as they are printed; of many, the first few."""
+    return table["name"][table["part"] == "notes"].head(6).tolist()
 
 
 def _texts_below(table: pd.DataFrame) -> list[tuple[str, str]]:

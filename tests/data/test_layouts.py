@@ -881,7 +881,7 @@ def test_ucsf_ids_of_three_digits_find_their_folders_and_corrected_files_are_tak
         "mask": f"{base}_tumor_segmentation.nii.gz",
         "reference": f"{base}_T1_bias.nii.gz",
         "age": "66",
-        "sex": "M",
+        "sex": "male",
     }
     assert found.rows["path"].iloc[1] == "set/UCSF-PDGM-0005_nifti/UCSF-PDGM-0005_T1c.nii.gz"
     assert reasons(found.excluded) == {
@@ -903,6 +903,58 @@ def test_ucsf_follow_ups_are_of_the_same_patient(tmp_path):
     ]
     assert reasons(found.excluded) == {
         "UCSF-PDGM-0433FU003d": "a follow-up scan without a grade of its own"
+    }
+
+
+@pytest.mark.parametrize("ids", ["315", "433_FU007d", "0433FU007d"])
+def test_a_ucsf_follow_up_is_of_its_patient_in_all_versions(tmp_path, ids):
+    for name in ("0433", "0433_FU007d", "0431_FU001d"):
+        write_scan(tmp_path, name)
+    write_ucsf(tmp_path, f"UCSF-PDGM-{ids},M,50,3,A", "UCSF-PDGM-433,M,48,2,A")
+    found = reader.read(UCSF, tmp_path)
+    assert found.rows[["sample_id", "patient_id", "label"]].to_numpy().tolist() == [
+        ["UCSF-PDGM-0433_FU007d", "UCSF-PDGM-0433", "grade_3"],
+        ["UCSF-PDGM-0433", "UCSF-PDGM-0433", "grade_2"],
+    ]
+    assert found.problems.empty
+    why = {"UCSF-PDGM-0431_FU001d": "a follow-up scan without a grade of its own"}
+    assert reasons(found.excluded) == why
+
+
+def test_all_six_follow_ups_of_ucsfs_later_versions_are_grouped_with_their_patient(tmp_path):
+    days = (
+        "0433_FU007d",
+        "0431_FU001d",
+        "0396_FU175d",
+        "0429_FU003d",
+        "0409_FU001d",
+        "0391_FU016d",
+    )
+    first = [name[:4] for name in days]
+    for name in (*days, *first):
+        write_scan(tmp_path, name)
+    write_ucsf(tmp_path, *(f"UCSF-PDGM-{name},M,50,3,A" for name in (*days, *first)))
+    found = reader.read(UCSF, tmp_path)
+    assert found.problems.empty and len(found.rows) == 12
+    of = column(found, "patient_id")
+    assert all(of[f"UCSF-PDGM-{name}"] == f"UCSF-PDGM-{name[:4]}" for name in (*days, *first))
+
+
+@pytest.mark.parametrize("name", ["BraTS2021_{}", "BraTS-GLI-{}-000"])
+def test_repeated_scans_of_brats_are_of_one_patient(tmp_path, name):
+    numbers = ("00557", "00639", "00758", "00626", "00001")
+    ending = "_{}.nii.gz" if "2021" in name else "-{}.nii.gz"
+    write_cases(tmp_path / "set", *map(name.format, numbers), ending=ending)
+    write(tmp_path / "set" / "t.csv", "id,g", *(f"{n},0" for n in numbers))
+    task = brats(classes="a b", labels="t.csv", id="id", label="g", names={0: "a"})
+    of = column(reader.read(task, tmp_path), "patient_id")
+    start = name.removesuffix("-000")
+    assert of == {
+        name.format("00557"): start.format("00557"),
+        name.format("00639"): start.format("00557"),
+        name.format("00758"): start.format("00758"),
+        name.format("00626"): start.format("00758"),
+        name.format("00001"): start.format("00001"),
     }
 
 
@@ -1069,6 +1121,7 @@ def test_the_patient_is_found_in_a_name_by_its_group_or_as_a_whole(tmp_path):
         found = reader.read(per_class(patient=pattern), tmp_path)
         assert found.rows["patient_id"].tolist() == [seven, seven, twelve]
         reason = f"its name tells no patient: it has no {pattern!r}"
+        reason += " (with a / in it, the whole path is searched)"
         assert reasons(found.problems) == {"b/left.png": reason}
     with pytest.raises(ManifestError, match="patient is no regular expression: missing"):
         reader.read(per_class(patient="P("), tmp_path)
@@ -1092,7 +1145,10 @@ def test_volumes_are_read_where_the_card_has_volumes_and_masks_are_none(tmp_path
     volumes = card("folder_per_class", "a b", volumes=cards.Volumes())
     found = reader.read(volumes, tmp_path)
     assert column(found, "path") == {"a-1": "set/a/1.nii.gz", "b-2": "set/b/2.NII"}
-    assert reasons(found.excluded) == {"b/2_seg.nii.gz": "a mask, by its name"}
+    assert reasons(found.excluded) == {
+        "b/2_seg.nii.gz": "a mask, by its name",
+        "b/*.png": "1 file(s) with the ending .png: not read",
+    }
 
 
 # ----------------------------------------------------------------------------------- own tables
@@ -1149,8 +1205,8 @@ def test_a_tables_own_columns_and_codes_are_translated(tmp_path, ending):
     }
     task = own(path.name, columns=columns, names={0: "a", 1: "b"})
     assert reader.read(task, tmp_path).rows.to_numpy().tolist() == [
-        ["s1", "7", "set/1.nii.gz", "a", "train", "set/1m.nii.gz", "70", "f", "Ü"],
-        ["s2", "8", "set/2.nii.gz", "b", "val", "", "", "m", "Z"],
+        ["s1", "7", "set/1.nii.gz", "a", "train", "set/1m.nii.gz", "70", "female", "Ü"],
+        ["s2", "8", "set/2.nii.gz", "b", "val", "", "", "male", "Z"],
     ]
 
 
@@ -1167,12 +1223,13 @@ def test_every_row_that_cannot_be_used_has_its_reasons(tmp_path):
     assert column(found, "path") == {"s1": "set/1.png", "s10": "elsewhere.png"}
     assert reasons(found.problems) == {
         "s2": "it stands in 2 rows of table.csv",
-        "s3": "labelled 'c' in table.csv, not one of a, b; gone.png is not there",
+        "s3": "labelled 'c' in table.csv, not one of a, b; gone.png is not there: "
+        "looked in set, and for its name below",
         "s4": "its path is empty",
         "3": "it has no label in table.csv",
         "s6": "its split is 'later', not one of train, val, test",
         "s7": "its patient_id is empty",
-        "s8": "no.nii is not there",
+        "s8": "no.nii is not there: looked in set, and for its name below",
         "row 11": "its patient_id is empty; its path is empty",
         "s11": "its path leads out of the data folder",
     }
@@ -1193,11 +1250,18 @@ def test_a_missing_table_or_column_is_named_beside_what_is_there(tmp_path):
         reader.read(own("labels.csv", columns={"path": "file"}, names={0: "c"}), tmp_path)
 
 
-def test_a_table_in_another_encoding_is_refused_by_name(tmp_path):
-    (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "table.csv").write_bytes("path,label\nä.png,a\n".encode("latin-1"))
-    with pytest.raises(ManifestError, match=r"table\.csv cannot be read as a table: 'utf-8'"):
+def test_a_table_in_another_encoding_is_refused_with_its_row_or_read_when_it_is_named(tmp_path):
+    touch(tmp_path / "set", "ä.png")
+    table = tmp_path / "set" / "table.csv"
+    table.write_bytes("path,label\nä.png,a\n".encode("cp1252"))
+    with pytest.raises(ManifestError, match=r"table\.csv: row 2 holds the byte 0xE4, .* UTF-8"):
         reader.read(own(), tmp_path)
+    found = reader.read(own(encoding="cp1252"), tmp_path)
+    assert column(found, "path") == {"ä": "set/ä.png"}
+    with pytest.raises(ManifestError, match=r"no encoding 'klingon'"):
+        reader.read(own(encoding="klingon"), tmp_path)
+    table.write_bytes("path\tlabel\nä.png\ta\n".encode("utf-16"))  # as Excel's "Unicode text"
+    assert column(reader.read(own(), tmp_path), "path") == {"ä": "set/ä.png"}
 
 
 # --------------------------------------------------------------------------------------- MedMNIST
@@ -1384,7 +1448,7 @@ def test_a_pattern_that_searches_for_ever_is_given_up(tmp_path):
     touch(tmp_path / "set", "a/" + "x" * 40 + "!.png", "b/y.png")
     begun = time.monotonic()
     task = card("folder_per_class", "a b", layout_options={"patient": "(x|x|xx)+y"})
-    with pytest.raises(ManifestError, match="patient takes more than 1 s to search 'xxx.*a repeat"):
+    with pytest.raises(ManifestError, match="takes more than 1 s to search 'xxx.*a repeat"):
         reader.read(task, tmp_path)
     assert time.monotonic() - begun < 20
 

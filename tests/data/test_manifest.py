@@ -192,12 +192,17 @@ def test_all_mistakes_of_a_card_are_listed_at_once(tmp_path):
     assert all(part in message for part in said)
 
 
-def test_classes_that_yaml_reads_as_booleans_are_refused(tmp_path):
+def test_no_and_yes_are_classes_and_only_true_and_false_are_booleans(tmp_path):
     write_card(tmp_path)
-    text = (tmp_path / "toy.yaml").read_text().replace("- a\n- b", "- yes\n- no")
-    (tmp_path / "toy.yaml").write_text(text)
+    plain = (tmp_path / "toy.yaml").read_text()
+    (tmp_path / "toy.yaml").write_text(plain.replace("- a\n- b", "- no\n- yes"))
+    card = cards.read("toy", tmp_path)
+    assert card.classes == ("no", "yes")
+    (tmp_path / "toy.yaml").write_text(cards.text(card))
+    assert cards.read("toy", tmp_path) == card
+    (tmp_path / "toy.yaml").write_text(plain.replace("- a\n- b", "- true\n- 1"))
     with pytest.raises(
-        ManifestError, match=r"classes\[0\] is True, not a text .*\n.*classes\[1\] is False"
+        ManifestError, match=r"classes\[0\] is True, not a text .*\n.*classes\[1\] is 1, not a text"
     ):
         cards.read("toy", tmp_path)
 

@@ -492,6 +492,7 @@ def test_packed_pixels_are_pillows_own_resize(tmp_path, interpolation, size):
     for path, found in zip(rows["path"], packed.images, strict=True):
         assert (found == pillows(tmp_path / path, size, interpolation)).all()
     how = {"size": size, "interpolation": interpolation, "geometry": "squash"}
+    how["grey_values"] = ""
     how |= {"volumes": None, "mask_at_test_time": False}
     made = {"hash": packed.meta["hash"], "sha256": packed.meta["sha256"]}
     assert packed.meta == how | made
@@ -632,7 +633,7 @@ def test_several_packs_are_made_from_one_decoding(tmp_path, monkeypatch):
     monkeypatch.setattr(decoding, "decode", lambda *args: opened.append(args) or decode(*args))
     made = packing.pack(rows, tmp_path, asked, workers=1)
     assert len(opened) == 3
-    for folder, (size, interpolation, _) in asked.items():
+    for folder, (size, interpolation, *_) in asked.items():
         alone = pack_one(rows, tmp_path, tmp_path / "alone" / folder.name, size, interpolation)
         assert (made[folder].images == alone.images).all()
     before = stamp(tmp_path / "8-bilinear")

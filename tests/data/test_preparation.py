@@ -209,11 +209,35 @@ def test_copies_stay_in_one_fold_and_are_reported(tmp_path):
     assert (pair["same_patient"], pair["same_label"], pair["action"]) == (False, True, "both kept")
 
 
-def test_one_picture_with_two_labels_is_reported_as_such(tmp_path):
+def test_one_picture_under_two_labels_is_refused_with_both_and_both_can_be_set_aside(tmp_path):
     data = write_classes(tmp_path, 9)
     shutil.copy(data / "own" / "a" / "a4.png", data / "own" / "b" / "again.png")
-    (pair,) = prepare(toy(), data).duplicates.to_dict("records")
+    message = refusal(toy(), data)
+    assert "a-a4: it is 'a' and the same image as b-again, which is 'b'" in message
+    assert "b-again: it is 'b' and the same image as a-a4, which is 'a'" in message
+    prepared = prepare(toy(), data, quarantine=True)
+    assert {"a-a4", "b-again"} == set(prepared.excluded["name"])
+    assert not {"a-a4", "b-again"} & set(prepared.rows["sample_id"])
+    (pair,) = prepared.duplicates.to_dict("records")
     assert (pair["kind"], pair["same_label"]) == ("exact", False)
+
+
+@pytest.mark.parametrize("patient", [r"^(\w)", ""])
+def test_a_copy_under_two_labels_is_refused_unless_it_is_of_one_patient(tmp_path, patient):
+    data = write_classes(tmp_path, 9)
+    for name in ("x1", "x2", "x3"):  # of patient x, in both classes
+        for label in "ab":
+            picture(ord(name[1]) + 100 * (label == "b")).save(data / "own" / label / f"{name}.png")
+    image = Image.open(data / "own" / "a" / "x1.png")
+    image.save(data / "own" / "b" / "x9.jpg", quality=90)
+    card = toy(layout_options={"patient": r"^(x|..)"} if patient else {})
+    if patient:
+        pairs = prepare(card, data).duplicates.to_dict("records")
+        assert [(p["kind"], p["same_patient"], p["same_label"]) for p in pairs] == [
+            ("near", True, False)
+        ]
+    else:
+        assert "b-x9: it is 'b' and a copy of a-x1, which is 'a'" in refusal(card, data)
 
 
 def test_pictures_of_one_kind_are_no_copies(tmp_path):
@@ -259,7 +283,7 @@ def test_a_given_manifest_fixes_samples_and_splits(own):
     picture(77).save(own / "own" / "another.png")  # in the folder, not in the CSV
     csv = given(own, fold=folds, comment="ignored", age=[str(k) for k in range(12)])
     csv.with_suffix(".excluded.csv").write_text("name,reason\na9,blurred\n")
-    rows, excluded, _ = prepare(toy(layout=""), own, given=csv, seed=5)
+    rows, excluded, *_ = prepare(toy(layout=""), own, given=csv, seed=5)
     expected = ["sample_id", "patient_id", "path", "label", "fold", "sha256", "age"]
     assert rows.columns.tolist() == expected
     assert rows["fold"].tolist() == folds
@@ -297,7 +321,7 @@ def test_everything_wrong_with_a_given_manifest_is_listed_at_once(own):
 
 def test_a_given_manifest_that_leaks_is_refused(own):
     csv = given(own, fold=[0, 1, 2] * 4, patient_id=["p0"] * 2 + list("abcdefghij"))
-    assert "patient 'p0' stands in several folds: 0, 1" in refusal(toy(layout=""), own, given=csv)
+    assert "p0: fold 0 (1), fold 1 (1)" in refusal(toy(layout=""), own, given=csv)
     shutil.copy(own / "own" / "a" / "a0.png", own / "own" / "a" / "a1.png")
     csv = given(own, fold=[0, 1, 2] * 4)
     assert "a0 (fold 0), a1 (fold 1)" in refusal(toy(layout=""), own, given=csv)
@@ -456,7 +480,7 @@ def drawn(tmp_path_factory):
 @pytest.mark.parametrize("task", [*cards.MRI, *cards.PUBLIC, *STAND_INS])
 def test_phantoms_of_every_task_of_the_paper_and_stand_in_are_prepared_whole(drawn, task):
     card = cards.read(task)
-    rows, excluded, duplicates = prepare(card, drawn)
+    rows, excluded, duplicates, *_ = prepare(card, drawn)
     side = "split" if card.split == "official" else "fold"
     assert set(rows["label"]) == set(card.classes)
     assert rows.groupby("patient_id")[side].nunique().eq(1).all()

@@ -1,9 +1,11 @@
 """What all layouts share: what they yield, and the search for files, tables and classes."""
 
+import csv
+import io
 import os
 import re
 import zipfile
-from collections import namedtuple
+from collections import Counter, namedtuple
 from collections.abc import Generator, Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,14 +16,21 @@ import pandas as pd
 from medlib.data import manifest
 from medlib.data.cards import Card
 from medlib.data.manifest import BESIDE, KNOWN
-from medlib.errors import ManifestError, unknown
+from medlib.errors import ManifestError, listed, unknown
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+# The endings of the formats that medlib.data.decoding reads.
+IMAGES = (".apng", ".bmp", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg")
+IMAGES += (".jpf", ".jpg", ".jpx", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff")
+IMAGES += (".webp",)
 VOLUMES = (".nii", ".nii.gz")
-TABLES = (".csv", ".tsv", ".xlsx")
+TABLES = (".csv", ".tsv", ".tab", ".xlsx")
 FILES = ("path", *BESIDE)  # columns that name files
-COLUMNS = (*manifest.REQUIRED, "split", *BESIDE, *KNOWN)
-SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+COLUMNS = (*manifest.REQUIRED, "split", "fold", *BESIDE, *KNOWN)
+SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val"}
+SPLIT_WORDS |= {"validation": "val", "test": "test", "testing": "test"}
+OLE2 = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # an old .xls begins so, and a protected workbook
+SEXES = {"m": "male", "man": "male", "f": "female", "w": "female", "woman": "female"}
+YEARS = {"y": 1, "m": 12, "w": 52.18, "d": 365.25}  # how many of a unit of time are a year
 
 
 class Found(NamedTuple):
@@ -30,17 +39,20 @@ class Found(NamedTuple):
     ``rows``: sample_id, patient_id, path, label and, where the data have them, split (train, val,
     test), mask, reference (the patient's reference volume), age, sex and site; paths are POSIX and
     relative to the data folder. ``excluded`` (name, reason): left out by design. ``problems``
-    (name, reason): what has to be corrected or set aside; such a sample has no row.
+    (name, reason): what has to be corrected or set aside; such a sample has no row. ``notes``:
+    sentences about what was taken for granted.
     """
 
     rows: pd.DataFrame
     excluded: pd.DataFrame
     problems: pd.DataFrame
+    notes: tuple[str, ...] = ()
 
 
 Excluded = namedtuple("Excluded", ["name", "reason"])
 Problem = namedtuple("Problem", ["name", "reason"])
-Items = Iterator[dict | Excluded | Problem]
+Note = namedtuple("Note", ["text"])
+Items = Iterator[dict | Excluded | Problem | Note]
 
 
 def row(sample: str, path: Path, label: str, **known: str) -> dict:
@@ -100,39 +112,120 @@ def stem(name: str) -> str:
     return name[: len(name) - len(ending)]
 
 
-def read_cells(path: Path) -> pd.DataFrame:
-    """A CSV, TSV or Excel table as text: "007" stays as it is; of "1.0", as Excel has it, "1"."""
-    text = {"dtype": str, "keep_default_na": False}
+def read_cells(path: Path, encoding: str = "") -> pd.DataFrame:
+    """A CSV, TSV or Excel table as text: "007" stays as it is; of "1.0", as Excel has it, "1".
+
+    A CSV is UTF-8, or UTF-16 with a byte order mark, unless ``encoding`` says otherwise. The index
+    counts the rows from 0; rows without any text have been left away. Raises ManifestError for
+    a file that is no such table, and one that lists the rows that do not fit the header.
+    """
     if path.exists() and not path.is_file():  # reading a pipe or a device might never end
         raise ManifestError(f"{path} is no file, but a pipe or a device.")
     try:
+        if problem := manifest.pointer_problem(content := path.read_bytes()):
+            raise ManifestError(f"{path} {problem}.")
+        if content.startswith(OLE2):
+            protected = "EncryptedPackage".encode("utf-16-le") in content
+            kind = "a workbook with a password" if protected else "an old Excel file (.xls)"
+            raise ManifestError(f"{path} is {kind}: save it as .xlsx without one, or as CSV.")
         if path.suffix.lower() == ".xlsx":
-            table = pd.read_excel(path, **text)
+            cells = pd.read_excel(io.BytesIO(content), header=None, dtype=str, na_filter=False)
+            header, *rows = cells.values.tolist() or [[]]
         else:
-            with path.open(encoding="utf-8-sig") as file:
-                text["sep"] = max(",\t;", key=file.readline().count)
-            table = pd.read_csv(path, encoding="utf-8-sig", index_col=False, **text)
+            header, *rows = _csv_rows(path, _decoded(path, content, encoding))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        if isinstance(error, ManifestError):
+            raise
         raise ManifestError(f"{path} cannot be read as a table: {error}") from error
-    table = table.rename(columns=lambda name: str(name).strip())
-    table = table.map(lambda cell: re.sub(r"^(-?\d+)\.0+$", r"\1", cell.strip()))
+    if not header:
+        raise ManifestError(f"{path} cannot be read as a table: it is empty.")
+    table = pd.DataFrame(rows, columns=[str(name).strip() for name in header], dtype=str)
+    table = table.map(lambda cell: _whole(cell.strip()))
     return table[(table != "").any(axis=1)]  # spreadsheets leave empty rows behind
 
 
-def read_columns(path: Path, columns: dict, also: dict | None = None) -> pd.DataFrame:
-    """A table's ``columns`` under our names (ours: theirs), and of ``also`` those that it has."""
-    cells = read_cells(path)
+def _whole(number: str) -> str:
+    """Of a whole number that is written as 1.0, as pandas and Excel have it, "1"."""
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", number)
+
+
+def _decoded(path: Path, content: bytes, encoding: str) -> str:
+    is_utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    encoding = encoding or ("utf-16" if is_utf_16 else "utf-8-sig")
+    try:
+        return content.decode(encoding)
+    except LookupError:
+        raise ManifestError(f"{path}: there is no encoding {encoding!r}. Try cp1252.") from None
+    except UnicodeDecodeError as error:
+        row = content.count(b"\n", 0, error.start) + 1
+        what = f"row {row} holds the byte 0x{content[error.start]:02X}, no {encoding}"
+        way_out = "save it as CSV UTF-8, or name its `encoding` (of Excel, often cp1252)"
+        raise ManifestError(f"{path}: {what}: {way_out}, in layout_options.") from error
+
+
+def _csv_rows(path: Path, text: str) -> list[list[str]]:
+    """The header and the rows of a CSV, each as long as the header; lines without any are left."""
+    lines = text.splitlines(keepends=True)
+    comma = max(",\t;", key=(lines or [""])[0].count)
+    reader, rows, problems = csv.reader(iter(lines), delimiter=comma, strict=True), [], []
+    try:
+        for cells in reader:
+            begins = reader.line_num - sum(cell.count("\n") for cell in cells)
+            width = len(rows[0]) if rows else len(cells)
+            within = [line.count(comma) for cell in cells for line in cell.splitlines()[1:]]
+            if width > 2 and width - 1 in within:
+                problems.append(f"row {begins}: a text within it looks like rows of the table")
+            elif any(cells[width:]):
+                problems.append(f"row {begins}: it has {len(cells)} cells, the header {width}")
+            rows.append([*cells[:width], *[""] * (width - len(cells))])
+    except csv.Error:
+        odd = [n for n, line in enumerate(lines, 1) if line.count('"') % 2]
+        problems += [f"row {n}: a quotation mark is opened and not closed" for n in odd]
+        problems = problems or [f"row {reader.line_num}: text follows a closing quotation mark"]
+    if problems:
+        way_out = 'Close the quotation marks (within a text, " is written ""), or remove them.'
+        raise ManifestError(f"{path} is no sound table:\n{listed(problems)}\n{way_out}")
+    return rows or [[]]
+
+
+def read_columns(
+    path: Path, columns: dict, also: dict | None = None, encoding: str = ""
+) -> pd.DataFrame:
+    """A table's ``columns`` under our names (ours: theirs), and of ``also`` those that it has.
+
+    Raises ManifestError for columns that are missing, or whose name stands twice in the header.
+    """
+    cells = read_cells(path, encoding)
     missing = [theirs for theirs in columns.values() if theirs not in cells]
     if missing:
         there = ", ".join(cells.columns)
         raise ManifestError(f"{path}: columns missing: {', '.join(missing)}; found: {there}.")
     columns = columns | {ours: c for ours, c in (also or {}).items() if c in cells}
+    times = Counter(cells.columns)
+    if doubled := [name for name in dict.fromkeys(columns.values()) if times[name] > 1]:
+        what = f"columns whose name stands several times: {', '.join(doubled)}"
+        raise ManifestError(f"{path}: {what}. Rename or remove all but one.")
     table = pd.DataFrame({ours: cells[theirs] for ours, theirs in columns.items()})
-    for column in table.columns.intersection(KNOWN):
-        nothing = table[column].str.lower().isin(("unknown", "na", "nan", "n/a"))
-        table[column] = table[column].mask(nothing, "")
-    table.attrs["name"] = path.name  # for messages
+    table = known_in_one_way(manifest.without_missing(table))
+    table.attrs |= {"name": path.name, "columns": [*cells.columns]}  # for messages
     return table
+
+
+def known_in_one_way(table: pd.DataFrame) -> pd.DataFrame:
+    """Ages in years, also of DICOM's "058Y" or "018M"; "male" and "female" in one spelling."""
+    known = {}
+    if "age" in table:
+        known["age"] = table["age"].map(_years)
+    if "sex" in table:
+        lower = table["sex"].str.lower()
+        spelt = lower.isin(["male", "female"])
+        known["sex"] = lower.map(SEXES).fillna(table["sex"].mask(spelt, lower))
+    return table.assign(**known)
+
+
+def _years(age: str) -> str:
+    match = re.fullmatch(r"(\d+)\s*([YMWD])", age, re.IGNORECASE)
+    return f"{round(int(match[1]) / YEARS[match[2].lower()], 2):g}" if match else age
 
 
 def find_table(folder: Path, pattern: str, columns: dict, also: dict | None = None) -> pd.DataFrame:
@@ -177,7 +270,7 @@ def labelled(images: list[Path], table: pd.DataFrame, classes: dict, **fixed: st
             yield Problem(sample, no_class(told["label"], classes, table.attrs["name"]))
 
 
-def no_class(code: str, classes: dict[str, str], where: str) -> str:
+def no_class(code: str, classes: Iterable[str], where: str) -> str:
     wrong = f"labelled {code!r} in {where}, not one of {', '.join(classes)}"
     return wrong if code else f"it has no label in {where}"
 
@@ -188,7 +281,8 @@ def classes_of(card: Card, option: str, given: dict | None) -> dict[str, str]:
         if label not in card.all_classes:
             way_out = f"Correct {option} in layout_options."
             raise ManifestError(unknown("class", label, card.all_classes, way_out))
-    return {str(code): label for code, label in (given or {c: c for c in card.all_classes}).items()}
+    codes = given or {c: c for c in card.all_classes}
+    return {_whole(str(code)): label for code, label in codes.items()}
 
 
 def one_hot(table: pd.DataFrame, classes: Iterable[str]) -> list[str]:

@@ -1,21 +1,23 @@
-"""Layouts of any data set: a folder per class, a table, MedMNIST."""
+"""Layouts of any data set: a folder per class, MedMNIST."""
 
 import math
+import re
 import zipfile
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import regex  # as re, with a limit of time
 
 from medlib.core.splits import SPLITS
 from medlib.data.cards import Card
-from medlib.data.layouts import base
+from medlib.data.layouts import base, patients
 from medlib.data.layouts.mri import modalities
 from medlib.errors import ManifestError, unknown
 
 MAX_LABELS = 10**7  # of a set of MedMNIST: its header may claim anything
-PATIENCE = 1  # seconds to match one name: with some patterns it could take hours
+# What drawings on an image are called: the image's name and such a word, or a folder of its own.
+WORD = "(mask|seg|segmentation|superpixel|label|gt|overlay|contour|annotation|roi)s?"
+DRAWN = re.compile(rf"(.+?)[ _-]+{WORD}([ _-]?\d+)?", re.IGNORECASE)
+FOLDER_OF_DRAWN = re.compile(rf"(.+[ _-])?{WORD}", re.IGNORECASE)
 
 
 def folder_per_class(
@@ -24,12 +26,10 @@ def folder_per_class(
     """``<class>/…`` or ``{train,val,test}/<class>/…``: images, or volumes where the card has them.
 
     ``patient`` is a regular expression: what it (or its first group) finds in a file's name is the
-    patient; without, one file is one patient. ``classes`` maps names of folders to classes.
+    patient. With a ``/`` in it, it is searched in the whole path below ``folder``. Without it, one
+    file is one patient. ``classes`` maps names of folders to classes.
     """
-    try:
-        pattern = regex.compile(patient or ".*")
-    except regex.error as error:
-        raise ManifestError(f"layout_options: patient is no regular expression: {error}") from error
+    pattern = patients.pattern("patient", patient)
     named = base.classes_of(card, "classes", None) | base.classes_of(card, "classes", classes)
     paths = base.files(folder, base.VOLUMES if card.volumes else base.IMAGES)
     parts = {path: path.relative_to(folder).parts for path in paths}
@@ -39,11 +39,12 @@ def folder_per_class(
         there = f"there are images in {', '.join(sorted(splits))}"
         way_out = "there must be some in train and in test, or no folder of a split at all."
         raise ManifestError(f"{folder}: {there}; {way_out}")
+    stems = {(path.parent, base.stem(path.name).lower()) for path in paths}
     for path in paths:
         shown, depth = "/".join(parts[path]), 1 if splits else 0
         split, (*within, _) = splits.get(parts[path][0], ""), parts[path][depth:]
-        at, match = "/".join(parts[path][: depth + 1]), _search(pattern, path.name)
-        whose = match and match[min(pattern.groups, 1)]
+        at, whose = "/".join(parts[path][: depth + 1]), patients.of(pattern, shown)
+        drawn = DRAWN.fullmatch(base.stem(path.name).lower())
         if not within or (splits and not split):
             yield base.Problem(shown, "it lies in no folder of a class")
         elif within[0] not in named:
@@ -51,62 +52,18 @@ def folder_per_class(
             yield base.Problem(at, f"{reason}: name its class in layout_options, classes")
         elif card.volumes and "mask" in modalities([path]):
             yield base.Excluded(shown, "a mask, by its name")
+        elif drawn and (path.parent, drawn[1]) in stems:
+            yield base.Excluded(shown, "a mask or a drawing of the image beside it, by its name")
+        elif any(FOLDER_OF_DRAWN.fullmatch(part) for part in within[1:]):
+            yield base.Excluded(shown, "a mask or a drawing, by its folder")
         elif not whose:
-            yield base.Problem(shown, f"its name tells no patient: it has no {patient!r}")
+            yield base.Problem(shown, patients.none(patient))
         else:
             sample = base.stem(shown.replace("/", "-"))
             whose = whose if patient else sample
             yield base.row(sample, path, named[within[0]], patient_id=whose, split=split)
-
-
-def _search(pattern: regex.Pattern, name: str) -> regex.Match | None:
-    try:
-        return pattern.search(name, timeout=PATIENCE)
-    except TimeoutError as error:
-        slow = f"patient takes more than {PATIENCE} s to search {name!r}"
-        way_out = "write it without a repeat within a repeat, such as (a+)+"
-        raise ManifestError(f"layout_options: {slow}: {way_out}.") from error
-
-
-def own_table(
-    folder: Path, card: Card, *, table: str, columns: dict | None = None, names: dict | None = None
-) -> base.Items:
-    """A user's CSV, TSV or Excel table, one row per sample; its paths are relative to its folder.
-
-    ``columns`` maps our columns to the table's; path and label are needed. ``names`` maps the
-    table's labels to classes.
-    """
-    path = folder / table
-    if not path.is_file():
-        tables = [base.shown(p, folder) for p in base.files(folder, base.TABLES)]
-        there = ", ".join(tables) or "no table"
-        raise ManifestError(f"{folder}: the table {table} is missing; there is: {there}.")
-    for column in columns or {}:
-        if column not in base.COLUMNS:
-            raise ManifestError(unknown("column", column, base.COLUMNS, "Correct layout_options."))
-    needed = {"path": "path", "label": "label"} | (columns or {})
-    cells = base.read_columns(path, needed, {c: c for c in base.COLUMNS if c not in needed})
-    rows, classes = cells.to_dict("records"), base.classes_of(card, "names", names)
-    for index, row in zip(cells.index, rows, strict=True):
-        sample = row.get("sample_id") or base.stem(row["path"]).replace("/", "-")
-        row["sample_id"] = sample or f"row {index + 2}"
-        row["patient_id"] = row.get("patient_id", row["sample_id"])
-    times, sides = Counter(row["sample_id"] for row in rows), base.SPLIT_WORDS
-    for row in rows:
-        reasons, split = [], row.get("split", "")
-        if times[row["sample_id"]] > 1:
-            reasons.append(f"it stands in {times[row['sample_id']]} rows of {table}")
-        if split and split.lower() not in sides:
-            reasons.append(f"its split is {split!r}, not one of {', '.join(SPLITS)}")
-        if row["label"] not in classes:
-            reasons.append(base.no_class(row["label"], classes, table))
-        for column in (c for c in base.FILES if row.get(c)):
-            if not (path.parent / row[column]).is_file():
-                reasons.append(f"{row[column]} is not there")
-            row[column] = path.parent / row[column]
-        yield from (base.Problem(row["sample_id"], reason) for reason in reasons)
-        if not reasons:
-            yield row | {"label": classes[row["label"]], "split": sides.get(split.lower(), "")}
+    if not patient:
+        yield from patients.one_image_each("/".join(p) for p in parts.values())
 
 
 def _shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:

@@ -15,8 +15,11 @@ from medlib.errors import ManifestError, unknown
 MODALITIES = {"t1": "t1|t1n", "t1ce": "t1ce|t1c|t1gd", "t2": "t2|t2w", "flair": "flair|t2f|fla"}
 ENDINGS = MODALITIES | {"mask": "seg|segm|tumor_segmentation"}
 REQUIRED = ["t1", "t1ce", "flair"]  # so that tasks on each of them are about the same patients
-FOLLOW_UPS = {"0315": "0433", "0278": "0431", "0175": "0396"}  # UCSF-PDGM: two ids of one patient
-FOLLOW_UPS |= {"0138": "0429", "0181": "0409", "0289": "0391"}
+# UCSF-PDGM: ids of a follow-up of another patient, and what these are called from version 3 on.
+FOLLOW_UPS = {"0315": "0433FU007d", "0278": "0431FU001d", "0175": "0396FU175d"}
+FOLLOW_UPS |= {"0138": "0429FU003d", "0181": "0409FU001d", "0289": "0391FU016d"}
+# BraTS from 2021 on: two numbers of one patient, by UCSF-PDGM's table.
+REPEATED = {"00639": "00557", "00626": "00758"}
 # ``key``: the sample's name in the table of labels; ``volumes`` are paths, the others texts.
 Case = namedtuple("Case", ["sample", "patient", "key", "site", "volumes"])
 
@@ -93,7 +96,8 @@ def brats(
     The grade is told by a folder HGG or LGG (2018, 2019) or by ``name_mapping.csv`` (2018 to
     2020). Later years have none: ``labels`` names a table, ``id`` and ``label`` its columns and
     ``names`` what its codes mean; an id is a case's or a patient's, 00495 or 495.
-    ``BraTS-GLI-00495-001`` (2023) is a further scan of patient ``BraTS-GLI-00495``.
+    ``BraTS-GLI-00495-001`` (2023) is a further scan of patient ``BraTS-GLI-00495``. Two patients
+    have a second number.
     """
     folders = _case_folders(folder, "BraTS??_*_*", "BraTS2021_?????", "BraTS-*-?????-???")
     above = {(c.name, p.upper()) for c in folders for p in c.relative_to(folder).parts}
@@ -127,12 +131,17 @@ def brats(
     for case, volumes in folders.items():
         patient = re.sub(r"^(BraTS-\w+-\d+)-\d+$", r"\1", case.name)
         key = next((k for k in map(key_of, (case.name, patient)) if k in known), "")
+        again = re.sub(r"(?<=^BraTS2021_)\d{5}$|(?<=^BraTS-GLI-)\d{5}$", _first_number, patient)
         site = re.match(r"BraTS1[789]_([^_]+)_", case.name, re.IGNORECASE)
         if not key and "validation" in base.shown(case, folder).lower():
             yield base.Excluded(case.name, "of the validation set, whose grades are not public")
         else:
-            cases.append(Case(case.name, patient, key, site[1] if site else "", volumes))
+            cases.append(Case(case.name, again, key, site[1] if site else "", volumes))
     yield from _volumes(cases, table, classes, card, (modality, require, reference))
+
+
+def _first_number(match: re.Match) -> str:
+    return REPEATED.get(match[0], match[0])
 
 
 def _brats_number(name: str) -> str:
@@ -149,22 +158,27 @@ def ucsf_pdgm(
     """MRI volumes ``UCSF-PDGM-0004_nifti/UCSF-PDGM-0004_{T1,T1c,FLAIR,T2}[_bias].nii.gz``.
 
     The WHO grade stands in ``*metadata*.csv`` (Calabrese et al. 2022), whose ids have three
-    digits. Follow-up scans, under an id of their own or as ``0433FU003d``, are of one patient.
+    digits. Follow-up scans, under an id of their own or as ``0433_FU007d``, are of one patient.
     """
     columns = {"image": "ID", "label": "WHO CNS Grade"}
     table = base.find_table(folder, "*metadata*.csv", columns, {"age": "Age at MRI", "sex": "Sex"})
-    table["image"] = [re.sub(r"\d+", lambda n: n[0].zfill(4), i, count=1) for i in table["image"]]
-    known, cases = set(table["image"]), []
+    ids = table["image"].str.replace("_FU", "FU")
+    table["image"] = [re.sub(r"\d+", lambda n: n[0].zfill(4), i, count=1) for i in ids]
+    known, cases, old = set(table["image"]), [], {new: old for old, new in FOLLOW_UPS.items()}
     for case, volumes in _case_folders(folder, "UCSF-PDGM-????*_nifti").items():
         sample = re.sub("_nifti$", "", case.name)
-        match = re.fullmatch(r"(UCSF-PDGM-)(\d{4})(FU\w+)?", sample)
+        match = re.fullmatch(r"(UCSF-PDGM-)(\d{4})(?:_?(FU\w+))?", sample)
         if match is None:
             yield base.Problem(case.name, "not named like UCSF-PDGM-0004_nifti")
-        elif match[3] and sample not in known:
+            continue
+        start, number, days = match[1], match[2], match[3] or ""
+        keys = [start + number + days, start + old.get(number + days, number + days)]
+        key = next((key for key in keys if key in known), keys[0])
+        if days and key not in known:
             yield base.Excluded(sample, "a follow-up scan without a grade of its own")
         else:
-            patient = match[1] + FOLLOW_UPS.get(match[2], match[2])
-            cases.append(Case(sample, patient, sample, "", volumes))
+            patient = start + FOLLOW_UPS.get(number, number)[:4]
+            cases.append(Case(sample, patient, key, "", volumes))
     grades = {grade: f"grade_{grade}" for grade in "234"}
     yield from _volumes(cases, table, grades, card, (modality, require, reference))
 

@@ -9,6 +9,7 @@ Hidden names (``._x.jpg``, ``.DS_Store``) and ``__MACOSX`` are no part of any da
 
 import filecmp
 import inspect
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pandas as pd
 
 from medlib.data import cards, manifest
 from medlib.data.cards import Card
-from medlib.data.layouts import base, generic, mri, photographs
+from medlib.data.layouts import base, generic, mri, photographs, tables
 from medlib.errors import ManifestError, listed, unknown
 
 Left = base.Excluded | base.Problem  # out of the manifest
@@ -47,17 +48,19 @@ def read(card: Card, data: Path | str) -> base.Found:
         row |= {c: base.shown(row[c], data) if row[c] else "" for c in base.FILES if c in row}
     items += [problem for row in rows for problem in _row_problems(row, card)]
     rows, copies = _one_file_an_id(rows, data)
-    items += copies
+    items += [*copies, *_not_read(folder, data, rows, card)]
     problems = _frame(item for item in items if isinstance(item, base.Problem))
     bad = set(problems["name"])
     excluded = _frame(i for i in items if isinstance(i, base.Excluded) and i.name not in bad)
-    rows = [row for row in rows if row["sample_id"] not in bad]
+    rows = [row for row in rows if _printable(row["sample_id"]) not in bad]
     if not rows:
         reasons = [f"{name}: {reason}" for name, reason in [*problems.values, *excluded.values]]
         none = f"no sample was found in {folder} ({card.layout})"
         raise ManifestError(f"{card.task}: {none}.\n{listed(reasons)}")
     there = [c for c in base.COLUMNS if c in manifest.REQUIRED or any(row.get(c) for row in rows)]
-    return base.Found(pd.DataFrame(rows, columns=there, dtype=str).fillna(""), excluded, problems)
+    notes = tuple(dict.fromkeys(item.text for item in items if isinstance(item, base.Note)))
+    table = pd.DataFrame(rows, columns=there, dtype=str).fillna("")
+    return base.Found(table, excluded, problems, notes)
 
 
 def _options(card: Card) -> dict:
@@ -77,6 +80,27 @@ def _options(card: Card) -> dict:
     return given
 
 
+def _not_read(folder: Path, data: Path, rows: list[dict], card: Card) -> Iterator[base.Excluded]:
+    """How many files have an ending that the layout does not look for, by ending and folder."""
+    of_kind = base.VOLUMES if card.volumes else base.IMAGES
+    is_any = card.layout in ANY_DATA
+    read = base.TABLES + (of_kind if is_any else base.IMAGES + base.VOLUMES)
+    used = {manifest.sample_file(row["path"]) for row in rows}
+    times = Counter()
+    for path in base.files(folder):
+        if not path.name.lower().endswith(read) and base.shown(path, data) not in used:
+            within = path.relative_to(folder).parts[:-1]
+            where = within[: 2 if within and within[0].lower() in base.SPLIT_WORDS else 1]
+            ending = path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]
+            if ending or is_any:  # a table of HAM10000 has none
+                times["/".join(where), "".join(ending).lower()] += 1
+    for (where, ending), number in sorted(times.items()):
+        words = f"the ending {ending}" if ending else "no ending"
+        yield base.Excluded(
+            f"{where}/*{ending}".strip("/"), f"{number} file(s) with {words}: not read"
+        )
+
+
 def _row_problems(row: dict, card: Card) -> Iterator[base.Problem]:
     for column in manifest.REQUIRED:
         if not row[column]:
@@ -87,6 +111,9 @@ def _row_problems(row: dict, card: Card) -> Iterator[base.Problem]:
     for column in base.FILES:
         if row.get(column, "").split("/")[0] == "..":
             yield base.Problem(row["sample_id"], f"its {column} leads out of the data folder")
+        if _printable(row.get(column, "")) != row.get(column, ""):
+            way_out = "rename the file or its folder (`convmv -f cp1252 -t utf-8` does)"
+            yield base.Problem(row["sample_id"], f"its {column} is not written in UTF-8: {way_out}")
 
 
 def _one_file_an_id(rows: list[dict], data: Path) -> tuple[list[dict], list[Left]]:
@@ -105,6 +132,11 @@ def _one_file_an_id(rows: list[dict], data: Path) -> tuple[list[dict], list[Left
     return [group[0] for group in groups.values()], further
 
 
+def _printable(name: str) -> str:
+    """A name whose bytes that are no text are written as ``\\udcfc``."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def _is_copy(row: dict, other: dict, data: Path) -> bool:
     alike = all(row[c] == other.get(c) for c in row if c not in base.FILES)
     paths = data / row["path"], data / other["path"]
@@ -113,12 +145,14 @@ def _is_copy(row: dict, other: dict, data: Path) -> bool:
 
 def _frame(items: Iterable[Left]) -> pd.DataFrame:
     """Names and reasons; a name that comes several times has all its reasons in one row."""
-    table = pd.DataFrame([*items], columns=["name", "reason"], dtype=str).drop_duplicates()
+    items = [tuple(map(_printable, item)) for item in items]
+    table = pd.DataFrame(items, columns=["name", "reason"], dtype=str).drop_duplicates()
     return table.groupby("name", sort=False)["reason"].agg("; ".join).reset_index()
 
 
 LAYOUTS = {"kermany": photographs.kermany, "ichallenge": photographs.ichallenge}
 LAYOUTS |= {"ham10000": photographs.ham10000, "isic2017": photographs.isic2017}
 LAYOUTS |= {"brats": mri.brats, "ucsf_pdgm": mri.ucsf_pdgm, "tcga_lgg": mri.tcga_lgg}
-LAYOUTS |= {"folder_per_class": generic.folder_per_class, "table": generic.own_table}
+LAYOUTS |= {"folder_per_class": generic.folder_per_class, "table": tables.own_table}
 LAYOUTS |= {"medmnist": generic.medmnist}
+ANY_DATA = ("folder_per_class", "table")  # they read one kind of file: images, or volumes

@@ -1,0 +1,199 @@
+"""The layout of any data set that a table describes: the option ``table`` names it."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Generator
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from medlib.core.splits import SPLITS
+from medlib.data.cards import Card
+from medlib.data.layouts import base, patients
+from medlib.errors import ManifestError, unknown
+
+
+def own_table(
+    folder: Path,
+    card: Card,
+    *,
+    table: str,
+    columns: dict | None = None,
+    names: dict | None = None,
+    patterns: dict | None = None,
+    where: dict | None = None,
+    patient: str = "",
+    encoding: str = "",
+) -> base.Items:
+    """A user's CSV, TSV or Excel table, one row per sample.
+
+    ``columns`` maps our columns to the table's; path and label are needed. A path is relative to
+    the table's folder or to the data set's; a bare or differently spelt name is searched below it.
+    A list of columns is a path in parts. ``names`` maps the table's labels to classes, in any case;
+    ``patterns`` regular expressions for whole labels to classes. ``where`` maps a column to the
+    values of the rows that are used. ``patient`` finds the patient in a path, as in
+    :func:`folder_per_class`. ``encoding`` is that of a CSV which is not UTF-8.
+    """
+    path = folder / table
+    if not path.is_file():
+        tables = [base.shown(p, folder) for p in base.files(folder, base.TABLES)]
+        there = ", ".join(tables) or "no table"
+        raise ManifestError(f"{folder}: the table {table} is missing; there is: {there}.")
+    cells = _cells(path, columns or {}, [*(where or {})], encoding)
+    rows = yield from _chosen(cells, where or {})
+    codes, spelt = base.classes_of(card, "names", names), {}
+    if patterns:
+        spelt = base.classes_of(card, "patterns", patterns)
+        spelt = {patients.pattern("patterns", f"(?i){p}"): c for p, c in spelt.items()}
+    places, pattern = _Places(path, folder, card), patients.pattern("patient", patient)
+    times, sides = Counter(row["sample_id"] for row in rows), base.SPLIT_WORDS
+    for row in rows:
+        reasons, split = [], row.get("split", "")
+        if times[row["sample_id"]] > 1:
+            reasons.append(f"it stands in {times[row['sample_id']]} rows of {table}")
+        if split and split.lower() not in sides:
+            reasons.append(f"its split is {split!r}, not one of {', '.join(SPLITS)}")
+        if not (label := _class_of(row["label"], codes, spelt)):
+            reasons.append(base.no_class(row["label"], [*codes, *(patterns or ())], table))
+        for column in (c for c in base.FILES if row.get(c)):
+            row[column], reason = places.find(row[column])
+            reasons += [reason] * bool(reason)
+        if patient and not reasons:
+            row["patient_id"] = patients.of(pattern, base.shown(row["path"], folder))
+            reasons += [patients.none(patient)] * (not row["patient_id"])
+        yield from (base.Problem(row["sample_id"], reason) for reason in reasons)
+        if not reasons:
+            whose = {"patient_id": row.get("patient_id", row["sample_id"])}
+            yield row | whose | {"label": label, "split": sides.get(split.lower(), "")}
+    yield from places.left(table)
+    if "patient_id" not in cells and not patient:
+        shown = (base.shown(file, folder) for file in places.named)
+        yield from patients.one_image_each(shown, cells.attrs["unused"])
+    if "fold" in cells.attrs["unused"]:
+        way_out = "To use it, write in layout_options: columns: {fold: fold}"
+        yield base.Note(f"The column fold of {table} is not used. {way_out}")
+
+
+def _cells(path: Path, columns: dict, filters: list[str], encoding: str) -> pd.DataFrame:
+    """The table's columns by our names, and as ``where <theirs>`` those of filters.
+
+    ``attrs["unused"]`` are the names of the others.
+    """
+    for column, theirs in columns.items():
+        if column not in base.COLUMNS:
+            raise ManifestError(unknown("column", column, base.COLUMNS, "Correct layout_options."))
+        if isinstance(theirs, list) and column not in base.FILES:
+            raise ManifestError(f"layout_options: {column} is one column, not {theirs}.")
+    needed = {"path": "path", "label": "label"} | columns
+    parts = {c: theirs for c, theirs in needed.items() if isinstance(theirs, list)}
+    asked = {c: theirs for c, theirs in needed.items() if c not in parts}
+    asked |= {f"{c} {k}": name for c, several in parts.items() for k, name in enumerate(several)}
+    asked |= {f"where {name}": name for name in filters}
+    also = {c: c for c in base.COLUMNS if c not in needed and c != "fold"}
+    cells = base.read_columns(path, asked, also, encoding)
+    for column, several in parts.items():
+        folders = [cells.pop(f"{column} {k}").str.strip("/") for k in range(len(several))]
+        cells[column] = ["/".join(filter(None, names)) for names in zip(*folders, strict=True)]
+    for column in cells.columns.intersection(base.FILES):
+        cells[column] = cells[column].str.replace("\\", "/").str.removeprefix("./")
+    used = {*asked.values(), *also.values()}
+    cells.attrs["unused"] = [c for c in cells.attrs["columns"] if c not in used]
+    return cells
+
+
+def _chosen(cells: pd.DataFrame, where: dict) -> Generator[base.Excluded, None, list[dict]]:
+    """The rows that ``where`` asks for, each with a sample_id; the others are left out."""
+    rows = cells.to_dict("records")
+    stems = [base.stem(row["path"]).strip("/").replace("/", "-") for row in rows]
+    paths = pd.DataFrame({"stem": stems, "path": cells["path"].to_numpy()}).drop_duplicates()
+    several = paths["stem"].value_counts()  # x.png and x.jpg have one stem
+    for index, row, stem in zip(cells.index, rows, stems, strict=True):
+        whole = row["path"].strip("/").replace("/", "-")
+        named = row.get("sample_id") or (stem if several[stem] == 1 else whole)
+        row["sample_id"] = named or f"row {index + 2}"
+    chosen = []
+    for row in rows:
+        told = {column: row.pop(f"where {column}") for column in where}
+        for column, wanted in where.items():
+            values = [str(v) for v in (wanted if isinstance(wanted, list) else [wanted])]
+            if told[column].lower() not in [value.lower() for value in values]:
+                reason = f"its {column} is {told[column]!r}, not {' or '.join(values)} (where)"
+                yield base.Excluded(row["sample_id"], reason)
+                break
+        else:
+            chosen.append(row)
+    return chosen
+
+
+def _class_of(code: str, names: dict, patterns: dict) -> str:
+    """The class of a label, by its name in any case, or by a pattern; "" where none or several."""
+    if code in names:
+        return names[code]
+    told = {label for name, label in names.items() if name.lower() == code.lower()}
+    if code and not told:
+        told = {c for pattern, c in patterns.items() if patients.found(pattern, code, "fullmatch")}
+    return told.pop() if len(told) == 1 else ""
+
+
+class _Places:
+    """The files that a table names, and those that it does not."""
+
+    def __init__(self, table: Path, folder: Path, card: Card):
+        self.roots = [*dict.fromkeys([table.parent, folder])]
+        self.folder, self.endings = folder, base.VOLUMES if card.volumes else base.IMAGES
+        self.named, self.searched = {}, {}  # cells by file; files that were searched for, by cell
+
+    @cached_property
+    def by_name(self) -> dict[str, list[Path]]:
+        """Every file of the data set, by its name and by its name without ending."""
+        files = {}
+        for file in base.files(self.folder):
+            names = {_plain(file.name), _plain(base.stem(file.name)), _plain(file.stem)}
+            for name in names:
+                files.setdefault(name, []).append(file)
+        return files
+
+    def find(self, name: str) -> tuple[Path | str, str]:
+        """The file that a cell names, or the reason why there is none."""
+        for root in self.roots:
+            if (root / name).is_file():
+                self.named.setdefault(root / name, name)
+                return root / name, ""
+        parts = [_plain(part) for part in name.split("/") if part not in ("", ".")]
+        fitting = [f for f in self.by_name.get((parts or [""])[-1], []) if self._ends(f, parts)]
+        if len(fitting) == 1 and self.named.setdefault(fitting[0], name) == name:
+            self.searched[name] = base.shown(fitting[0], self.folder)
+            return fitting[0], ""
+        if fitting:
+            there = ", ".join(base.shown(f, self.folder) for f in fitting)
+            also = f" (which is {self.named[fitting[0]]} of another row)" * (len(fitting) == 1)
+            way_out = "name its folder as well (in columns, path may be a list of columns)"
+            return "", f"{name} may be {there}{also}: {way_out}"
+        roots = " and ".join(root.name for root in self.roots)
+        return "", f"{name} is not there: looked in {roots}, and for its name below"
+
+    def _ends(self, file: Path, parts: list[str]) -> bool:
+        """Whether the folders of one path are the last folders of the other."""
+        there = [_plain(part) for part in file.relative_to(self.folder).parts[:-1]]
+        wanted = parts[:-1]
+        if len(wanted) > len(there):  # a path that begins above the data set's folder
+            there = there or [_plain(self.folder.name)]
+            return wanted[-len(there) :] == there
+        return there[len(there) - len(wanted) :] == wanted
+
+    def left(self, table: str) -> base.Items:
+        """Files that no row names, and a note of those that were found by a search."""
+        known = {file.resolve() for file in self.named}
+        for file in base.files(self.folder, self.endings):
+            if file.resolve() not in known:
+                yield base.Excluded(base.shown(file, self.folder), f"no row of {table} names it")
+        if self.searched:
+            many = f"{len(self.searched)} file(s) of {table} were found by searching their names"
+            name, file = next(iter(self.searched.items()))
+            yield base.Note(f"{many}, as they are written in another way: {name} is {file}.")
+
+
+def _plain(name: str) -> str:
+    """A name without differences that file systems and spreadsheets make: case, accents' form."""
+    return unicodedata.normalize("NFC", name).casefold()
