@@ -62,7 +62,7 @@ def decode(
             array = _npz_array(file, f"{split}_images", os.stat(file).st_mtime_ns)
         return Image.fromarray(np.ascontiguousarray(array[int(number)])).convert("RGB")
     with _opened(path, content) as image:
-        return _upright(image, grey_values)
+        return _upright(image, path, content, grey_values)
 
 
 def stored(path: Path | str, content: bytes | None = None) -> Stored:
@@ -119,21 +119,23 @@ def _bits(image: Image.Image) -> int:
     return 16 if is_deep else 32 if image.mode in ("I", "F") else 8
 
 
-def _upright(image: Image.Image, grey_values: GreyValues = "") -> Image.Image:
+def _upright(
+    image: Image.Image, path: Path | str, content: bytes | None, grey_values: GreyValues
+) -> Image.Image:
     """An opened image as upright RGB, its values made 8-bit as ``grey_values`` says."""
-    bits, turned = _bits(image), image.getexif().get(ExifTags.Base.Orientation, 1)
-    is_deep = bits > 8
+    bits = _bits(image)
     if grey_values == "window":
         raise ValueError("grey_values: window is for DICOM; choose stretched or as_stored")
-    if is_deep:
-        values, full = _deep(image, bits)
+    if bits > 8:
+        values, full = _deep(image, bits, path, content)
         picture = Image.fromarray(_to_8_bits(values, full, grey_values or "stretched"))
     else:
         picture = _over_black(image)
         if grey_values not in ("", "as_stored"):
             picture = Image.fromarray(_to_8_bits(np.asarray(picture, np.float32), 255, grey_values))
     picture = picture.convert("RGB")
-    picture.getexif()[ExifTags.Base.Orientation] = turned
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    picture.getexif()[ExifTags.Base.Orientation] = orientation
     return ImageOps.exif_transpose(picture)
 
 
@@ -151,7 +153,9 @@ def _over_black(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
 
 
-def _deep(image: Image.Image, bits: int) -> tuple[np.ndarray, float]:
+def _deep(
+    image: Image.Image, bits: int, path: Path | str, content: bytes | None
+) -> tuple[np.ndarray, float]:
     """The values of an image with more than 8 bits, H×W or H×W×3 float32; and the highest possible.
 
     Of floating-point values none is the highest possible: it is infinite.
@@ -172,8 +176,8 @@ def _deep(image: Image.Image, bits: int) -> tuple[np.ndarray, float]:
     import torch
     from torchvision.io import ImageReadMode, decode_png
 
-    image.fp.seek(0)
-    coded = torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8)
+    content = Path(path).read_bytes() if content is None else content
+    coded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     values = decode_png(coded, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy().astype(np.float32)
     if values.shape[2] in (2, 4):
         if values[..., -1].max() == 0:
@@ -219,7 +223,7 @@ def decode_to_resize(
                 # Grey, too, as three channels: torch resizes these faster than one.
                 coded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
                 return decode_jpeg(coded, ImageReadMode.RGB)
-        return _upright(image)
+        return _upright(image, path, content, grey_values)
 
 
 def _named_jpeg(path: Path | str) -> bool:

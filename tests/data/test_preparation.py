@@ -521,7 +521,7 @@ def committed(task):
 def test_real_folders_give_the_committed_manifest(real_data, task, tmp_path):
     """What notebook 01 published is what it makes again, byte for byte."""
     card = cards.read(task)
-    rows, excluded, _ = preparation.prepare(card, real_data)
+    rows, excluded, *_ = preparation.prepare(card, real_data)
     facts = [*manifest.REQUIRED, manifest.split_column(rows)]
     manifest.write(rows[facts], excluded, tmp_path / f"{task}.csv")
     for made in tmp_path.iterdir():
@@ -530,7 +530,7 @@ def test_real_folders_give_the_committed_manifest(real_data, task, tmp_path):
 
 @pytest.mark.real_data
 def test_real_radiographs_have_six_duplicate_pairs_in_the_test_set(real_data):
-    rows, excluded, pairs = preparation.prepare(cards.read("chest_xray"), real_data)
+    rows, excluded, pairs, *_ = preparation.prepare(cards.read("chest_xray"), real_data)
     counts = rows["split"].replace("val", "train").value_counts().to_dict()
     assert counts == {"train": 5216, "test": 624}
     tested = pairs[(pairs["first_side"] == "test") & (pairs["kind"] == "exact")]
@@ -542,7 +542,7 @@ def test_real_radiographs_have_six_duplicate_pairs_in_the_test_set(real_data):
 def test_real_fundus_pairs_cross_the_official_line_and_their_training_side_goes(real_data):
     found = reader.read(cards.read("fundus_pm"), real_data).rows
     assert found["split"].value_counts().to_dict() == {"train": 400, "test": 400}
-    rows, excluded, pairs = preparation.prepare(cards.read("fundus_pm"), real_data)
+    rows, excluded, pairs, *_ = preparation.prepare(cards.read("fundus_pm"), real_data)
     assert len(rows) == 798
     assert reasons(excluded) == {
         "P0056": "the same image as V0163 of the test set",
@@ -559,7 +559,7 @@ def test_real_fundus_pairs_cross_the_official_line_and_their_training_side_goes(
 @pytest.mark.real_data
 @pytest.mark.parametrize("task", GLIOMA)
 def test_real_gliomas_are_100_patients_and_ten_are_left_out(real_data, task):
-    rows, excluded, _ = preparation.prepare(cards.read(task), real_data)
+    rows, excluded, *_ = preparation.prepare(cards.read(task), real_data)
     assert rows["label"].value_counts().to_dict() == {"grade_III": 55, "grade_II": 45}
     assert rows["patient_id"].is_unique and len(excluded) == 10
     assert excluded["reason"].str.fullmatch(r"no (t1|t1ce|t1, t1ce)").all()

@@ -60,6 +60,7 @@ def read(card: Card, data: Path | str) -> base.Found:
     there = [c for c in base.COLUMNS if c in manifest.REQUIRED or any(row.get(c) for row in rows)]
     notes = tuple(dict.fromkeys(item.text for item in items if isinstance(item, base.Note)))
     table = pd.DataFrame(rows, columns=there, dtype=str).fillna("")
+    table = table.astype({"fold": int} if "fold" in table else {})
     return base.Found(table, excluded, problems, notes)
 
 

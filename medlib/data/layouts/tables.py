@@ -41,12 +41,13 @@ def own_table(
         there = ", ".join(tables) or "no table"
         raise ManifestError(f"{folder}: the table {table} is missing; there is: {there}.")
     cells = _cells(path, columns or {}, [*(where or {})], encoding)
-    rows = yield from _chosen(cells, where or {})
+    places, pattern = _Places(path, folder, card), patients.pattern("patient", patient)
+    rows = yield from _chosen(cells, where or {}, places)
+    yield from _number_folds(rows)
     codes, spelt = base.classes_of(card, "names", names), {}
     if patterns:
         spelt = base.classes_of(card, "patterns", patterns)
         spelt = {patients.pattern("patterns", f"(?i){p}"): c for p, c in spelt.items()}
-    places, pattern = _Places(path, folder, card), patients.pattern("patient", patient)
     times, sides = Counter(row["sample_id"] for row in rows), base.SPLIT_WORDS
     for row in rows:
         reasons, split = [], row.get("split", "")
@@ -54,6 +55,8 @@ def own_table(
             reasons.append(f"it stands in {times[row['sample_id']]} rows of {table}")
         if split and split.lower() not in sides:
             reasons.append(f"its split is {split!r}, not one of {', '.join(SPLITS)}")
+        if row.get("fold") == "":
+            reasons.append("its fold is empty")
         if not (label := _class_of(row["label"], codes, spelt)):
             reasons.append(base.no_class(row["label"], [*codes, *(patterns or ())], table))
         for column in (c for c in base.FILES if row.get(c)):
@@ -102,7 +105,9 @@ def _cells(path: Path, columns: dict, filters: list[str], encoding: str) -> pd.D
     return cells
 
 
-def _chosen(cells: pd.DataFrame, where: dict) -> Generator[base.Excluded, None, list[dict]]:
+def _chosen(
+    cells: pd.DataFrame, where: dict, places: "_Places"
+) -> Generator[base.Excluded, None, list[dict]]:
     """The rows that ``where`` asks for, each with a sample_id; the others are left out."""
     rows = cells.to_dict("records")
     stems = [base.stem(row["path"]).strip("/").replace("/", "-") for row in rows]
@@ -120,10 +125,24 @@ def _chosen(cells: pd.DataFrame, where: dict) -> Generator[base.Excluded, None, 
             if told[column].lower() not in [value.lower() for value in values]:
                 reason = f"its {column} is {told[column]!r}, not {' or '.join(values)} (where)"
                 yield base.Excluded(row["sample_id"], reason)
+                places.find(row["path"])  # a row names it
                 break
         else:
             chosen.append(row)
     return chosen
+
+
+def _number_folds(rows: list[dict]) -> base.Items:
+    """Number the folds of a table from 0 on, and note it if they were called otherwise."""
+    names = {row["fold"] for row in rows if row.get("fold")}
+    names = sorted(names, key=lambda name: (len(name), name) if name.isdigit() else (99, name))
+    numbers = {name: str(number) for number, name in enumerate(names)}
+    for row in rows:
+        if "fold" in row:
+            row["fold"] = numbers.get(row["fold"], "")
+    if any(name != number for name, number in numbers.items()):
+        called = ", ".join(f"{name} is {number}" for name, number in numbers.items())
+        yield base.Note(f"The table's folds are counted from 0 on: {called}.")
 
 
 def _class_of(code: str, names: dict, patterns: dict) -> str:
@@ -167,7 +186,7 @@ class _Places:
             return fitting[0], ""
         if fitting:
             there = ", ".join(base.shown(f, self.folder) for f in fitting)
-            also = f" (which is {self.named[fitting[0]]} of another row)" * (len(fitting) == 1)
+            also = f" (another row names it {self.named[fitting[0]]})" if len(fitting) == 1 else ""
             way_out = "name its folder as well (in columns, path may be a list of columns)"
             return "", f"{name} may be {there}{also}: {way_out}"
         roots = " and ".join(root.name for root in self.roots)
