@@ -470,6 +470,77 @@ def test_a_mask_that_lies_elsewhere_is_refused_when_it_is_resampled(tmp_path):
     assert "nothing of it lies there" in message
 
 
+# ------------------------------------------------------------------------- which affine to trust
+
+
+def stated(path, volume, sform, qform, codes):
+    """A volume whose header has these two affines with these codes (0: not stated)."""
+    image = nibabel.Nifti1Image(volume, sform)
+    image.set_qform(qform, codes[1])
+    image.set_sform(sform, codes[0])
+    image.header["sform_code"], image.header["qform_code"] = codes
+    nibabel.save(image, path)
+    return path
+
+
+MIRRORED = np.diag([-1.0, 1, 1, 1])  # the first axis runs to the patient's left
+
+
+def test_a_header_that_states_no_place_is_refused_until_the_card_trusts_an_affine(tmp_path):
+    path = stated(tmp_path / "x.nii.gz", head(), MIRRORED, np.eye(4), (0, 0))
+    message = reason(path)
+    assert "sform and qform codes are both 0" in message and "left and right are not" in message
+    assert "`affine: sform` or `affine: qform`, under `volumes` in the card" in message
+    plain = grey(save(tmp_path / "plain.nii.gz", head()))
+    by_qform = grey(path, Volumes(affine="qform"))
+    by_sform = grey(path, Volumes(affine="sform"))
+    assert all((by_qform[z] == plain[z]).all() for z in plain)
+    assert all((by_sform[z] == plain[z][:, ::-1]).all() for z in plain)
+
+
+def test_an_sform_and_a_qform_that_disagree_are_refused_until_the_card_trusts_one(tmp_path):
+    path = stated(tmp_path / "x.nii.gz", head(), MIRRORED, np.eye(4), (1, 1))
+    assert "an sform and a qform that differ by up to" in reason(path)
+    assert "`affine: sform` or `affine: qform`" in reason(path)
+    assert all(len(drawn(path, Volumes(affine=one))) == 5 for one in ("sform", "qform"))
+    moved = np.eye(4)
+    moved[0, 3] = 0.4  # less than half a voxel: rounding, and no other place
+    path = stated(tmp_path / "y.nii.gz", head(), moved, np.eye(4), (1, 1))
+    assert len(drawn(path)) == 5
+
+
+@pytest.mark.parametrize("codes", [(1, 0), (0, 1), (4, 0)])
+def test_one_stated_affine_is_enough(tmp_path, codes):
+    path = stated(tmp_path / "x.nii.gz", head(), MIRRORED, MIRRORED, codes)
+    plain = grey(save(tmp_path / "plain.nii.gz", head()))
+    assert all((found == plain[z][:, ::-1]).all() for z, found in grey(path).items())
+
+
+def test_a_mask_that_has_lost_its_place_is_refused_until_the_card_says_it_is_the_volumes(tmp_path):
+    place = np.array([[-1.0, 0, 0, 90], [0, -1, 0, 120], [0, 0, 1, -70], [0, 0, 0, 1]])
+    volume = save(tmp_path / "x.nii.gz", head(), place)
+    mask = save(tmp_path / "seg.nii.gz", tumour())  # the identity
+    expected = drawn(volume, LARGEST, mask=save(tmp_path / "right.nii.gz", tumour(), place))
+    for resample in (False, True):
+        message = reason(volume, LARGEST.model_copy(update={"resample": resample}), mask=mask)
+        assert "its affine is the identity" in message
+        assert "write `mask_affine: volume` under `volumes` in the card" in message
+    trusting = LARGEST.model_copy(update={"mask_affine": "volume"})
+    found = drawn(volume, trusting, mask=mask)
+    assert found.keys() == expected.keys()
+    assert all((found[z] == expected[z]).all() for z in found)
+    other = save(tmp_path / "other.nii.gz", tumour()[:-1])
+    assert "is for masks of their volume's shape" in reason(volume, trusting, mask=other)
+
+
+@pytest.mark.parametrize("name", ["x.nii", "x.nii.gz"])
+def test_a_file_is_read_by_its_content_whatever_its_name_says(tmp_path, name):
+    other = save(tmp_path / ("y.nii.gz" if name == "x.nii" else "y.nii"), head())
+    (tmp_path / name).write_bytes(other.read_bytes())
+    expected = drawn(other)
+    assert all((found == expected[z]).all() for z, found in drawn(tmp_path / name).items())
+
+
 # ------------------------------------------------------------------------------- geometry
 
 
