@@ -184,6 +184,11 @@ def _side_problems(rows: pd.DataFrame, side: str, present: list[str]) -> list[st
     return problems
 
 
+def whole(number: str) -> str:
+    """Of a whole number that is written as 1.0, as pandas and Excel have it, "1"."""
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", number)
+
+
 def without_missing(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows in which "nan", "NA", "unknown" and such are no patient, age, sex or site, but ""."""
     columns = rows.columns.intersection(["patient_id", *KNOWN])
@@ -200,6 +205,8 @@ def classes(rows: pd.DataFrame, card: Card) -> list[str]:
 def sound_rows(rows: pd.DataFrame, card: Card) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows whose ids and labels can be used; and the others, with reasons (name, reason)."""
     rows = without_missing(rows.reset_index(drop=True))
+    strange = ~rows["label"].isin(card.all_classes)
+    rows = rows.assign(label=rows["label"].mask(strange, rows["label"].map(whole)))
     known = ", ".join(card.all_classes)
     no_class = "label " + rows["label"].map(repr) + f" is not a class of the card ({known})"
     wrong = [(rows[column] == "", f"its {column} is empty") for column in REQUIRED]

@@ -9,8 +9,10 @@ import pandas as pd
 from medlib.core.splits import SPLITS
 from medlib.data.manifest import split_column
 
+FILE_TYPE, IMAGE_SIZE = "images by file type", "images by size"  # in pixels
 MOST_SIZES = 6  # sizes of images that have a column each
 MOST_REASONS, MOST_LETTERS = 6, 240  # that are listed, and of each
+_MARKS = ("\n", ".,:;", ".,:;()[]'\"")  # around a name in a text; the name may hold some itself
 # A word in which a digit stands beside a letter, or several digits: perhaps an id.
 _ANY_ID = re.compile(r"[\w.-]*(\d[\w.-]*[A-Za-z_]|[A-Za-z_][\w.-]*\d|\d{3})[\w./-]*")
 ALL, UNKNOWN, REST = "all classes", "unknown", "all others"  # rows and columns
@@ -36,7 +38,7 @@ def table(
     Columns: part, class (or "all classes"; "" in the last four parts), name, count, unit (what is
     counted), share, correlation, detail. The parts are classes (share: of all), patients and images
     by side, images per patient, age, sex and site (share: of the class, where the value is known),
-    files (format and bits of a value) and pixels (of all images), duplicates, pairs (up to six, the
+    images by file type (with its bits) and by size in pixels, duplicates, pairs (up to six, the
     gravest first; detail: what was done), left out (by reason) and notes. A patient with images of
     two classes counts in both, once in "all classes"; a patient's age, sex and site are the first
     ones known.
@@ -66,7 +68,7 @@ def table(
         parts |= _as_stored(rows, stored)
     tables = [_class_rows(patients.size(), unit, classes)]
     for part, values in parts.items():
-        counted = unit if part in (f"{unit} by {side}", "files", "pixels") else "patients"
+        counted = unit if part in (f"{unit} by {side}", FILE_TYPE, IMAGE_SIZE) else "patients"
         tables.append(_by_class(values, classes).assign(part=part, unit=counted))
     ids = {*manifest["sample_id"], *manifest["patient_id"], *excluded["name"]}
     ids |= {*duplicates["first"], *duplicates["second"]}
@@ -91,7 +93,7 @@ def _as_stored(rows: pd.DataFrame, stored: pd.DataFrame) -> dict[str, pd.Series]
         lows = 2 ** np.floor(np.log2(longest)).astype(int)
         sizes = "longer side " + lows.astype(str) + "–" + (2 * lows - 1).astype(str)
         order = sizes[lows.sort_values().index].unique()
-    as_parts = {"files": (of_files, sorted(of_files.unique())), "pixels": (sizes, order)}
+    as_parts = {FILE_TYPE: (of_files, sorted(of_files.unique())), IMAGE_SIZE: (sizes, order)}
     return {
         part: pd.Series(pd.Categorical(rows["sample_id"].map(values), names), rows.index)
         for part, (values, names) in as_parts.items()
@@ -172,8 +174,9 @@ def _without_ids(texts: pd.Series, ids: set[str]) -> pd.Series:
         while words:
             for n in range(min(longest, len(words)), 0, -1):
                 whole = " ".join(words[:n])
-                bare = whole.strip(".,:;()[]'\"")
-                if bare in ids or (n == 1 and "/" in bare):
+                bare = next((b for m in _MARKS if (b := whole.strip(m)) in ids), "")
+                bare = bare or (n == 1 and "/" in whole and whole.strip(_MARKS[-1]))
+                if bare:
                     kept.append(whole.replace(bare, "…"))
                     break
             else:

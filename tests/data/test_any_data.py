@@ -373,6 +373,24 @@ def test_codes_match_in_any_case_and_by_a_pattern(tmp_path):
     assert reason.startswith("labelled 'polyp' in table.csv, not one of a, B, 1, True, adenoma.*")
 
 
+@pytest.mark.parametrize(
+    "words", ["Training Testing Validation", "train test val", "TRAIN test valid"]
+)
+def test_the_sides_of_a_table_may_be_called_in_several_ways(tmp_path, words):
+    touch(tmp_path / "set", "0.png", "1.png", "2.png")
+    lines = [f"{k}.png,a,{word}" for k, word in enumerate(words.split())]
+    write(tmp_path / "set", "path,label,split", *lines)
+    assert list(reader.read(own(), tmp_path).rows["split"]) == ["train", "test", "val"]
+
+
+def test_whole_numbers_that_pandas_wrote_as_floats_are_the_cards_classes(tmp_path):
+    rows = pd.DataFrame({"sample_id": ["x", "y"], "patient_id": ["p", "q"], "path": ["x", "y"]})
+    rows["label"] = ["1.0", "2.5"]
+    sound, unusable = manifest.sound_rows(rows, card(classes=("0", "1")))
+    assert sound["label"].tolist() == ["1"]
+    assert reasons(unusable) == {"y": "label '2.5' is not a class of the card (0, 1)"}
+
+
 @pytest.mark.parametrize("protected", [True, False])
 def test_an_old_or_protected_workbook_is_named_as_such(tmp_path, protected):
     inside = "EncryptedPackage".encode("utf-16-le") if protected else b"Workbook"

@@ -203,10 +203,10 @@ def test_the_passport_shows_depth_size_and_kind_of_file_by_class(tmp_path):
     write_mixed(tmp_path)
     rows, excluded, pairs, stored, notes = prepare(card(grey_values="stretched"), tmp_path)
     numbers = passport.table(rows, ["a", "b"], pairs, excluded, stored, notes)
-    shown = numbers[numbers["part"] == "files"].set_index(["class", "name"])["count"]
+    shown = numbers[numbers["part"] == passport.FILE_TYPE].set_index(["class", "name"])["count"]
     assert shown["a", "PNG, 8 bits"] == shown["b", "PNG, 16 bits"] == 6
     assert shown["a", "PNG, 16 bits"] == shown["b", "PNG, 8 bits"] == 0
-    assert set(numbers["name"][numbers["part"] == "pixels"]) == {"96×80"}
+    assert set(numbers["name"][numbers["part"] == passport.IMAGE_SIZE]) == {"96×80"}
     assert numbers["name"][numbers["part"] == "notes"].tolist() == list(notes)
 
 

@@ -340,3 +340,50 @@ def test_of_many_classes_only_the_largest_are_drawn_and_a_note_says_so():
     assert len(ticks) == passport_figure.MOST + 1 and "class" in ticks[0] and "150" in ticks[0]
     words = " ".join(text.get_text() for text in fig.findobj(matplotlib.text.Text))
     assert "Drawn are the 40 classes with the most patients, of 200." in words
+
+
+def test_a_passport_of_1600_drops_stays_a_page_whatever_their_names(tmp_path):
+    rows = small_manifest(sample_id=[f"a ({i})" for i in range(8)])
+    names = [f"b ({i}).png" for i in range(1600)]
+    reasons = [f"set aside: the same image as a ({i % 8}) of the test set" for i in range(800)]
+    reasons += [
+        f"set aside: its file in chest x/{name} is odd {i * 7919}"
+        for i, name in enumerate(names[800:])
+    ]
+    left_out = pd.DataFrame({"name": names, "reason": reasons})
+    pairs = pd.DataFrame(
+        [
+            PAIR | {"first": f"a ({i % 8})", "second": name, "action": f"{name} dropped"}
+            for i, name in enumerate(names[:800])
+        ]
+    )
+    numbers = passport.table(rows, CLASSES, pairs, left_out, notes=["Each is one."] * 40)
+    found = numbers[numbers["part"] == "left out"].set_index("name")["count"]
+    assert found["set aside: the same image as … of the test set"] == 800
+    assert found.iloc[0] == 1600 and len(found) <= 2 + passport.MOST_REASONS
+    dropped = numbers[numbers["part"] == "duplicates"]
+    assert dropped["count"].tolist() == [800, 800] and dropped["detail"].iloc[1] == "… dropped"
+    fig = passport_figure.draw(numbers, "Toy")
+    assert fig.get_figheight() < 9  # inches
+
+
+def test_kinds_of_file_and_sizes_are_counted_by_class_as_images():
+    stored = pd.DataFrame(
+        {"sample_id": [f"i{i}" for i in range(8)], "kind": ["PNG"] * 3 + ["JPEG"] * 5}
+    )
+    stored = stored.assign(bits=[8, 16, 16, 8, 8, 8, 8, 8], width=224, height=224)
+    table = passport.table(small_manifest(), CLASSES, NO_PAIRS, NONE_LEFT_OUT, stored)
+    assert part(table, passport.FILE_TYPE, "low grade") == {
+        "JPEG, 8 bits": 1,
+        "PNG, 16 bits": 2,
+        "PNG, 8 bits": 1,
+    }
+    assert part(table, passport.FILE_TYPE, "high grade")["JPEG, 8 bits"] == 4
+    assert part(table, passport.IMAGE_SIZE, "all classes") == {"224×224": 8}
+    assert set(table["unit"][table["part"] == passport.FILE_TYPE]) == {"images"}
+    stored["width"] = [100, 200, 300, 400, 500, 600, 700, 1300]  # longer sides, 224 at least
+    table = passport.table(small_manifest(), CLASSES, NO_PAIRS, NONE_LEFT_OUT, stored)
+    sides = "longer side 128–255, 256–511, 512–1023, 1024–2047".replace(", ", ", longer side ")
+    assert list(part(table, passport.IMAGE_SIZE, "all classes").items()) == list(
+        zip(sides.split(", "), (2, 3, 2, 1), strict=True)
+    )

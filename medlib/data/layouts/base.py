@@ -140,13 +140,8 @@ def read_cells(path: Path, encoding: str = "") -> pd.DataFrame:
     if not header:
         raise ManifestError(f"{path} cannot be read as a table: it is empty.")
     table = pd.DataFrame(rows, columns=[str(name).strip() for name in header], dtype=str)
-    table = table.map(lambda cell: _whole(cell.strip()))
+    table = table.map(lambda cell: manifest.whole(cell.strip()))
     return table[(table != "").any(axis=1)]  # spreadsheets leave empty rows behind
-
-
-def _whole(number: str) -> str:
-    """Of a whole number that is written as 1.0, as pandas and Excel have it, "1"."""
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", number)
 
 
 def _decoded(path: Path, content: bytes, encoding: str) -> str:
@@ -282,7 +277,7 @@ def classes_of(card: Card, option: str, given: dict | None) -> dict[str, str]:
             way_out = f"Correct {option} in layout_options."
             raise ManifestError(unknown("class", label, card.all_classes, way_out))
     codes = given or {c: c for c in card.all_classes}
-    return {_whole(str(code)): label for code, label in codes.items()}
+    return {manifest.whole(str(code)): label for code, label in codes.items()}
 
 
 def one_hot(table: pd.DataFrame, classes: Iterable[str]) -> list[str]:
