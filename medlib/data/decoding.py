@@ -115,8 +115,9 @@ def _bits(image: Image.Image) -> int:
     """How many bits a value of an opened image has, before it is loaded."""
     if image.format == "TIFF":
         return max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
-    is_deep = image.mode.startswith("I;16") or ";16" in str([tile[3] for tile in image.tile])
-    return 16 if is_deep else 32 if image.mode in ("I", "F") else 8
+    is_16 = image.mode.startswith("I;16") or ";16" in str([tile[3] for tile in image.tile])
+    is_16 |= image.format == "PPM" and image.mode == "I"  # Pillow scales its values to 16 bits
+    return 16 if is_16 else 32 if image.mode in ("I", "F") else 8
 
 
 def _upright(

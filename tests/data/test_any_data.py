@@ -248,7 +248,7 @@ def test_rows_that_a_text_has_swallowed_are_seen(tmp_path):
 
 def test_notes_of_several_lines_and_quoted_commas_are_read(tmp_path):
     touch(tmp_path / "set", "1.png", "2.png")
-    lines = ['1.png,a,"two\nlines, and ""quoted"""', "2.png,b,5' 10", ""]
+    lines = ['1.png,a,"two\nlines, and ""quoted"""', "2.png,b,5' 10\u2028\x0b", ""]
     write(tmp_path / "set", "path,label,note", *lines)
     assert list(reader.read(own(), tmp_path).rows["label"]) == ["a", "b"]
 

@@ -80,6 +80,13 @@ def test_a_16_bit_png_keeps_its_colours(tmp_path):
     assert (found == values / 257).all()
 
 
+def test_a_16_bit_pgm_is_as_deep_as_its_header_says(tmp_path):
+    values = np.rint(RAMP * 32).astype(">u2")
+    (tmp_path / "x.pgm").write_bytes(b"P5\n64 48\n65535\n" + values.tobytes())
+    assert decoding.stored(tmp_path / "x.pgm") == ("PPM", 16, 64, 48)
+    assert np.abs(grey(tmp_path / "x.pgm", "as_stored") - values / 257).max() <= 1
+
+
 def test_half_transparent_values_of_16_bits_lie_over_black(tmp_path):
     values = np.full((4, 4, 2), 40000.0)
     values[..., 1] = 65535

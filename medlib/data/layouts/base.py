@@ -160,17 +160,19 @@ def _decoded(path: Path, content: bytes, encoding: str) -> str:
 
 def _csv_rows(path: Path, text: str) -> list[list[str]]:
     """The header and the rows of a CSV, each as long as the header; lines without any are left."""
-    lines = text.splitlines(keepends=True)
+    lines = [*io.StringIO(text, newline="")]
     comma = max(",\t;", key=(lines or [""])[0].count)
-    reader, rows, problems = csv.reader(iter(lines), delimiter=comma, strict=True), [], []
+    how = {"delimiter": comma, "strict": True}
+    reader, rows, problems, before = csv.reader(iter(lines), **how), [], [], 0
     try:
         for cells in reader:
-            begins = reader.line_num - sum(cell.count("\n") for cell in cells)
+            begins, before = before + 1, reader.line_num
             width = len(rows[0]) if rows else len(cells)
-            within = [line.count(comma) for cell in cells for line in cell.splitlines()[1:]]
-            if width > 2 and width - 1 in within:
-                problems.append(f"row {begins}: a text within it looks like rows of the table")
-            elif any(cells[width:]):
+            if before > begins and width > 2:  # a row of several lines
+                inner = [line for cell in cells for line in cell.splitlines()[1:]]
+                if any(line.count(comma) == width - 1 for line in inner):
+                    problems.append(f"row {begins}: a text within it looks like rows of the table")
+            if any(cells[width:]):
                 problems.append(f"row {begins}: it has {len(cells)} cells, the header {width}")
             rows.append([*cells[:width], *[""] * (width - len(cells))])
     except csv.Error:
