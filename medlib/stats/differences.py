@@ -161,28 +161,36 @@ def differences(
     return table.sort_values(order, ignore_index=True)
 
 
-def simultaneous_reach(effects: Sequence[Effect | None], level: float = bootstrap.LEVEL) -> float:
+def simultaneous_reach(
+    effects: Sequence[Effect | None], level: float = bootstrap.LEVEL, one_sided: bool = False
+) -> float:
     """How many standard errors a simultaneous interval of a family reaches to each side.
 
-    It is the quantile of the largest deviation over the family, in standard errors. A deviation is
-    the sum of two: of a resample of test patients, and of a redraw of training patients. Where
-    seeds tell how training varies, a normal random number takes the place of the second. The errors
-    are taken as known. An interval with few degrees of freedom reaches to the same quantile of its
-    t distribution.
+    It is the quantile of the largest deviation over the family, in standard errors
+    (:func:`deviations`); with ``one_sided``, of the largest upwards. The errors are taken as known.
+    An interval with few degrees of freedom reaches to the same quantile of its t distribution. NaN
+    for a family without any error.
     """
-    rng, largest = np.random.default_rng(0), 0.0
+    rng, largest = np.random.default_rng(0), -np.inf
     for found in effects:
-        if found is None or not found.error > 0:
-            continue
-        at = np.arange(len(found.draws))
-        apart = found.draws - np.nanmean(found.draws)
-        if found.source == "redraws":
-            again = found.redraws[at % len(found.redraws)]
-            apart = apart + again - np.nanmean(found.redraws)
-        else:
-            apart = apart + found.training * rng.normal(size=len(at))
-        largest = np.fmax(largest, np.abs(apart) / found.error)
+        if found is not None and found.error > 0:
+            apart = deviations(found, rng) / found.error
+            largest = np.fmax(largest, apart if one_sided else np.abs(apart))
     return float(np.quantile(largest, level)) if np.ndim(largest) else float("nan")
+
+
+def deviations(found: Effect, rng: np.random.Generator) -> np.ndarray:
+    """Deviations of an effect from its mean, (resamples,), over both sources of its error.
+
+    Each is the sum of two: of a resample of test patients, and of a redraw of training patients.
+    Where seeds tell how training varies, a normal random number takes the place of the second.
+    """
+    at = np.arange(len(found.draws))
+    apart = found.draws - np.nanmean(found.draws)
+    if found.source == "redraws":
+        again = found.redraws[at % len(found.redraws)]
+        return apart + again - np.nanmean(found.redraws)
+    return apart + found.training * rng.normal(size=len(at))
 
 
 def on_same_labels(by_seed: pd.DataFrame) -> pd.DataFrame:
