@@ -29,6 +29,8 @@ GEOMETRIES = ("squash", "crop")  # how a picture becomes a square: see decoding.
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[str, ...], Strict(False)]
+Window = Annotated[tuple[float, float], Strict(False)]
+GREY_VALUES = ("as_stored", "stretched", "window")  # or two values
 Groups = Annotated[tuple[Annotated[Texts, Field(min_length=2)], ...], Strict(False)]
 
 
@@ -82,6 +84,8 @@ class Card(BaseModel):
     ``layout`` and ``layout_options`` say how :mod:`medlib.data.layouts` reads the data set's
     ``folder`` (or the first of ``other_folders`` that exists); a task with its own CSV needs
     neither. ``volumes`` says how volumes become images (None: the samples are images).
+    ``grey_values`` says what becomes black and white in images of grey values other than 0 to 255,
+    and in all grey DICOM images (:func:`medlib.data.dicom.picture`).
     ``incomplete`` is ``stop``, or ``leave_out`` where some patients are known to lack a modality or
     a label. ``known_duplicates`` lists groups of sample ids that are one image on several sides of
     a split: those on the training side are dropped. ``not_duplicates`` lists pairs that look like
@@ -106,10 +110,21 @@ class Card(BaseModel):
     layout_options: dict = {}
     optional_classes: Texts = ()
     volumes: Volumes | None = None
+    grey_values: str | Window = ""
     incomplete: Literal["stop", "leave_out"] = "stop"
     known_duplicates: Groups = ()
     not_duplicates: Groups = ()
     notes: str = ""
+
+    @field_validator("grey_values", mode="before")
+    @classmethod
+    def _a_choice_or_a_window(cls, given: object) -> object:
+        numbers = given if isinstance(given, list | tuple) else ()
+        two = len(numbers) == 2 and all(type(end) in (int, float) for end in numbers)
+        if given not in ("", *GREY_VALUES) and not (two and numbers[0] < numbers[1]):
+            choices = ", ".join(GREY_VALUES)
+            raise ValueError(f"not one of {choices}, or two ascending values as [-1000, 400]")
+        return given
 
     @field_validator("classes")
     @classmethod

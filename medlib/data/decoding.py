@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from medlib.data import volumes
+from medlib.data import dicom, volumes
 from medlib.data.manifest import sample_file
 
 if TYPE_CHECKING:
@@ -33,12 +33,15 @@ RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling
 _UNPACKING = Lock()  # threads that decode ask for the same .npz array at the same time
 
 
-def decode(path: Path | str, content: bytes | None = None) -> Image.Image:
+def decode(
+    path: Path | str, content: bytes | None = None, grey_values: str | tuple = ""
+) -> Image.Image:
     """An image file as upright 8-bit RGB; with its ``content``, the file is not read again.
 
     Grey, palette, CMYK and alpha (over black) become RGB; EXIF rotation is applied; 16-bit and
     floating-point grey is windowed to its 0.5th and 99.5th percentiles rather than truncated. A
-    path ``x.npz#train/7`` is an image within a MedMNIST file. Raises ValueError or OSError for
+    path ``x.npz#train/7`` is an image within a MedMNIST file. DICOM, whatever its name is, goes to
+    :func:`medlib.data.dicom.picture` with the card's ``grey_values``. Raises ValueError or OSError for
     a file that is no complete image, or has more pixels than Pillow's limit.
     """
     file = sample_file(str(path))
@@ -47,6 +50,9 @@ def decode(path: Path | str, content: bytes | None = None) -> Image.Image:
         with _UNPACKING:
             array = _npz_array(file, f"{split}_images", os.stat(file).st_mtime_ns)
         return Image.fromarray(np.ascontiguousarray(array[int(number)])).convert("RGB")
+    content = Path(path).read_bytes() if content is None else content
+    if dicom.is_dicom(content):
+        return dicom.picture(content, grey_values)
     with _opened(path, content) as image:
         return _upright(image)
 
@@ -75,7 +81,9 @@ def _upright(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode_to_resize(path: Path | str, size: float, content: bytes | None = None) -> Decoded:
+def decode_to_resize(
+    path: Path | str, size: float, content: bytes | None = None, grey_values: str | tuple = ""
+) -> Decoded:
     """An image file, decoded for :func:`resize` to ``size`` pixels or more.
 
     A plain JPEG (by its name; 8-bit grey or colour, stored upright) that torch may shrink comes as
@@ -83,7 +91,7 @@ def decode_to_resize(path: Path | str, size: float, content: bytes | None = None
     Raises as :func:`decode` does.
     """
     if not _named_jpeg(path):
-        return decode(path, content)
+        return decode(path, content, grey_values)
     content = Path(path).read_bytes() if content is None else content
     with _opened(path, content) as image:
         coded = image.format == "JPEG" and image.mode in ("L", "RGB")

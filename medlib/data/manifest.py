@@ -28,7 +28,8 @@ from medlib.files import file_sha256, plain_text, save_csv, save_text
 REQUIRED = ("sample_id", "patient_id", "path", "label")
 BESIDE = ("mask", "reference")  # columns that name further files of a sample
 Pairs = Iterable[tuple[str, str]]  # of names
-KNOWN = ("age", "sex", "site")  # columns of what is known of a patient: possible confounders
+# Columns of what is known of a patient and an image: possible confounders.
+KNOWN = ("age", "sex", "site", "manufacturer", "burnt_in")
 LARGE = 50_000  # groups: scikit-learn places them one by one, a million in some minutes
 _HASHING = Lock()  # threads ask for the hash of the same .npz at the same time
 
@@ -132,7 +133,7 @@ def _row_problems(rows: pd.DataFrame, card: Card, data: Path | str | None) -> It
         if again[number]:
             yield f"sample_id {sample!r} stands in several rows"
     for row in rows.to_dict("records") if data else ():
-        if problem := read_files(row, data)[-1]:
+        if problem := read_files(row, data, card.volumes is not None)[-1]:
             yield problem
 
 
@@ -220,8 +221,12 @@ def _file_sha256(path: Path, mtime_ns: int, size: int) -> str:
     return file_sha256(path)
 
 
-def read_files(row: dict, data: Path | str) -> tuple[dict[Path, bytes], dict[str, str], str]:
+def read_files(
+    row: dict, data: Path | str, volumes: bool = False
+) -> tuple[dict[Path, bytes], dict[str, str], str]:
     """Read each file that a row names once: that of its ``path``, and those of ``BESIDE``.
+
+    If they are ``volumes``, a DICOM file stands for its series, and the hash covers all its files.
 
     Returns the contents by file (but of no ``.npz``, which holds many samples), the hashes by
     column (``sha256``, ``mask_sha256``, …; "" where no file is named), and a problem in words, or
@@ -239,13 +244,28 @@ def read_files(row: dict, data: Path | str) -> tuple[dict[Path, bytes], dict[str
             if sample_file(path) != path:
                 digest = sample_sha256(data, path)
             else:
-                contents[file] = contents[file] if file in contents else file.read_bytes()
-                digest = hashlib.sha256(contents[file]).hexdigest()
+                digests = []
+                for part in _series(file) if volumes else [file]:
+                    if problem := file_problem(data, part.relative_to(data).as_posix()):
+                        return contents, hashes, f"{what} {problem}"
+                    contents[part] = contents[part] if part in contents else part.read_bytes()
+                    digests.append(hashlib.sha256(contents[part]).hexdigest())
+                together = hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+                digest = together if len(digests) > 1 else digests[0]
             if (known := row.get(hashed, "").lower()) and known != digest:
                 changed = f"sha256 {digest[:12]}…, manifest says {known[:12]}…"
                 return contents, hashes, f"{what} has changed: {changed}"
         hashes[hashed] = digest
     return contents, hashes, ""
+
+
+def _series(file: Path) -> list[Path]:
+    """The files of a volume: those of its DICOM series, or the one file of another format."""
+    if file.name.lower().endswith((".nii", ".nii.gz")):
+        return [file]
+    from medlib.data import dicom  # imported here: it takes a while, and few notebooks need it
+
+    return dicom.series_files(file)
 
 
 def file_problem(data: Path | str, path: str) -> str:

@@ -27,6 +27,7 @@ from medlib.errors import ManifestError, listed, unknown
 
 Place = Path | str
 Slicing = Volumes | None  # a card's volumes
+Grey = str | tuple[float, float]  # a card's grey_values
 Folders = dict[Path, packs.Drawn]  # of packs: how the images of each are drawn
 
 
@@ -52,13 +53,19 @@ class Reading(NamedTuple):
 
 @contextlib.contextmanager
 def reading(
-    rows: pd.DataFrame, data: Place, folders: Folders, *, settings: Slicing = None, workers: int = 0
+    rows: pd.DataFrame,
+    data: Place,
+    folders: Folders,
+    *,
+    settings: Slicing = None,
+    grey_values: Grey = "",
+    workers: int = 0,
 ) -> Iterator[Reading]:
     """Read each file that ``rows`` name below ``data`` once, and draw it for each of ``folders``.
 
     Within the ``with`` block, :func:`write` makes packs of what was drawn. ``settings`` are the
-    card's ``volumes``, None for images; ``workers`` threads decode (0: one per core). Raises
-    ValueError for an unknown interpolation or geometry.
+    card's ``volumes``, None for images, and ``grey_values`` the card's, too; ``workers`` threads
+    decode (0: one per core). Raises ValueError for an unknown interpolation or geometry.
     """
     for how in folders.values():
         if how.interpolation not in decoding.RESAMPLING:
@@ -78,7 +85,9 @@ def reading(
         problems = {"unreadable": [], "broken": []}
         with contextlib.ExitStack() as opened:
             outputs = [opened.enter_context(open(file, "wb")) for file in arrays.values()]
-            for row, (outcome, given) in _each(rows, data, folders.values(), settings, workers):
+            for row, (outcome, given) in _each(
+                rows, data, folders.values(), (settings, grey_values), workers
+            ):
                 if outcome in problems:
                     problems[outcome].append((row["sample_id"], given))
                     continue
@@ -101,22 +110,23 @@ def _each(
     rows: pd.DataFrame,
     data: Place,
     how_each: Iterable[packs.Drawn],
-    settings: Slicing,
+    of_card: tuple[Slicing, Grey],
     workers: int,
 ) -> Iterator[tuple[dict, tuple[str, object]]]:
     """Every row, in order: ("unreadable" or "broken", the reason), or "read" and what was drawn.
 
     That is its files' hashes, a thumbnail and whether it is tiny, slice numbers, images by size.
+    ``of_card`` are the card's ``volumes`` and ``grey_values``.
     """
     sides = (decoding.shorter_side(how.size, how.geometry) for how in how_each)
     smallest = min(sides, default=math.inf)
 
     def one(row: dict) -> tuple[str, object]:
         try:
-            contents, hashes, problem = manifest.read_files(row, data)
+            contents, hashes, problem = manifest.read_files(row, data, of_card[0] is not None)
             if problem:
                 return "unreadable", problem
-            drawn = _draw(row, data, contents, settings, smallest)
+            drawn = _draw(row, data, contents, of_card, smallest)
             pictures = list(drawn.values())
             middle = decoding.as_picture(pictures[len(pictures) // 2])
             small = duplicates.thumbnail(middle), min(middle.size) < duplicates.TINY
@@ -138,27 +148,34 @@ def _each(
                 yield row, done
 
 
-def _draw(row: dict, data: Place, contents: dict, settings: Slicing, size: float) -> dict:
+def _draw(row: dict, data: Place, contents: dict, of_card: tuple, size: float) -> dict:
     """A row's pictures by slice number: one of an image file, several of a volume."""
-    path = Path(data) / row["path"]
+    path, (settings, grey_values) = Path(data) / row["path"], of_card
     if settings is None:
-        return {0: decoding.decode_to_resize(path, size, contents.get(path))}
+        return {0: decoding.decode_to_resize(path, size, contents.get(path), grey_values)}
     beside = {name: Path(data) / row[name] for name in manifest.BESIDE if row.get(name)}
     return volumes.slices(path, settings, contents=contents, **beside)
 
 
-def write(read: Reading, rows: pd.DataFrame, folders: Folders, settings: Slicing = None) -> None:
+def write(
+    read: Reading,
+    rows: pd.DataFrame,
+    folders: Folders,
+    settings: Slicing = None,
+    grey_values: Grey = "",
+) -> None:
     """Make packs of the images of ``rows``, in their order. A pack that matches them stays."""
     kept = ["sample_id", "patient_id", "label", *manifest.side_columns(rows)]
     places = [read.slices[sample] for sample in rows["sample_id"]]
     index = rows[kept].iloc[np.repeat(np.arange(len(rows)), [len(s) for _, s in places])]
     index = index.assign(slice=[number for _, slices in places for number in slices])
     for folder, how in folders.items():
-        digest, size = packs.pack_hash(rows, how, settings), how.size
+        digest, size = packs.pack_hash(rows, how, settings, grey_values), how.size
         if packs.recorded(folder).get("hash") == digest:
             continue
         meta = {"hash": digest} | how._asdict()
         meta["volumes"] = settings and settings.model_dump()
+        meta |= {"grey_values": grey_values} if grey_values else {}
         meta["mask_at_test_time"] = settings is not None and settings.needs_mask
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(index), size, size, 3)}
         with files.replacing(folder) as new, open(read.arrays[Path(folder)], "rb") as source:
@@ -181,22 +198,30 @@ def write(read: Reading, rows: pd.DataFrame, folders: Folders, settings: Slicing
 
 
 def pack(
-    rows: pd.DataFrame, data: Place, folders: Folders, *, settings: Slicing = None, workers: int = 0
+    rows: pd.DataFrame,
+    data: Place,
+    folders: Folders,
+    *,
+    settings: Slicing = None,
+    grey_values: Grey = "",
+    workers: int = 0,
 ) -> dict[Path, packs.Pack]:
     """Read the files of a manifest's rows and pack them into each of ``folders``.
 
-    A pack that is there and matches is kept as it is, and no file is opened for it. ``settings``
-    and ``workers`` are those of :func:`reading`. Raises ManifestError that lists every file that
+    A pack that is there and matches is kept as it is, and no file is opened for it. ``settings``,
+    ``grey_values`` and ``workers`` are those of :func:`reading`. Raises ManifestError that lists every file that
     cannot be used; then no folder is written.
     """
-    hashes = {folder: packs.pack_hash(rows, how, settings) for folder, how in folders.items()}
+    of_card = settings, grey_values
+    hashes = {folder: packs.pack_hash(rows, how, *of_card) for folder, how in folders.items()}
     wanted = {f: how for f, how in folders.items() if packs.recorded(f).get("hash") != hashes[f]}
     if wanted:
-        with reading(rows, data, wanted, settings=settings, workers=workers) as read:
+        how = {"settings": settings, "grey_values": grey_values, "workers": workers}
+        with reading(rows, data, wanted, **how) as read:
             problems = [*read.unreadable["reason"], *read.broken["reason"]]
             if problems:
                 what = f"{len(problems)} of {len(rows)} files in {data} cannot be read"
                 way_out = "take their rows out (quarantine=True in notebook 01_prepare_data)."
                 raise ManifestError(f"{what}:\n{listed(problems)}\nReplace them, or {way_out}")
-            write(read, rows, wanted, settings)
+            write(read, rows, wanted, *of_card)
     return {folder: packs.load(folder) for folder in folders}

@@ -86,9 +86,12 @@ def image_digests(images: np.ndarray) -> np.ndarray:
     return np.array([zlib.crc32(one) for one in sums], np.uint32)
 
 
-def pack_hash(rows: pd.DataFrame, how: Drawn, settings: Volumes | None) -> str:
+def pack_hash(
+    rows: pd.DataFrame, how: Drawn, settings: Volumes | None, grey_values: str | tuple = ""
+) -> str:
     """What a pack depends on: the manifest's rows and how they become images."""
-    return files.content_hash(rows, [VERSION, *how, settings and settings.model_dump()])
+    of_card = [settings and settings.model_dump(), *([grey_values] if grey_values else [])]
+    return files.content_hash(rows, [VERSION, *how, *of_card])
 
 
 def recorded(folder: Path | str) -> dict:
@@ -111,7 +114,9 @@ def load(
         none = f"There are no packed images in {folder}."
         raise FileNotFoundError(f"{none} Run notebook 01_prepare_data for this task {way_out}")
     how = Drawn(*(meta[name] for name in Drawn._fields if name in meta))
-    if rows is not None and meta["hash"] != pack_hash(rows, how, settings):
+    if rows is not None and meta["hash"] != pack_hash(
+        rows, how, settings, meta.get("grey_values", "")
+    ):
         way_out = "run notebook 01_prepare_data for this task again."
         raise ManifestError(f"The images in {folder} were packed from another manifest: {way_out}")
     problem = ", ".join(files.damaged(folder, meta["sha256"]))

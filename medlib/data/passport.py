@@ -10,7 +10,8 @@ from medlib.core.splits import SPLITS
 from medlib.data.manifest import split_column
 
 ALL, UNKNOWN, REST = "all classes", "unknown", "all others"  # rows and columns
-CONFOUNDERS = {"age": "age in years", "sex": "sex", "site": "site"}  # manifest's columns → panels
+# The manifest's columns → panels.
+CONFOUNDERS = {"age": "age in years", "sex": "sex", "site": "site", "manufacturer": "manufacturer"}
 
 
 def table(
@@ -19,16 +20,16 @@ def table(
     """The numbers of the split passport in long form: aggregates, never a sample or a patient.
 
     `manifest` has sample_id, patient_id, path, label, and `split` or `fold`; it may have age
-    (years), sex and site, "" where unknown. `duplicates` has first, second (sample ids), kind
+    (years), sex, site and manufacturer, "" where unknown. `duplicates` has first, second (sample ids), kind
     (exact, near), correlation, first_side, second_side, same_patient and action; `excluded` has
     name and reason. Raises ValueError for a manifest that is not split.
 
     Columns: part, class (or "all classes"; "" in the last three parts), name, count, unit (what is
     counted), share, correlation, detail. The parts are classes (share: of all), patients and images
-    by side, images per patient, age, sex and site (share: of the class, where the value is known),
+    by side, images per patient, what is known of patients (share: of the class, where it is known),
     duplicates, pairs (up to six, the gravest first; detail: what was done) and left out (by
     reason). A patient with images of two classes counts in both, once in "all classes";
-    a patient's age, sex and site are the first ones known.
+    of these a patient has the first ones known.
     """
     side = split_column(manifest)
     if side is None:
@@ -49,8 +50,8 @@ def table(
             values = years.where(years.between(0, 120))  # no patient has another age
         firsts = values.groupby([rows.index, rows["patient_id"]], sort=False).first()
         if firsts.notna().any():
-            banded = {"age": _age_bands, "sex": _categories, "site": _largest}[column](firsts)
-            parts[CONFOUNDERS[column]] = banded
+            banded = {"age": _age_bands, "sex": _categories}.get(column, _largest)
+            parts[CONFOUNDERS[column]] = banded(firsts)
     tables = [_class_rows(patients.size(), unit, classes)]
     for part, values in parts.items():
         counted = unit if part == f"{unit} by {side}" else "patients"

@@ -59,9 +59,10 @@ def prepare(
     used = {"mask": card.volumes and card.volumes.needs_mask, "reference": card.volumes}
     unused = [name for name in BESIDE if name in listing.rows and not used[name]]  # not read
     rows, folders = listing.rows.drop(columns=unused), folders or {}
-    with packing.reading(rows, data, folders, settings=card.volumes, workers=workers) as read:
+    how = {"settings": card.volumes, "grey_values": card.grey_values, "workers": workers}
+    with packing.reading(rows, data, folders, **how) as read:
         prepared = _checked_and_split(card, data, listing, read, quarantine, repeats, seed)
-        packing.write(read, prepared.rows, folders, card.volumes)
+        packing.write(read, prepared.rows, folders, card.volumes, card.grey_values)
     return prepared
 
 
