@@ -41,8 +41,8 @@ def decode(
     Grey, palette, CMYK and alpha (over black) become RGB; EXIF rotation is applied; 16-bit and
     floating-point grey is windowed to its 0.5th and 99.5th percentiles rather than truncated. A
     path ``x.npz#train/7`` is an image within a MedMNIST file. DICOM, whatever its name is, goes to
-    :func:`medlib.data.dicom.picture` with the card's ``grey_values``. Raises ValueError or OSError for
-    a file that is no complete image, or has more pixels than Pillow's limit.
+    :func:`medlib.data.dicom.picture` with the card's ``grey_values``. Raises ValueError or OSError
+    for a file that is no complete image, or has more pixels than Pillow's limit.
     """
     file = sample_file(str(path))
     if file != str(path):
