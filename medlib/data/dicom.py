@@ -25,13 +25,13 @@ from PIL import Image
 from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from medlib.data.cards import GREY_VALUES
 from medlib.errors import unknown
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module=r"pydicom|medlib\.data\.dicom")
 
-CHOICES = ("window", "as_stored", "stretched")  # of the card's grey_values, beside two numbers
 PERCENTILES = (0.5, 99.5)  # between which "stretched" scales
 KEYS = ("sop_instance_uid", "series_instance_uid", "study_instance_uid", "accession_number")
 KEYS += ("patient_id",)  # what a table may name an image, a series or a patient by
@@ -47,14 +47,8 @@ PACKAGES |= {f"1.2.840.10008.1.2.4.{n}": "pylibjpeg-openjpeg" for n in (90, 91, 
 PACKAGES |= {f"1.2.840.10008.1.2.4.{n}": "pylibjpeg-libjpeg" for n in (50, 51, 57, 70, 80, 81)}
 TAGS = ["SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "AccessionNumber", "PatientID"]
 TAGS += ["SOPClassUID", "Modality", "ImageType", "NumberOfFrames", "Rows", "PatientAge"]
-TAGS += [
-    "PatientBirthDate",
-    "StudyDate",
-    "PatientSex",
-    "Manufacturer",
-    "InstitutionName",
-    "BurnedInAnnotation",
-]
+TAGS += ["PatientBirthDate", "StudyDate", "PatientSex", "Manufacturer", "InstitutionName"]
+TAGS += ["BurnedInAnnotation"]
 _READING = Lock()  # threads ask for the headers of the same folder at the same time
 
 
@@ -369,7 +363,7 @@ def _scale_of(grey_values: str | tuple[float, float]) -> Callable:
         ways = f"{', '.join(scales)}, or two values as [-1000, 400]"
         raise DicomError(f"has grey values: say in the card, `grey_values`, what they mean: {ways}")
     if grey_values not in scales:
-        raise ValueError(unknown("grey_values", grey_values, CHOICES, "Or give two values."))
+        raise ValueError(unknown("grey_values", grey_values, GREY_VALUES, "Or give two values."))
     return scales[grey_values]
 
 

@@ -209,8 +209,8 @@ def pack(
     """Read the files of a manifest's rows and pack them into each of ``folders``.
 
     A pack that is there and matches is kept as it is, and no file is opened for it. ``settings``,
-    ``grey_values`` and ``workers`` are those of :func:`reading`. Raises ManifestError that lists every file that
-    cannot be used; then no folder is written.
+    ``grey_values`` and ``workers`` are those of :func:`reading`. Raises ManifestError that lists
+    every file that cannot be used; then no folder is written.
     """
     of_card = settings, grey_values
     hashes = {folder: packs.pack_hash(rows, how, *of_card) for folder, how in folders.items()}

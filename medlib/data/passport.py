@@ -20,9 +20,9 @@ def table(
     """The numbers of the split passport in long form: aggregates, never a sample or a patient.
 
     `manifest` has sample_id, patient_id, path, label, and `split` or `fold`; it may have age
-    (years), sex, site and manufacturer, "" where unknown. `duplicates` has first, second (sample ids), kind
-    (exact, near), correlation, first_side, second_side, same_patient and action; `excluded` has
-    name and reason. Raises ValueError for a manifest that is not split.
+    (years), sex, site and manufacturer, "" where unknown. `duplicates` has first, second (sample
+    ids), kind (exact, near), correlation, first_side, second_side, same_patient and action;
+    `excluded` has name and reason. Raises ValueError for a manifest that is not split.
 
     Columns: part, class (or "all classes"; "" in the last three parts), name, count, unit (what is
     counted), share, correlation, detail. The parts are classes (share: of all), patients and images

@@ -1,7 +1,8 @@
 """Volumes as pictures: axial slices, upright and windowed, chosen with or without a mask.
 
-A file is NIfTI, or any one of a DICOM series (:mod:`medlib.data.dicom_series`). A volume, its mask and its patient's reference volume may be stored along any axes: their affines
-bring them to RAS+ (x to the patient's right, y to the front, z up), where they are compared.
+A file is NIfTI, or one of a DICOM series (:mod:`medlib.data.dicom_series`). A volume, its mask and
+its patient's reference volume may be stored along any axes: their affines bring them to RAS+ (x to
+the patient's right, y to the front, z up), where they are compared.
 """
 
 import gzip
