@@ -23,7 +23,13 @@ import numpy as np
 import pydicom
 from PIL import Image
 from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
-from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from medlib.data.cards import GREY_VALUES
 from medlib.errors import unknown
@@ -41,7 +47,9 @@ NEEDED = ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel", "PhotometricInt
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 NO_IMAGES = ("SEG", "RTDOSE", "REG", "RWV")  # modalities with rows, but without a picture
 DIRECTORY = "1.2.840.10008.1.3.10"  # the SOP class of a DICOMDIR
-# The package that decodes a transfer syntax, by the beginning of its UID.
+PLAIN = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+PLAIN += (DeflatedExplicitVRLittleEndian,)  # transfer syntaxes that need no decoder
+# The package that decodes each of the others.
 PACKAGES = {"1.2.840.10008.1.2.5": "pylibjpeg-rle"}
 PACKAGES |= {f"1.2.840.10008.1.2.4.{n}": "pylibjpeg-openjpeg" for n in (90, 91, 201, 202, 203)}
 PACKAGES |= {f"1.2.840.10008.1.2.4.{n}": "pylibjpeg-libjpeg" for n in (50, 51, 57, 70, 80, 81)}
@@ -254,9 +262,10 @@ def stored_values(dataset: pydicom.FileDataset) -> np.ndarray:
     Raises DicomError where a decoder is missing, or where the pixels are damaged.
     """
     syntax = dataset.file_meta.TransferSyntaxUID
-    plugin = "pylibjpeg" if syntax.is_encapsulated else ""  # the same everywhere
-    if plugin:
+    plugin = ""
+    if syntax not in PLAIN:
         _check_decoder(syntax)
+        plugin = "pylibjpeg"  # whatever else is installed: the same pixels everywhere
     try:
         return pixel_array(dataset, decoding_plugin=plugin)
     except Exception as error:  # each decoder has its own

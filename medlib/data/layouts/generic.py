@@ -10,7 +10,7 @@ import regex  # as re, with a limit of time
 
 from medlib.core.splits import SPLITS
 from medlib.data.cards import Card
-from medlib.data.layouts import base
+from medlib.data.layouts import base, dicom
 from medlib.data.layouts.mri import modalities
 from medlib.errors import ManifestError, unknown
 
@@ -74,7 +74,7 @@ def own_table(
     """A user's CSV, TSV or Excel table, one row per sample; its paths are relative to its folder.
 
     ``columns`` maps our columns to the table's; path and label are needed. ``names`` maps the
-    table's labels to classes.
+    table's labels to classes. Of DICOM files, the tags tell what the table has no column for.
     """
     path = folder / table
     if not path.is_file():
@@ -106,6 +106,7 @@ def own_table(
             row[column] = path.parent / row[column]
         yield from (base.Problem(row["sample_id"], reason) for reason in reasons)
         if not reasons:
+            row |= dicom.tags(row["path"], cells.columns)
             yield row | {"label": classes[row["label"]], "split": sides.get(split.lower(), "")}
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from medlib.data import cards, manifest
 from medlib.data.cards import Card
-from medlib.data.layouts import base, generic, mri, photographs
+from medlib.data.layouts import base, dicom, generic, mri, photographs
 from medlib.errors import ManifestError, listed, unknown
 
 Left = base.Excluded | base.Problem  # out of the manifest
@@ -121,4 +121,5 @@ LAYOUTS = {"kermany": photographs.kermany, "ichallenge": photographs.ichallenge}
 LAYOUTS |= {"ham10000": photographs.ham10000, "isic2017": photographs.isic2017}
 LAYOUTS |= {"brats": mri.brats, "ucsf_pdgm": mri.ucsf_pdgm, "tcga_lgg": mri.tcga_lgg}
 LAYOUTS |= {"folder_per_class": generic.folder_per_class, "table": generic.own_table}
-LAYOUTS |= {"medmnist": generic.medmnist}
+LAYOUTS |= {"medmnist": generic.medmnist, "dicom": dicom.dicom_folder}
+LAYOUTS |= {"rsna_pneumonia": dicom.rsna_pneumonia, "vindr_cxr": dicom.vindr_cxr}
