@@ -410,7 +410,7 @@ def test_no_name_date_or_uid_stands_in_a_message(tmp_path, capfd, recwarn, caplo
         "short": made(pixels(25), **identified(25) | {"Columns": 999}),
         "window": made(pixels(26), **identified(26) | wrong | {"PatientSex": "MARKSEX"}),
         "unlabelled": made(pixels(27), **identified(99)),
-        "broken": made(pixels(28), **identified(28) | {"NumberOfFrames": "1"}),
+        "broken": made(pixels(28), **identified(28) | {"NumberOfFrames": "0001"}),
         "compressed": made(pixels(29), "1.2.840.10008.1.2.4.102", **identified(29)),
         "no decoder": made(pixels(30), "1.2.840.10008.1.2.4.70", **identified(30)),
         "date": made(pixels(31), **identified(31) | {"StudyDate": "MARK1961"}),
@@ -422,7 +422,7 @@ def test_no_name_date_or_uid_stands_in_a_message(tmp_path, capfd, recwarn, caplo
             one["PixelData"].is_undefined_length = True
         file = made_dicom.content(one)
         if name == "broken":
-            file = file.replace(b"IS\x02\x001 ", b"IS\x02\x00x ")
+            file = file.replace(b"IS\x04\x000001", b"IS\x04\x00MARK")
         (folder / name).write_bytes(file)
     numbers = [*range(12), *range(20, 27), *range(28, 32), 1000]
     lines = [f"MARKACC{number},{'ab'[number % 2]}" for number in numbers]
