@@ -136,23 +136,21 @@ def headers(folder: Path) -> dict[str, Header | str]:
 
 @lru_cache(maxsize=4096)
 def _headers(folder: Path, mtime_ns: int) -> dict[str, Header | str]:
-    found = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith("."):
-            with path.open("rb") as file:
-                if is_dicom(file.read(1024)):
-                    file.seek(0)
-                    found[path.name] = _header(file)
-    return found
+    paths = (p for p in sorted(folder.iterdir()) if not (p.is_dir() or p.name.startswith(".")))
+    found = {path.name: header(path) for path in paths}
+    return {name: told for name, told in found.items() if told is not None}
 
 
 def header(path: Path) -> Header | str | None:
     """The header of one file, as :func:`headers` gives it; None if it is no DICOM file."""
-    with path.open("rb") as file:
-        if not is_dicom(file.read(1024)):
-            return None
-        file.seek(0)
-        return _header(file)
+    try:
+        with path.open("rb") as file:
+            if not is_dicom(file.read(1024)):
+                return None
+            file.seek(0)
+            return _header(file)
+    except OSError as error:  # a link to nowhere, or a file of somebody else
+        return f"it cannot be read ({error.strerror})"
 
 
 def _header(file: io.BufferedIOBase) -> Header | str:

@@ -4,6 +4,7 @@ Expected values are worked out from the standard (PS3.3 C.7.6.3 and C.11) or com
 """
 
 import hashlib
+import io
 from pathlib import Path
 
 import made_dicom
@@ -45,6 +46,13 @@ def test_a_file_is_dicom_by_its_content_alone(tmp_path):
     assert dicom.is_dicom(file[132:])  # without preamble and DICM
     for name in ("ExplVR_BigEndNoMeta.dcm", "ExplVR_LitEndNoMeta.dcm", "MR_small_implicit.dcm"):
         assert dicom.is_dicom(Path(get_testdata_file(name)).read_bytes())
+    made = made_dicom.dataset(row(0, 255, kind=np.uint8))
+    del made.file_meta, made.preamble
+    for how in ((True, True), (False, True), (False, False)):  # implicit or not, little or big
+        buffer = io.BytesIO()
+        pydicom.dcmwrite(buffer, made, implicit_vr=how[0], little_endian=how[1])
+        assert buffer.getvalue()[128:132] != b"DICM" and dicom.is_dicom(buffer.getvalue())
+        assert grey(buffer.getvalue(), "as_stored") == [[0, 255]]
     Image.new("L", (9, 9)).save(tmp_path / "x.png")
     Image.new("L", (9, 9)).save(tmp_path / "x.tif")
     nibabel.save(nibabel.Nifti1Image(np.zeros((3, 3, 3), np.int16), np.eye(4)), tmp_path / "x.nii")
@@ -537,6 +545,11 @@ def test_a_missing_slice_is_found_and_rounded_positions_are_no_gap(tmp_path):
     (tmp_path / "002").unlink()
     with pytest.raises(DicomError, match="3 mm apart, but at 1 place.* 6 mm between 000 and 004"):
         dicom_series.volume(tmp_path / "000")
+
+
+def test_what_is_bright_is_high_in_a_volume_of_monochrome1(tmp_path):
+    made_dicom.write_series(tmp_path, VOXELS, PhotometricInterpretation="MONOCHROME1")
+    assert (np.asarray(dicom_series.volume(tmp_path / "000").dataobj) == -VOXELS).all()
 
 
 def test_one_slice_is_no_volume_and_colour_is_none(tmp_path):

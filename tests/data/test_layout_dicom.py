@@ -56,7 +56,6 @@ def test_a_folder_per_class_whatever_the_files_are_called(tmp_path):
     image(tmp_path / "set" / "a" / "IM0001", PatientID="p1", SOPInstanceUID="1.2.1", **tags)
     image(tmp_path / "set" / "a" / "deep" / "x.ima", PatientID="p1")
     image(tmp_path / "set" / "B side" / "y.DCM", PatientID="p2", InstitutionName="Clinic")
-    table(tmp_path / "set" / "a" / "notes.txt", "nothing")
     found = reader.read(card(layout_options={"classes": {"B side": "b"}}), tmp_path)
     files = ["set/B side/y.DCM", "set/a/IM0001", "set/a/deep/x.ima"]
     assert column(found, "label") == dict(zip(files, "baa", strict=True))
@@ -90,9 +89,14 @@ def test_what_is_no_image_is_left_out_by_name(tmp_path):
     made_dicom.write(folder / "pr", SOPClassUID=made_dicom.PRESENTATION, Modality="PR")
     made_dicom.write(folder / "seg", pixels(2), Modality="SEG")
     image(folder / "scout", 2, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    table(folder / "notes.txt", "nothing")
+    table(folder / "readings.csv", "a table, which needs no reason")
+    shutil.copy(folder / "1", folder / "copy")
     found = reader.read(card(), tmp_path)
     assert list(column(found, "label")) == ["set/a/1"]
     assert reasons(found.excluded) == {
+        "a/notes.txt": "no DICOM file",
+        "set/a/copy": "a second copy of set/a/1",
         "a/DICOMDIR": "a DICOMDIR, which lists files and holds no image",
         "a/sr": "a DICOM file without a picture: Basic Text SR Storage",
         "a/pr": "a DICOM file without a picture: Grayscale Softcopy Presentation State Storage",
@@ -110,13 +114,17 @@ def test_a_file_without_ids_or_with_a_broken_header_is_a_problem(tmp_path):
     (folder / "3").write_bytes(made_dicom.content(made))
     whole = made_dicom.content(pixels(4), NumberOfFrames="1")
     (folder / "4").write_bytes(whole.replace(b"IS\x02\x001 ", b"IS\x02\x00x "))
+    table(folder / "5.dcm", "<html>not found</html>")
+    (folder / "6").symlink_to(tmp_path / "nowhere")
     found = reader.read(card(), tmp_path)
     said = reasons(found.problems)
-    assert list(said) == ["a/3", "a/4", "a/2"]
+    assert set(said) == {"a/2", "a/3", "a/4", "a/5.dcm", "a/6"}
     assert "its patient_id is empty: name another key" in said["a/2"]
     assert "study_instance_uid" in said["a/2"]
     assert said["a/3"] == "it has no SOPInstanceUID: export it again"
     assert said["a/4"] == "its DICOM header is damaged (ValueError): copy it again"
+    assert said["a/5.dcm"] == "it is no DICOM file: copy it again"
+    assert said["a/6"] == "it cannot be read (No such file or directory)"
     # By another key, the patient is known.
     found = reader.read(card(layout_options={"patient": "file"}), tmp_path)
     assert (found.rows["patient_id"] == found.rows["sample_id"]).all() and len(found.rows) == 2
@@ -283,6 +291,19 @@ def change_uids(folder, stem):
         made.save_as(path)
 
 
+def test_other_grey_values_make_another_pack(tmp_path):
+    for number in range(12):
+        place = tmp_path / "data" / "set" / "ab"[number % 2] / str(number)
+        image(place, number, PatientID=str(number))
+    how, drawn = {tmp_path / "pack": packs.Drawn(16, "bilinear")}, []
+    for choice in ("as_stored", (0, 40950), (0, 40950)):
+        used = card(grey_values=choice)
+        done = preparation.prepare(used, tmp_path / "data", folders=how, workers=2)
+        packed = packs.load(tmp_path / "pack", done.rows)
+        drawn.append(packed.images.mean())
+    assert abs(drawn[0] - 10 * drawn[1]) < 10 and drawn[1] == drawn[2]
+
+
 def test_series_are_prepared_whole(tmp_path):
     """From files to packed slices; two patients in one series are named with the way out."""
     for number in range(12):
@@ -338,7 +359,7 @@ MARKS = {
     "StudyDate": "20190405",
     "SeriesDate": "20190405",
     "AcquisitionDate": "20190405",
-    "StudyTime": "112233",
+    "StudyTime": "112233.445566",
     "StudyDescription": "MARKSTUDY",
     "SeriesDescription": "MARKSERIES",
     "ImageComments": "MARKCOMMENT",
@@ -346,8 +367,9 @@ MARKS = {
     "StudyID": "MARKID",
     "DeviceSerialNumber": "MARKSERIAL",
 }
-# UIDs of the made files all begin so; what is left of the dates are these texts.
-FORBIDDEN = [b"MARK", b"1.2.826.0.1.3680043.8.498", b"1961", b"20190405", b"112233", b"2019-04"]
+# UIDs of the made files all begin so; dates may be written in two ways.
+FORBIDDEN = [b"MARK", b"1.2.826.0.1.3680043.8.498", b"112233.4"]
+FORBIDDEN += [b"19610203", b"1961-02", b"20190405", b"2019-04"]
 
 
 def identified(number):

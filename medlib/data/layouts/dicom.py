@@ -70,8 +70,10 @@ def _samples(
 ) -> Generator[base.Excluded | base.Problem, None, list[Sample]]:
     """The images below a folder or, if the card has volumes, its series of several slices."""
     images, series = [], {}
-    for here, _ in base.walk(folder):
-        for name, header in dicom.headers(here).items():
+    for here, there in base.walk(folder):
+        found = dicom.headers(here)
+        yield from _other_files(folder, [here / name for name in there if name not in found])
+        for name, header in found.items():
             path = here / name
             uid = "" if isinstance(header, str) else header.sop_instance_uid
             if card.volumes and uid:
@@ -99,6 +101,15 @@ def _samples(
         else:
             yield base.Excluded(shown, "a series of one slice, and a volume needs several")
     return images
+
+
+def _other_files(folder: Path, paths: list[Path]) -> base.Items:
+    """What is no DICOM file: a problem if its name says that it is, else left out by name."""
+    for path in paths:
+        if ENDING.search(path.name):
+            yield base.Problem(base.shown(path, folder), "it is no DICOM file: copy it again")
+        elif not path.name.lower().endswith(base.TABLES):
+            yield base.Excluded(base.shown(path, folder), "no DICOM file")
 
 
 def _row(sample: Sample, shown: str, patient: str, told: dict) -> dict | base.Problem:
