@@ -5,14 +5,14 @@ hold sizes, kinds and names of tags, never values that could tell a patient. pyd
 and log quote such values, so they are turned off.
 """
 
+import contextlib
 import hashlib
 import io
 import logging
 import math
 import re
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -62,6 +62,20 @@ _READING = Lock()  # threads ask for the headers of the same folder at the same 
 
 class DicomError(ValueError):
     """What is wrong with a DICOM file, in words that follow "it": "has 12 frames: …"."""
+
+
+@contextlib.contextmanager
+def quoting_no_value() -> Iterator[None]:
+    """Turn errors of pydicom, which may quote the value of a tag, into a DicomError that does not.
+
+    Values are parsed when they are asked for, so that any line may meet a damaged one.
+    """
+    try:
+        yield
+    except (DicomError, MemoryError):
+        raise
+    except Exception as error:
+        raise DicomError(f"has a damaged tag ({type(error).__name__}): export it again") from None
 
 
 class Header(NamedTuple):
@@ -188,7 +202,7 @@ def _age_between(told: pydicom.Dataset) -> str:
     """Years from birth to the study: whole ones from two on, as PatientAge has them."""
     dates = []
     for tag in ("PatientBirthDate", "StudyDate"):
-        with suppress(ValueError):
+        with contextlib.suppress(ValueError):
             dates.append(datetime.strptime(_text(told, tag).replace(".", ""), "%Y%m%d"))
     if len(dates) < 2 or dates[1] < dates[0]:
         return ""
@@ -338,13 +352,17 @@ def picture(content: bytes, grey_values: str | tuple[float, float] = "") -> Imag
     Raises DicomError, a ValueError, for several frames, for grey values of which the card or the
     file says nothing, for missing tags, and for pixels that cannot be decoded.
     """
-    dataset = read(content)
+    scale = _scale_of(grey_values)
+    with quoting_no_value():
+        return _picture(read(content), scale)
+
+
+def _picture(dataset: pydicom.FileDataset, scale: Callable) -> Image.Image:
     kind = _text(dataset, "PhotometricInterpretation")
     if (several := frames(dataset)) > 1:
         way_out = "export the frame that is meant, or read it as a volume (`volumes` in the card)"
         raise DicomError(f"has {several} frames, where one image is needed: {way_out}")
     if kind in ("MONOCHROME1", "MONOCHROME2"):
-        scale = _scale_of(grey_values)
         stored = stored_values(dataset)
         grey = _bytes(scale(dataset, stored, modality_values(dataset, stored)))
         return Image.fromarray(255 - grey if kind == "MONOCHROME1" else grey).convert("RGB")
@@ -366,12 +384,9 @@ def _scale_of(grey_values: str | tuple[float, float]) -> Callable:
         low, high = grey_values
         return lambda dataset, stored, values: _between(values, low, high)
     scales = {"window": _windowed, "as_stored": _whole_range, "stretched": _stretched}
-    if not grey_values:
-        ways = f"{', '.join(scales)}, or two values as [-1000, 400]"
-        raise DicomError(f"has grey values: say in the card, `grey_values`, what they mean: {ways}")
-    if grey_values not in scales:
+    if grey_values and grey_values not in scales:
         raise ValueError(unknown("grey_values", grey_values, GREY_VALUES, "Or give two values."))
-    return scales[grey_values]
+    return scales.get(grey_values, _not_told)
 
 
 def _bytes(shares: np.ndarray) -> np.ndarray:
@@ -383,6 +398,11 @@ def _between(values: np.ndarray, low: float, high: float) -> np.ndarray:
         raise DicomError("holds NaN or infinite values")
     with np.errstate(over="ignore"):  # both ends equal: everything above them is white
         return (values - np.float32(low)) / max(high - low, np.finfo(np.float32).tiny)
+
+
+def _not_told(dataset: pydicom.Dataset, stored: np.ndarray, values: np.ndarray) -> np.ndarray:
+    ways = "window, as_stored, stretched, or two values as [-1000, 400]"
+    raise DicomError(f"has grey values: say in the card, `grey_values`, what they mean: {ways}")
 
 
 def _windowed(dataset: pydicom.Dataset, stored: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -44,6 +44,7 @@ class Slices:
         self.frames, self.dtype = frames, np.dtype(np.float32)
         self.shape, self.ndim = (*frames[0].shape[::-1], len(frames)), 3
 
+    @dicom.quoting_no_value()
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         """X×Y×Z, float32: columns, rows, slices; values after the modality LUT."""
         voxels, decoded = np.empty(self.shape, np.float32), {}
@@ -61,6 +62,7 @@ class Slices:
         return voxels if dtype is None else voxels.astype(dtype, copy=False)
 
 
+@dicom.quoting_no_value()
 def volume(path: Path, contents: Mapping[Path, bytes] | None = None) -> nibabel.Nifti1Image:
     """The volume of the series that the DICOM file at ``path`` belongs to.
 

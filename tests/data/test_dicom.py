@@ -251,6 +251,22 @@ def test_missing_tags_are_named_all_at_once():
         dicom.picture(content(row(0, 1), PhotometricInterpretation="CMYK"), "as_stored")
 
 
+DAMAGED = {"RescaleSlope": "1.000000", "WindowCenter": "1.000000", "NumberOfFrames": "00000001"}
+
+
+@pytest.mark.parametrize("tag", DAMAGED)
+def test_a_tag_that_cannot_be_read_is_refused_and_not_quoted(tmp_path, tag):
+    """pydicom's own errors quote the value, which may be anybody's name."""
+    tags = {"WindowCenter": "1", "WindowWidth": "2", "RescaleSlope": "1"} | {tag: DAMAGED[tag]}
+    file = content(row(0, 1), **tags).replace(DAMAGED[tag].encode(), b"JANE DOE")
+    (tmp_path / "x").write_bytes(file)
+    with pytest.raises(ValueError) as caught:
+        volumes.slices(tmp_path / "x", Volumes(slices=1))
+    assert "JANE" not in f"{caught.value} {caught.value.__cause__}"
+    with pytest.raises(DicomError, match=r"has a damaged tag \(ValueError\): export it again"):
+        dicom.picture(file, "window")
+
+
 def test_a_truncated_file_is_refused():
     file = Path(get_testdata_file("MR_truncated.dcm")).read_bytes()
     with pytest.raises(DicomError, match="8130 vs 8192 bytes.*copy it again"):

@@ -106,7 +106,7 @@ def own_table(
             row[column] = path.parent / row[column]
         yield from (base.Problem(row["sample_id"], reason) for reason in reasons)
         if not reasons:
-            row |= dicom.tags(row["path"], cells.columns)
+            row |= dicom.tags(row["path"], cells.columns) if row["path"] else {}
             yield row | {"label": classes[row["label"]], "split": sides.get(split.lower(), "")}
 
 
