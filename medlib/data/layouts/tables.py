@@ -10,7 +10,7 @@ import pandas as pd
 
 from medlib.core.splits import SPLITS
 from medlib.data.cards import Card
-from medlib.data.layouts import base, patients
+from medlib.data.layouts import base, dicom, patients
 from medlib.errors import ManifestError, unknown
 
 
@@ -33,7 +33,8 @@ def own_table(
     A list of columns is a path in parts. ``names`` maps the table's labels to classes, in any case;
     ``patterns`` regular expressions for whole labels to classes. ``where`` maps a column to the
     values of the rows that are used. ``patient`` finds the patient in a path, as in
-    :func:`folder_per_class`. ``encoding`` is that of a CSV which is not UTF-8.
+    :func:`folder_per_class`. ``encoding`` is that of a CSV which is not UTF-8. Of DICOM files, the
+    tags tell what the table has no column for.
     """
     path = folder / table
     if not path.is_file():
@@ -49,6 +50,7 @@ def own_table(
         spelt = base.classes_of(card, "patterns", patterns)
         spelt = {patients.pattern("patterns", f"(?i){p}"): c for p, c in spelt.items()}
     times, sides = Counter(row["sample_id"] for row in rows), base.SPLIT_WORDS
+    alone = False  # whether some image is taken as a patient of its own
     for row in rows:
         reasons, split = [], row.get("split", "")
         if times[row["sample_id"]] > 1:
@@ -67,10 +69,12 @@ def own_table(
             reasons += [patients.none(patient)] * (not row["patient_id"])
         yield from (base.Problem(row["sample_id"], reason) for reason in reasons)
         if not reasons:
-            whose = {"patient_id": row.get("patient_id", row["sample_id"])}
-            yield row | whose | {"label": label, "split": sides.get(split.lower(), "")}
+            told = dicom.tags(row["path"], row) if row["path"] else {}
+            whose = {"patient_id": (row | told).get("patient_id", row["sample_id"])}
+            alone |= whose["patient_id"] == row["sample_id"]
+            yield row | told | whose | {"label": label, "split": sides.get(split.lower(), "")}
     yield from places.left(table)
-    if "patient_id" not in cells and not patient:
+    if alone and "patient_id" not in cells:
         shown = (base.shown(file, folder) for file in places.named)
         yield from patients.one_image_each(shown, cells.attrs["unused"])
     if "fold" in cells.attrs["unused"]:
