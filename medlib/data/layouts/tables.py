@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -52,27 +52,20 @@ def own_table(
     times, sides = Counter(row["sample_id"] for row in rows), base.SPLIT_WORDS
     alone = False  # whether some image is taken as a patient of its own
     for row in rows:
-        reasons, split = [], row.get("split", "")
-        if times[row["sample_id"]] > 1:
-            reasons.append(f"it stands in {times[row['sample_id']]} rows of {table}")
-        if split and split.lower() not in sides:
-            reasons.append(f"its split is {split!r}, not one of {', '.join(SPLITS)}")
-        if row.get("fold") == "":
-            reasons.append("its fold is empty")
-        if not (label := _class_of(row["label"], codes, spelt)):
+        label = _class_of(row["label"], codes, spelt)
+        reasons = [*_wrong(row, times, table)]
+        if not label:
             reasons.append(base.no_class(row["label"], [*codes, *(patterns or ())], table))
-        for column in (c for c in base.FILES if row.get(c)):
-            row[column], reason = places.find(row[column])
-            reasons += [reason] * bool(reason)
+        reasons += places.fill(row)
         if patient and not reasons:
             row["patient_id"] = patients.of(pattern, base.shown(row["path"], folder))
             reasons += [patients.none(patient)] * (not row["patient_id"])
         yield from (base.Problem(row["sample_id"], reason) for reason in reasons)
         if not reasons:
             told = dicom.tags(row["path"], row) if row["path"] else {}
-            whose = {"patient_id": (row | told).get("patient_id", row["sample_id"])}
-            alone |= whose["patient_id"] == row["sample_id"]
-            yield row | told | whose | {"label": label, "split": sides.get(split.lower(), "")}
+            row = {"patient_id": row["sample_id"]} | told | row  # the table comes first
+            alone |= row["patient_id"] == row["sample_id"]
+            yield row | {"label": label, "split": sides.get(row.get("split", "").lower(), "")}
     yield from places.left(table)
     if alone and "patient_id" not in cells:
         shown = (base.shown(file, folder) for file in places.named)
@@ -136,6 +129,16 @@ def _chosen(
     return chosen
 
 
+def _wrong(row: dict, times: Counter, table: str) -> Iterator[str]:
+    """What is wrong with a row's id and side."""
+    if (n := times[row["sample_id"]]) > 1:
+        yield f"it stands in {n} rows of {table}"
+    if (split := row.get("split", "")) and split.lower() not in base.SPLIT_WORDS:
+        yield f"its split is {split!r}, not one of {', '.join(SPLITS)}"
+    if row.get("fold") == "":
+        yield "its fold is empty"
+
+
 def _number_folds(rows: list[dict]) -> base.Items:
     """Number the folds of a table from 0 on, and note it if they were called otherwise."""
     names = {row["fold"] for row in rows if row.get("fold")}
@@ -177,6 +180,13 @@ class _Places:
                 files.setdefault(name, []).append(file)
         return files
 
+    def fill(self, row: dict) -> Iterator[str]:
+        """Put the files into a row whose names it has; the reasons why there are none."""
+        for column in (c for c in base.FILES if row.get(c)):
+            row[column], reason = self.find(row[column])
+            if reason:
+                yield reason
+
     def find(self, name: str) -> tuple[Path | str, str]:
         """The file that a cell names, or the reason why there is none."""
         for root in self.roots:
@@ -185,6 +195,8 @@ class _Places:
                 return root / name, ""
         parts = [_plain(part) for part in name.split("/") if part not in ("", ".")]
         fitting = [f for f in self.by_name.get((parts or [""])[-1], []) if self._ends(f, parts)]
+        of_kind = [f for f in fitting if f.name.lower().endswith(self.endings)]
+        fitting = of_kind or fitting  # x.png rather than x.json beside it
         if len(fitting) == 1 and self.named.setdefault(fitting[0], name) == name:
             self.searched[name] = base.shown(fitting[0], self.folder)
             return fitting[0], ""
