@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 
+import made_dicom
 import made_hub
 import nibabel
 import numpy as np
@@ -131,6 +132,27 @@ def test_volumes_with_a_table_are_prepared_with_one_card(repository, clone):
     assert images.shape == (60, 32, 32, 3)
     assert rows.groupby("fold")["label"].value_counts().eq(2).all()
     assert (rows["age"] == "54").all()
+
+
+@pytest.mark.xdist_group("readme")
+def test_dicom_files_with_a_table_are_prepared_with_one_card(repository, clone):
+    card = write_card(repository, clone, "hands", "Hand radiographs")
+    folder = clone.parent / "data" / "hands"
+    lines = block(repository, "csv", "accession_number").splitlines()[:1]
+    for number in range(20):
+        rng = np.random.default_rng(number)
+        pixels = np.kron(rng.integers(4096, size=(9, 8), dtype=np.uint16), np.ones((6, 6), "u2"))
+        window = {"WindowCenter": "2048", "WindowWidth": "4096", "AccessionNumber": f"A{number}"}
+        tags = {"PatientID": f"patient {number // 2}", "Manufacturer": "Maker"}
+        made_dicom.write(folder / f"export{number % 3}" / f"IM{number}", pixels, **tags, **window)
+        lines.append(f"A{number},{number // 2 % 2}")
+    (folder / "labels.csv").write_text("\n".join(lines))
+    rows, images = follow(repository, clone, "hands")
+    assert images.shape == (20, 32, 32, 3)
+    assert rows["label"].value_counts().to_dict() == dict.fromkeys(card["classes"], 10)
+    assert rows.groupby("patient_id")["fold"].nunique().eq(1).all()
+    assert rows["patient_id"].nunique() == 10 and set(rows["manufacturer"]) == {"Maker"}
+    assert images.std() > 30  # the window shows them
 
 
 def test_every_layout_stands_in_the_table_of_layouts(repository):

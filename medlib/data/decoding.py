@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from medlib.data import volumes
+from medlib.data import dicom, volumes
 from medlib.data.cards import GreyValues
 from medlib.data.manifest import sample_file
 
@@ -51,9 +51,10 @@ def decode(
 
     Grey, palette, CMYK and alpha (over black) become RGB; EXIF rotation is applied; of a TIFF that
     holds small copies as well, the one full image is taken. ``grey_values`` is that of a card: by
-    default 8-bit images stay as they are, and deeper ones are stretched. A path ``x.npz#train/7``
-    is an image within a MedMNIST file. Raises ValueError or OSError for a file that is no complete
-    image, has several, has nothing to see, or has more pixels than Pillow's limit.
+    default 8-bit images stay as they are, and deeper ones are stretched. DICOM, by its content,
+    goes to :func:`medlib.data.dicom.picture`. A path ``x.npz#train/7`` is an image within a
+    MedMNIST file. Raises ValueError or OSError for a file that is no complete image, has several,
+    has nothing to see, or has more pixels than Pillow's limit.
     """
     file = sample_file(str(path))
     if file != str(path):
@@ -61,6 +62,9 @@ def decode(
         with _UNPACKING:
             array = _npz_array(file, f"{split}_images", os.stat(file).st_mtime_ns)
         return Image.fromarray(np.ascontiguousarray(array[int(number)])).convert("RGB")
+    content = Path(path).read_bytes() if content is None else content
+    if dicom.is_dicom(content):
+        return dicom.picture(content, grey_values)
     with _opened(path, content) as image:
         return _upright(image, path, content, grey_values)
 
@@ -70,6 +74,9 @@ def stored(path: Path | str, content: bytes | None = None) -> Stored:
     file = sample_file(str(path))
     if file != str(path):
         return Stored("NPZ", 8, *decode(path).size)
+    content = Path(path).read_bytes() if content is None else content
+    if dicom.is_dicom(content):
+        return Stored("DICOM", *dicom.stored(content))
     with _opened(path, content) as image:
         return Stored(image.format, _bits(image), *image.size)
 

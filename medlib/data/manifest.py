@@ -22,15 +22,13 @@ from scipy.sparse.csgraph import connected_components
 from medlib.core import splits
 from medlib.core.splits import SPLITS
 from medlib.data.cards import Card, text
+from medlib.data.known import without_missing
 from medlib.errors import ManifestError, listed
 from medlib.files import file_sha256, plain_text, save_csv, save_text
 
 REQUIRED = ("sample_id", "patient_id", "path", "label")
 BESIDE = ("mask", "reference")  # columns that name further files of a sample
 Pairs = Iterable[tuple[str, str]]  # of names
-KNOWN = ("age", "sex", "site")  # columns of what is known of a patient: possible confounders
-# How tables write, in any case, that a patient's id, age, sex or site is not known.
-MISSING = ("", "nan", "na", "n/a", "none", "null", "unknown", "<na>", "?", "-")
 POINTER = b"version https://git-lfs.github.com/spec/"  # what Git LFS leaves in place of a file
 LARGE = 50_000  # groups: scikit-learn places them one by one, a million in some minutes
 _HASHING = Lock()  # threads ask for the hash of the same .npz at the same time
@@ -135,7 +133,7 @@ def _row_problems(rows: pd.DataFrame, card: Card, data: Path | str | None) -> It
         if again[number]:
             yield f"sample_id {sample!r} stands in several rows"
     for row in rows.to_dict("records") if data else ():
-        if problem := read_files(row, data)[-1]:
+        if problem := read_files(row, data, card.volumes is not None)[-1]:
             yield problem
 
 
@@ -189,14 +187,6 @@ def whole(number: str) -> str:
     return re.sub(r"^(-?\d+)\.0+$", r"\1", number)
 
 
-def without_missing(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows in which "nan", "NA", "unknown" and such are no patient, age, sex or site, but ""."""
-    columns = rows.columns.intersection(["patient_id", *KNOWN])
-    return rows.assign(
-        **{c: rows[c].mask(rows[c].astype(str).str.lower().isin(MISSING), "") for c in columns}
-    )
-
-
 def classes(rows: pd.DataFrame, card: Card) -> list[str]:
     """The task's classes in the card's order; optional ones only where the data have them."""
     return [*card.classes, *(c for c in card.optional_classes if (rows["label"] == c).any())]
@@ -238,8 +228,12 @@ def _file_sha256(path: Path, mtime_ns: int, size: int) -> str:
     return file_sha256(path)
 
 
-def read_files(row: dict, data: Path | str) -> tuple[dict[Path, bytes], dict[str, str], str]:
+def read_files(
+    row: dict, data: Path | str, volumes: bool = False
+) -> tuple[dict[Path, bytes], dict[str, str], str]:
     """Read each file that a row names once: that of its ``path``, and those of ``BESIDE``.
+
+    If they are ``volumes``, a DICOM file stands for its series, and the hash covers all its files.
 
     Returns the contents by file (but of no ``.npz``, which holds many samples), the hashes by
     column (``sha256``, ``mask_sha256``, …; "" where no file is named), and a problem in words, or
@@ -257,10 +251,16 @@ def read_files(row: dict, data: Path | str) -> tuple[dict[Path, bytes], dict[str
             if sample_file(path) != path:
                 digest = sample_sha256(data, path)
             else:
-                contents[file] = contents[file] if file in contents else file.read_bytes()
-                if problem := pointer_problem(contents[file]):
-                    return contents, hashes, f"{what} {problem}"
-                digest = hashlib.sha256(contents[file]).hexdigest()
+                digests = []
+                for part in _series(file) if volumes else [file]:
+                    if problem := file_problem(data, part.relative_to(data).as_posix()):
+                        return contents, hashes, f"{what} {problem}"
+                    contents[part] = contents[part] if part in contents else part.read_bytes()
+                    if problem := pointer_problem(contents[part]):
+                        return contents, hashes, f"{what} {problem}"
+                    digests.append(hashlib.sha256(contents[part]).hexdigest())
+                together = hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+                digest = together if len(digests) > 1 else digests[0]
             if (known := row.get(hashed, "").lower()) and known != digest:
                 changed = f"sha256 {digest[:12]}…, manifest says {known[:12]}…"
                 return contents, hashes, f"{what} has changed: {changed}"
@@ -272,6 +272,15 @@ def pointer_problem(content: bytes) -> str:
     """In words, that a file's content is only what Git LFS leaves in its place; or nothing."""
     way_out = "run `git lfs pull` in the repository that it is from"
     return f"is a Git LFS pointer, not the file: {way_out}" if content.startswith(POINTER) else ""
+
+
+def _series(file: Path) -> list[Path]:
+    """The files of a volume: those of its DICOM series, or the one file of another format."""
+    if file.name.lower().endswith((".nii", ".nii.gz")):
+        return [file]
+    from medlib.data import dicom  # imported here: it takes a while, and few notebooks need it
+
+    return dicom.series_files(file)
 
 
 def file_problem(data: Path | str, path: str) -> str:

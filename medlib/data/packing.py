@@ -128,7 +128,7 @@ def _each(
 
     def one(row: dict) -> tuple[str, object]:
         try:
-            contents, hashes, problem = manifest.read_files(row, data)
+            contents, hashes, problem = manifest.read_files(row, data, settings is not None)
             if problem:
                 return "unreadable", problem
             drawn = _draw(row, data, contents, settings, smallest, grey_values)

@@ -16,7 +16,8 @@ _MARKS = ("\n", ".,:;", ".,:;()[]'\"")  # around a name in a text; the name may 
 # A word in which a digit stands beside a letter, or several digits: perhaps an id.
 _ANY_ID = re.compile(r"[\w.-]*(\d[\w.-]*[A-Za-z_]|[A-Za-z_][\w.-]*\d|\d{3})[\w./-]*")
 ALL, UNKNOWN, REST = "all classes", "unknown", "all others"  # rows and columns
-CONFOUNDERS = {"age": "age in years", "sex": "sex", "site": "site"}  # manifest's columns → panels
+# The manifest's columns → panels.
+CONFOUNDERS = {"age": "age in years", "sex": "sex", "site": "site", "manufacturer": "manufacturer"}
 
 
 def table(
@@ -30,17 +31,17 @@ def table(
     """The numbers of the split passport in long form: aggregates, never a sample or a patient.
 
     `manifest` has sample_id, patient_id, path, label, and `split` or `fold`; it may have age
-    (years), sex and site, "" where unknown. `duplicates` has first, second (sample ids), kind
-    (exact, near), correlation, first_side, second_side, same_patient and action; `excluded` has
-    name and reason; `stored`, for images, has sample_id, kind, bits, width and height; `notes` are
-    sentences. Raises ValueError for a manifest that is not split.
+    (years), sex, site and manufacturer, "" where unknown. `duplicates` has first, second (sample
+    ids), kind (exact, near), correlation, first_side, second_side, same_patient and action;
+    `excluded` has name and reason; `stored`, for images, has sample_id, kind, bits, width and
+    height; `notes` are sentences. Raises ValueError for a manifest that is not split.
 
     Columns: part, class (or "all classes"; "" in the last four parts), name, count, unit (what is
     counted), share, correlation, detail. The parts are classes (share: of all), patients and images
-    by side, images per patient, age, sex and site (share: of the class, where the value is known),
+    by side, images per patient, what is known of patients (share: of the class, where it is known),
     images by file type (with its bits) and by size in pixels, duplicates, pairs (up to six, the
     gravest first; detail: what was done), left out (by reason) and notes. A patient with images of
-    two classes counts in both, once in "all classes"; a patient's age, sex and site are the first
+    two classes counts in both, once in "all classes"; of age, sex and so on a patient has the first
     ones known.
     """
     side = split_column(manifest)
@@ -62,8 +63,8 @@ def table(
             values = years.where(years.between(0, 120))  # no patient has another age
         firsts = values.groupby([rows.index, rows["patient_id"]], sort=False).first()
         if firsts.notna().any():
-            banded = {"age": _age_bands, "sex": _categories, "site": _largest}[column](firsts)
-            parts[CONFOUNDERS[column]] = banded
+            banded = {"age": _age_bands, "sex": _categories}.get(column, _largest)
+            parts[CONFOUNDERS[column]] = banded(firsts)
     if stored is not None and len(stored):
         parts |= _as_stored(rows, stored)
     tables = [_class_rows(patients.size(), unit, classes)]

@@ -13,8 +13,9 @@ import pandas as pd
 
 from medlib.data import duplicates, manifest, packing
 from medlib.data.cards import Card
+from medlib.data.known import KNOWN
 from medlib.data.layouts import base, reader
-from medlib.data.manifest import BESIDE, KNOWN, REQUIRED
+from medlib.data.manifest import BESIDE, REQUIRED
 from medlib.errors import ManifestError, listed
 
 
@@ -115,7 +116,16 @@ def _checked_and_split(
     columns += [c for c in KNOWN if c in rows and (rows[c] != "").any()]
     columns += [name for c in BESIDE if c in rows for name in (c, f"{c}_sha256")]
     report = _report(pairs, read.rows, rows, side)
-    return Prepared(rows[columns], excluded, report, read.stored, listing.notes)
+    return Prepared(
+        rows[columns], excluded, report, read.stored, (*listing.notes, *_burnt_in(rows))
+    )
+
+
+def _burnt_in(rows: pd.DataFrame) -> list[str]:
+    """A note of images that say that text is burnt into their pixels."""
+    n = int((rows["burnt_in"] == "yes").sum()) if "burnt_in" in rows else 0
+    many = f"{n} image(s) say that text is burnt into their pixels (BurnedInAnnotation)."
+    return [f"{many} Look at them before you share images or figures."] if n else []
 
 
 def _one_rule_for_grey_values(card: Card, stored: pd.DataFrame) -> None:

@@ -1,7 +1,8 @@
-"""NIfTI volumes as pictures: axial slices, upright and windowed, chosen with or without a mask.
+"""Volumes as pictures: axial slices, upright and windowed, chosen with or without a mask.
 
-A volume, its mask and its patient's reference volume may be stored along any axes: their affines
-bring them to RAS+ (x to the patient's right, y to the front, z up), where they are compared.
+A file is NIfTI, or one of a DICOM series (:mod:`medlib.data.dicom_series`). A volume, its mask and
+its patient's reference volume may be stored along any axes: their affines bring them to RAS+ (x to
+the patient's right, y to the front, z up), where they are compared.
 """
 
 import gzip
@@ -17,6 +18,7 @@ import nibabel.processing
 import numpy as np
 from PIL import Image
 
+from medlib.data import dicom, dicom_series
 from medlib.data.cards import Volumes
 
 MAX_VOXELS = 2**28  # 1 GiB as float32; a header of 352 bytes may claim anything
@@ -40,7 +42,7 @@ def slices(
     is read where the settings need one. ``reference`` is the patient's reference volume: a volume
     or a mask of another geometry is resampled to it where the settings say so. ``contents`` holds
     files that were read already.
-    Raises ValueError, with the way out, for a file that is no whole 3-D NIfTI volume, for values
+    Raises ValueError, with the way out, for a file that is no whole 3-D volume, for values
     that are not finite or all alike, for too few slices, for a mask that is missing or empty, and
     for another geometry than the reference's. FileNotFoundError where there is no file.
     """
@@ -113,6 +115,8 @@ def _numbers(values: np.ndarray, between: str = ", ") -> str:
 def _load(path: Path, contents: Contents) -> tuple[object, io.BufferedIOBase | None]:
     """nibabel's image of a file, and the stream that its voxels are read from, if any."""
     content = contents[path] if path in contents else path.read_bytes()
+    if dicom.is_dicom(content):
+        return dicom_series.volume(path, contents), None
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         return nibabel.load(path), None
     stream = io.BytesIO(content)
@@ -136,6 +140,8 @@ def _open(path: Path | str, what: str, contents: Contents, trust: Trust) -> tupl
         image, stream = _load(Path(path), contents)
     except FileNotFoundError:
         raise
+    except dicom.DicomError as error:
+        raise ValueError(f"{what} {error}") from error
     except Exception as error:  # nibabel, gzip and zlib have each their own
         why = f"({_reason(error)}): copy or download it again"
         raise ValueError(f"{what} is not a NIfTI file {why}") from error
@@ -200,6 +206,8 @@ def _read(
         values = np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
         while stream and stream.read(1 << 20):  # to the checksum at the end of a .gz
             pass
+    except dicom.DicomError as error:
+        raise ValueError(f"{what} {error}") from error
     except Exception as error:  # truncated or damaged: nibabel, mmap, gzip and zlib say it each
         why = f"({_reason(error)}): copy or download it again"
         raise ValueError(f"{what} cannot be read to its end {why}") from error

@@ -310,13 +310,19 @@ def test_ages_and_sexes_are_read_however_they_are_written(tmp_path):
 def test_files_are_found_however_the_table_writes_their_names(tmp_path):
     umlaut = unicodedata.normalize("NFD", "grün")
     touch(
-        tmp_path / "set", "in/A1.PNG", "in/b2.jpg", f"in/{umlaut}.png", "in/deep/c3.tif", "d4.png"
+        tmp_path / "set",
+        "in/A1.PNG",
+        "in/b2.jpg",
+        "in/b2.json",
+        f"in/{umlaut}.png",
+        "in/deep/c3.tif",
+        "d4.png",
     )
     names = [r"in\a1.png", "b2", unicodedata.normalize("NFC", "grün.png"), "c3.tif"]
     names.append("/somewhere/else/set/d4.png")
     write(tmp_path / "set", "path,label", *(f"{name},a" for name in names))
     found = reader.read(own(), tmp_path)
-    assert found.problems.empty and found.excluded.empty
+    assert found.problems.empty and list(found.excluded["name"]) == ["in/*.json"]
     paths = ["in/A1.PNG", "in/b2.jpg", f"in/{umlaut}.png", "in/deep/c3.tif", "d4.png"]
     assert list(found.rows["path"]) == [f"set/{path}" for path in paths]
     assert any("5 file(s) of table.csv were found by searching" in note for note in found.notes)

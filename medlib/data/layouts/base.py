@@ -3,7 +3,6 @@
 import csv
 import io
 import os
-import re
 import zipfile
 from collections import Counter, namedtuple
 from collections.abc import Generator, Iterable, Iterator
@@ -13,9 +12,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from medlib.data import manifest
+from medlib.data import known, manifest
 from medlib.data.cards import Card
-from medlib.data.manifest import BESIDE, KNOWN
+from medlib.data.known import KNOWN
+from medlib.data.manifest import BESIDE
 from medlib.errors import ManifestError, listed, unknown
 
 # The endings of the formats that medlib.data.decoding reads.
@@ -29,8 +29,6 @@ COLUMNS = (*manifest.REQUIRED, "split", "fold", *BESIDE, *KNOWN)
 SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val"}
 SPLIT_WORDS |= {"validation": "val", "test": "test", "testing": "test"}
 OLE2 = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # an old .xls begins so, and a protected workbook
-SEXES = {"m": "male", "man": "male", "f": "female", "w": "female", "woman": "female"}
-YEARS = {"y": 1, "m": 12, "w": 52.18, "d": 365.25}  # how many of a unit of time are a year
 
 
 class Found(NamedTuple):
@@ -203,26 +201,9 @@ def read_columns(
         what = f"columns whose name stands several times: {', '.join(doubled)}"
         raise ManifestError(f"{path}: {what}. Rename or remove all but one.")
     table = pd.DataFrame({ours: cells[theirs] for ours, theirs in columns.items()})
-    table = known_in_one_way(manifest.without_missing(table))
+    table = known.in_one_way(known.without_missing(table))
     table.attrs |= {"name": path.name, "columns": [*cells.columns]}  # for messages
     return table
-
-
-def known_in_one_way(table: pd.DataFrame) -> pd.DataFrame:
-    """Ages in years, also of DICOM's "058Y" or "018M"; "male" and "female" in one spelling."""
-    known = {}
-    if "age" in table:
-        known["age"] = table["age"].map(_years)
-    if "sex" in table:
-        lower = table["sex"].str.lower()
-        spelt = lower.isin(["male", "female"])
-        known["sex"] = lower.map(SEXES).fillna(table["sex"].mask(spelt, lower))
-    return table.assign(**known)
-
-
-def _years(age: str) -> str:
-    match = re.fullmatch(r"(\d+)\s*([YMWD])", age, re.IGNORECASE)
-    return f"{round(int(match[1]) / YEARS[match[2].lower()], 2):g}" if match else age
 
 
 def find_table(folder: Path, pattern: str, columns: dict, also: dict | None = None) -> pd.DataFrame:

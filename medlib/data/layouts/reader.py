@@ -17,7 +17,7 @@ import pandas as pd
 
 from medlib.data import cards, manifest
 from medlib.data.cards import Card
-from medlib.data.layouts import base, generic, mri, photographs, tables
+from medlib.data.layouts import base, dicom, generic, mri, photographs, tables
 from medlib.errors import ManifestError, listed, unknown
 
 Left = base.Excluded | base.Problem  # out of the manifest
@@ -84,6 +84,8 @@ def _options(card: Card) -> dict:
 def _not_read(folder: Path, data: Path, rows: list[dict], card: Card) -> Iterator[base.Excluded]:
     """How many files have an ending that the layout does not look for, by ending and folder."""
     of_kind = base.VOLUMES if card.volumes else base.IMAGES
+    if card.layout == "dicom":  # it looks at every file, and names those that it does not read
+        return
     is_any = card.layout in ANY_DATA
     read = base.TABLES + (of_kind if is_any else base.IMAGES + base.VOLUMES)
     used = {manifest.sample_file(row["path"]) for row in rows}
@@ -155,5 +157,6 @@ LAYOUTS = {"kermany": photographs.kermany, "ichallenge": photographs.ichallenge}
 LAYOUTS |= {"ham10000": photographs.ham10000, "isic2017": photographs.isic2017}
 LAYOUTS |= {"brats": mri.brats, "ucsf_pdgm": mri.ucsf_pdgm, "tcga_lgg": mri.tcga_lgg}
 LAYOUTS |= {"folder_per_class": generic.folder_per_class, "table": tables.own_table}
-LAYOUTS |= {"medmnist": generic.medmnist}
+LAYOUTS |= {"medmnist": generic.medmnist, "dicom": dicom.dicom_folder}
+LAYOUTS |= {"rsna_pneumonia": dicom.rsna_pneumonia, "vindr_cxr": dicom.vindr_cxr}
 ANY_DATA = ("folder_per_class", "table")  # they read one kind of file: images, or volumes

@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import pandas as pd
 
 from medlib.core.splits import SPLITS
 from medlib.data.cards import Card
-from medlib.data.layouts import base, patients
+from medlib.data.layouts import base, dicom, patients
 from medlib.errors import ManifestError, unknown
 
 
@@ -33,7 +33,8 @@ def own_table(
     A list of columns is a path in parts. ``names`` maps the table's labels to classes, in any case;
     ``patterns`` regular expressions for whole labels to classes. ``where`` maps a column to the
     values of the rows that are used. ``patient`` finds the patient in a path, as in
-    :func:`folder_per_class`. ``encoding`` is that of a CSV which is not UTF-8.
+    :func:`folder_per_class`. ``encoding`` is that of a CSV which is not UTF-8. Of DICOM files, the
+    tags tell what the table has no column for.
     """
     path = folder / table
     if not path.is_file():
@@ -49,28 +50,24 @@ def own_table(
         spelt = base.classes_of(card, "patterns", patterns)
         spelt = {patients.pattern("patterns", f"(?i){p}"): c for p, c in spelt.items()}
     times, sides = Counter(row["sample_id"] for row in rows), base.SPLIT_WORDS
+    alone = False  # whether some image is taken as a patient of its own
     for row in rows:
-        reasons, split = [], row.get("split", "")
-        if times[row["sample_id"]] > 1:
-            reasons.append(f"it stands in {times[row['sample_id']]} rows of {table}")
-        if split and split.lower() not in sides:
-            reasons.append(f"its split is {split!r}, not one of {', '.join(SPLITS)}")
-        if row.get("fold") == "":
-            reasons.append("its fold is empty")
-        if not (label := _class_of(row["label"], codes, spelt)):
+        label = _class_of(row["label"], codes, spelt)
+        reasons = [*_wrong(row, times, table)]
+        if not label:
             reasons.append(base.no_class(row["label"], [*codes, *(patterns or ())], table))
-        for column in (c for c in base.FILES if row.get(c)):
-            row[column], reason = places.find(row[column])
-            reasons += [reason] * bool(reason)
+        reasons += places.fill(row)
         if patient and not reasons:
             row["patient_id"] = patients.of(pattern, base.shown(row["path"], folder))
             reasons += [patients.none(patient)] * (not row["patient_id"])
         yield from (base.Problem(row["sample_id"], reason) for reason in reasons)
         if not reasons:
-            whose = {"patient_id": row.get("patient_id", row["sample_id"])}
-            yield row | whose | {"label": label, "split": sides.get(split.lower(), "")}
+            told = dicom.tags(row["path"], row) if row["path"] else {}
+            row = {"patient_id": row["sample_id"]} | told | row  # the table comes first
+            alone |= row["patient_id"] == row["sample_id"]
+            yield row | {"label": label, "split": sides.get(row.get("split", "").lower(), "")}
     yield from places.left(table)
-    if "patient_id" not in cells and not patient:
+    if alone and "patient_id" not in cells:
         shown = (base.shown(file, folder) for file in places.named)
         yield from patients.one_image_each(shown, cells.attrs["unused"])
     if "fold" in cells.attrs["unused"]:
@@ -132,6 +129,16 @@ def _chosen(
     return chosen
 
 
+def _wrong(row: dict, times: Counter, table: str) -> Iterator[str]:
+    """What is wrong with a row's id and side."""
+    if (n := times[row["sample_id"]]) > 1:
+        yield f"it stands in {n} rows of {table}"
+    if (split := row.get("split", "")) and split.lower() not in base.SPLIT_WORDS:
+        yield f"its split is {split!r}, not one of {', '.join(SPLITS)}"
+    if row.get("fold") == "":
+        yield "its fold is empty"
+
+
 def _number_folds(rows: list[dict]) -> base.Items:
     """Number the folds of a table from 0 on, and note it if they were called otherwise."""
     names = {row["fold"] for row in rows if row.get("fold")}
@@ -173,6 +180,13 @@ class _Places:
                 files.setdefault(name, []).append(file)
         return files
 
+    def fill(self, row: dict) -> Iterator[str]:
+        """Put the files into a row whose names it has; the reasons why there are none."""
+        for column in (c for c in base.FILES if row.get(c)):
+            row[column], reason = self.find(row[column])
+            if reason:
+                yield reason
+
     def find(self, name: str) -> tuple[Path | str, str]:
         """The file that a cell names, or the reason why there is none."""
         for root in self.roots:
@@ -181,6 +195,8 @@ class _Places:
                 return root / name, ""
         parts = [_plain(part) for part in name.split("/") if part not in ("", ".")]
         fitting = [f for f in self.by_name.get((parts or [""])[-1], []) if self._ends(f, parts)]
+        of_kind = [f for f in fitting if f.name.lower().endswith(self.endings)]
+        fitting = of_kind or fitting  # x.png rather than x.json beside it
         if len(fitting) == 1 and self.named.setdefault(fitting[0], name) == name:
             self.searched[name] = base.shown(fitting[0], self.folder)
             return fitting[0], ""
