@@ -30,12 +30,13 @@ def arms(
     resamples: int = 5000,
     head: str = "linear",
 ) -> list[Arm]:
-    """The main cells (:func:`runs.is_main`) with this head, resampled together.
+    """The main cells (:func:`runs.is_main`) with this head ("": any), resampled together.
 
     An arm for each cell and each metric of ``names``; with ``resamples`` 0 it has no draws. Raises
     ValueError as :func:`summaries.summarise` does.
     """
-    cells = [c for c in runs.runs_by_cell(folders) if c[0].main and c[0].named()["head"] == head]
+    cells = [c for c in runs.runs_by_cell(folders) if c[0].main]
+    cells = [c for c in cells if c[0].named()["head"] == (head or c[0].named()["head"])]
     made = runs.by_cell(cells, lambda cell: of_runs(cell, names, resamples), "resamples")
     return [arm for _, of_cell in made for arm in of_cell]
 

@@ -11,7 +11,8 @@ cheapest, in seconds. Where no arm is shown to be so, nothing is recommended. Ra
 never candidates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,81 +21,144 @@ from scipy import stats
 from medlib.stats import differences, metrics, runs
 from medlib.stats.effects import Arm, Effect, effect
 
-COLUMNS = [*runs.CELL, "metric", "value", "difference", "best_low", "best_high", "among_best"]
-COLUMNS += ["share_best", "no_worse", "recommended", "patients_needed", "why"]
-ONCE = "trained once: nothing is known of other trainings"
+ALL_TASKS = "all tasks"
+RULE = (
+    "Recommended: of the arms that are shown to be no worse than the best by more than the margin, "
+    "the cheapest in seconds."
+)
+ONCE = "trained once"
+COLUMNS = [*runs.CELL, "metric", "value", "n_patients", "seconds", "parameters", "memory"]
+COLUMNS += ["difference", "best_low", "best_high", "among_best", "share_best", "no_worse"]
+COLUMNS += ["recommended", "patients_needed", "margin", "why"]
+
+
+class Candidate(NamedTuple):
+    """An arm of one task, or the mean of one arm over several."""
+
+    cell: dict  # the columns of runs.CELL
+    metric: str
+    terms: list[tuple[float, Arm]]  # its effect is their weighted sum
+
+    @property
+    def value(self) -> float:
+        return sum(weight * arm.value for weight, arm in self.terms)
+
+    @property
+    def patients(self) -> int:
+        return len({patient for _, arm in self.terms for patient in arm.frames[0]["patient_id"]})
+
+
+def recommend(
+    arms: Iterable[Arm], costs: pd.DataFrame, margin: float = differences.MARGIN
+) -> pd.DataFrame:
+    """The arms of each task against the best of them, and of all tasks together.
+
+    ``arms`` are of one metric, with any heads; of each task those on the largest label fraction are
+    compared. ``costs`` is :func:`summaries.costs`. Columns: :data:`COLUMNS`. Over all tasks
+    (``task`` is ALL_TASKS) the mean of an arm over tasks is compared, if every task has it, and its
+    seconds are added up. See :func:`with_the_best`.
+    """
+    arms = [arm for arm in arms if arm.cell["pretraining"] != "random"]
+    most = {}
+    for arm in arms:
+        task, share = arm.cell["task"], arm.cell["label_fraction"]
+        most[task] = max(share, most.get(task, 0))
+    arms = [arm for arm in arms if arm.cell["label_fraction"] == most[arm.cell["task"]]]
+    by_task = {task: [a for a in arms if a.cell["task"] == task] for task in most}
+    costs = costs.set_index(runs.CELL)[["seconds", "parameters", "memory"]]
+    tables = [
+        with_the_best([Candidate(a.cell, a.metric, [(1.0, a)]) for a in of_task], costs, margin)
+        for of_task in by_task.values()
+    ]
+    together = {}
+    for arm in arms:
+        key = tuple(arm.cell[name] for name in runs.CELL[1:-1])
+        together.setdefault(key, []).append((1 / len(by_task), arm))
+    complete = [terms for terms in together.values() if len(terms) == len(by_task)]
+    if len(by_task) > 1 and complete:
+        everywhere = [
+            Candidate(terms[0][1].cell | {"task": ALL_TASKS}, terms[0][1].metric, terms)
+            for terms in complete
+        ]
+        tables.append(with_the_best(everywhere, costs, margin))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
 
 
 def with_the_best(
-    arms: Sequence[Arm], costs: pd.DataFrame, margin: float = differences.MARGIN
+    candidates: Sequence[Candidate], costs: pd.DataFrame, margin: float = differences.MARGIN
 ) -> pd.DataFrame:
-    """The arms of one task and metric against the best of them: a row an arm, the columns COLUMNS.
+    """Candidates of one metric against the best of them: a row each, the best value first.
 
-    ``costs`` has the columns of runs.CELL and ``seconds``. ``difference`` is the arm minus the best
-    of the others (for a loss, of the opposite sign: above 0 is better), ``best_low`` and
-    ``best_high`` its simultaneous 95 % interval. An arm is ``among_best`` if the interval reaches
-    above 0: it cannot be told from the best. ``share_best`` is the share of draws in which it is
-    the best. ``no_worse``: shown to be no worse than the best by more than ``margin``.
-    ``patients_needed`` stands in all rows where nothing is recommended: with how many test
-    patients, and as many times more training patients, the arm with the best value would be shown
-    to be so, if the values stay as they are. ``why`` says why an arm is not judged. Raises
-    ValueError for arms of several tasks or metrics.
+    ``costs`` has seconds, parameters and memory, by runs.CELL. ``difference`` is a candidate minus
+    the best of the others (for a loss, of the opposite sign: above 0 is better), ``best_low`` and
+    ``best_high`` its simultaneous 95 % interval. It is ``among_best`` if the interval reaches above
+    0: it cannot be told from the best. ``share_best`` is the share of draws in which it is the
+    best. ``no_worse``: shown to be no worse than the best by more than ``margin``.
+    ``patients_needed`` stands where nothing is recommended: with so many test patients, and as many
+    times more training patients, the one with the best value would be shown to be so, if the values
+    stay as they are. ``why`` says why one is not judged. Raises ValueError for several metrics.
     """
-    if len({(arm.cell["task"], arm.metric) for arm in arms}) > 1:
-        raise ValueError("Arms of one task and one metric can be compared with the best of them.")
-    arms = [arm for arm in arms if arm.cell["pretraining"] != "random"]
-    rows = [arm.cell | {"metric": arm.metric, "value": arm.value, "why": ONCE} for arm in arms]
+    if len({one.metric for one in candidates}) > 1:
+        raise ValueError("Candidates of one metric can be compared with the best of them.")
+    rows = [one.cell | {"metric": one.metric, "value": one.value} for one in candidates]
     table = pd.DataFrame(rows, columns=COLUMNS)
-    judged = [i for i, arm in enumerate(arms) if effect([(1, arm)]).error > 0]
+    table["n_patients"] = [one.patients for one in candidates]
+    for i, one in enumerate(candidates):
+        places = [tuple(arm.cell[name] for name in runs.CELL) for _, arm in one.terms]
+        spent = costs.reindex(pd.MultiIndex.from_tuples(places, names=runs.CELL))
+        table.loc[i, "seconds"] = spent["seconds"].sum(min_count=len(places))
+        table.loc[i, ["parameters", "memory"]] = spent[["parameters", "memory"]].max().to_numpy()
+    table["why"], table["margin"] = ONCE, margin
+    found = [effect(one.terms) for one in candidates]
+    judged = [i for i, one in enumerate(found) if one is not None and one.error > 0]
+    table.loc[judged, "why"] = "" if len(judged) > 1 else "there is no other to compare it with"
     if len(judged) > 1:
-        of_judged = _judged([arms[i] for i in judged], margin)
-        for name, values in of_judged.items():
+        for name, values in _judged([candidates[i] for i in judged], margin).items():
             table[name] = pd.Series(values, judged).reindex(table.index)
-        table.loc[judged, "why"] = ""
-    elif judged:
-        table.loc[judged, "why"] = "no other arm to compare it with"
     for name in ("among_best", "no_worse"):
         table[name] = table[name].eq(True)
-    table = table.drop(columns="recommended").merge(costs, on=runs.CELL, how="left")
     fit = table[table["no_worse"]].sort_values(["seconds", "value"], ascending=[True, False])
     table["recommended"] = table.index.isin(fit.index[:1])
     if len(fit):
         table["patients_needed"] = np.nan
-    return table.sort_values("value", ascending=arms[0].metric in metrics.LOSSES, ignore_index=True)
+    kinds = dict.fromkeys(["difference", "best_low", "best_high", "share_best"], float)
+    kinds |= dict.fromkeys(["patients_needed", "seconds", "parameters", "memory"], float)
+    lower = bool(candidates) and candidates[0].metric in metrics.LOSSES
+    return table.astype(kinds).sort_values("value", ascending=lower, ignore_index=True)
 
 
-def _judged(arms: Sequence[Arm], margin: float) -> dict[str, list]:
-    """The columns of arms whose error of training is known."""
-    sign, k = (-1 if arms[0].metric in metrics.LOSSES else 1), len(arms)
+def _judged(candidates: Sequence[Candidate], margin: float) -> dict[str, list]:
+    """The columns of candidates whose error of training is known."""
+    sign, k = (-1 if candidates[0].metric in metrics.LOSSES else 1), len(candidates)
+    terms = [[(sign * weight, arm) for weight, arm in one.terms] for one in candidates]
     pairs = {}
     for i in range(k):
         for j in range(i):
-            found = effect([(sign, arms[i]), (-sign, arms[j])])
-            pairs[i, j], pairs[j, i] = found, _negative(found)
-    reach = np.array([_reach([pairs[j, i] for j in range(k) if j != i]) for i in range(k)])
-    gap, error = np.zeros((k, k)), np.zeros((k, k))  # of i minus j
-    for (i, j), found in pairs.items():
+            found = effect([*terms[i], *((-weight, arm) for weight, arm in terms[j])])
+            if found is not None and found.error > 0:
+                pairs[i, j], pairs[j, i] = found, _negative(found)
+    reach = np.array([_reach([f for (_, j), f in pairs.items() if j == i]) for i in range(k)])
+    values = sign * np.array([one.value for one in candidates])
+    gap, error = values[:, None] - values, np.full((k, k), np.inf)  # of i minus j
+    for (i, j), found in pairs.items():  # the others have no seed in common: nothing is known
         gap[i, j], error[i, j] = found.value, found.error
-    apart = ~np.eye(k, dtype=bool)
-    upper = [min((gap + reach[i] * error)[i, apart[i]]) for i in range(k)]
-    best = [i for i in range(k) if upper[i] > 0] or [int(gap.sum(1).argmax())]
+    apart, first = ~np.eye(k, dtype=bool), int(gap.sum(1).argmax())
+    upper = [min((gap[i] + reach[i] * error[i])[apart[i]]) for i in range(k)]
+    best = [i for i in range(k) if upper[i] > 0] or [first]
     lower = gap - reach * error  # against j, with the reach of j
     low = [min([lower[i, j] for j in best if j != i], default=0.0) for i in range(k)]
-    first = int(gap.sum(1).argmax())
-    patients = arms[first].frames[0]["patient_id"].nunique()
     needed = [
-        patients * (reach[j] * error[first, j] / (margin + gap[first, j])) ** 2
-        for j in best
-        if j != first
+        (reach[j] * error[first, j] / (margin + gap[first, j])) ** 2 for j in best if j != first
     ]
+    needed = np.ceil(candidates[first].patients * max(needed, default=np.nan))
     return {
         "difference": [min(gap[i, apart[i]]) for i in range(k)],
         "best_low": [min(0.0, value) for value in low],
         "best_high": [max(0.0, value) for value in upper],
         "among_best": [i in best for i in range(k)],
-        "share_best": _share_best([effect([(sign, arm)]) for arm in arms]),
+        "share_best": _share_best([effect(own) for own in terms]),
         "no_worse": [value > -margin for value in low],
-        "patients_needed": [float(np.ceil(max(needed, default=np.nan)))] * k,
+        "patients_needed": [float(needed)] * k,
     }
 
 
@@ -107,12 +171,14 @@ def _reach(found: Sequence[Effect]) -> float:
 
     ``found`` are the differences of the others from it. With the fewest degrees of freedom.
     """
+    if not found:
+        return 1.0
     reach = differences.simultaneous_reach(found, one_sided=True)
     return float(stats.t.ppf(stats.norm.cdf(reach), min(one.df for one in found)))
 
 
 def _share_best(found: Sequence[Effect]) -> list[float]:
-    """In which share of the draws each arm has the highest value."""
+    """In which share of the draws each has the highest value."""
     rng = np.random.default_rng(0)
     drawn = np.stack([one.value + differences.deviations(one, rng) for one in found])
     return (np.bincount(drawn.argmax(0), minlength=len(found)) / drawn.shape[1]).tolist()
