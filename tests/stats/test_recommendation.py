@@ -102,7 +102,7 @@ def test_random_controls_are_never_candidates_and_arms_trained_once_are_not_judg
     assert found["why"].tolist() == [recommendation.ONCE, "", ""]
     assert not found.loc[0, "among_best"] and not found.loc[0, "recommended"]
     alone = recommend(arms[:1], costs(arms[:1]))
-    assert alone["why"].tolist() == ["no other arm to compare it with"]
+    assert alone["why"].tolist() == ["there is no other to compare it with"]
     assert not alone["recommended"].any()
 
 
