@@ -119,7 +119,7 @@ def _check_alike(frames: list[Frame]) -> None:
     first = frames[0]
     if any(frame.dataset.SamplesPerPixel != 1 for frame in frames):
         raise DicomError("is in colour, and a volume has grey values: leave it out")
-    patients = {str(frame.dataset.get("PatientID", "")) for frame in frames}
+    patients = {dicom.text(frame.dataset, "PatientID") for frame in frames}
     if len(patients) > 1:
         whose = f"holds files of {len(patients)} patients under one SeriesInstanceUID"
         raise DicomError(f"{whose}: one of them is wrong, {apart}")

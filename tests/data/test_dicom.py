@@ -359,6 +359,13 @@ def test_what_else_a_header_tells(tmp_path):
     assert set(dicom.header(path).known.values()) == {""}
 
 
+@pytest.mark.parametrize("characters", ["ISO_IR 100", "ISO_IR 192"])
+def test_names_of_sites_may_have_any_letters(tmp_path, characters):
+    tags = {"SpecificCharacterSet": characters, "InstitutionName": "Universitätsklinik Köln"}
+    path = made_dicom.write(tmp_path / "x", row(0, 1), **tags)
+    assert dicom.header(path).known["site"] == "Universitätsklinik Köln"
+
+
 def test_a_hash_is_the_beginning_of_a_sha256():
     assert dicom.short_hash("p01") == hashlib.sha256(b"p01").hexdigest()[:12]
 

@@ -178,12 +178,12 @@ def test_all_images_of_a_study_get_its_label(tmp_path):
 def test_a_table_may_tell_patients_and_split_too(tmp_path):
     for number in range(3):
         image(tmp_path / "set" / f"{number}.dcm", number, PatientID="anonymous", PatientSex="F")
-    lines = ["0,a,P7,train,M", "1,b,P8,test,", "2,b,P9,nowhere,M"]
+    lines = ["0,a,P7,train,male", "1,b,P8,test,", "2,b,P9,nowhere,"]
     table(tmp_path / "set" / "labels.csv", "file,label,patient_id,split,sex", *lines)
     found = reader.read(card(layout_options={"table": "labels.csv"}), tmp_path)
     assert found.rows["patient_id"].tolist() == [short("P7"), short("P8")]
     assert found.rows["split"].tolist() == ["train", "test"]
-    assert found.rows["sex"].tolist() == ["M", ""]  # the table's column counts, also where empty
+    assert found.rows["sex"].tolist() == ["male", ""]  # the table's column counts, also where empty
     said = {"2.dcm": "its split is 'nowhere' in labels.csv, not one of train, val, test"}
     assert reasons(found.problems) == said
 
