@@ -593,7 +593,7 @@ def test_frames_that_share_one_position_are_refused_with_their_number(tmp_path):
     path = made_dicom.write(
         tmp_path / "cine", np.zeros((8, 2, 2), np.uint8), PixelSpacing=[1, 1], **tags
     )
-    with pytest.raises(DicomError, match="lacks the ImagePositionPatient of its 8 frames"):
+    with pytest.raises(DicomError, match="has 8 frames and tells where 0 of them lie"):
         dicom_series.volume(path)
 
 
