@@ -119,7 +119,8 @@ def _check_alike(frames: list[Frame]) -> None:
     """Raise DicomError unless all frames are grey, of one patient, size and orientation."""
     apart = "move the files of each into a folder of its own"
     first = frames[0]
-    if any(frame.dataset.SamplesPerPixel != 1 for frame in frames):
+    kinds = {dicom.text(frame.dataset, "PhotometricInterpretation") for frame in frames}
+    if not kinds <= {"MONOCHROME1", "MONOCHROME2"}:
         raise DicomError("is in colour, and a volume has grey values: leave it out")
     patients = {dicom.text(frame.dataset, "PatientID") for frame in frames}
     if len(patients) > 1:
