@@ -281,7 +281,9 @@ def stored_values(dataset: pydicom.FileDataset) -> np.ndarray:
         plugin = "pylibjpeg"  # whatever else is installed: the same pixels everywhere
     try:
         return pixel_array(dataset, decoding_plugin=plugin)
-    except Exception as error:  # each decoder has its own
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # each decoder has its own; that of RLE panics, in Rust's words
         why = " ".join(str(error).split()) or type(error).__name__
         raise DicomError(f"holds pixels that cannot be decoded ({why}): copy it again") from error
 

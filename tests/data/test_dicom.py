@@ -3,6 +3,7 @@
 Expected values are worked out from the standard (PS3.3 C.7.6.3 and C.11) or come from SimpleITK.
 """
 
+import contextlib
 import hashlib
 import io
 from pathlib import Path
@@ -271,6 +272,17 @@ def test_a_truncated_file_is_refused():
     file = Path(get_testdata_file("MR_truncated.dcm")).read_bytes()
     with pytest.raises(DicomError, match="8130 vs 8192 bytes.*copy it again"):
         dicom.picture(file, "stretched")
+
+
+def test_damaged_rle_is_refused_although_its_decoder_panics():
+    file = Path(get_testdata_file("MR_small_RLE.dcm")).read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        damaged = bytearray(file)
+        for place in rng.integers(len(file) // 2, len(file), 4):
+            damaged[place] ^= 0xFF
+        with contextlib.suppress(DicomError):  # or the damage is in the pixels only
+            dicom.picture(bytes(damaged), "stretched")
 
 
 def test_a_header_that_claims_too_many_pixels_is_refused_before_they_are_decoded():
