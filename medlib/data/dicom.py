@@ -228,6 +228,8 @@ def series_files(path: Path) -> list[Path]:
     They have the same SeriesInstanceUID; localizers and what is no image are left out. A file that
     is no DICOM image, or has no SeriesInstanceUID, stands alone.
     """
+    if path.name.lower().endswith((".nii", ".nii.gz")):  # not even opened
+        return [path]
     here = headers(path.parent)
     own = here.get(path.name)
     if not isinstance(own, Header) or own.left_out or not own.series_instance_uid:

@@ -21,7 +21,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from medlib import files
-from medlib.data import decoding, duplicates, manifest, packs, volumes
+from medlib.data import decoding, dicom, duplicates, manifest, packs, volumes
 from medlib.data.cards import GEOMETRIES, Volumes
 from medlib.errors import ManifestError, listed, unknown
 
@@ -120,10 +120,11 @@ def _each(
     """
     sides = (decoding.shorter_side(how.size, how.geometry) for how in how_each)
     smallest = min(sides, default=math.inf)
+    parts = dicom.series_files if of_card[0] else None
 
     def one(row: dict) -> tuple[str, object]:
         try:
-            contents, hashes, problem = manifest.read_files(row, data, of_card[0] is not None)
+            contents, hashes, problem = manifest.read_files(row, data, parts)
             if problem:
                 return "unreadable", problem
             drawn = _draw(row, data, contents, of_card, smallest)

@@ -642,11 +642,11 @@ def test_the_hash_of_a_series_covers_all_its_files(tmp_path):
     files = sorted((tmp_path / "mr").iterdir())
     single = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
     row = {"sample_id": "s", "path": "mr/000"}
-    contents, hashes, problem = manifest.read_files(row, tmp_path, volumes=True)
+    contents, hashes, problem = manifest.read_files(row, tmp_path, parts=dicom.series_files)
     assert problem == "" and set(contents) == set(files)
     assert hashes["sha256"] == hashlib.sha256("".join(single).encode()).hexdigest()
     change(files[3], Manufacturer="another")
-    _, _, problem = manifest.read_files(row | hashes, tmp_path, volumes=True)
+    _, _, problem = manifest.read_files(row | hashes, tmp_path, parts=dicom.series_files)
     assert problem.startswith("mr/000 (s) has changed")
     contents, hashes, _ = manifest.read_files(row, tmp_path)  # an image of its own
     assert list(contents) == [files[0]]
@@ -658,5 +658,5 @@ def test_a_file_of_a_series_that_leads_out_of_the_data_folder_is_refused(tmp_pat
     outside = (tmp_path / "data" / "mr" / "003").rename(tmp_path / "003")
     (tmp_path / "data" / "mr" / "003").symlink_to(outside)
     row = {"sample_id": "s", "path": "mr/000"}
-    *_, problem = manifest.read_files(row, tmp_path / "data", volumes=True)
+    *_, problem = manifest.read_files(row, tmp_path / "data", parts=dicom.series_files)
     assert "leads out of the data folder" in problem
