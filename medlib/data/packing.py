@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from medlib import files
-from medlib.data import decoding, duplicates, manifest, packs, volumes
+from medlib.data import decoding, dicom, duplicates, manifest, packs, volumes
 from medlib.data.cards import GEOMETRIES, GreyValues, Volumes
 from medlib.errors import ManifestError, listed, unknown
 
@@ -125,10 +125,11 @@ def _each(
     """
     sides = (decoding.shorter_side(how.size, how.geometry) for how in how_each)
     smallest = min(sides, default=math.inf)
+    parts = dicom.series_files if settings else None
 
     def one(row: dict) -> tuple[str, object]:
         try:
-            contents, hashes, problem = manifest.read_files(row, data, settings is not None)
+            contents, hashes, problem = manifest.read_files(row, data, parts)
             if problem:
                 return "unreadable", problem
             drawn = _draw(row, data, contents, settings, smallest, grey_values)

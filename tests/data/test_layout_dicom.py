@@ -9,7 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from medlib.data import cards, manifest, packs, passport, preparation
+from medlib.data import cards, dicom, manifest, packs, passport, preparation
 from medlib.data.layouts import reader
 from medlib.errors import ManifestError
 
@@ -178,7 +178,7 @@ def test_all_images_of_a_study_get_its_label(tmp_path):
 def test_a_table_may_tell_patients_and_split_too(tmp_path):
     for number in range(3):
         image(tmp_path / "set" / f"{number}.dcm", number, PatientID="anonymous", PatientSex="F")
-    lines = ["0,a,P7,train,M", "1,b,P8,test,", "2,b,P9,nowhere,M"]
+    lines = ["0,a,P7,train,male", "1,b,P8,test,", "2,b,P9,nowhere,"]
     table(tmp_path / "set" / "labels.csv", "file,label,patient_id,split,sex", *lines)
     found = reader.read(card(layout_options={"table": "labels.csv"}), tmp_path)
     assert found.rows["patient_id"].tolist() == [short("P7"), short("P8")]
@@ -315,13 +315,14 @@ def test_series_are_prepared_whole(tmp_path):
     assert packed.images.shape == (36, 16, 16, 3)
     assert packed.index["slice"].tolist() == [1, 2, 3] * 12
     manifest.write(done.rows, done.excluded, tmp_path / "toy.csv", card(volumes=VOLUMES))
-    manifest.read(tmp_path / "toy.csv", card(volumes=VOLUMES), tmp_path / "data")  # as it was
+    again = tmp_path / "toy.csv", card(volumes=VOLUMES), tmp_path / "data", dicom.series_files
+    manifest.read(*again)
     last = tmp_path / "data" / "set" / "a" / "s00" / "004"
     made = pydicom.dcmread(last)
     made.PatientID = "somebody else"
     made.save_as(last)
     with pytest.raises(ManifestError, match="s00/000 .*has changed"):
-        manifest.read(tmp_path / "toy.csv", card(volumes=VOLUMES), tmp_path / "data")
+        manifest.read(*again)
     with pytest.raises(ManifestError, match="s00/000 cannot be read: it holds files of 2 patients"):
         preparation.prepare(card(volumes=VOLUMES), tmp_path / "data", workers=2)
 
