@@ -52,7 +52,8 @@ def table(
     rows = pd.concat([manifest, manifest.assign(label=ALL)]).set_index("label")
     rows[side] = pd.Categorical(rows[side], sides)
     patients = rows.groupby(["label", "patient_id"], sort=False)
-    unit = "volumes" if rows["path"].str.contains(r"\.nii(?:\.gz)?$").all() else "images"
+    in_files = rows["path"].str.contains(r"\.nii(?:\.gz)?$").all()  # a DICOM series has any name
+    unit = "volumes" if in_files or (stored is not None and stored.empty) else "images"
     once = ~rows.reset_index().duplicated(["label", "patient_id", side]).to_numpy()
     parts = {f"patients by {side}": rows.loc[once, side], f"{unit} by {side}": rows[side]}
     parts[f"{unit} per patient"] = _count_bands(patients.size())

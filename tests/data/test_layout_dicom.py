@@ -284,6 +284,26 @@ def test_a_table_names_a_series_by_itself_or_any_of_its_files(tmp_path, key, nam
     assert column(found, "label") == {"set/scans/s0/000": "a", "set/scans/s1/000": "b"}
 
 
+def test_a_table_of_paths_takes_a_slice_for_its_series_and_counts_no_other_slice_as_lost(tmp_path):
+    for number in range(2):
+        made_dicom.write_series(tmp_path / "set" / f"s{number}", head(number))
+    made_dicom.write_series(tmp_path / "set" / "s2", head(2)[:, :, :2])
+    table(tmp_path / "set" / "t.csv", "path,label", "s0/001,a", "s1/000,b")
+    task = card(layout="table", layout_options={"table": "t.csv"}, volumes=VOLUMES)
+    found = reader.read(task, tmp_path)
+    assert column(found, "label") == {"set/s0/001": "a", "set/s1/000": "b"}
+    assert reasons(found.excluded) == {"s2/*": "2 file(s) with no ending: not read"}
+
+
+def test_images_that_say_that_text_is_burnt_in_are_counted_in_a_note(tmp_path):
+    for number in range(12):
+        burnt = {"BurnedInAnnotation": "YES"} if number < 3 else {}
+        place = tmp_path / "set" / "ab"[number % 2] / str(number)
+        image(place, number, PatientID=str(number), **burnt)
+    notes = preparation.prepare(card(), tmp_path, workers=1).notes
+    assert notes[-1].startswith("3 image(s) say that text is burnt into their pixels")
+
+
 def change_uids(folder, stem):
     for number, path in enumerate(sorted(folder.iterdir())):
         made = pydicom.dcmread(path)
