@@ -10,8 +10,11 @@ pictures overlap, their detail and the pictures themselves must correlate as tho
 """
 
 import hashlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+import joblib
 import numpy as np
 import pandas as pd
 import torch
@@ -31,7 +34,7 @@ _MIDDLE = 48  # pixels a side of the pictures that are described
 _STAGES = [(32, (0.6, 4, 3), 7, 0.4), (48, (0.6, 1.5, 1.5), 1, 0.35), (48, (0.6, 1.5, 1.5), 3, 0.7)]
 _BINS, _CELLS = 8, 6  # directions of gradients; cells a side
 _AXES = 64  # of the space in which descriptions are compared
-_TAUGHT = 1000  # pictures at most, whose made copies show what copying changes
+_TAUGHT = 500  # pictures at most, whose made copies show what copying changes
 _LEAST_SIDE, _MOST_DEGREES = 0.88, 5.0  # of these copies
 _LEAST_SCALE, _LEAST_OVERLAP = 0.8, 0.6  # of copies that are found
 _CROPPED = 0.012  # of half a side that a scale or a shift is off: half a pixel of a thumbnail
@@ -98,26 +101,40 @@ def _shrunk(pictures: np.ndarray, side: int) -> torch.Tensor:
 def _nearest(thumbnails: np.ndarray, group: np.ndarray) -> _Pairs:
     """Each picture with its NEAREST of other groups, in the best of their eight positions."""
     n, group = len(thumbnails), torch.as_tensor(np.asarray(group))
-    parts = np.array_split(np.arange(n), n // 1000 + 1)
-    described = torch.cat([_described(_shrunk(thumbnails[p], _MIDDLE)) for p in parts])
+    parts = torch.arange(n).split(_BATCH)
+    described = _in_threads(lambda rows: _described(_shrunk(thumbnails[rows], _MIDDLE)), parts)
+    described = torch.cat(described)
     axes = _telling_axes(thumbnails, described)
     places = [_positioned(described, position) @ axes for position in range(8)]
     lengths = [(place**2).sum(1) for place in places]
-    pairs = []
-    for rows in torch.arange(n).split(_BATCH):
+
+    def nearest_of(rows: torch.Tensor) -> _Pairs:
         farness = torch.full((len(rows), n), torch.inf)
         position = torch.zeros((len(rows), n), dtype=torch.int8)
         for number, (place, length) in enumerate(zip(places, lengths, strict=True)):
             # The row's own length adds the same to all: it is left out.
             distance = torch.addmm(length, places[0][rows], place.T, alpha=-2)
-            position[distance < farness] = number
+            position.masked_fill_(distance < farness, number)
             farness = torch.minimum(farness, distance)
         farness[group[rows][:, None] == group] = torch.inf
         far, others = farness.topk(min(NEAREST, n), largest=False)
         there = torch.isfinite(far)
         which = position.gather(1, others)[there].long()
-        pairs.append(_Pairs(rows[:, None].expand_as(others)[there], others[there], which))
-    return _Pairs(*(torch.cat(values) for values in zip(*pairs, strict=True)))
+        return _Pairs(rows[:, None].expand_as(others)[there], others[there], which)
+
+    of_all = zip(*_in_threads(nearest_of, parts), strict=True)
+    return _Pairs(*(torch.cat(values) for values in of_all))
+
+
+def _in_threads(function: Callable, batches: Iterable[torch.Tensor]) -> list:
+    """What the function gives for each batch: a batch a core, not a small product on all cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(joblib.cpu_count()) as pool:
+            return list(pool.map(function, batches))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _described(pictures: torch.Tensor) -> torch.Tensor:
@@ -179,43 +196,56 @@ def _aligned(thumbnails: np.ndarray, pairs: _Pairs) -> tuple[torch.Tensor, _Pair
     """Maps of the pairs that may be copies, by their coarse and middle detail."""
     maps = _start(pairs.position)
     for side, scales, steps, least in _STAGES:
-        pictures = _details(thumbnails, side, scales)
-        likely = torch.empty(len(maps), dtype=torch.bool)
-        for rows in torch.arange(len(maps)).split(_BATCH):
-            one, other, _ = pairs.chosen(rows)
-            fixed, moving = pictures[one].float(), pictures[other].float()
-            maps[rows] = _refined(fixed, moving, maps[rows], steps)
-            moved, inside = _sampled(moving, maps[rows])
-            likely[rows] = _correlation(fixed, moved, _eroded(inside, 1)) >= least
-        maps, pairs = maps[likely], pairs.chosen(likely)
+        maps, alike = _fitted(_details(thumbnails, side, scales), maps, pairs, steps)
+        maps, pairs = maps[alike >= least], pairs.chosen(alike >= least)
     return maps, pairs
 
 
+def _fitted(
+    pictures: torch.Tensor, maps: torch.Tensor, pairs: _Pairs, steps: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Maps of all pairs after some steps, and the correlations of what they align."""
+
+    def fit(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        fixed, moving = (pictures[ends].float() for ends in pairs.chosen(rows)[:2])
+        affine = _refined(fixed, moving, maps[rows], steps)
+        moved, inside = _sampled(moving, affine)
+        return affine, _correlation(fixed, moved, _eroded(inside, 1))
+
+    if not len(maps):
+        return maps, torch.empty(0)
+    fitted = _in_threads(fit, torch.arange(len(maps)).split(_BATCH))
+    return tuple(torch.cat(values) for values in zip(*fitted, strict=True))
+
+
 def _details(thumbnails: np.ndarray, side: int, scales: tuple) -> torch.Tensor:
-    parts = np.array_split(np.arange(len(thumbnails)), len(thumbnails) // 1000 + 1)
-    small = (_shrunk(thumbnails[part], side).numpy() for part in parts)
-    return torch.cat([torch.from_numpy(detail(pictures, *scales)).half() for pictures in small])
+    def small(rows: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(detail(_shrunk(thumbnails[rows], side), *scales)).half()
+
+    return torch.cat(_in_threads(small, torch.arange(len(thumbnails)).split(_BATCH)))
 
 
 def _judged(
     thumbnails: np.ndarray, maps: torch.Tensor, pairs: _Pairs
 ) -> tuple[torch.Tensor, _Pairs, torch.Tensor]:
     """Of pairs that are aligned nearly: maps, pairs and correlations of those that are copies."""
-    refined, details, same = [maps[:0]], [torch.empty(0)], [torch.empty(0, dtype=torch.bool)]
-    for rows in torch.arange(len(maps)).split(_BATCH):
-        one, other, _ = pairs.chosen(rows)
-        fixed, moving = thumbnails[one.numpy()], thumbnails[other.numpy()]
+
+    def judge(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        fixed, moving = (thumbnails[ends] for ends in pairs.chosen(rows)[:2])
         wide = [torch.from_numpy(detail(pictures, 1.5, 4, 4)) for pictures in (fixed, moving)]
         affine = _refined(*wide, maps[rows], 4)
-        fixed, moving = (torch.from_numpy(p).float() for p in (fixed, moving))
+        fixed, moving = (torch.from_numpy(pictures).float() for pictures in (fixed, moving))
         moved, inside = _sampled(moving, affine, "bicubic")
-        both = (torch.from_numpy(detail(p.numpy())) for p in (fixed, moved))
-        details.append(_correlation(*both, _eroded(inside, 3)))
-        alike = _correlation(fixed, moved, inside) >= SAME_PICTURE
-        same.append(alike & (details[-1] >= SAME_DETAIL) & _plausible(affine, inside))
-        refined.append(affine)
-    same = torch.cat(same)
-    return torch.cat(refined)[same], pairs.chosen(same), torch.cat(details)[same]
+        fine = [torch.from_numpy(detail(pictures)) for pictures in (fixed, moved)]
+        alike = _correlation(*fine, _eroded(inside, 3))
+        same = (alike >= SAME_DETAIL) & _plausible(affine, inside)
+        return affine, alike, same & (_correlation(fixed, moved, inside) >= SAME_PICTURE)
+
+    if not len(maps):
+        return maps, pairs, torch.empty(0)
+    judged = _in_threads(judge, torch.arange(len(maps)).split(_BATCH))
+    refined, alike, same = (torch.cat(values) for values in zip(*judged, strict=True))
+    return refined[same], pairs.chosen(same), alike[same]
 
 
 def _start(position: torch.Tensor) -> torch.Tensor:

@@ -280,7 +280,7 @@ def test_a_changed_copy_on_both_sides_is_refused_and_shown(tmp_path):
     assert pictures.shape == (1, 2, 48, 48, 3)
     # The pictures are in the order of the pair, and one is nearly the mirror of the other.
     expected = picture(1002).resize((48, 48))
-    original = pictures[0, pair["second"] == "test-a-testa2"].astype(int)
+    original = pictures[0, int(pair["second"] == "test-a-testa2")].astype(int)
     assert np.abs(original - np.asarray(expected)).mean() < 5
 
 
