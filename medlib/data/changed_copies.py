@@ -58,7 +58,7 @@ def find(thumbnails: np.ndarray, group: np.ndarray) -> pd.DataFrame:
     ``thumbnails`` is uint8 N×S×S; pictures of an equal ``group`` (N integers) are known to be
     copies. Returns positions ``first`` < ``second``, ``kind`` and the ``correlation`` of the
     detail. A kind joins by "and" those of "mirrored", "turned" (by a quarter, a half or some
-    degrees) and "cropped" that apply, and is "near" if none does. Each picture is compared with
+    degrees) and "cropped" that apply, and is "altered" if none does (an arrow, a tone). Each picture is compared with
     its NEAREST others alone, so of many copies of one picture some pairs may be missing.
     """
     pairs = _nearest(thumbnails, group)
@@ -102,7 +102,9 @@ def _nearest(thumbnails: np.ndarray, group: np.ndarray) -> _Pairs:
     """Each picture with its NEAREST of other groups, in the best of their eight positions."""
     n, group = len(thumbnails), torch.as_tensor(np.asarray(group))
     parts = torch.arange(n).split(_BATCH)
-    described = _in_threads(lambda rows: _described(_shrunk(thumbnails[rows], _MIDDLE)), parts)
+    described = _in_threads(
+        lambda rows: _described(_shrunk(thumbnails[rows.numpy()], _MIDDLE)), parts
+    )
     described = torch.cat(described)
     axes = _telling_axes(thumbnails, described)
     places = [_positioned(described, position) @ axes for position in range(8)]
@@ -220,7 +222,7 @@ def _fitted(
 
 def _details(thumbnails: np.ndarray, side: int, scales: tuple) -> torch.Tensor:
     def small(rows: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(detail(_shrunk(thumbnails[rows], side), *scales)).half()
+        return torch.from_numpy(detail(_shrunk(thumbnails[rows.numpy()], side), *scales)).half()
 
     return torch.cat(_in_threads(small, torch.arange(len(thumbnails)).split(_BATCH)))
 
@@ -231,7 +233,7 @@ def _judged(
     """Of pairs that are aligned nearly: maps, pairs and correlations of those that are copies."""
 
     def judge(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        fixed, moving = (thumbnails[ends] for ends in pairs.chosen(rows)[:2])
+        fixed, moving = (thumbnails[ends.numpy()] for ends in pairs.chosen(rows)[:2])
         wide = [torch.from_numpy(detail(pictures, 1.5, 4, 4)) for pictures in (fixed, moving)]
         affine = _refined(*wide, maps[rows], 4)
         fixed, moving = (torch.from_numpy(pictures).float() for pictures in (fixed, moving))
@@ -336,4 +338,4 @@ def kind(affine: np.ndarray) -> str:
     scale = np.sqrt(abs(across[0] * down[1] - across[1] * down[0]))
     cropped = max(abs(scale - 1), *np.abs(affine[:, 2])) > _CROPPED
     words = {"mirrored": mirrored, "turned": quarter or slight, "cropped": cropped}
-    return " and ".join(word for word, applies in words.items() if applies) or "near"
+    return " and ".join(word for word, applies in words.items() if applies) or "altered"

@@ -56,7 +56,9 @@ def find(
     pairs, those of its maximum spanning tree: every image with its best match, and always a pair
     that crosses a split if the group does. In a group of more than a hundred, such as the frames of
     a film, they are a spanning tree, but not the maximum one: the time does not grow with the
-    square of its size. Raises ValueError for arrays that do not fit.
+    square of its size. Copies that were mirrored, turned or cropped follow, with kinds such as
+    ``mirrored and cropped`` (see :func:`medlib.data.changed_copies.find`): of them, too, only as
+    many as join what is apart. Raises ValueError for arrays that do not fit.
     """
     thumbnails = np.asarray(thumbnails)
     if len(thumbnails) and (thumbnails.ndim != 3 or thumbnails.dtype != np.uint8):

@@ -134,9 +134,11 @@ def _checked_and_split(
     if manifest.split_column(rows) is not None:
         rows, excluded = _one_side_each(rows, pairs, card, quarantine, excluded)
         rows, excluded = _patients_on_one_side(rows, card, quarantine, excluded)
+    same = pairs[pairs["kind"].isin(["exact", "near"])]
     if "fold" not in rows:  # copies stay together
-        rows = manifest.assign_splits(rows, card, seed, _ids(pairs))
-    rows = manifest.repeat_folds(rows, card, repeats, seed, _ids(pairs))
+        rows = manifest.assign_splits(rows, card, seed, _ids(same))
+    rows = manifest.repeat_folds(rows, card, repeats, seed, _ids(same))
+    rows = _gathered(rows, pairs)
     manifest.validate(rows, card, name=card.task)
     side = manifest.split_column(rows)
     columns = [*REQUIRED, *manifest.side_columns(rows), "sha256"]
@@ -289,6 +291,24 @@ def _copies(
     shown = pairs[["first", "second"]].head(MOST_SHOWN).to_numpy()
     pictures = packing.pictures(read, shown.ravel().tolist(), folders)
     return Copies(pairs, pictures.reshape(len(shown), 2, *pictures.shape[1:]))
+
+
+def _gathered(rows: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Rows in which patients who share a pair are on one side: where most of their images are.
+
+    Folds are not drawn for groups of changed copies, because then one pair more or less, near the
+    threshold, would draw nearly all patients into other folds. So only these few patients move.
+    """
+    patient = rows.set_index("sample_id")["patient_id"].to_dict()
+    ties = [(patient[a], patient[b]) for a, b in _ids(pairs) if a in patient and b in patient]
+    rows = rows.copy()
+    for group in manifest.linked(ties):
+        members = rows["patient_id"].isin(group)
+        for side in manifest.side_columns(rows):
+            counts = rows.loc[members, side].value_counts()
+            if len(counts) > 1:
+                rows.loc[members, side] = min(counts.index[counts == counts.max()])
+    return rows
 
 
 def card_lines(copies: Copies) -> str:

@@ -319,6 +319,17 @@ def test_patients_of_a_changed_copy_stay_in_one_fold_unless_the_card_dismisses_i
     assert any(fold[f"a-copy{k}"] != fold[f"a-a{k}"] for k in range(6))
 
 
+def test_a_changed_copy_moves_its_patients_only(tmp_path):
+    data = write_classes(tmp_path, 12)
+    before = prepare(toy(), data, repeats=2).rows.set_index("sample_id")
+    changed(3).save(data / "own" / "a" / "a4.png")  # now a4 is a copy of a3
+    after = prepare(toy(), data, repeats=2).rows.set_index("sample_id")
+    for column in ("fold", "fold_1"):
+        moved = set(before.index[before[column] != after[column]])
+        assert moved <= {"a-a3", "a-a4"}
+        assert after[column]["a-a3"] == after[column]["a-a4"]
+
+
 def test_at_most_a_dozen_pairs_keep_their_pictures(tmp_path):
     extra = {f"a/copy{k:02d}.png": changed(k) for k in range(14)}
     copies = prepare(toy(), write_classes(tmp_path, 14, **extra)).copies
