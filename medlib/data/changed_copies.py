@@ -58,8 +58,9 @@ def find(thumbnails: np.ndarray, group: np.ndarray) -> pd.DataFrame:
     ``thumbnails`` is uint8 N×S×S; pictures of an equal ``group`` (N integers) are known to be
     copies. Returns positions ``first`` < ``second``, ``kind`` and the ``correlation`` of the
     detail. A kind joins by "and" those of "mirrored", "turned" (by a quarter, a half or some
-    degrees) and "cropped" that apply, and is "altered" if none does (an arrow, a tone). Each picture is compared with
-    its NEAREST others alone, so of many copies of one picture some pairs may be missing.
+    degrees) and "cropped" that apply, and is "altered" if none does (an arrow, a tone). Each
+    picture is compared with its NEAREST others alone, so of many copies of one picture some pairs
+    may be missing.
     """
     pairs = _nearest(thumbnails, group)
     maps, pairs = _aligned(thumbnails, pairs)
