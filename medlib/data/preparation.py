@@ -138,7 +138,8 @@ def _checked_and_split(
     if "fold" not in rows:  # copies stay together
         rows = manifest.assign_splits(rows, card, seed, _ids(same))
     rows = manifest.repeat_folds(rows, card, repeats, seed, _ids(same))
-    rows = _gathered(rows, pairs)
+    confirmed = [pair for group in card.known_duplicates for pair in combinations(group, 2)]
+    rows = _gathered(rows, [*_ids(pairs), *confirmed])
     manifest.validate(rows, card, name=card.task)
     side = manifest.split_column(rows)
     columns = [*REQUIRED, *manifest.side_columns(rows), "sha256"]
@@ -293,14 +294,14 @@ def _copies(
     return Copies(pairs, pictures.reshape(len(shown), 2, *pictures.shape[1:]))
 
 
-def _gathered(rows: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+def _gathered(rows: pd.DataFrame, pairs: list[tuple[str, str]]) -> pd.DataFrame:
     """Rows in which patients who share a pair are on one side: where most of their images are.
 
     Folds are not drawn for groups of changed copies, because then one pair more or less, near the
     threshold, would draw nearly all patients into other folds. So only these few patients move.
     """
     patient = rows.set_index("sample_id")["patient_id"].to_dict()
-    ties = [(patient[a], patient[b]) for a, b in _ids(pairs) if a in patient and b in patient]
+    ties = [(patient[a], patient[b]) for a, b in pairs if a in patient and b in patient]
     rows = rows.copy()
     for group in manifest.linked(ties):
         members = rows["patient_id"].isin(group)

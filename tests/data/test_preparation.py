@@ -330,6 +330,16 @@ def test_a_changed_copy_moves_its_patients_only(tmp_path):
         assert after[column]["a-a3"] == after[column]["a-a4"]
 
 
+def test_what_the_card_confirms_stays_in_one_fold_though_it_was_not_found(tmp_path):
+    data = write_classes(tmp_path, 9)
+    names = [(f"a-a{k}", f"a-a{k + 4}") for k in range(4)]
+    apart = prepare(toy(), data).rows.set_index("sample_id")["fold"]
+    assert any(apart[one] != apart[other] for one, other in names)
+    prepared = prepare(toy(known_duplicates=tuple(names)), data)
+    fold = prepared.rows.set_index("sample_id")["fold"]
+    assert len(fold) == 18 and all(fold[one] == fold[other] for one, other in names)
+
+
 def test_at_most_a_dozen_pairs_keep_their_pictures(tmp_path):
     extra = {f"a/copy{k:02d}.png": changed(k) for k in range(14)}
     copies = prepare(toy(), write_classes(tmp_path, 14, **extra)).copies
