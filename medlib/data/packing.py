@@ -183,6 +183,20 @@ def _has_few_greys(picture: Image.Image) -> bool:
     return bool(np.sort(levels)[-4:].sum() >= 0.98 * levels.sum())
 
 
+def pictures(read: Reading, samples: list[str], folders: Folders) -> np.ndarray:
+    """An image of each sample, as it is drawn for the largest pack: uint8 N×S×S×3.
+
+    Of a volume it is the middle slice; without ``folders``, the grey thumbnails.
+    """
+    if not folders or not samples:
+        numbers = pd.Index(read.rows["sample_id"]).get_indexer(samples)
+        return np.repeat(read.thumbnails[numbers][..., None], 3, axis=3)
+    folder, how = max(folders.items(), key=lambda item: item[1].size)
+    side, places = how.size, (read.slices[sample] for sample in samples)
+    drawn = np.memmap(read.arrays[Path(folder)], np.uint8, "r").reshape(-1, side, side, 3)
+    return drawn[[first + len(slices) // 2 for first, slices in places]]
+
+
 def write(read: Reading, rows: pd.DataFrame, folders: Folders, settings: Slicing = None) -> None:
     """Make packs of the images of ``rows``, in their order. A pack that matches them stays."""
     kept = ["sample_id", "patient_id", "label", *manifest.side_columns(rows)]

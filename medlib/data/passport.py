@@ -32,7 +32,7 @@ def table(
 
     `manifest` has sample_id, patient_id, path, label, and `split` or `fold`; it may have age
     (years), sex, site and manufacturer, "" where unknown. `duplicates` has first, second (sample
-    ids), kind (exact, near), correlation, first_side, second_side, same_patient and action;
+    ids), kind (exact, near, …), correlation, first_side, second_side, same_patient and action;
     `excluded` has name and reason; `stored`, for images, has sample_id, kind, bits, width and
     height; `notes` are sentences. Raises ValueError for a manifest that is not split.
 
