@@ -40,8 +40,7 @@ class Prepared(NamedTuple):
     one image: first, second, kind (exact, near, or what was done to it, such as "mirrored and
     cropped"), correlation, first_side, second_side, same_patient, same_label, action. ``stored``:
     how image files are stored (sample_id, kind, bits, width, height, few_greys). ``notes``:
-    sentences about what was taken for granted.
-    ``copies``: the pairs that a person should look at.
+    sentences about what was taken for granted. ``copies``: the pairs that a person should look at.
     """
 
     rows: pd.DataFrame
@@ -112,12 +111,8 @@ def _checked_and_split(
 ) -> Prepared:
     _one_rule_for_grey_values(card, read.stored)
     excluded = listing.excluded
-    unsound = (
-        _blank(read),
-        _masks(read),
-        _under_two_labels(read.rows, pairs, card),
-        _shared(read.rows, pairs),
-    )
+    unsound = [_blank(read), _masks(read), _shared(read.rows, pairs)]
+    unsound.append(_under_two_labels(read.rows, pairs, card))
     problems = _joined(listing.problems, read.unreadable, read.broken, *unsound)
     if len(problems) and not quarantine:
         lines = listed((problems["name"] + ": " + problems["reason"]).tolist(), most=1000)
