@@ -22,10 +22,6 @@ def unknown(kind: str, value: object, choices: Sequence[str], way_out: str = "")
 
 
 class ManifestError(ValueError):
-    """Something in a card, a manifest or a data folder that would make a comparison unsound.
+    """Something in a card, a manifest or a data folder that would make a comparison unsound."""
 
-    ``copies`` are the pairs of images to look at, if preparation has stopped (else None): see
-    :class:`medlib.data.preparation.Copies`.
-    """
-
-    copies = None
+    copies = None  # pairs of images to look at, if preparation stopped: data.preparation.Copies
