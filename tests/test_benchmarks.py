@@ -19,7 +19,7 @@ SCRIPTS = sorted(
     if path.stem not in ("harness", "figure", "overhead", "eva_study")
 )
 # They count, ask what is better or wrong, or need what no `make` installs.
-NOT_TIMED = ["hours", "peers", "recipes", "simulations"]
+NOT_TIMED = ["copies", "hours", "peers", "recipes", "simulations"]
 
 
 @pytest.fixture

@@ -170,25 +170,26 @@ def header(path: Path) -> Header | str | None:
 def _header(file: io.BufferedIOBase) -> Header | str:
     try:
         told = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=TAGS)
-        names = (_text(told, tag) for tag in TAGS[: len(KEYS)])
+        names = (text(told, tag) for tag in TAGS[: len(KEYS)])
         frames = int(told.get("NumberOfFrames") or 1)
         return Header(*names, frames, _known(told), _left_out(told))
     except Exception as error:  # pydicom's messages may quote what identifies a patient
         return f"its DICOM header is damaged ({type(error).__name__}): copy it again"
 
 
-def _text(dataset: pydicom.Dataset, tag: str) -> str:
+def text(dataset: pydicom.Dataset, tag: str) -> str:
+    """A tag's value as text; "" where there is none."""
     value = dataset.get(tag)
     return "" if value is None else str(value).strip("\0 ")
 
 
 def _known(told: pydicom.Dataset) -> dict[str, str]:
     return {
-        "age": _age(_text(told, "PatientAge")) or _age_between(told),
-        "sex": SEXES.get(_text(told, "PatientSex").upper(), ""),
-        "manufacturer": _text(told, "Manufacturer"),
-        "site": _text(told, "InstitutionName"),
-        "burnt_in": {"YES": "yes", "NO": "no"}.get(_text(told, "BurnedInAnnotation").upper(), ""),
+        "age": _age(text(told, "PatientAge")) or _age_between(told),
+        "sex": SEXES.get(text(told, "PatientSex").upper(), ""),
+        "manufacturer": text(told, "Manufacturer"),
+        "site": text(told, "InstitutionName"),
+        "burnt_in": {"YES": "yes", "NO": "no"}.get(text(told, "BurnedInAnnotation").upper(), ""),
     }
 
 
@@ -203,7 +204,7 @@ def _age_between(told: pydicom.Dataset) -> str:
     dates = []
     for tag in ("PatientBirthDate", "StudyDate"):
         with contextlib.suppress(ValueError):
-            dates.append(datetime.strptime(_text(told, tag).replace(".", ""), "%Y%m%d"))
+            dates.append(datetime.strptime(text(told, tag).replace(".", ""), "%Y%m%d"))
     if len(dates) < 2 or dates[1] < dates[0]:
         return ""
     years = (dates[1] - dates[0]).days / 365.25
@@ -216,9 +217,9 @@ def _left_out(told: pydicom.Dataset) -> str:
     if kind == DIRECTORY:
         return "a DICOMDIR, which lists files and holds no image"
     name = kind.name if kind.keyword else "an object of an unknown class"  # else the UID itself
-    if _text(told, "Modality") in NO_IMAGES or not told.get("Rows"):
+    if text(told, "Modality") in NO_IMAGES or not told.get("Rows"):
         return f"a DICOM file without a picture: {name}"
-    return "a localizer" if "LOCALIZER" in _text(told, "ImageType").upper() else ""
+    return "a localizer" if "LOCALIZER" in text(told, "ImageType").upper() else ""
 
 
 def series_files(path: Path) -> list[Path]:
@@ -227,6 +228,8 @@ def series_files(path: Path) -> list[Path]:
     They have the same SeriesInstanceUID; localizers and what is no image are left out. A file that
     is no DICOM image, or has no SeriesInstanceUID, stands alone.
     """
+    if path.name.lower().endswith((".nii", ".nii.gz")):  # not even opened
+        return [path]
     here = headers(path.parent)
     own = here.get(path.name)
     if not isinstance(own, Header) or own.left_out or not own.series_instance_uid:
@@ -287,7 +290,9 @@ def stored_values(dataset: pydicom.FileDataset) -> np.ndarray:
         plugin = "pylibjpeg"  # whatever else is installed: the same pixels everywhere
     try:
         return pixel_array(dataset, decoding_plugin=plugin)
-    except Exception as error:  # each decoder has its own
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # each decoder has its own; that of RLE panics, in Rust's words
         why = " ".join(str(error).split()) or type(error).__name__
         raise DicomError(f"holds pixels that cannot be decoded ({why}): copy it again") from error
 
@@ -365,7 +370,7 @@ def picture(content: bytes, grey_values: GreyValues = "") -> Image.Image:
 
 
 def _picture(dataset: pydicom.FileDataset, scale: Callable) -> Image.Image:
-    kind = _text(dataset, "PhotometricInterpretation")
+    kind = text(dataset, "PhotometricInterpretation")
     if (several := frames(dataset)) > 1:
         way_out = "export the frame that is meant, or read it as a volume (`volumes` in the card)"
         raise DicomError(f"has {several} frames, where one image is needed: {way_out}")
@@ -425,7 +430,7 @@ def _windowed(dataset: pydicom.Dataset, stored: np.ndarray, values: np.ndarray) 
         others = "as_stored, stretched, or two values as [-1000, 400]"
         raise DicomError(f"has neither a window nor a VOI LUT: choose in `grey_values` {others}")
     centre, width = (float(np.atleast_1d(end)[0]) for end in ends)
-    function = _text(source, "VOILUTFunction") or "LINEAR"
+    function = text(source, "VOILUTFunction") or "LINEAR"
     if width < (1 if function == "LINEAR" else np.finfo(np.float32).tiny):
         raise DicomError(f"has a window of width {width:g}: choose other `grey_values`")
     if function == "LINEAR":  # from one end of the middle value to the other

@@ -93,21 +93,23 @@ def volume(path: Path, contents: Mapping[Path, bytes] | None = None) -> nibabel.
 
 def _frames(file: str, dataset: pydicom.FileDataset) -> list[Frame]:
     """The frames of a file, each with its position."""
-    found = []
-    for number in range(dicom.frames(dataset)):
+    found, count = [], dicom.frames(dataset)
+    told_of = len(dataset.get("PerFrameFunctionalGroupsSequence") or ())
+    lost = "slices cannot be put in order: take the series out"
+    if count > 1 and told_of != count:
+        raise DicomError(
+            f"has {count} frames and tells where {told_of} of them lie, so that {lost}"
+        )
+    for number in range(count):
         told = []
-        for tag, sequence, count in (
+        for tag, sequence, size in (
             ("ImagePositionPatient", "PlanePositionSequence", 3),
             ("ImageOrientationPatient", "PlaneOrientationSequence", 6),
             ("PixelSpacing", "PixelMeasuresSequence", 2),
         ):
-            source = dicom.functional_group(dataset, sequence, number)
-            values = source.get(tag)
-            several = dicom.frames(dataset) > 1 and source is dataset and count == 3
-            if values is None or len(values) != count or several:
-                of = f" of its {dicom.frames(dataset)} frames" if several else ""
-                way_out = "without it, slices cannot be put in order; take the series out"
-                raise DicomError(f"lacks the {tag}{of}: {way_out}")
+            values = dicom.functional_group(dataset, sequence, number).get(tag)
+            if values is None or len(values) != size:
+                raise DicomError(f"lacks the {tag}, without which {lost}")
             told.append(np.array([float(value) for value in values]))
         found.append(Frame(file, dataset, number, *told))
     return found
@@ -117,9 +119,10 @@ def _check_alike(frames: list[Frame]) -> None:
     """Raise DicomError unless all frames are grey, of one patient, size and orientation."""
     apart = "move the files of each into a folder of its own"
     first = frames[0]
-    if any(frame.dataset.SamplesPerPixel != 1 for frame in frames):
+    kinds = {dicom.text(frame.dataset, "PhotometricInterpretation") for frame in frames}
+    if not kinds <= {"MONOCHROME1", "MONOCHROME2"}:
         raise DicomError("is in colour, and a volume has grey values: leave it out")
-    patients = {str(frame.dataset.get("PatientID", "")) for frame in frames}
+    patients = {dicom.text(frame.dataset, "PatientID") for frame in frames}
     if len(patients) > 1:
         whose = f"holds files of {len(patients)} patients under one SeriesInstanceUID"
         raise DicomError(f"{whose}: one of them is wrong, {apart}")

@@ -3,7 +3,8 @@
 Medical photographs look alike, so two correlations must be high: that of the pictures, and that of
 their detail. Candidates come from a perceptual hash, the lowest frequencies of a thumbnail's cosine
 transform (Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010), kept
-as numbers that bound the correlation. Cropped, turned or mirrored copies are not found.
+as numbers that bound the correlation. Copies that were cropped, turned or mirrored are the matter
+of :mod:`medlib.data.changed_copies`.
 """
 
 import hashlib
@@ -14,9 +15,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy.fft import dctn
-from scipy.ndimage import gaussian_filter
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
+
+from medlib.data import changed_copies
 
 THUMBNAIL = 96  # pixels a side
 # Least correlations of two copies. On 16,655 fundus, chest and skin images: where different
@@ -54,7 +56,9 @@ def find(
     pairs, those of its maximum spanning tree: every image with its best match, and always a pair
     that crosses a split if the group does. In a group of more than a hundred, such as the frames of
     a film, they are a spanning tree, but not the maximum one: the time does not grow with the
-    square of its size. Raises ValueError for arrays that do not fit.
+    square of its size. Copies that were mirrored, turned or cropped follow, with kinds such as
+    ``mirrored and cropped`` (see :func:`medlib.data.changed_copies.find`): of them, too, only as
+    many as join what is apart. Raises ValueError for arrays that do not fit.
     """
     thumbnails = np.asarray(thumbnails)
     if len(thumbnails) and (thumbnails.ndim != 3 or thumbnails.dtype != np.uint8):
@@ -74,8 +78,11 @@ def find(
     equal = _table(first[again], files[again], 1.0, "near")
 
     told = ~np.asarray(tiny, bool)[files] if tiny is not None else True
-    near = _table(*_near(thumbnails, files[~again & told]), "near")
-    return pd.concat([exact, equal, near]).sort_values(["first", "second"], ignore_index=True)
+    files = files[~again & told]
+    near = _table(*_near(thumbnails, files), "near")
+    changed = _changed(thumbnails, files, near)
+    pairs = pd.concat([exact, equal, near, changed])
+    return pairs.sort_values(["first", "second"], ignore_index=True)
 
 
 def _table(first: np.ndarray, second: np.ndarray, correlation, kind: str) -> pd.DataFrame:
@@ -87,6 +94,28 @@ def _first_equal(keys: Iterable[Hashable]) -> np.ndarray:
     """For each key the position of the first that equals it."""
     seen = {}
     return np.array([seen.setdefault(key, i) for i, key in enumerate(keys)], dtype=int)
+
+
+def _changed(thumbnails: np.ndarray, files: np.ndarray, near: pd.DataFrame) -> pd.DataFrame:
+    """Mirrored, turned and cropped pairs that join what ``near`` pairs leave apart: a forest."""
+    n = len(thumbnails)
+    if len(files) < 2:
+        return near.iloc[:0]
+    joined = coo_array((np.ones(len(near)), (near["first"], near["second"])), shape=(n, n))
+    group = connected_components(joined, directed=False)[1]
+    pairs = changed_copies.find(thumbnails[files], group[files])
+    for name in ("first", "second"):
+        pairs[name] = files[pairs[name]]
+    # Groups of near pairs are the nodes: between two of them the best pair counts.
+    ends = np.sort([group[pairs["first"]], group[pairs["second"]]], axis=0)
+    pairs = pairs.assign(one=ends[0], other=ends[1])
+    pairs = pairs.sort_values("correlation", ascending=False, kind="stable")
+    pairs = pairs.drop_duplicates(["one", "other"])
+    distance = 2 - pairs["correlation"]  # above 0, which would mean no pair
+    tree = minimum_spanning_tree(coo_array((distance, (pairs["one"], pairs["other"])), (n, n)))
+    tree = set(zip(*tree.nonzero(), strict=True))
+    kept = [pair in tree for pair in zip(pairs["one"], pairs["other"], strict=True)]
+    return pairs.loc[kept, ["first", "second", "kind", "correlation"]]
 
 
 def _near(thumbnails: np.ndarray, files: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -151,17 +180,4 @@ def _unit(images: np.ndarray) -> np.ndarray:
 
 
 def _detail(thumbnails: np.ndarray) -> np.ndarray:
-    """The middle frequencies of pictures, with equal contrast: they tell similar ones apart.
-
-    A difference of Gaussians removes slow shading, which different patients share, and the finest
-    grain, which compression changes. It is divided by its local strength (as in Jarrett et
-    al., ICCV 2009), so that the rim of the camera's field does not outweigh what is inside; the
-    added grey level keeps rounding errors in even regions small.
-    """
-    images = thumbnails.astype(np.float32)
-    band = _blurred(images, 1) - _blurred(images, 2)
-    return _unit(band / np.sqrt(_blurred(band**2, 2) + 1))
-
-
-def _blurred(images: np.ndarray, pixels: float) -> np.ndarray:
-    return gaussian_filter(images, (0, pixels, pixels), mode="nearest")
+    return _unit(changed_copies.detail(thumbnails))

@@ -9,7 +9,7 @@ further repetition in ``fold_1``, ``fold_2``, ….
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -30,13 +30,17 @@ REQUIRED = ("sample_id", "patient_id", "path", "label")
 BESIDE = ("mask", "reference")  # columns that name further files of a sample
 Pairs = Iterable[tuple[str, str]]  # of names
 POINTER = b"version https://git-lfs.github.com/spec/"  # what Git LFS leaves in place of a file
+Parts = Callable[[Path], list[Path]]  # the files that one file stands for
 LARGE = 50_000  # groups: scikit-learn places them one by one, a million in some minutes
 _HASHING = Lock()  # threads ask for the hash of the same .npz at the same time
 
 
-def read(path: Path | str, card: Card, data: Path | str | None = None) -> pd.DataFrame:
+def read(
+    path: Path | str, card: Card, data: Path | str | None = None, parts: Parts | None = None
+) -> pd.DataFrame:
     """Read and validate a manifest; with ``data``, its files are checked as well.
 
+    ``parts`` are those of :func:`read_files`: DICOM series cannot be checked without.
     Raises ManifestError listing every problem at once.
     """
     path = Path(path)
@@ -44,7 +48,7 @@ def read(path: Path | str, card: Card, data: Path | str | None = None) -> pd.Dat
         way_out = f"run notebook 01_prepare_data with task={card.task!r} first."
         raise ManifestError(f"{path} does not exist: {way_out}")
     rows = read_rows(path)
-    validate(rows, card, data, name=str(path))
+    validate(rows, card, data, name=str(path), parts=parts)
     return rows
 
 
@@ -91,13 +95,17 @@ def write(
 
 
 def validate(
-    rows: pd.DataFrame, card: Card, data: Path | str | None = None, name: str = "manifest"
+    rows: pd.DataFrame,
+    card: Card,
+    data: Path | str | None = None,
+    name: str = "manifest",
+    parts: Parts | None = None,
 ) -> None:
     """Check ``rows``; raises ManifestError that lists everything wrong with them.
 
     Checked are columns, ids, labels and paths; that no patient and (by sha256) no image is on two
     sides of the split; that every class is on every side; and, with ``data``, that the files exist
-    and are unchanged.
+    and are unchanged (``parts``: see :func:`read`).
     """
     missing = [column for column in REQUIRED if column not in rows]
     if missing:
@@ -107,7 +115,7 @@ def validate(
     elif data is not None and not Path(data).is_dir():
         problems = [f"the data folder {data} does not exist"]
     else:
-        problems = _row_problems(rows, card, data)
+        problems = _row_problems(rows, card, data, parts)
         for side in side_columns(rows):
             problems = [*problems, *_stands_problems(rows, side)]
             problems += _side_problems(rows, side, classes(rows, card))
@@ -117,7 +125,9 @@ def validate(
         raise ManifestError(f"{name}: {len(problems)} problem(s):\n{listed(problems)}\n{way_out}")
 
 
-def _row_problems(rows: pd.DataFrame, card: Card, data: Path | str | None) -> Iterator[str]:
+def _row_problems(
+    rows: pd.DataFrame, card: Card, data: Path | str | None, parts: Parts | None
+) -> Iterator[str]:
     """What is wrong with each row by itself, and with its files."""
     rows = without_missing(rows.fillna("").reset_index(drop=True))
     known = ", ".join(card.all_classes)
@@ -133,7 +143,7 @@ def _row_problems(rows: pd.DataFrame, card: Card, data: Path | str | None) -> It
         if again[number]:
             yield f"sample_id {sample!r} stands in several rows"
     for row in rows.to_dict("records") if data else ():
-        if problem := read_files(row, data, card.volumes is not None)[-1]:
+        if problem := read_files(row, data, parts)[-1]:
             yield problem
 
 
@@ -229,11 +239,12 @@ def _file_sha256(path: Path, mtime_ns: int, size: int) -> str:
 
 
 def read_files(
-    row: dict, data: Path | str, volumes: bool = False
+    row: dict, data: Path | str, parts: Parts | None = None
 ) -> tuple[dict[Path, bytes], dict[str, str], str]:
     """Read each file that a row names once: that of its ``path``, and those of ``BESIDE``.
 
-    If they are ``volumes``, a DICOM file stands for its series, and the hash covers all its files.
+    Where one file stands for several, ``parts`` gives them all (of volumes,
+    :func:`medlib.data.dicom.series_files`), and the hash covers them.
 
     Returns the contents by file (but of no ``.npz``, which holds many samples), the hashes by
     column (``sha256``, ``mask_sha256``, …; "" where no file is named), and a problem in words, or
@@ -252,7 +263,7 @@ def read_files(
                 digest = sample_sha256(data, path)
             else:
                 digests = []
-                for part in _series(file) if volumes else [file]:
+                for part in parts(file) if parts else [file]:
                     if problem := file_problem(data, part.relative_to(data).as_posix()):
                         return contents, hashes, f"{what} {problem}"
                     contents[part] = contents[part] if part in contents else part.read_bytes()
@@ -272,15 +283,6 @@ def pointer_problem(content: bytes) -> str:
     """In words, that a file's content is only what Git LFS leaves in its place; or nothing."""
     way_out = "run `git lfs pull` in the repository that it is from"
     return f"is a Git LFS pointer, not the file: {way_out}" if content.startswith(POINTER) else ""
-
-
-def _series(file: Path) -> list[Path]:
-    """The files of a volume: those of its DICOM series, or the one file of another format."""
-    if file.name.lower().endswith((".nii", ".nii.gz")):
-        return [file]
-    from medlib.data import dicom  # imported here: it takes a while, and few notebooks need it
-
-    return dicom.series_files(file)
 
 
 def file_problem(data: Path | str, path: str) -> str:

@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from medlib import files
-from medlib.data import decoding, duplicates, manifest, packs, volumes
+from medlib.data import decoding, dicom, duplicates, manifest, packs, volumes
 from medlib.data.cards import GEOMETRIES, GreyValues, Volumes
 from medlib.errors import ManifestError, listed, unknown
 
@@ -125,10 +125,11 @@ def _each(
     """
     sides = (decoding.shorter_side(how.size, how.geometry) for how in how_each)
     smallest = min(sides, default=math.inf)
+    parts = dicom.series_files if settings else None
 
     def one(row: dict) -> tuple[str, object]:
         try:
-            contents, hashes, problem = manifest.read_files(row, data, settings is not None)
+            contents, hashes, problem = manifest.read_files(row, data, parts)
             if problem:
                 return "unreadable", problem
             drawn = _draw(row, data, contents, settings, smallest, grey_values)
@@ -180,6 +181,20 @@ def _has_few_greys(picture: Image.Image) -> bool:
     grey = picture.resize((64, 64), Image.Resampling.NEAREST).convert("L")
     levels = np.bincount(np.asarray(grey).ravel() // 8, minlength=32)  # JPEG blurs them a little
     return bool(np.sort(levels)[-4:].sum() >= 0.98 * levels.sum())
+
+
+def pictures(read: Reading, samples: list[str], folders: Folders) -> np.ndarray:
+    """An image of each sample, as it is drawn for the largest pack: uint8 N×S×S×3.
+
+    Of a volume it is the middle slice; without ``folders``, the grey thumbnails.
+    """
+    if not folders or not samples:
+        numbers = pd.Index(read.rows["sample_id"]).get_indexer(samples)
+        return np.repeat(read.thumbnails[numbers][..., None], 3, axis=3)
+    folder, how = max(folders.items(), key=lambda item: item[1].size)
+    side, places = how.size, (read.slices[sample] for sample in samples)
+    drawn = np.memmap(read.arrays[Path(folder)], np.uint8, "r").reshape(-1, side, side, 3)
+    return drawn[[first + len(slices) // 2 for first, slices in places]]
 
 
 def write(read: Reading, rows: pd.DataFrame, folders: Folders, settings: Slicing = None) -> None:

@@ -32,7 +32,7 @@ def table(
 
     `manifest` has sample_id, patient_id, path, label, and `split` or `fold`; it may have age
     (years), sex, site and manufacturer, "" where unknown. `duplicates` has first, second (sample
-    ids), kind (exact, near), correlation, first_side, second_side, same_patient and action;
+    ids), kind (exact, near, …), correlation, first_side, second_side, same_patient and action;
     `excluded` has name and reason; `stored`, for images, has sample_id, kind, bits, width and
     height; `notes` are sentences. Raises ValueError for a manifest that is not split.
 
@@ -52,7 +52,8 @@ def table(
     rows = pd.concat([manifest, manifest.assign(label=ALL)]).set_index("label")
     rows[side] = pd.Categorical(rows[side], sides)
     patients = rows.groupby(["label", "patient_id"], sort=False)
-    unit = "volumes" if rows["path"].str.contains(r"\.nii(?:\.gz)?$").all() else "images"
+    in_files = rows["path"].str.contains(r"\.nii(?:\.gz)?$").all()  # a DICOM series has any name
+    unit = "volumes" if in_files or (stored is not None and stored.empty) else "images"
     once = ~rows.reset_index().duplicated(["label", "patient_id", side]).to_numpy()
     parts = {f"patients by {side}": rows.loc[once, side], f"{unit} by {side}": rows[side]}
     parts[f"{unit} per patient"] = _count_bands(patients.size())

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from medlib.data import duplicates, manifest, packing
 from medlib.data.cards import Card
@@ -19,14 +20,27 @@ from medlib.data.manifest import BESIDE, REQUIRED
 from medlib.errors import ManifestError, listed
 
 
+class Copies(NamedTuple):
+    """Pairs of images that tie two patients together, or stand on two sides of a split.
+
+    ``pairs``: first, second, kind, correlation, first_side, second_side ("" before sides are
+    drawn); those on two sides come first, then those of the least correlation. ``pictures``: the
+    images of the first MOST_SHOWN pairs, uint8 K×2×S×S×3.
+    """
+
+    pairs: pd.DataFrame
+    pictures: np.ndarray
+
+
 class Prepared(NamedTuple):
     """A task's manifest, and what its passport reports.
 
     ``rows``: the manifest, with sha256 and, where they are known, age, sex and site. ``excluded``:
     name and reason of each sample left out. ``duplicates``: a row for each pair of samples that are
-    one image: first, second, kind (exact, near), correlation, first_side, second_side,
-    same_patient, same_label, action. ``stored``: how image files are stored (sample_id, kind, bits,
-    width, height, few_greys). ``notes``: sentences about what was taken for granted.
+    one image: first, second, kind (exact, near, or what was done to it, such as "mirrored and
+    cropped"), correlation, first_side, second_side, same_patient, same_label, action. ``stored``:
+    how image files are stored (sample_id, kind, bits, width, height, few_greys). ``notes``:
+    sentences about what was taken for granted. ``copies``: the pairs that a person should look at.
     """
 
     rows: pd.DataFrame
@@ -34,8 +48,10 @@ class Prepared(NamedTuple):
     duplicates: pd.DataFrame
     stored: pd.DataFrame
     notes: tuple[str, ...]
+    copies: Copies | None = None
 
 
+MOST_SHOWN = 12  # pairs whose pictures are kept
 MOST_TIED = 5  # patients that one picture may tie together; of more, it is a placeholder
 
 
@@ -69,7 +85,16 @@ def prepare(
     folders = {f: how._replace(grey_values=grey) for f, how in (folders or {}).items()}
     how = {"settings": card.volumes, "grey_values": grey, "workers": workers}
     with packing.reading(rows, data, folders, **how) as read:
-        prepared = _checked_and_split(card, data, listing, read, quarantine, repeats, seed)
+        pairs = _pairs(read, card)
+        copies = _copies(read, pairs, card, folders)
+        try:
+            prepared = _checked_and_split(
+                card, data, listing, read, pairs, quarantine, repeats, seed
+            )
+        except ManifestError as error:
+            error.copies = copies
+            raise
+        prepared = prepared._replace(copies=copies)
         packing.write(read, prepared.rows, folders, card.volumes)
     return prepared
 
@@ -79,18 +104,15 @@ def _checked_and_split(
     data: Path | str,
     listing: base.Found,
     read: packing.Reading,
+    pairs: pd.DataFrame,
     quarantine: bool,
     repeats: int,
     seed: int,
 ) -> Prepared:
     _one_rule_for_grey_values(card, read.stored)
-    pairs, excluded = _pairs(read, card), listing.excluded
-    unsound = (
-        _blank(read),
-        _masks(read),
-        _under_two_labels(read.rows, pairs, card),
-        _shared(read.rows, pairs),
-    )
+    excluded = listing.excluded
+    unsound = [_blank(read), _masks(read), _shared(read.rows, pairs)]
+    unsound.append(_under_two_labels(read.rows, pairs, card))
     problems = _joined(listing.problems, read.unreadable, read.broken, *unsound)
     if len(problems) and not quarantine:
         lines = listed((problems["name"] + ": " + problems["reason"]).tolist(), most=1000)
@@ -107,9 +129,12 @@ def _checked_and_split(
     if manifest.split_column(rows) is not None:
         rows, excluded = _one_side_each(rows, pairs, card, quarantine, excluded)
         rows, excluded = _patients_on_one_side(rows, card, quarantine, excluded)
+    same = pairs[pairs["kind"].isin(["exact", "near"])]
     if "fold" not in rows:  # copies stay together
-        rows = manifest.assign_splits(rows, card, seed, _ids(pairs))
-    rows = manifest.repeat_folds(rows, card, repeats, seed, _ids(pairs))
+        rows = manifest.assign_splits(rows, card, seed, _ids(same))
+    rows = manifest.repeat_folds(rows, card, repeats, seed, _ids(same))
+    confirmed = [pair for group in card.known_duplicates for pair in combinations(group, 2)]
+    rows = _gathered(rows, [*_ids(pairs), *confirmed])
     manifest.validate(rows, card, name=card.task)
     side = manifest.split_column(rows)
     columns = [*REQUIRED, *manifest.side_columns(rows), "sha256"]
@@ -242,6 +267,51 @@ def _pairs(read: packing.Reading, card: Card) -> pd.DataFrame:
     denied = {frozenset(pair) for group in card.not_duplicates for pair in combinations(group, 2)}
     kept = [frozenset(pair) not in denied for pair in _ids(pairs)]
     return pairs[np.array(kept, dtype=bool)].reset_index(drop=True)
+
+
+def _copies(
+    read: packing.Reading, pairs: pd.DataFrame, card: Card, folders: packing.Folders
+) -> Copies:
+    """The pairs of two patients that the card does not confirm, and their pictures."""
+    rows, confirmed = read.rows.set_index("sample_id"), map(set, card.known_duplicates)
+    confirmed, side = list(confirmed), manifest.split_column(read.rows)
+    for end in ("first", "second"):
+        sides = rows[side].reindex(pairs[end]).fillna("").astype(str) if side else ""
+        pairs = pairs.assign(**{f"{end}_side": np.asarray(sides)})
+    one, other = (rows["patient_id"].reindex(pairs[end]).to_numpy() for end in ("first", "second"))
+    open_ones = [not any(set(pair) <= group for group in confirmed) for pair in _ids(pairs)]
+    pairs = pairs[(one != other) & np.array(open_ones, bool)]
+    together = pairs["first_side"] == pairs["second_side"]
+    order = pairs.assign(together=together).sort_values(["together", "correlation", "first"])
+    pairs = pairs.loc[order.index].reset_index(drop=True)
+    shown = pairs[["first", "second"]].head(MOST_SHOWN).to_numpy()
+    pictures = packing.pictures(read, shown.ravel().tolist(), folders)
+    return Copies(pairs, pictures.reshape(len(shown), 2, *pictures.shape[1:]))
+
+
+def _gathered(rows: pd.DataFrame, pairs: list[tuple[str, str]]) -> pd.DataFrame:
+    """Rows in which patients who share a pair are on one side: where most of their images are.
+
+    Folds are not drawn for groups of changed copies, because then one pair more or less, near the
+    threshold, would draw nearly all patients into other folds. So only these few patients move.
+    """
+    patient = rows.set_index("sample_id")["patient_id"].to_dict()
+    ties = [(patient[a], patient[b]) for a, b in pairs if a in patient and b in patient]
+    rows = rows.copy()
+    for group in manifest.linked(ties):
+        members = rows["patient_id"].isin(group)
+        for side in manifest.side_columns(rows):
+            counts = rows.loc[members, side].value_counts()
+            if len(counts) > 1:
+                rows.loc[members, side] = min(counts.index[counts == counts.max()])
+    return rows
+
+
+def card_lines(copies: Copies) -> str:
+    """Two lines of YAML to choose from: the first confirms all pairs shown, the second denies."""
+    shown = copies.pairs[["first", "second"]].head(len(copies.pictures)).to_numpy().tolist()
+    pairs = yaml.safe_dump(shown, default_flow_style=True, width=float("inf")).strip()
+    return f"known_duplicates: {pairs}\nnot_duplicates: {pairs}"
 
 
 def _one_side_each(

@@ -181,7 +181,7 @@ def _affine(image: nibabel.Nifti1Pair, what: str, trust: Trust) -> np.ndarray:
     if isinstance(trust, np.ndarray):
         return trust
     (sform, s_code), (qform, q_code) = image.get_sform(coded=True), image.get_qform(coded=True)
-    if trust:
+    if trust and not isinstance(image.dataobj, dicom_series.Slices):  # DICOM has one of its own
         return np.asarray(getattr(image.header, f"get_{trust}")(), float)
     way_out = f"write which one to trust, `affine: sform` or `affine: qform`, {IN_CARD}"
     if not s_code and not q_code:

@@ -3,6 +3,7 @@
 Expected values are worked out from the standard (PS3.3 C.7.6.3 and C.11) or come from SimpleITK.
 """
 
+import contextlib
 import hashlib
 import io
 from pathlib import Path
@@ -273,6 +274,17 @@ def test_a_truncated_file_is_refused():
         dicom.picture(file, "stretched")
 
 
+def test_damaged_rle_is_refused_although_its_decoder_panics():
+    file = Path(get_testdata_file("MR_small_RLE.dcm")).read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        damaged = bytearray(file)
+        for place in rng.integers(len(file) // 2, len(file), 4):
+            damaged[place] ^= 0xFF
+        with contextlib.suppress(DicomError):  # or the damage is in the pixels only
+            dicom.picture(bytes(damaged), "stretched")
+
+
 def test_a_header_that_claims_too_many_pixels_is_refused_before_they_are_decoded():
     with pytest.raises(DicomError, match="60000 × 60000 pixels, more than"):
         dicom.picture(content(row(0, 1), Rows=60000, Columns=60000), "as_stored")
@@ -357,6 +369,13 @@ def test_what_else_a_header_tells(tmp_path):
     assert dicom.header(path).known == known | {"age": ""}
     path = made_dicom.write(tmp_path / "y", row(0, 1), PatientSex="?")
     assert set(dicom.header(path).known.values()) == {""}
+
+
+@pytest.mark.parametrize("characters", ["ISO_IR 100", "ISO_IR 192"])
+def test_names_of_sites_may_have_any_letters(tmp_path, characters):
+    tags = {"SpecificCharacterSet": characters, "InstitutionName": "Universitätsklinik Köln"}
+    path = made_dicom.write(tmp_path / "x", row(0, 1), **tags)
+    assert dicom.header(path).known["site"] == "Universitätsklinik Köln"
 
 
 def test_a_hash_is_the_beginning_of_a_sha256():
@@ -586,7 +605,7 @@ def test_frames_that_share_one_position_are_refused_with_their_number(tmp_path):
     path = made_dicom.write(
         tmp_path / "cine", np.zeros((8, 2, 2), np.uint8), PixelSpacing=[1, 1], **tags
     )
-    with pytest.raises(DicomError, match="lacks the ImagePositionPatient of its 8 frames"):
+    with pytest.raises(DicomError, match="has 8 frames and tells where 0 of them lie"):
         dicom_series.volume(path)
 
 
@@ -623,11 +642,11 @@ def test_the_hash_of_a_series_covers_all_its_files(tmp_path):
     files = sorted((tmp_path / "mr").iterdir())
     single = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
     row = {"sample_id": "s", "path": "mr/000"}
-    contents, hashes, problem = manifest.read_files(row, tmp_path, volumes=True)
+    contents, hashes, problem = manifest.read_files(row, tmp_path, parts=dicom.series_files)
     assert problem == "" and set(contents) == set(files)
     assert hashes["sha256"] == hashlib.sha256("".join(single).encode()).hexdigest()
     change(files[3], Manufacturer="another")
-    _, _, problem = manifest.read_files(row | hashes, tmp_path, volumes=True)
+    _, _, problem = manifest.read_files(row | hashes, tmp_path, parts=dicom.series_files)
     assert problem.startswith("mr/000 (s) has changed")
     contents, hashes, _ = manifest.read_files(row, tmp_path)  # an image of its own
     assert list(contents) == [files[0]]
@@ -639,5 +658,5 @@ def test_a_file_of_a_series_that_leads_out_of_the_data_folder_is_refused(tmp_pat
     outside = (tmp_path / "data" / "mr" / "003").rename(tmp_path / "003")
     (tmp_path / "data" / "mr" / "003").symlink_to(outside)
     row = {"sample_id": "s", "path": "mr/000"}
-    *_, problem = manifest.read_files(row, tmp_path / "data", volumes=True)
+    *_, problem = manifest.read_files(row, tmp_path / "data", parts=dicom.series_files)
     assert "leads out of the data folder" in problem

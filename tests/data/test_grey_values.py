@@ -208,7 +208,7 @@ def test_8_and_16_bits_in_one_task_need_a_rule_in_the_card(tmp_path):
 
 def test_the_passport_shows_depth_size_and_kind_of_file_by_class(tmp_path):
     write_mixed(tmp_path)
-    rows, excluded, pairs, stored, notes = prepare(card(grey_values="stretched"), tmp_path)
+    rows, excluded, pairs, stored, notes, _ = prepare(card(grey_values="stretched"), tmp_path)
     numbers = passport.table(rows, ["a", "b"], pairs, excluded, stored, notes)
     shown = numbers[numbers["part"] == passport.FILE_TYPE].set_index(["class", "name"])["count"]
     assert shown["a", "PNG, 8 bits"] == shown["b", "PNG, 16 bits"] == 6

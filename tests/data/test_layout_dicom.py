@@ -9,7 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from medlib.data import cards, manifest, packs, passport, preparation
+from medlib.data import cards, dicom, manifest, packs, passport, preparation
 from medlib.data.layouts import reader
 from medlib.errors import ManifestError
 
@@ -178,7 +178,7 @@ def test_all_images_of_a_study_get_its_label(tmp_path):
 def test_a_table_may_tell_patients_and_split_too(tmp_path):
     for number in range(3):
         image(tmp_path / "set" / f"{number}.dcm", number, PatientID="anonymous", PatientSex="F")
-    lines = ["0,a,P7,train,M", "1,b,P8,test,", "2,b,P9,nowhere,M"]
+    lines = ["0,a,P7,train,male", "1,b,P8,test,", "2,b,P9,nowhere,"]
     table(tmp_path / "set" / "labels.csv", "file,label,patient_id,split,sex", *lines)
     found = reader.read(card(layout_options={"table": "labels.csv"}), tmp_path)
     assert found.rows["patient_id"].tolist() == [short("P7"), short("P8")]
@@ -284,6 +284,26 @@ def test_a_table_names_a_series_by_itself_or_any_of_its_files(tmp_path, key, nam
     assert column(found, "label") == {"set/scans/s0/000": "a", "set/scans/s1/000": "b"}
 
 
+def test_a_table_of_paths_takes_a_slice_for_its_series_and_counts_no_other_slice_as_lost(tmp_path):
+    for number in range(2):
+        made_dicom.write_series(tmp_path / "set" / f"s{number}", head(number))
+    made_dicom.write_series(tmp_path / "set" / "s2", head(2)[:, :, :2])
+    table(tmp_path / "set" / "t.csv", "path,label", "s0/001,a", "s1/000,b")
+    task = card(layout="table", layout_options={"table": "t.csv"}, volumes=VOLUMES)
+    found = reader.read(task, tmp_path)
+    assert column(found, "label") == {"set/s0/001": "a", "set/s1/000": "b"}
+    assert reasons(found.excluded) == {"s2/*": "2 file(s) with no ending: not read"}
+
+
+def test_images_that_say_that_text_is_burnt_in_are_counted_in_a_note(tmp_path):
+    for number in range(12):
+        burnt = {"BurnedInAnnotation": "YES"} if number < 3 else {}
+        place = tmp_path / "set" / "ab"[number % 2] / str(number)
+        image(place, number, PatientID=str(number), **burnt)
+    notes = preparation.prepare(card(), tmp_path, workers=1).notes
+    assert notes[-1].startswith("3 image(s) say that text is burnt into their pixels")
+
+
 def change_uids(folder, stem):
     for number, path in enumerate(sorted(folder.iterdir())):
         made = pydicom.dcmread(path)
@@ -315,13 +335,14 @@ def test_series_are_prepared_whole(tmp_path):
     assert packed.images.shape == (36, 16, 16, 3)
     assert packed.index["slice"].tolist() == [1, 2, 3] * 12
     manifest.write(done.rows, done.excluded, tmp_path / "toy.csv", card(volumes=VOLUMES))
-    manifest.read(tmp_path / "toy.csv", card(volumes=VOLUMES), tmp_path / "data")  # as it was
+    again = tmp_path / "toy.csv", card(volumes=VOLUMES), tmp_path / "data", dicom.series_files
+    manifest.read(*again)
     last = tmp_path / "data" / "set" / "a" / "s00" / "004"
     made = pydicom.dcmread(last)
     made.PatientID = "somebody else"
     made.save_as(last)
     with pytest.raises(ManifestError, match="s00/000 .*has changed"):
-        manifest.read(tmp_path / "toy.csv", card(volumes=VOLUMES), tmp_path / "data")
+        manifest.read(*again)
     with pytest.raises(ManifestError, match="s00/000 cannot be read: it holds files of 2 patients"):
         preparation.prepare(card(volumes=VOLUMES), tmp_path / "data", workers=2)
 

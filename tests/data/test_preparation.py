@@ -7,7 +7,8 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image, ImageFilter
+import yaml
+from PIL import Image
 
 from medlib.data import cards, manifest, packs, phantoms, preparation
 from medlib.data.cards import Volumes
@@ -241,10 +242,7 @@ def test_a_copy_under_two_labels_is_refused_unless_it_is_of_one_patient(tmp_path
 
 
 def test_pictures_of_one_kind_are_no_copies(tmp_path):
-    data = write_classes(tmp_path)
-    blurred = picture(3).filter(ImageFilter.GaussianBlur(1)).transpose(Image.Transpose.ROTATE_180)
-    blurred.save(data / "own" / "a" / "turned.png")
-    assert prepare(toy(), data).duplicates.empty
+    assert prepare(toy(), write_classes(tmp_path, 20)).duplicates.empty
 
 
 def test_of_images_that_are_too_small_to_compare_only_equal_ones_are_copies(tmp_path):
@@ -257,6 +255,96 @@ def test_of_images_that_are_too_small_to_compare_only_equal_ones_are_copies(tmp_
     Image.open(tmp_path / "own" / "a" / "04.png").save(tmp_path / "own" / "a" / "again.bmp")
     (pair,) = prepare(toy(), tmp_path).duplicates.to_dict("records")
     assert (pair["first"], pair["second"], pair["kind"]) == ("a-04", "a-again", "near")
+
+
+# --------------------------------------------------------------------------- changed copies
+
+
+def changed(seed):
+    """The picture once more: mirrored, and cut at two sides."""
+    return (
+        picture(seed, (192, 160)).transpose(Image.Transpose.FLIP_LEFT_RIGHT).crop((9, 0, 192, 152))
+    )
+
+
+def test_a_changed_copy_on_both_sides_is_refused_and_shown(tmp_path):
+    data = official(tmp_path, **{"train/a/leak.png": changed(1002)})
+    how = {tmp_path / "pack": packs.Drawn(48, "bilinear")}
+    with pytest.raises(ManifestError, match="test-a-testa2") as caught:
+        prepare(toy(split="official"), data, folders=how)
+    pairs, pictures = caught.value.copies
+    (pair,) = pairs.to_dict("records")
+    assert {pair["first"], pair["second"]} == {"train-a-leak", "test-a-testa2"}
+    assert pair["kind"] == "mirrored and cropped"
+    assert {pair["first_side"], pair["second_side"]} == {"train", "test"}
+    assert pictures.shape == (1, 2, 48, 48, 3)
+    # The pictures are in the order of the pair, and one is nearly the mirror of the other.
+    expected = picture(1002).resize((48, 48))
+    original = pictures[0, int(pair["second"] == "test-a-testa2")].astype(int)
+    assert np.abs(original - np.asarray(expected)).mean() < 5
+
+
+def test_a_card_confirms_or_dismisses_a_changed_copy(tmp_path):
+    data = official(tmp_path, **{"train/a/leak.png": changed(1002)})
+    names = ("train-a-leak", "test-a-testa2")
+    confirmed = prepare(toy(split="official", known_duplicates=(names,)), data)
+    assert set(reasons(confirmed.excluded)) == {"train-a-leak"}
+    assert confirmed.duplicates["kind"].tolist() == ["mirrored and cropped"]
+    assert confirmed.copies.pairs.empty  # nothing is left to decide
+    dismissed = prepare(toy(split="official", not_duplicates=(names,)), data)
+    assert dismissed.duplicates.empty and len(dismissed.rows) == len(confirmed.rows) + 1
+
+
+def test_the_lines_for_the_card_are_read_as_the_pairs(tmp_path):
+    data = official(tmp_path, **{"train/a/leak.png": changed(1002)})
+    with pytest.raises(ManifestError) as caught:
+        prepare(toy(split="official"), data)
+    lines = yaml.safe_load(preparation.card_lines(caught.value.copies))
+    assert set(lines) == {"known_duplicates", "not_duplicates"}
+    for pairs in lines.values():
+        assert [set(pair) for pair in pairs] == [{"train-a-leak", "test-a-testa2"}]
+
+
+def test_patients_of_a_changed_copy_stay_in_one_fold_unless_the_card_dismisses_it(tmp_path):
+    extra = {f"a/copy{k}.png": changed(k) for k in range(6)}
+    data = write_classes(tmp_path, 9, **extra)
+    prepared = prepare(toy(), data)
+    fold = prepared.rows.set_index("sample_id")["fold"]
+    assert all(fold[f"a-copy{k}"] == fold[f"a-a{k}"] for k in range(6))
+    assert len(prepared.copies.pairs) == 6
+    names = tuple((f"a-copy{k}", f"a-a{k}") for k in range(6))
+    dismissed = prepare(toy(not_duplicates=names), data)
+    fold = dismissed.rows.set_index("sample_id")["fold"]
+    assert dismissed.duplicates.empty and len(dismissed.copies.pairs) == 0
+    assert any(fold[f"a-copy{k}"] != fold[f"a-a{k}"] for k in range(6))
+
+
+def test_a_changed_copy_moves_its_patients_only(tmp_path):
+    data = write_classes(tmp_path, 12)
+    before = prepare(toy(), data, repeats=2).rows.set_index("sample_id")
+    changed(3).save(data / "own" / "a" / "a4.png")  # now a4 is a copy of a3
+    after = prepare(toy(), data, repeats=2).rows.set_index("sample_id")
+    for column in ("fold", "fold_1"):
+        moved = set(before.index[before[column] != after[column]])
+        assert moved <= {"a-a3", "a-a4"}
+        assert after[column]["a-a3"] == after[column]["a-a4"]
+
+
+def test_what_the_card_confirms_stays_in_one_fold_though_it_was_not_found(tmp_path):
+    data = write_classes(tmp_path, 9)
+    names = [(f"a-a{k}", f"a-a{k + 4}") for k in range(4)]
+    apart = prepare(toy(), data).rows.set_index("sample_id")["fold"]
+    assert any(apart[one] != apart[other] for one, other in names)
+    prepared = prepare(toy(known_duplicates=tuple(names)), data)
+    fold = prepared.rows.set_index("sample_id")["fold"]
+    assert len(fold) == 18 and all(fold[one] == fold[other] for one, other in names)
+
+
+def test_at_most_a_dozen_pairs_keep_their_pictures(tmp_path):
+    extra = {f"a/copy{k:02d}.png": changed(k) for k in range(14)}
+    copies = prepare(toy(), write_classes(tmp_path, 14, **extra)).copies
+    assert len(copies.pairs) == 14 and len(copies.pictures) == 12
+    assert copies.pairs["correlation"].is_monotonic_increasing  # what is least sure comes first
 
 
 # --------------------------------------------------------------------------- a given manifest

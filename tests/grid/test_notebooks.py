@@ -27,6 +27,7 @@ from medlib.grid.jobs import (
 
 JUDGING = ("bootstrap", "effects", "differences", "claims", "summaries", "calibration", "runs")
 PREPARING = ("decoding", "packing", "duplicates", "volumes", "preparation", "phantoms", "passport")
+PREPARING += ("dicom", "dicom_series")
 
 
 def written(path, cells):

@@ -10,7 +10,7 @@ from shown import all_words, legend_words
 
 from medlib.show.figures import predictions, training
 from medlib.show.figures.embeddings import projection
-from medlib.show.figures.images import sample_grid, slice_strip
+from medlib.show.figures.images import copies, sample_grid, slice_strip
 from medlib.show.names import HEADS
 
 CLASSES = ["low grade", "high grade"]
@@ -122,6 +122,22 @@ def test_learning_curves_show_losses_and_mark_what_was_kept():
         "validation",
         "kept",
     ]
+
+
+def test_copies_are_side_by_side_with_names_sides_and_kind_and_the_rest_is_counted():
+    one = {"kind": "cropped", "correlation": 0.914, "first_side": "train", "second_side": "test"}
+    pairs = pd.DataFrame([one | {"first": f"a{k}", "second": f"b{k}"} for k in range(7)])
+    numbers = np.arange(8, dtype=np.uint8).reshape(4, 2, 1, 1, 1)
+    pictures = np.broadcast_to(numbers, (4, 2, 8, 6, 3))
+    fig = copies(pairs, pictures, title="Pairs")
+    assert len(fig.axes) == 8  # of four pairs, in their order
+    values = [ax.images[0].get_array()[0, 0, 0] for ax in fig.axes]
+    assert values == list(range(8))
+    words = all_words(fig)
+    assert "a3 (train)\nb3 (test)\ncropped, correlation 0.91" in words
+    assert "Pairs (4 of 7 pairs)" in words and "a4" not in words
+    left, right = (ax.get_position() for ax in fig.axes[:2])
+    assert left.x1 < right.x0 and left.y0 == pytest.approx(right.y0)
 
 
 def test_names_of_classes_are_printed_as_words():

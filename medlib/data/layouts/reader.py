@@ -17,6 +17,7 @@ import pandas as pd
 
 from medlib.data import cards, manifest
 from medlib.data.cards import Card
+from medlib.data.dicom import series_files
 from medlib.data.layouts import base, dicom, generic, mri, photographs, tables
 from medlib.errors import ManifestError, listed, unknown
 
@@ -89,6 +90,8 @@ def _not_read(folder: Path, data: Path, rows: list[dict], card: Card) -> Iterato
     is_any = card.layout in ANY_DATA
     read = base.TABLES + (of_kind if is_any else base.IMAGES + base.VOLUMES)
     used = {manifest.sample_file(row["path"]) for row in rows}
+    if card.volumes:
+        used = {base.shown(file, data) for path in used for file in series_files(data / path)}
     times = Counter()
     for path in base.files(folder):
         if not path.name.lower().endswith(read) and base.shown(path, data) not in used:

@@ -1,4 +1,4 @@
-"""Figures of packed images: examples of each class, slices of a volume."""
+"""Figures of packed images: examples of each class, slices of a volume, pairs of copies."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -64,6 +64,43 @@ def slice_strip(
     for letter, place in {"A": (0.5, 0.98), "P": (0.5, 0.02), "R": (0, 0.5), "L": (1, 0.5)}.items():
         _on_picture(axes[0, 0], *place, letter, fontweight="bold")
     return fig
+
+
+@style.styled
+def copies(pairs: pd.DataFrame, pictures: np.ndarray, title: str = "") -> plt.Figure:
+    """Pairs of images side by side, three a row, with their names, sides and kind beneath.
+
+    `pairs` has first, second, kind, correlation, first_side and second_side; `pictures` are the
+    images of the first K of them, uint8 of shape (K, 2, H, W, 3). The title counts the others.
+    """
+    shown, across, below, gap = len(pictures), 3, 0.42, 0.03  # inches: words, between pictures
+    more = len(pairs) - shown
+    title += f" ({shown} of {len(pairs):,} pairs)" if more else ""
+    side, top = style.PAGE / (2 * across) - 2 * gap, 0.25
+    height, lines = side * pictures.shape[2] / pictures.shape[3], -(-shown // across)
+    size = style.PAGE, top + lines * (height + below)
+    fig = plt.figure(figsize=size, layout="none")
+    for number, (row, both) in enumerate(zip(pairs.itertuples(), pictures, strict=False)):
+        line, place = divmod(number, across)
+        left, low = place * style.PAGE / across + gap, size[1] - top - line * (height + below)
+        for k, picture in enumerate(both):
+            at = (left + k * (side + gap)) / size[0], (low - height) / size[1]
+            ax = fig.add_axes((*at, side / size[0], height / size[1]))
+            ax.imshow(picture)
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+        ends = ((row.first, row.first_side), (row.second, row.second_side))
+        words = [f"{_shortened(name, 34)} {f'({at})' if at else ''}" for name, at in ends]
+        words.append(f"{row.kind}, correlation {row.correlation:.2f}")
+        at = left / size[0], (low - height - 0.03) / size[1]
+        fig.text(*at, "\n".join(words), va="top", fontsize=6, parse_math=False)
+    fig.text(0.005, 1 - 0.05 / size[1], title, va="top", fontsize=8, fontweight="bold")
+    return fig
+
+
+def _shortened(name: str, most: int) -> str:
+    """The end of a long name, which is what tells the files of a folder apart."""
+    return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 def _left_out(classes: Sequence[str]) -> str:
