@@ -164,7 +164,8 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
         ),
         "06_compare_backbones": (
             shown | {"caption": "phantoms", "resamples": 200},
-            drawn("main_comparison", "freezing") + written("main_table", "full_table"),
+            drawn("recommendation", "main_comparison", "freezing")
+            + written("answer", "best_arms", "main_table", "full_table"),
         ),
         "07_weigh_costs": (shown, drawn("size", "label_efficiency", "cost")),
         "08_test_claims": (

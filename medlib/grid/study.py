@@ -23,12 +23,15 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from medlib.core import settings, weights
 from medlib.errors import listed
 from medlib.files import TEMPORARY, read_json
 from medlib.grid import gridfile, jobs, made, page, plan, states
 from medlib.grid.plan import Plan
 from medlib.grid.watch import TARGET, Watch, duration, progress_words, why
+from medlib.show import answers
 
 RETRIES = 2  # of a failure that may not happen again: see `jobs.TRANSIENT`
 ROUNDS = 6  # at most: one for each kind of long job, and more for code edited meanwhile
@@ -201,10 +204,16 @@ def ending(study: Study, left: int, ran: int, seconds: float) -> str:
     if left:
         more = f"{left} jobs of the grid are left: make study GRID={study.name}"
         return f"All {ran} jobs that were asked for are done. {more}"
-    where = f"All its figures and tables on one page: {study.figures / page.PAGE}"
+    where = f"All its figures and tables on one page: {study.figures / page.PAGE}{answer(study)}"
     if not ran:
         return f"Nothing to be done: grid '{study.name}' is complete. {where}"
     return f"Grid '{study.name}' is complete, after {duration(seconds)}. {where}"
+
+
+def answer(study: Study) -> str:
+    """What the study recommends, as notebook 06 has written it; "" where it has not."""
+    path = study.figures / "answer.csv"
+    return f"\n{answers.text(pd.read_csv(path))}" if path.is_file() else ""
 
 
 def draw(study: Study, arguments: list[str]) -> int:
@@ -219,7 +228,7 @@ def draw(study: Study, arguments: list[str]) -> int:
     status = run(study, [*rules, *arguments], partial=True)
     if not status:
         path = study.figures / page.page_name(study.grid, results)
-        print(f"All figures and tables of these runs on one page: {path}")
+        print(f"All figures and tables of these runs on one page: {path}{answer(study)}")
     return status
 
 

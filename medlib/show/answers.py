@@ -1,13 +1,15 @@
 """The answer in words: which arm to take, what cannot be told from it, and whether tuning pays."""
 
+import textwrap
 from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
 from medlib.show import names
-from medlib.stats.recommendation import ALL_TASKS, RULE
+from medlib.stats.recommendation import ALL_TASKS
 
 PHANTOMS = "These are phantoms: nothing follows from this for real images."
+ONLY_RANDOM = "Only random controls were run, and they are never recommended."
 MOST = 3  # arms that are named in a sentence
 
 
@@ -30,13 +32,13 @@ def sentences(
     ``table`` is `recommendation.recommend`. ``regimes`` are the rows of `differences.differences`
     whose contrast is "regimes"; their AUROCs are of the same labels. Phantoms say that they are.
     """
-    order = sorted(table["task"].unique(), key=lambda task: task != ALL_TASKS)
+    together = [ALL_TASKS] * (table["task"] == ALL_TASKS).any()
+    phantoms = any("(phantoms)" in card["title"] for card in tasks.values())
     said = {}
-    for task in order:
+    for task in [*together, *tasks]:
         of_task, pairs = table[table["task"] == task], regimes[regimes["task"] == task]
-        lines = [*_choice(of_task), *_tuning(pairs)]
-        phantoms = [card for card in tasks.values() if "(phantoms)" in card["title"]]
-        said[title(task, tasks)] = lines + [PHANTOMS] * bool(phantoms)
+        lines = [*_choice(of_task), *_tuning(pairs)] if len(of_task) else [ONLY_RANDOM]
+        said[title(task, tasks)] = lines + [PHANTOMS] * phantoms
     return said
 
 
@@ -46,20 +48,18 @@ def _choice(table: pd.DataFrame) -> Iterator[str]:
     taken, best = table[table["recommended"]], table[table["among_best"]]
     if len(taken):
         row = taken.iloc[0]
-        yield (
-            f"Take {arm_name(row)}: {metric} {row['value']:.3f}, {_spent(row)}. It is shown to be no "
-            f"worse than the best by more than {margin:g}, and it is the cheapest such arm."
-        )
+        yield f"Take {arm_name(row)}: {metric} {row['value']:.3f}, {spent(row)}."
+        words = f"no worse than the best by more than {margin:g}"
+        yield f"It is shown to be {words}, and it is the cheapest such arm."
     elif len(best):
         row, needed = best.iloc[0], table["patients_needed"].iloc[0]
-        yield (
-            f"The data cannot tell: no arm is shown to be within {margin:g} of the best. The highest "
-            f"{metric} is {row['value']:.3f} ({arm_name(row)})."
-        )
+        yield f"The data cannot tell: no arm is shown to be within {margin:g} of the best."
+        yield f"The highest {metric} is {row['value']:.3f} ({arm_name(row)})."
         if pd.notna(needed):
+            n = f"{row['n_patients']:,.0f}"
             yield (
-                f"About {needed:,.0f} test patients would tell (now {row['n_patients']:,.0f}), with "
-                "as many times more training patients."
+                f"About {needed:,.0f} test patients would tell (now {n}), with as many times more "
+                "training patients."
             )
     if len(best) > 1:
         some = "; ".join(arm_name(row) for _, row in best.head(MOST).iterrows())
@@ -69,7 +69,7 @@ def _choice(table: pd.DataFrame) -> Iterator[str]:
     yield from (f"{n} arm(s) are not judged: {words}." for words, n in why.items())
 
 
-def _spent(row: Mapping) -> str:
+def spent(row: Mapping) -> str:
     return f"{row['seconds']:,.3g} s" if pd.notna(row["seconds"]) else "costs not known"
 
 
@@ -82,18 +82,25 @@ def _tuning(pairs: pd.DataFrame) -> Iterator[str]:
     if known.empty:
         yield "Whether fine-tuning pays cannot be said: each arm was trained once."
         return
-    gains = (known["procedure_low"] > 0).sum()
-    losses = (known["procedure_high"] < 0).sum()
+    gains, losses = (known["procedure_low"] > 0).sum(), (known["procedure_high"] < 0).sum()
     most = known.loc[known["difference"].abs().idxmax()]
     name = names.full_name(most["one_backbone"], most["one_pretraining"])
-    yield (
-        f"Fine-tuning instead of freezing is shown to help {gains} of {len(known)} backbones, and to "
-        f"harm {losses}; the largest difference is {most['difference']:+.3f} "
-        f"[{most['procedure_low']:+.3f}, {most['procedure_high']:+.3f}] ({name})."
+    ends = f"[{most['procedure_low']:+.3f}, {most['procedure_high']:+.3f}]"
+    yield f"Fine-tuning is shown to help {gains} of {len(known)} backbones, and to harm {losses}."
+    yield f"The largest difference to freezing is {most['difference']:+.3f} {ends} ({name})."
+
+
+def table(said: Mapping[str, list[str]]) -> pd.DataFrame:
+    """The sentences as a table: task and answer."""
+    return pd.DataFrame(
+        {"task": said.keys(), "answer": [" ".join(lines) for lines in said.values()]}
     )
 
 
-def text(said: Mapping[str, list[str]]) -> str:
-    """The sentences as plain text, for a terminal."""
-    parts = [f"{title}\n  " + "\n  ".join(lines) for title, lines in said.items()]
-    return "\n".join([*parts, RULE])
+def text(answered: pd.DataFrame) -> str:
+    """Such a table as plain text, for a terminal."""
+    lines = [
+        f"{row.task}:\n{textwrap.fill(row.answer, 98, initial_indent='  ', subsequent_indent='  ')}"
+        for row in answered.itertuples()
+    ]
+    return "\n".join(lines)

@@ -32,6 +32,9 @@ class Entry:
 
 
 ENTRIES = (  # in the order of the page
+    Entry("answer", "compare", "The answer", "table"),
+    Entry("recommendation", "compare", "The answer"),
+    Entry("best_arms", "compare", "The answer", "table"),
     Entry("main_comparison", "compare", "The comparison"),
     Entry("main_table", "compare", "In numbers", "table"),
     Entry("claims", "claims", "The paper's claims", "table"),
@@ -53,6 +56,7 @@ ENTRIES = (  # in the order of the page
     Entry("full_table", "compare", "All metrics, all heads", "table"),
 )
 WORDS = {  # under a heading, where it needs some
+    "The answer": "Which backbone, in which regime, with which head.",
     "The comparison": "Thick bars: other test patients; thin lines: other training patients, too.",
     "In numbers": "Linear heads. Bold: the best of a task, and its equivalents.",
     "The paper's claims": "Written down beforehand; judged only where every arm is there.",
@@ -84,5 +88,6 @@ def sections(stems: Collection[str]) -> Iterator[tuple[str, str, str, list[str]]
         entries = [entry.stem for entry in ENTRIES if entry.heading == heading]
         pattern = "|".join(re.sub(r"\{\w+\}", ".+", stem) for stem in entries)
         own = sorted(stem for stem in stems if re.fullmatch(pattern, stem))
+        own.sort(key=lambda stem: entries.index(stem) if stem in entries else len(entries))
         if own:
             yield entries[0].partition("_{")[0], heading, WORDS.get(heading, ""), own

@@ -11,7 +11,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from medlib.files import save_csv, save_text
-from medlib.show import names
+from medlib.show import answers, names
 from medlib.stats.metrics import LOSSES
 
 LONG = 44  # letters; a longer column is set in lines
@@ -34,10 +34,12 @@ OVER_CLASSES = (
 HTML = jinja2.Template(
     """<div class="scroll"><table>{% if caption %}<caption>{{ caption }}</caption>{% endif %}
 <tr>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for cells in lines %}<tr>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% for cells in lines %}<tr>{% for cell in cells -%}
+<td{{ wide(cell) }}>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>{% if note %}<p class="note">{{ note }}</p>{% endif %}\n""",
     autoescape=True,
 )
+HTML.globals["wide"] = lambda cell: Markup(" class=long" if len(cell) > 70 else "")
 
 
 def main_table(
@@ -119,6 +121,29 @@ def claims_table(verdicts: pd.DataFrame) -> pd.DataFrame:
     columns |= {"difference in AUROC": _effects(verdicts), "power": power}
     columns |= {"verdict": verdicts["verdict"], "missing": list(map(", ".join, missing))}
     return pd.DataFrame(columns | {"note": verdicts["note"]})
+
+
+def best_arms(table: pd.DataFrame, tasks: names.Tasks, metric: str) -> pd.DataFrame:
+    """`recommendation.recommend` as printed: a row an arm, the best of a task first."""
+    words = "{:+.3f} [{:+.3f}, {:+.3f}]".format
+    ends = table[["difference", "best_low", "best_high"]].itertuples(index=False)
+    apart = [words(*row) if pd.notna(row.best_low) else "" for row in ends]
+    verdict = np.select(
+        [table["recommended"], table["among_best"], table["why"] == ""],
+        ["recommended", "cannot be told from the best", "worse than the best"],
+        table["why"],
+    )
+    columns = {"task": [answers.title(task, tasks) for task in table["task"]]}
+    names_of = zip(table["backbone"], table["pretraining"], strict=True)
+    columns |= {"backbone": list(itertools.starmap(names.full_name, names_of))}
+    columns |= {"regime": table["regime"], "head": table["head"]}
+    columns |= {"label_fraction": table["label_fraction"], "n_patients": table["n_patients"]}
+    columns |= {metric: table["value"].map("{:.3f}".format)}
+    columns |= {"minus the best of the others": apart, "best in": _percent(table["share_best"])}
+    columns |= {"seconds": table["seconds"].map("{:,.0f}".format)}
+    columns |= {"million parameters": (table["parameters"] / 1e6).map("{:.1f}".format)}
+    columns |= {"GB of memory": (table["memory"] / 2**30).map("{:.1f}".format)}
+    return pd.DataFrame(columns | {"verdict": verdict})
 
 
 def calibration_table(beside: pd.DataFrame) -> pd.DataFrame:

@@ -86,6 +86,13 @@ def panels(table: pd.DataFrame, tasks: names.Tasks, height: float) -> tuple[plt.
     return fig, list(zip(axes.flat[:n], tasks.values(), rows, strict=True))
 
 
+def saying(words: str) -> plt.Figure:
+    """A figure that holds a sentence in place of panels."""
+    fig = plt.figure(figsize=(style.PAGE, 0.4), layout="none")
+    fig.text(0.01, 0.5, words, va="center")
+    return fig
+
+
 def panels_in_rows(
     n: int, columns: int, height: float, more: float = 0.0, width: float = style.PAGE, **shared
 ) -> tuple[plt.Figure, np.ndarray]:

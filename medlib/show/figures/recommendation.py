@@ -19,11 +19,17 @@ def recommendation(table: pd.DataFrame, tasks: names.Tasks) -> plt.Figure:
     Arms that are not judged have no interval. Of many arms those with the best values are drawn.
     """
     order = [task for task in [*tasks, answers.ALL_TASKS] if (table["task"] == task).any()]
+    if not order:
+        return parts.saying(answers.ONLY_RANDOM)
     shown = {task: table[table["task"] == task].head(MOST) for task in order}
     heights = [0.5 + 0.17 * len(rows) for rows in shown.values()]
     fig, axes = plt.subplots(
-        len(order), 1, squeeze=False, figsize=(style.PAGE, sum(heights) + 0.55),
-        height_ratios=heights, sharex=True,
+        len(order),
+        1,
+        squeeze=False,
+        figsize=(style.PAGE, sum(heights) + 0.55),
+        height_ratios=heights,
+        sharex=True,
     )
     for ax, (task, rows) in zip(axes.flat, shown.items(), strict=True):
         _draw(ax, rows, len(table[table["task"] == task]) - len(rows))
@@ -43,12 +49,14 @@ def recommendation(table: pd.DataFrame, tasks: names.Tasks) -> plt.Figure:
 
 def _draw(ax: plt.Axes, rows: pd.DataFrame, left_out: int) -> None:
     for y, (_, row) in enumerate(rows.iterrows()):
-        words = f"{row['value']:.3f}, {answers._spent(row)}"
+        words = f"{row['value']:.3f}, {answers.spent(row)}"
         if row["why"]:
             words += f", {row['why']}"
         else:
             colour = style.BLUE if row["among_best"] else style.BLACK
-            ax.plot([row["best_low"], row["best_high"]], [y, y], color=colour, solid_capstyle="butt")
+            ax.plot(
+                [row["best_low"], row["best_high"]], [y, y], color=colour, solid_capstyle="butt"
+            )
             look = style.CHOSEN if row["recommended"] else {"marker": "o", "color": colour}
             ax.plot(row["difference"], y, **look)
             words += f", the best in {row['share_best']:.0%} of draws"
