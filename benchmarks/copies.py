@@ -25,6 +25,7 @@ from harness import photographs
 from PIL import Image, ImageDraw
 
 from medlib.data import duplicates, manifest
+from medlib.data.thumbnails import draw as draw_thumbnail
 from medlib.files import save_csv
 
 FOLDERS = {"HAM10000": "ham10000", "chest": "chest_xray", "fundus": "ichallenge_pm"}
@@ -82,7 +83,7 @@ def copied(image: Image.Image, kind: str, number: int) -> np.ndarray:
     buffer = io.BytesIO()
     KINDS[kind](image, np.random.default_rng([number, 7])).save(buffer, "JPEG", quality=90)
     with Image.open(buffer) as again:
-        return duplicates.thumbnail(again)
+        return draw_thumbnail(again)
 
 
 def searched(thumbnails: np.ndarray) -> tuple[pd.DataFrame, float]:
@@ -102,7 +103,7 @@ def same_group(pairs: pd.DataFrame, n: int) -> np.ndarray:
 def measured(paths: list[Path], most: int) -> tuple[dict, dict, pd.DataFrame]:
     """Recall in percent by kind; seconds and counts; the pairs that stand there or are wrong."""
     with ThreadPoolExecutor(2) as pool:
-        small = np.stack(list(pool.map(lambda p: duplicates.thumbnail(opened(p)), paths)))
+        small = np.stack(list(pool.map(lambda p: draw_thumbnail(opened(p)), paths)))
     pairs, taken = searched(small)
     names = np.array([path.stem for path in paths])
     named = pairs.assign(first=names[pairs["first"]], second=names[pairs["second"]])

@@ -277,7 +277,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOLEANS, list("tTfF"))
 
 def _content(path: Path) -> dict:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except yaml.YAMLError as error:
         raise ManifestError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):

@@ -19,8 +19,9 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.linalg import eigh
-from scipy.ndimage import gaussian_filter
 from torch.nn import functional
+
+from medlib.data.thumbnails import detail as detail_of
 
 NEAREST = 3  # pictures with which each is aligned
 # Least correlations of two copies, once aligned. Of 16,655 fundus, chest and skin images, the
@@ -72,23 +73,6 @@ def find(thumbnails: np.ndarray, group: np.ndarray) -> pd.DataFrame:
     # Most pairs were aligned from either side: the better alignment counts.
     found = found.sort_values("correlation", ascending=False, kind="stable")
     return found.drop_duplicates(["first", "second"]).sort_values(["first", "second"])
-
-
-def detail(pictures: np.ndarray, fine=1.0, coarse=2.0, around=2.0, least=1.0) -> np.ndarray:
-    """The middle frequencies of pictures (N×S×S), with equal contrast: float32 N×S×S.
-
-    A difference of Gaussians removes slow shading, which different patients share, and the finest
-    grain, which compression changes. It is divided by its local strength (as in Jarrett et
-    al., ICCV 2009), so that the rim of the camera's field does not outweigh what is inside; the
-    added ``least`` grey level keeps rounding errors in even regions small. Others are in pixels.
-    """
-    images = np.asarray(pictures, np.float32)
-    band = _blurred(images, fine) - _blurred(images, coarse)
-    return band / np.sqrt(_blurred(band**2, around) + least)
-
-
-def _blurred(images: np.ndarray, pixels: float) -> np.ndarray:
-    return gaussian_filter(images, (0, pixels, pixels), mode="nearest")
 
 
 def _shrunk(pictures: np.ndarray, side: int) -> torch.Tensor:
@@ -223,7 +207,7 @@ def _fitted(
 
 def _details(thumbnails: np.ndarray, side: int, scales: tuple) -> torch.Tensor:
     def small(rows: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(detail(_shrunk(thumbnails[rows.numpy()], side), *scales)).half()
+        return torch.from_numpy(detail_of(_shrunk(thumbnails[rows.numpy()], side), *scales)).half()
 
     return torch.cat(_in_threads(small, torch.arange(len(thumbnails)).split(_BATCH)))
 
@@ -235,11 +219,11 @@ def _judged(
 
     def judge(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         fixed, moving = (thumbnails[ends.numpy()] for ends in pairs.chosen(rows)[:2])
-        wide = [torch.from_numpy(detail(pictures, 1.5, 4, 4)) for pictures in (fixed, moving)]
+        wide = [torch.from_numpy(detail_of(pictures, 1.5, 4, 4)) for pictures in (fixed, moving)]
         affine = _refined(*wide, maps[rows], 4)
         fixed, moving = (torch.from_numpy(pictures).float() for pictures in (fixed, moving))
         moved, inside = _sampled(moving, affine, "bicubic")
-        fine = [torch.from_numpy(detail(pictures)) for pictures in (fixed, moved)]
+        fine = [torch.from_numpy(detail_of(pictures)) for pictures in (fixed, moved)]
         alike = _correlation(*fine, _eroded(inside, 3))
         same = (alike >= SAME_DETAIL) & _plausible(affine, inside)
         return affine, alike, same & (_correlation(fixed, moved, inside) >= SAME_PICTURE)

@@ -13,33 +13,21 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
-from medlib.data import changed_copies
+from medlib.data.thumbnails import FLAT, detail
 
-THUMBNAIL = 96  # pixels a side
 # Least correlations of two copies. On 16,655 fundus, chest and skin images: where different
 # pictures exceed the first, the second is up to 0.74; of copies of them all (JPEG quality 50, half
 # the size, 10 % brighter, 10 % less contrast) 2 in 66,620 are below either.
 SAME_PICTURE = 0.97
 SAME_DETAIL = 0.8  # see _detail
-TINY = 40  # pixels; of a picture with a shorter side only an equal one is known to be a copy
-FLAT = 2.0  # grey levels of standard deviation; what varies less is blank, and like nothing
 
 _WAVES = 8  # cosine frequencies a side that are compared first
 _CROWD = 100  # images; in a group larger than this, no further pairs are compared
 _BLOCK = 256  # images that are compared with as many others at a time
-
-
-def thumbnail(image: Image.Image) -> np.ndarray:
-    """An image, of any size and mode, as a small grey square: uint8 S×S, antialiased."""
-    # Bilinear shrinking is the least upset by compression; enlarging, it would blur what is there.
-    small = min(image.size) < THUMBNAIL
-    kernel = Image.Resampling.LANCZOS if small else Image.Resampling.BILINEAR
-    return np.asarray(image.convert("L").resize((THUMBNAIL, THUMBNAIL), kernel))
 
 
 def find(
@@ -101,6 +89,8 @@ def _changed(thumbnails: np.ndarray, files: np.ndarray, near: pd.DataFrame) -> p
     n = len(thumbnails)
     if len(files) < 2:
         return near.iloc[:0]
+    from medlib.data import changed_copies  # imports torch, which takes seconds
+
     joined = coo_array((np.ones(len(near)), (near["first"], near["second"])), shape=(n, n))
     group = connected_components(joined, directed=False)[1]
     pairs = changed_copies.find(thumbnails[files], group[files])
@@ -180,4 +170,4 @@ def _unit(images: np.ndarray) -> np.ndarray:
 
 
 def _detail(thumbnails: np.ndarray) -> np.ndarray:
-    return _unit(changed_copies.detail(thumbnails))
+    return _unit(detail(thumbnails))

@@ -22,8 +22,10 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from medlib import files
-from medlib.data import decoding, dicom, duplicates, manifest, packs, volumes
+from medlib.data import decoding, dicom, manifest, packs, volumes
 from medlib.data.cards import GEOMETRIES, GreyValues, Volumes
+from medlib.data.thumbnails import SIDE, TINY
+from medlib.data.thumbnails import draw as draw_thumbnail
 from medlib.errors import ManifestError, listed, unknown
 
 Place = Path | str
@@ -100,8 +102,7 @@ def reading(
                 slices[row["sample_id"]], count = (count, numbers), count + len(numbers)
                 for output, drawn in zip(outputs, images, strict=True):
                     output.write(drawn.tobytes())
-        side = duplicates.THUMBNAIL
-        thumbnails = np.array([picture for picture, _ in small], np.uint8).reshape(-1, side, side)
+        thumbnails = np.array([picture for picture, _ in small], np.uint8).reshape(-1, SIDE, SIDE)
         tiny = np.array([is_tiny for _, is_tiny in small], bool)
         used = rows[rows["sample_id"].isin(slices)].reset_index(drop=True)
         used = used.assign(**pd.DataFrame(hashes, dtype=str))
@@ -135,7 +136,7 @@ def _each(
             drawn = _draw(row, data, contents, settings, smallest, grey_values)
             pictures = list(drawn.values())
             middle = decoding.as_picture(pictures[len(pictures) // 2])
-            small = duplicates.thumbnail(middle), min(middle.size) < duplicates.TINY
+            small = draw_thumbnail(middle), min(middle.size) < TINY
             facts = None
             if settings is None:
                 path = Path(data) / row["path"]

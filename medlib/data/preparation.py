@@ -17,6 +17,7 @@ from medlib.data.cards import Card
 from medlib.data.known import KNOWN
 from medlib.data.layouts import base, reader
 from medlib.data.manifest import BESIDE, REQUIRED
+from medlib.data.thumbnails import FLAT
 from medlib.errors import ManifestError, listed
 
 
@@ -166,7 +167,7 @@ def _one_rule_for_grey_values(card: Card, stored: pd.DataFrame) -> None:
 
 def _blank(read: packing.Reading) -> pd.DataFrame:
     """Images on which there is nothing to see: they may be shared by any number of patients."""
-    blank = read.thumbnails.std(axis=(1, 2)) < duplicates.FLAT
+    blank = read.thumbnails.std(axis=(1, 2)) < FLAT
     names = read.rows["sample_id"][blank] if len(read.stored) else []
     why = "it is blank: replace it, or write `grey_values: stretched` in the card if it is only dim"
     return pd.DataFrame({"name": names, "reason": why}, dtype=str)

@@ -403,5 +403,5 @@ def test_an_old_or_protected_workbook_is_named_as_such(tmp_path, protected):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "table.xlsx").write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + inside)
     kind = "a workbook with a password" if protected else r"an old Excel file \(\.xls\)"
-    with pytest.raises(ManifestError, match=rf"table\.xlsx is {kind}: save it as \.xlsx"):
+    with pytest.raises(ManifestError, match=rf"table\.xlsx is {kind}: save it as CSV"):
         reader.read(card("table", layout_options={"table": "table.xlsx"}), tmp_path)

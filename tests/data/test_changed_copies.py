@@ -7,6 +7,8 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
 from medlib.data import changed_copies, duplicates
+from medlib.data.thumbnails import detail
+from medlib.data.thumbnails import draw as draw_thumbnail
 
 SIZE = 200  # pixels a side of the drawn pictures
 T = Image.Transpose
@@ -61,7 +63,7 @@ COPIES = {
 
 
 def small(*pictures):
-    return np.stack([duplicates.thumbnail(picture) for picture in pictures])
+    return np.stack([draw_thumbnail(picture) for picture in pictures])
 
 
 def find(thumbnails, group=None):
@@ -199,5 +201,5 @@ def test_a_map_is_told_in_words(change, kind):
 def test_detail_is_divided_by_its_local_strength():
     x = np.arange(96)
     wave = np.tile(np.sin(2 * np.pi * x / 8), (96, 1))
-    weak, strong = (changed_copies.detail((128 + a * wave)[None]) for a in (20, 80))
+    weak, strong = (detail((128 + a * wave)[None]) for a in (20, 80))
     assert np.abs(strong).max() < 1.3 * np.abs(weak).max()  # though four times as strong

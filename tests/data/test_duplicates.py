@@ -12,6 +12,8 @@ from scipy.fft import idctn
 from scipy.ndimage import gaussian_filter
 
 from medlib.data import duplicates
+from medlib.data.thumbnails import SIDE
+from medlib.data.thumbnails import draw as draw_thumbnail
 
 SIZE = 160  # pixels a side of the drawn pictures
 
@@ -60,7 +62,7 @@ COPIES = {
 
 
 def small(*pictures):
-    return np.stack([duplicates.thumbnail(picture) for picture in pictures])
+    return np.stack([draw_thumbnail(picture) for picture in pictures])
 
 
 def find(thumbnails, sha256=None):
@@ -101,21 +103,21 @@ def spanning_forest(weights):
 
 def test_a_thumbnail_is_a_small_grey_square_whatever_the_image():
     for mode, size in (("RGB", (300, 200)), ("L", (17, 40)), ("RGBA", (96, 96)), ("P", (99, 500))):
-        thumbnail = duplicates.thumbnail(Image.new(mode, size))
-        assert thumbnail.shape == (duplicates.THUMBNAIL, duplicates.THUMBNAIL)
+        thumbnail = draw_thumbnail(Image.new(mode, size))
+        assert thumbnail.shape == (SIDE, SIDE)
         assert thumbnail.dtype == np.uint8
-    assert (duplicates.thumbnail(Image.new("L", (200, 300), 77)) == 77).all()
+    assert (draw_thumbnail(Image.new("L", (200, 300), 77)) == 77).all()
 
 
 def test_a_thumbnail_averages_what_is_finer_than_its_pixels():
     board = 255 * (np.indices((480, 480)).sum(0) % 2)  # 5 × 5 pixels become one
-    thumbnail = duplicates.thumbnail(Image.fromarray(board.astype(np.uint8))).astype(int)
+    thumbnail = draw_thumbnail(Image.fromarray(board.astype(np.uint8))).astype(int)
     assert np.abs(thumbnail - 127.5).max() < 8
 
 
 def test_a_picture_smaller_than_a_thumbnail_is_not_blurred():
     board = 255 * (np.indices((48, 48)).sum(0) % 2)
-    thumbnail = duplicates.thumbnail(Image.fromarray(board.astype(np.uint8)))
+    thumbnail = draw_thumbnail(Image.fromarray(board.astype(np.uint8)))
     # Linear interpolation at a quarter of a pixel halves the contrast along each side.
     assert thumbnail[8:-8, 8:-8].std() > 1.4 * 127.5 / 4
 
@@ -174,7 +176,7 @@ def test_a_picture_of_the_same_thing_a_little_later_is_a_look_alike():
 
 
 def test_blank_images_are_only_ever_exact():
-    grain = 255 / 2 + 0.8 * texture(0, duplicates.THUMBNAIL, grain=1.5)
+    grain = 255 / 2 + 0.8 * texture(0, SIDE, grain=1.5)
     blank = np.full_like(grain, 9)
     pictures = np.stack([grain, grain + 1, blank, blank, blank + 1]).astype(np.uint8)
     assert find(pictures) == []
@@ -246,7 +248,7 @@ def test_the_first_look_misses_no_pair_that_is_alike_enough(mixture):
 
 
 def test_the_first_look_leaves_no_other_pair_where_pictures_are_smooth():
-    rng, n = np.random.default_rng(0), duplicates.THUMBNAIL
+    rng, n = np.random.default_rng(0), SIDE
     waves = np.zeros((200, n, n))
     waves[:, :8, :8] = rng.normal(size=(8, 8)) + 0.2 * rng.normal(size=(200, 8, 8))
     images = idctn(waves, axes=(1, 2), norm="ortho")
@@ -294,7 +296,7 @@ def named_pairs(paths):
     thumbnails, hashes = [], []
     for path in paths:
         with Image.open(path) as image:
-            thumbnails.append(duplicates.thumbnail(image))
+            thumbnails.append(draw_thumbnail(image))
         hashes.append(hashlib.sha256(path.read_bytes()).hexdigest())
     found = duplicates.find(np.stack(thumbnails), hashes)
     names = [path.stem for path in paths]

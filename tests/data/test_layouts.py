@@ -1254,7 +1254,9 @@ def test_a_table_in_another_encoding_is_refused_with_its_row_or_read_when_it_is_
     touch(tmp_path / "set", "ä.png")
     table = tmp_path / "set" / "table.csv"
     table.write_bytes("path,label\nä.png,a\n".encode("cp1252"))
-    with pytest.raises(ManifestError, match=r"table\.csv: row 2 holds the byte 0xE4, .* UTF-8"):
+    with pytest.raises(
+        ManifestError, match=r"table\.csv: row 2 holds the byte 0xE4, so that it is not UTF-8: save"
+    ):
         reader.read(own(), tmp_path)
     found = reader.read(own(encoding="cp1252"), tmp_path)
     assert column(found, "path") == {"ä": "set/ä.png"}

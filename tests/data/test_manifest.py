@@ -155,7 +155,8 @@ def test_committed_folds_hold_a_fifth_of_each_class(task):
     rows = manifest.read_rows(cards.FOLDER / f"{task}.csv")
     counts = pd.crosstab(rows["label"], rows["fold"])
     fifths = counts.sum(axis=1).to_numpy()[:, None] / 5
-    assert (np.abs(counts - fifths) < 1).all(axis=None)
+    few = 1 + 0.003 * fifths  # patients of a copy that is found later move to one fold
+    assert (np.abs(counts - fifths) < few).all(axis=None)
 
 
 def test_the_three_glioma_tasks_put_every_patient_in_the_same_fold():

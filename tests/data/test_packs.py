@@ -22,8 +22,9 @@ from torchvision import transforms
 
 from medlib import files
 from medlib.core.fast import transfer
-from medlib.data import decoding, duplicates, embeddings, manifest, packing, packs, volumes
+from medlib.data import decoding, embeddings, manifest, packing, packs, volumes
 from medlib.data.cards import GEOMETRIES, Volumes
+from medlib.data.thumbnails import draw as draw_thumbnail
 from medlib.errors import ManifestError
 from medlib.grid import address, notebooks
 
@@ -724,7 +725,7 @@ def test_thumbnails_follow_the_rows_and_name_what_cannot_be_read(tmp_path):
     assert read.tiny.all()  # 40 × 30 pixels
     for name, found in zip(read.rows["path"], read.thumbnails, strict=True):
         with Image.open(tmp_path / name) as picture:
-            assert (found == duplicates.thumbnail(picture.convert("RGB"))).all()
+            assert (found == draw_thumbnail(picture.convert("RGB"))).all()
 
 
 @pytest.mark.parametrize("shape", [(30, 40), (120, 90), (400, 900)])
@@ -794,7 +795,7 @@ def test_a_volumes_thumbnail_is_the_middle_of_its_slices(tmp_path):
     with packing.reading(table(["v.nii"]), tmp_path, {}, settings=Volumes(slices=3)) as read:
         assert read.broken.empty and read.unreadable.empty
     middle = list(volumes.slices(tmp_path / "v.nii", Volumes(slices=1)).values())[0]
-    assert (read.thumbnails[0] == duplicates.thumbnail(middle)).all()
+    assert (read.thumbnails[0] == draw_thumbnail(middle)).all()
 
 
 def stamp(folder):

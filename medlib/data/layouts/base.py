@@ -125,7 +125,9 @@ def read_cells(path: Path, encoding: str = "") -> pd.DataFrame:
         if content.startswith(OLE2):
             protected = "EncryptedPackage".encode("utf-16-le") in content
             kind = "a workbook with a password" if protected else "an old Excel file (.xls)"
-            raise ManifestError(f"{path} is {kind}: save it as .xlsx without one, or as CSV.")
+            raise ManifestError(
+                f"{path} is {kind}: save it as CSV, or as .xlsx without a password."
+            )
         if path.suffix.lower() == ".xlsx":
             cells = pd.read_excel(io.BytesIO(content), header=None, dtype=str, na_filter=False)
             header, *rows = cells.values.tolist() or [[]]
@@ -151,7 +153,8 @@ def _decoded(path: Path, content: bytes, encoding: str) -> str:
         raise ManifestError(f"{path}: there is no encoding {encoding!r}. Try cp1252.") from None
     except UnicodeDecodeError as error:
         row = content.count(b"\n", 0, error.start) + 1
-        what = f"row {row} holds the byte 0x{content[error.start]:02X}, no {encoding}"
+        name = encoding.removesuffix("-sig").upper()
+        what = f"row {row} holds the byte 0x{content[error.start]:02X}, so that it is not {name}"
         way_out = "save it as CSV UTF-8, or name its `encoding` (of Excel, often cp1252)"
         raise ManifestError(f"{path}: {what}: {way_out}, in layout_options.") from error
 
