@@ -32,7 +32,7 @@ def sentences(
     ``table`` is `recommendation.recommend`. ``regimes`` are the rows of `differences.differences`
     whose contrast is "regimes"; their AUROCs are of the same labels. Phantoms say that they are.
     """
-    together = [ALL_TASKS] * (table["task"] == ALL_TASKS).any()
+    together = [ALL_TASKS] if (table["task"] == ALL_TASKS).any() else []
     phantoms = any("(phantoms)" in card["title"] for card in tasks.values())
     said = {}
     for task in [*together, *tasks]:

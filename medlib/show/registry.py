@@ -88,6 +88,5 @@ def sections(stems: Collection[str]) -> Iterator[tuple[str, str, str, list[str]]
         entries = [entry.stem for entry in ENTRIES if entry.heading == heading]
         pattern = "|".join(re.sub(r"\{\w+\}", ".+", stem) for stem in entries)
         own = sorted(stem for stem in stems if re.fullmatch(pattern, stem))
-        own.sort(key=lambda stem: entries.index(stem) if stem in entries else len(entries))
         if own:
             yield entries[0].partition("_{")[0], heading, WORDS.get(heading, ""), own
