@@ -26,7 +26,8 @@ RULE = (
     "Recommended: of the arms that are shown to be no worse than the best by more than the margin, "
     "the cheapest in seconds."
 )
-ONCE = "trained once"
+ONCE = "no other training of it is known"
+FEWER = "run on fewer labels"
 COLUMNS = [*runs.CELL, "metric", "value", "n_patients", "seconds", "parameters", "memory"]
 COLUMNS += ["difference", "best_low", "best_high", "among_best", "share_best", "no_worse"]
 COLUMNS += ["recommended", "patients_needed", "margin", "why"]
@@ -53,23 +54,26 @@ def recommend(
 ) -> pd.DataFrame:
     """The arms of each task against the best of them, and of all tasks together.
 
-    ``arms`` are of one metric, with any heads; of each task those on the largest label fraction are
-    compared. ``costs`` is :func:`summaries.costs`. Columns: :data:`COLUMNS`. Over all tasks
-    (``task`` is ALL_TASKS) the mean of an arm over tasks is compared, if every task has it, and its
-    seconds are added up. See :func:`with_the_best`.
+    ``arms`` are of one metric, with any heads. Of each task those on the largest label fraction are
+    compared, and the others follow. ``costs`` is :func:`summaries.costs`. Over all tasks (``task``
+    is ALL_TASKS) the mean of an arm over tasks is compared, if every task has it, and its seconds
+    are added up. The columns are COLUMNS: see :func:`with_the_best`.
     """
     arms = [arm for arm in arms if arm.cell["pretraining"] != "random"]
     most = {}
     for arm in arms:
         task, share = arm.cell["task"], arm.cell["label_fraction"]
         most[task] = max(share, most.get(task, 0))
+    fewer = [arm for arm in arms if arm.cell["label_fraction"] < most[arm.cell["task"]]]
     arms = [arm for arm in arms if arm.cell["label_fraction"] == most[arm.cell["task"]]]
     by_task = {task: [a for a in arms if a.cell["task"] == task] for task in most}
     costs = costs.set_index(runs.CELL)[["seconds", "parameters", "memory"]]
-    tables = [
-        with_the_best([Candidate(a.cell, a.metric, [(1.0, a)]) for a in of_task], costs, margin)
-        for of_task in by_task.values()
-    ]
+    tables = []
+    for task, of_task in by_task.items():
+        compared = with_the_best([_alone(arm) for arm in of_task], costs, margin)
+        others = [_alone(arm) for arm in fewer if arm.cell["task"] == task]
+        left_out = with_the_best(others, costs, margin, FEWER) if others else None
+        tables.append(pd.concat([compared, left_out]))
     together = {}
     for arm in arms:
         key = tuple(arm.cell[name] for name in runs.CELL[1:-1])
@@ -84,8 +88,12 @@ def recommend(
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
 
 
+def _alone(arm: Arm) -> Candidate:
+    return Candidate(arm.cell, arm.metric, [(1.0, arm)])
+
+
 def with_the_best(
-    candidates: Sequence[Candidate], costs: pd.DataFrame, margin: float = differences.MARGIN
+    candidates: Sequence[Candidate], costs: pd.DataFrame, margin: float, why: str = ""
 ) -> pd.DataFrame:
     """Candidates of one metric against the best of them: a row each, the best value first.
 
@@ -96,7 +104,8 @@ def with_the_best(
     best. ``no_worse``: shown to be no worse than the best by more than ``margin``.
     ``patients_needed`` stands where nothing is recommended: with so many test patients, and as many
     times more training patients, the one with the best value would be shown to be so, if the values
-    stay as they are. ``why`` says why one is not judged. Raises ValueError for several metrics.
+    stay as they are. ``why`` says why one is not judged; where it is given, none is. Raises
+    ValueError for several metrics.
     """
     if len({one.metric for one in candidates}) > 1:
         raise ValueError("Candidates of one metric can be compared with the best of them.")
@@ -108,8 +117,8 @@ def with_the_best(
         spent = costs.reindex(pd.MultiIndex.from_tuples(places, names=runs.CELL))
         table.loc[i, "seconds"] = spent["seconds"].sum(min_count=len(places))
         table.loc[i, ["parameters", "memory"]] = spent[["parameters", "memory"]].max().to_numpy()
-    table["why"], table["margin"] = ONCE, margin
-    found = [effect(one.terms) for one in candidates]
+    table["why"], table["margin"] = why or ONCE, margin
+    found = [] if why else [effect(one.terms) for one in candidates]
     judged = [i for i, one in enumerate(found) if one is not None and one.error > 0]
     table.loc[judged, "why"] = "" if len(judged) > 1 else "there is no other to compare it with"
     if len(judged) > 1:

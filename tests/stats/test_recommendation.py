@@ -133,7 +133,9 @@ def test_arms_are_compared_on_the_most_labels_of_their_task():
     rng = np.random.default_rng(7)
     arms = drawn_arms([0.9, 0.8, 0.95], rng)
     arms[2] = arms[2]._replace(cell=arms[2].cell | {"label_fraction": 0.5})
-    assert set(recommend(arms, costs(arms))["backbone"]) == {"net0", "net1"}
+    found = recommend(arms, costs(arms))
+    assert found["why"].to_list() == ["", "", recommendation.FEWER]
+    assert found["backbone"].iloc[2] == "net2" and not found["among_best"].iloc[2]
 
 
 def test_arms_without_a_common_seed_are_not_told_apart():

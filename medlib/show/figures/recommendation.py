@@ -22,14 +22,13 @@ def recommendation(table: pd.DataFrame, tasks: names.Tasks) -> plt.Figure:
     if not order:
         return parts.saying(answers.ONLY_RANDOM)
     shown = {task: table[table["task"] == task].head(MOST) for task in order}
-    heights = [0.5 + 0.17 * len(rows) for rows in shown.values()]
+    heights = [0.62 + 0.17 * len(rows) for rows in shown.values()]
     fig, axes = plt.subplots(
         len(order),
         1,
         squeeze=False,
         figsize=(style.PAGE, sum(heights) + 0.55),
         height_ratios=heights,
-        sharex=True,
     )
     for ax, (task, rows) in zip(axes.flat, shown.items(), strict=True):
         _draw(ax, rows, len(table[table["task"] == task]) - len(rows))
