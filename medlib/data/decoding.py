@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from medlib.data import dicom, volumes
+from medlib.data import dicom, greys
 from medlib.data.cards import GreyValues
 from medlib.data.manifest import sample_file
 
@@ -197,7 +197,7 @@ def _deep(
 def _to_8_bits(values: np.ndarray, full: float, grey_values: GreyValues) -> np.ndarray:
     """Values as uint8: stretched between two percentiles, as stored, or between two values."""
     if grey_values == "stretched":
-        return volumes.window(values)
+        return greys.window(values)
     if grey_values == "as_stored":
         if values.max() < full / 8 and full > 255:
             highest = f"its highest value is {values.max():g}, of {full:g} that are possible"
@@ -205,7 +205,7 @@ def _to_8_bits(values: np.ndarray, full: float, grey_values: GreyValues) -> np.n
         low, high = 0.0, full
     else:
         low, high = grey_values
-    return np.rint(255 * np.clip((values - low) / (high - low), 0, 1)).astype(np.uint8)
+    return greys.to_bytes(greys.shares(values, low, high))
 
 
 def decode_to_resize(

@@ -31,6 +31,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from medlib.data import greys
 from medlib.data.cards import GREY_VALUES, GreyValues
 from medlib.data.known import years
 from medlib.errors import unknown
@@ -39,7 +40,6 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module=r"pydicom|medlib\.data\.dicom")
 
-PERCENTILES = (0.5, 99.5)  # between which "stretched" scales
 KEYS = ("sop_instance_uid", "series_instance_uid", "study_instance_uid", "accession_number")
 KEYS += ("patient_id",)  # what a table may name an image, a series or a patient by
 SEXES = {"M": "male", "F": "female", "O": "other"}
@@ -376,7 +376,7 @@ def _picture(dataset: pydicom.FileDataset, scale: Callable) -> Image.Image:
         raise DicomError(f"has {several} frames, where one image is needed: {way_out}")
     if kind in ("MONOCHROME1", "MONOCHROME2"):
         stored = stored_values(dataset)
-        grey = _bytes(scale(dataset, stored, modality_values(dataset, stored)))
+        grey = greys.to_bytes(scale(dataset, stored, modality_values(dataset, stored)))
         return Image.fromarray(255 - grey if kind == "MONOCHROME1" else grey).convert("RGB")
     if kind not in (*COLOURS, "PALETTE COLOR"):
         can = ", ".join(("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", *COLOURS))
@@ -403,15 +403,10 @@ def _scale_of(grey_values: GreyValues) -> Callable:
     return scales.get(grey_values, _not_told)
 
 
-def _bytes(shares: np.ndarray) -> np.ndarray:
-    return np.rint(255 * np.clip(shares, 0, 1)).astype(np.uint8)
-
-
 def _between(values: np.ndarray, low: float, high: float) -> np.ndarray:
     if not np.isfinite(values).all():
         raise DicomError("holds NaN or infinite values")
-    with np.errstate(over="ignore"):  # both ends equal: everything above them is white
-        return (values - np.float32(low)) / max(high - low, np.finfo(np.float32).tiny)
+    return greys.shares(values, float(low), float(high))
 
 
 def _not_told(dataset: pydicom.Dataset, stored: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -467,4 +462,4 @@ def _stretched(dataset: pydicom.Dataset, stored: np.ndarray, values: np.ndarray)
             raise DicomError("is nothing but padding (PixelPaddingValue)")
     if not np.isfinite(inside).all():
         raise DicomError("holds NaN or infinite values")
-    return _between(values, *np.percentile(inside, PERCENTILES))
+    return _between(values, *np.percentile(inside, greys.PERCENTILES))

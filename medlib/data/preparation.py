@@ -33,6 +33,14 @@ class Copies(NamedTuple):
     pictures: np.ndarray
 
 
+class Stopped(ManifestError):
+    """Preparation was stopped by what it found; ``copies`` are the pairs to look at."""
+
+    def __init__(self, message: str, copies: Copies):
+        super().__init__(message)
+        self.copies = copies
+
+
 class Prepared(NamedTuple):
     """A task's manifest, and what its passport reports.
 
@@ -93,8 +101,7 @@ def prepare(
                 card, data, listing, read, pairs, quarantine, repeats, seed
             )
         except ManifestError as error:
-            error.copies = copies
-            raise
+            raise Stopped(str(error), copies) from error
         prepared = prepared._replace(copies=copies)
         packing.write(read, prepared.rows, folders, card.volumes)
     return prepared
@@ -277,8 +284,7 @@ def _copies(
     rows, confirmed = read.rows.set_index("sample_id"), map(set, card.known_duplicates)
     confirmed, side = list(confirmed), manifest.split_column(read.rows)
     for end in ("first", "second"):
-        sides = rows[side].reindex(pairs[end]).fillna("").astype(str) if side else ""
-        pairs = pairs.assign(**{f"{end}_side": np.asarray(sides)})
+        pairs = pairs.assign(**{f"{end}_side": _sides(rows, side, pairs[end])})
     one, other = (rows["patient_id"].reindex(pairs[end]).to_numpy() for end in ("first", "second"))
     open_ones = [not any(set(pair) <= group for group in confirmed) for pair in _ids(pairs)]
     pairs = pairs[(one != other) & np.array(open_ones, bool)]
@@ -366,6 +372,13 @@ def _patients_on_one_side(
     return kept, _joined(excluded, dropped.assign(reason=reason))
 
 
+def _sides(rows: pd.DataFrame, side: str | None, samples: pd.Series) -> list[str]:
+    """On which side each sample stands; "" if it has no row, or if no side is drawn yet."""
+    if side not in rows:
+        return [""] * len(samples)
+    return ["" if pd.isna(stands) else str(stands) for stands in rows[side].reindex(samples)]
+
+
 def _ids(pairs: pd.DataFrame) -> list[tuple[str, str]]:
     return list(zip(pairs["first"], pairs["second"], strict=True))
 
@@ -375,10 +388,8 @@ def _report(pairs: pd.DataFrame, before: pd.DataFrame, rows: pd.DataFrame, side:
     before, after = before.set_index("sample_id"), rows.set_index("sample_id")
     report = pairs.copy()
     for name in ("first", "second"):
-        stands = after[side].reindex(report[name])
-        if side in before:  # the side from which it was dropped
-            stands = stands.fillna(before[side].reindex(report[name]))
-        report[f"{name}_side"] = [str(s) if pd.notna(s) else "" for s in stands]
+        ends = zip(*(_sides(at, side, report[name]) for at in (after, before)), strict=True)
+        report[f"{name}_side"] = [now or dropped_from for now, dropped_from in ends]
     for key, same in {"patient_id": "same_patient", "label": "same_label"}.items():
         one, other = (before[key].reindex(report[name]).to_numpy() for name in ("first", "second"))
         report[same] = one == other

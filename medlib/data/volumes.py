@@ -20,6 +20,7 @@ from PIL import Image
 
 from medlib.data import dicom, dicom_series
 from medlib.data.cards import Volumes
+from medlib.data.greys import window
 
 MAX_VOXELS = 2**28  # 1 GiB as float32; a header of 352 bytes may claim anything
 Contents = Mapping[Path, bytes]  # of files that were read already
@@ -72,21 +73,6 @@ def slices(
     if settings.crop_margin is not None:
         grey = grey[_box(tumour, own.sizes, settings.crop_margin)]
     return {z: _picture(grey, z, settings.neighbours) for z in _chosen(settings, head, tumour)}
-
-
-def window(
-    values: np.ndarray, inside: np.ndarray | None = None, percentiles: tuple = (0.5, 99.5)
-) -> np.ndarray:
-    """Scale values to 0 … 255 (uint8) between two of their percentiles, or those of ``inside``.
-
-    Raises ValueError for values that are not finite.
-    """
-    if not np.isfinite(values).all():
-        raise ValueError("it holds NaN or infinite values")
-    low, high = np.percentile(values if inside is None else values[inside], percentiles)
-    with np.errstate(over="ignore"):  # both ends equal: everything above them is white
-        scaled = (values - low) / max(high - low, np.finfo(np.float32).tiny)
-    return np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
 
 
 class Geometry(NamedTuple):

@@ -266,6 +266,61 @@ def classes_of(card: Card, option: str, given: dict | None) -> dict[str, str]:
     return {manifest.whole(str(code)): label for code, label in codes.items()}
 
 
+def class_of(code: str, classes: dict[str, str]) -> str:
+    """The class of a code, in any case; "" if no class has this code, or several have."""
+    if code in classes:
+        return classes[code]
+    labels = {label for name, label in classes.items() if name.lower() == code.lower()}
+    return labels.pop() if len(labels) == 1 else ""
+
+
+def table_file(folder: Path, table: str) -> Path:
+    """The file of a card's ``table``. Raises ManifestError that lists the tables of the folder."""
+    path = folder / table
+    if not path.is_file():
+        there = ", ".join(shown(p, folder) for p in files(folder, TABLES)) or "no table"
+        raise ManifestError(f"{folder}: the table {table} is missing; there is: {there}.")
+    return path
+
+
+class Placed(NamedTuple):
+    """Where a file lies: its label and split, and the folders below that of its class."""
+
+    label: str
+    split: str
+    below: tuple[str, ...]
+
+
+def in_class_folders(
+    paths: Iterable[Path], folder: Path, card: Card, classes: dict | None
+) -> Generator[Problem, None, dict[Path, Placed]]:
+    """What ``<class>/…`` or ``{train,val,test}/<class>/…`` tells of each file.
+
+    ``classes`` maps names of folders to classes. A file in another folder is a problem. Raises
+    ManifestError if there are folders of a split, but not both train and test.
+    """
+    named = classes_of(card, "classes", None) | classes_of(card, "classes", classes)
+    parts = {path: path.relative_to(folder).parts for path in paths}
+    tops = {of_one[0] for of_one in parts.values()}
+    splits = {top: SPLIT_WORDS[top.lower()] for top in tops if top.lower() in SPLIT_WORDS}
+    if splits and not {"train", "test"} <= set(splits.values()):
+        there = f"there are images in {', '.join(sorted(splits))}"
+        way_out = "there must be some in train and in test, or no folder of a split at all."
+        raise ManifestError(f"{folder}: {there}; {way_out}")
+    placed, depth = {}, 1 if splits else 0
+    for path, (top, *_) in parts.items():
+        within, split = parts[path][depth:-1], splits.get(top, "")
+        if not within or (splits and not split):
+            yield Problem("/".join(parts[path]), "it lies in no folder of a class")
+        elif within[0] not in named:
+            reason = f"the folder is no class of the card ({', '.join(card.all_classes)})"
+            at = "/".join(parts[path][: depth + 1])
+            yield Problem(at, f"{reason}: name its class in layout_options, classes")
+        else:
+            placed[path] = Placed(named[within[0]], split, within[1:])
+    return placed
+
+
 def one_hot(table: pd.DataFrame, classes: Iterable[str]) -> list[str]:
     """Of each row the class that is 1; "none", and several joined by a plus, are no class."""
     told = table.to_dict("records")

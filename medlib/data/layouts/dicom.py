@@ -131,25 +131,11 @@ def _row(sample: Sample, shown: str, patient: str, told: dict) -> dict | base.Pr
 def _by_folder(
     samples: list[Sample], folder: Path, card: Card, classes: dict | None, patient: str
 ) -> base.Items:
-    named = base.classes_of(card, "classes", None) | base.classes_of(card, "classes", classes)
-    parts = {sample.path: sample.path.relative_to(folder).parts for sample in samples}
-    splits = {p[0]: base.SPLIT_WORDS.get(p[0].lower(), "") for p in parts.values()}
-    if any(splits.values()) and not {"train", "test"} <= set(splits.values()):
-        there = f"there are images in {', '.join(sorted(s for s in splits if splits[s]))}"
-        way_out = "there must be some in train and in test, or no folder of a split at all."
-        raise ManifestError(f"{folder}: {there}; {way_out}")
-    for sample in samples:
-        top, split = parts[sample.path][0], splits[parts[sample.path][0]]
-        depth, shown = int(any(splits.values())), base.shown(sample.path, folder)
-        within = parts[sample.path][depth:-1]
-        if not within or (depth and not split):
-            yield base.Problem(shown, "it lies in no folder of a class")
-        elif within[0] not in named:
-            reason = f"the folder is no class of the card ({', '.join(card.all_classes)})"
-            at = "/".join((top, within[0]) if depth else (top,))
-            yield base.Problem(at, f"{reason}: name its class in layout_options, classes")
-        else:
-            yield _row(sample, shown, patient, {"label": named[within[0]], "split": split})
+    by_path = {sample.path: sample for sample in samples}
+    placed = yield from base.in_class_folders(by_path, folder, card, classes)
+    for path, place in placed.items():
+        told = {"label": place.label, "split": place.split}
+        yield _row(by_path[path], base.shown(path, folder), patient, told)
 
 
 # ------------------------------------------------------------------------- labels from a table
@@ -172,14 +158,14 @@ def _by_table(
             yield lacking(shown, f"no row of {table} has its {key}")
         elif len(labels) > 1 or len(splits) > 1:
             yield base.Problem(shown, f"rows {numbers} of {table} differ in its label or split")
-        elif told[0][1]["label"] not in classes:
+        elif not (label := base.class_of(told[0][1]["label"], classes)):
             yield base.Problem(shown, base.no_class(labels.pop(), classes, table))
         elif (split := splits.pop()) and split.lower() not in base.SPLIT_WORDS:
             sides = ", ".join(SPLITS)
             yield base.Problem(shown, f"its split is {split!r} in {table}, not one of {sides}")
         else:
             row = told[0][1] | {"split": base.SPLIT_WORDS.get(split.lower(), "")}
-            yield _row(sample, shown, patient, row | {"label": classes[row["label"]]})
+            yield _row(sample, shown, patient, row | {"label": label})
     there = set().union(*given)
     for name, of_one in rows.items():
         if name not in there:
@@ -192,16 +178,13 @@ def _table_rows(
     folder: Path, table: str, key: str, columns: dict
 ) -> dict[str, list[tuple[int, dict]]]:
     """The rows of the table and their numbers, by what is in the column of the key."""
-    if not (folder / table).is_file():
-        there = ", ".join(base.shown(p, folder) for p in base.files(folder, base.TABLES))
-        missing = f"the table {table} is missing; there is: {there or 'no table'}"
-        raise ManifestError(f"{folder}: {missing}.")
+    path = base.table_file(folder, table)
     known = (key, "label", "patient_id", "split", *KNOWN)
     for column in columns:
         if column not in known:
             raise ManifestError(unknown("column", column, known, "Correct layout_options."))
     needed = {"label": "label", key: key} | columns
-    cells = base.read_columns(folder / table, needed, {c: c for c in known if c not in needed})
+    cells = base.read_columns(path, needed, {c: c for c in known if c not in needed})
     rows = {}
     for index, row in zip(cells.index, cells.to_dict("records"), strict=True):
         rows.setdefault(row[key], []).append((index + 2, row))

@@ -36,11 +36,7 @@ def own_table(
     :func:`folder_per_class`. ``encoding`` is that of a CSV which is not UTF-8. Of DICOM files, the
     tags tell what the table has no column for.
     """
-    path = folder / table
-    if not path.is_file():
-        tables = [base.shown(p, folder) for p in base.files(folder, base.TABLES)]
-        there = ", ".join(tables) or "no table"
-        raise ManifestError(f"{folder}: the table {table} is missing; there is: {there}.")
+    path = base.table_file(folder, table)
     cells = _cells(path, columns or {}, [*(where or {})], encoding)
     places, pattern = _Places(path, folder, card), patients.pattern("patient", patient)
     rows = yield from _chosen(cells, where or {}, places)
@@ -153,13 +149,12 @@ def _number_folds(rows: list[dict]) -> base.Items:
 
 
 def _class_of(code: str, names: dict, patterns: dict) -> str:
-    """The class of a label, by its name in any case, or by a pattern; "" where none or several."""
-    if code in names:
-        return names[code]
-    told = {label for name, label in names.items() if name.lower() == code.lower()}
-    if code and not told:
-        told = {c for pattern, c in patterns.items() if patients.found(pattern, code, "fullmatch")}
-    return told.pop() if len(told) == 1 else ""
+    """The class of a label, by its name or else by a pattern; "" if none fits, or several do."""
+    label = base.class_of(code, names)
+    if label or not code:
+        return label
+    labels = {c for pattern, c in patterns.items() if patients.found(pattern, code, "fullmatch")}
+    return labels.pop() if len(labels) == 1 else ""
 
 
 class _Places:
