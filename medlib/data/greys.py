@@ -1,12 +1,12 @@
-"""Values of any range as 8-bit grey values."""
+"""Scale values of any range to 8-bit grey values."""
 
 import numpy as np
 
-PERCENTILES = (0.5, 99.5)  # of an image's values: between these, it is stretched
+PERCENTILES = (0.5, 99.5)  # of an image's values; they become black and white
 
 
 def shares(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Where values lie between two others: 0 at ``low``, 1 at ``high``."""
+    """Scale values so that ``low`` becomes 0 and ``high`` becomes 1. Nothing is cut off."""
     with np.errstate(over="ignore"):  # both ends equal: everything above them is white
         return (values - low) / max(high - low, np.finfo(np.float32).tiny)
 

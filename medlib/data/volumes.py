@@ -106,7 +106,7 @@ def _load(path: Path, contents: Contents) -> tuple[object, io.BufferedIOBase | N
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         return nibabel.load(path), None
     stream = io.BytesIO(content)
-    if content.startswith(b"\x1f\x8b"):  # by its content: some are misnamed
+    if content.startswith(b"\x1f\x8b"):  # gzip; the file's name may be wrong
         stream = gzip.GzipFile(fileobj=stream)
     header = stream.read(nibabel.Nifti2Header.sizeof_hdr)
     stream.seek(0)
@@ -163,7 +163,7 @@ def _open(path: Path | str, what: str, contents: Contents, trust: Trust) -> tupl
 
 
 def _affine(image: nibabel.Nifti1Pair, what: str, trust: Trust) -> np.ndarray:
-    """The affine (4×4) of an image: the one to trust, if any is named, else the one it states."""
+    """The affine (4×4) of an image: the one that ``trust`` names, or else the one it states."""
     if isinstance(trust, np.ndarray):
         return trust
     (sform, s_code), (qform, q_code) = image.get_sform(coded=True), image.get_qform(coded=True)

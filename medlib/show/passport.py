@@ -153,7 +153,7 @@ def _draw_panel(ax: plt.Axes, panel: _Panel) -> None:
 
 
 def _notes(table: pd.DataFrame) -> list[str]:
-    """The notes, as they are printed; of many, the first few."""
+    """The first notes, at most six."""
     return table["name"][table["part"] == "notes"].head(6).tolist()
 
 

@@ -28,7 +28,7 @@ FILES = ("path", *BESIDE)  # columns that name files
 COLUMNS = (*manifest.REQUIRED, "split", "fold", *BESIDE, *KNOWN)
 SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val"}
 SPLIT_WORDS |= {"validation": "val", "test": "test", "testing": "test"}
-OLE2 = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # an old .xls begins so, and a protected workbook
+OLE2 = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # the first bytes of .xls, and of protected .xlsx
 
 
 class Found(NamedTuple):
@@ -38,7 +38,7 @@ class Found(NamedTuple):
     test), mask, reference (the patient's reference volume), age, sex and site; paths are POSIX and
     relative to the data folder. ``excluded`` (name, reason): left out by design. ``problems``
     (name, reason): what has to be corrected or set aside; such a sample has no row. ``notes``:
-    sentences about what was taken for granted.
+    sentences about what was assumed.
     """
 
     rows: pd.DataFrame
@@ -114,8 +114,8 @@ def read_cells(path: Path, encoding: str = "") -> pd.DataFrame:
     """A CSV, TSV or Excel table as text: "007" stays as it is; of "1.0", as Excel has it, "1".
 
     A CSV is UTF-8, or UTF-16 with a byte order mark, unless ``encoding`` says otherwise. The index
-    counts the rows from 0; rows without any text have been left away. Raises ManifestError for
-    a file that is no such table, and one that lists the rows that do not fit the header.
+    counts the rows from 0; empty rows are left out. Raises ManifestError for a file that is no such
+    table, and for rows that do not fit the header; all these rows are listed.
     """
     if path.exists() and not path.is_file():  # reading a pipe or a device might never end
         raise ManifestError(f"{path} is no file, but a pipe or a device.")
@@ -160,7 +160,7 @@ def _decoded(path: Path, content: bytes, encoding: str) -> str:
 
 
 def _csv_rows(path: Path, text: str) -> list[list[str]]:
-    """The header and the rows of a CSV, each as long as the header; lines without any are left."""
+    """The header and the rows of a CSV. Short rows are filled up with empty cells."""
     lines = [*io.StringIO(text, newline="")]
     comma = max(",\t;", key=(lines or [""])[0].count)
     how = {"delimiter": comma, "strict": True}

@@ -14,7 +14,7 @@ from medlib.data.layouts.mri import modalities
 from medlib.errors import ManifestError, unknown
 
 MAX_LABELS = 10**7  # of a set of MedMNIST: its header may claim anything
-# What drawings on an image are called: the image's name and such a word, or a folder of its own.
+# A mask or another drawing has one of these words in its name, or lies in a folder called so.
 WORD = "(mask|seg|segmentation|superpixel|label|gt|overlay|contour|annotation|roi)s?"
 DRAWN = re.compile(rf"(.+?)[ _-]+{WORD}([ _-]?\d+)?", re.IGNORECASE)
 FOLDER_OF_DRAWN = re.compile(rf"(.+[ _-])?{WORD}", re.IGNORECASE)
