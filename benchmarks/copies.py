@@ -1,13 +1,13 @@
-"""Which changed copies of images are found, what is found wrongly, and how long it takes.
+"""Measure the search for changed copies of images: recall, false pairs and time.
 
     python benchmarks/copies.py [DATA] [--copies 500]
 
 Of each data set below DATA (or MEDLIB_DATA), all images are searched for copies: seconds, and the
 pairs that are found. Whether such a pair is a copy, a person has to see; their names go to a file.
-Then made copies of some images (JPEG, quality 90) join them, and the whole is searched again, so
-often that there are COPIES of each kind: how many are found, and how many pairs join what the first
-search did not. These
-are false, unless they show the same skin or eye again.
+Then copies of some images are made (JPEG, quality 90) and added, and all are searched again. This
+is repeated until there are COPIES of each kind. It is counted how many are found, and how many
+pairs join images that the first search did not join. These are false, unless they show the same
+skin or eye.
 """
 
 import argparse
@@ -32,7 +32,7 @@ FOLDERS = {"HAM10000": "ham10000", "chest": "chest_xray", "fundus": "ichallenge_
 
 
 def crop(image: Image.Image, area: float, rng: np.random.Generator) -> Image.Image:
-    """A share of the area, of the same proportions, from anywhere."""
+    """Cut out a share of the area, with the same proportions, at a random place."""
     width, height = (round(side * area**0.5) for side in image.size)
     left = rng.integers(0, image.width - width + 1)
     top = rng.integers(0, image.height - height + 1)
@@ -53,7 +53,7 @@ def trim_and_point(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def turn(image: Image.Image, degrees: float, rng: np.random.Generator) -> Image.Image:
-    """Either way, with black corners."""
+    """Turn left or right, at random. Corners become black."""
     return image.rotate(degrees * rng.choice([-1, 1]), Image.Resampling.BICUBIC)
 
 
@@ -93,7 +93,7 @@ def searched(thumbnails: np.ndarray) -> tuple[pd.DataFrame, float]:
 
 
 def same_group(pairs: pd.DataFrame, n: int) -> np.ndarray:
-    """For each image the first one of the group that pairs join it to."""
+    """For each image, the first image of its group. Pairs join images to groups."""
     group = np.arange(n)
     for members in manifest.linked(zip(pairs["first"], pairs["second"], strict=True)):
         group[members] = min(members)

@@ -23,5 +23,3 @@ def unknown(kind: str, value: object, choices: Sequence[str], way_out: str = "")
 
 class ManifestError(ValueError):
     """Something in a card, a manifest or a data folder that would make a comparison unsound."""
-
-    copies = None  # pairs of images to look at, if preparation stopped: data.preparation.Copies

@@ -43,10 +43,10 @@ class Volumes(BaseModel):
     above are the red and the blue channel. ``crop_margin`` crops to the box of the tumour's mask
     and so many millimetres around it. Grey values are scaled between these ``percentiles`` of the
     head. With ``resample``, a volume is resampled to its patient's reference volume; without, one
-    that differs from the reference in shape or position is refused. ``affine`` says which affine of
-    a NIfTI file to trust, the ``sform`` or the ``qform``, where it states neither or two different
-    ones. ``mask_affine`` is ``volume`` for masks whose voxels are those of their volume, whatever
-    their own affine says.
+    that differs from the reference in shape or position is refused. ``affine`` is needed if a NIfTI
+    file states no affine, or two that differ: it says which to trust, the ``sform`` or the
+    ``qform``. With ``mask_affine: volume``, a mask has the affine of its volume, and its own is
+    ignored.
     """
 
     model_config = STRICT
@@ -88,10 +88,10 @@ class Card(BaseModel):
     larger than others. ``optional_classes`` are missing in some distributions of the data.
     ``layout`` and ``layout_options`` say how :mod:`medlib.data.layouts` reads the data set's
     ``folder`` (or the first of ``other_folders`` that exists); a task with its own CSV needs
-    neither. ``grey_values`` says how the values of images become 8-bit ones: ``as_stored``, from 0
-    to the highest that their bits allow; ``stretched``, between the 0.5th and 99.5th percentiles
-    of each image; ``window``, as a DICOM file says; or between two values. Without it, 8-bit images
-    stay as they are and others are stretched, if the task has only one of both kinds. ``volumes``
+    neither. ``grey_values`` says which values become black and white: ``as_stored``, 0 and the
+    highest value that the bits allow; ``stretched``, the 0.5th and 99.5th percentiles of each
+    image; ``window``, those that a DICOM file states; or two numbers. Without it, 8-bit images stay
+    as they are and deeper ones are stretched; a task that has both kinds is refused. ``volumes``
     says how volumes become images (None: the samples are images).
     ``incomplete`` is ``stop``, or ``leave_out`` where some patients are known to lack a modality or
     a label. ``known_duplicates`` lists groups of sample ids that are one image on several sides of
@@ -264,7 +264,7 @@ def used(manifest_path: Path | str) -> Card:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's booleans: true and false. In YAML 1.1 ``no``, ``yes``, ``on`` are some as well."""
+    """Reads only true and false as booleans, as YAML 1.2 does. ``no`` and ``yes`` are texts."""
 
 
 _Loader.yaml_implicit_resolvers = {

@@ -1,12 +1,14 @@
 """Copies of a picture that were mirrored, turned or cropped, found by small grey thumbnails.
 
-Three steps, each on fewer pairs. First, every picture is described by histograms of its gradients'
-directions in a few cells (Dalal and Triggs, CVPR 2005). A mirror or a quarter turn only permutes
-these numbers. Crops and slight turns change them: how, is measured on made copies of the same
-pictures, and distances count least in the directions that copying changes most (Fisher's linear
-discriminant). Second, each picture is aligned with those nearest to it by an affine map (Baker and
-Matthews, Lucas-Kanade 20 Years On, IJCV 2004; inverse compositional). Last, where the aligned
-pictures overlap, their detail and the pictures themselves must correlate as those of copies do.
+There are three steps, each on fewer pairs.
+
+1. Every picture is described by histograms of oriented gradients (Dalal and Triggs, CVPR 2005). A
+   mirror or a quarter turn only permutes these numbers. Crops and slight turns change them. How
+   much is measured on made copies of the same pictures. Directions that copying changes most then
+   count least in the distance (Fisher's linear discriminant).
+2. Each picture is aligned with its nearest ones by an affine map (Baker and Matthews, Lucas-Kanade
+   20 Years On, IJCV 2004; inverse compositional).
+3. The aligned pictures, and their detail, must correlate where they overlap.
 """
 
 import hashlib
@@ -24,9 +26,9 @@ from torch.nn import functional
 from medlib.data.thumbnails import detail as detail_of
 
 NEAREST = 3  # pictures with which each is aligned
-# Least correlations of two copies, once aligned. Of 16,655 fundus, chest and skin images, the
-# detail of different ones correlates by up to 0.82; of made copies (benchmarks/copies.py) about
-# 1 % have less than 0.85 there, or less than 0.75 in the picture, where corners became black.
+# Least correlations of two aligned copies. Among 16,655 fundus, chest and skin images, the detail
+# of two different ones correlates by 0.82 at most. About 1 % of made copies (benchmarks/copies.py)
+# are below one of the two limits: they were turned, and their corners became black.
 SAME_PICTURE = 0.75
 SAME_DETAIL = 0.85
 
@@ -35,10 +37,10 @@ _MIDDLE = 48  # pixels a side of the pictures that are described
 _STAGES = [(32, (0.6, 4, 3), 7, 0.4), (48, (0.6, 1.5, 1.5), 1, 0.35), (48, (0.6, 1.5, 1.5), 3, 0.7)]
 _BINS, _CELLS = 8, 6  # directions of gradients; cells a side
 _AXES = 64  # of the space in which descriptions are compared
-_TAUGHT = 500  # pictures at most, whose made copies show what copying changes
-_LEAST_SIDE, _MOST_DEGREES = 0.88, 5.0  # of these copies
-_LEAST_SCALE, _LEAST_OVERLAP = 0.8, 0.6  # of copies that are found
-_CROPPED = 0.012  # of half a side that a scale or a shift is off: half a pixel of a thumbnail
+_TAUGHT = 500  # pictures, at most, that are copied to measure what copying changes
+_LEAST_SIDE, _MOST_DEGREES = 0.88, 5.0  # how far these copies are cropped and turned
+_LEAST_SCALE, _LEAST_OVERLAP = 0.8, 0.6  # a pair beyond these is no copy
+_CROPPED = 0.012  # a larger change of scale, or shift in half sides, is called a crop
 _BATCH = 64  # pairs that are aligned at a time
 
 
@@ -54,13 +56,13 @@ class _Pairs(NamedTuple):
 
 
 def find(thumbnails: np.ndarray, group: np.ndarray) -> pd.DataFrame:
-    """Pairs of pictures from different groups that are one picture after alignment.
+    """Pairs of pictures of different groups that are copies, once they are aligned.
 
-    ``thumbnails`` is uint8 N×S×S; pictures of an equal ``group`` (N integers) are known to be
-    copies. Returns positions ``first`` < ``second``, ``kind`` and the ``correlation`` of the
-    detail. A kind joins by "and" those of "mirrored", "turned" (by a quarter, a half or some
-    degrees) and "cropped" that apply, and is "altered" if none does (an arrow, a tone). Each
-    picture is compared with its NEAREST others alone, so of many copies of one picture some pairs
+    ``thumbnails`` is uint8 N×S×S. Pictures of one ``group`` (N integers) are known to be copies and
+    are not compared. Returns positions ``first`` < ``second``, ``kind`` and the ``correlation`` of
+    the detail. ``kind`` says what was done: "mirrored", "turned" (by a quarter, a half or a few
+    degrees), "cropped", several of them joined by "and", or "altered" (an arrow, another tone).
+    Each picture is compared with its NEAREST others only. If a picture has many copies, some pairs
     may be missing.
     """
     pairs = _nearest(thumbnails, group)
@@ -70,7 +72,7 @@ def find(thumbnails: np.ndarray, group: np.ndarray) -> pd.DataFrame:
     found = pd.DataFrame({"first": np.minimum(one, other), "second": np.maximum(one, other)})
     found["kind"] = np.array([kind(affine) for affine in maps.numpy()], dtype=object)
     found["correlation"] = detail.numpy().astype(float)
-    # Most pairs were aligned from either side: the better alignment counts.
+    # Most pairs were aligned twice, once from each picture. The better alignment counts.
     found = found.sort_values("correlation", ascending=False, kind="stable")
     return found.drop_duplicates(["first", "second"]).sort_values(["first", "second"])
 
@@ -84,7 +86,7 @@ def _shrunk(pictures: np.ndarray, side: int) -> torch.Tensor:
 
 
 def _nearest(thumbnails: np.ndarray, group: np.ndarray) -> _Pairs:
-    """Each picture with its NEAREST of other groups, in the best of their eight positions."""
+    """Each picture with its NEAREST ones of other groups. The best of eight positions counts."""
     n, group = len(thumbnails), torch.as_tensor(np.asarray(group))
     parts = torch.arange(n).split(_BATCH)
     described = _in_threads(
@@ -99,7 +101,7 @@ def _nearest(thumbnails: np.ndarray, group: np.ndarray) -> _Pairs:
         farness = torch.full((len(rows), n), torch.inf)
         position = torch.zeros((len(rows), n), dtype=torch.int8)
         for number, (place, length) in enumerate(zip(places, lengths, strict=True)):
-            # The row's own length adds the same to all: it is left out.
+            # The length of the row itself is the same for all distances, so it is left out.
             distance = torch.addmm(length, places[0][rows], place.T, alpha=-2)
             position.masked_fill_(distance < farness, number)
             farness = torch.minimum(farness, distance)
@@ -114,7 +116,7 @@ def _nearest(thumbnails: np.ndarray, group: np.ndarray) -> _Pairs:
 
 
 def _in_threads(function: Callable, batches: Iterable[torch.Tensor]) -> list:
-    """What the function gives for each batch: a batch a core, not a small product on all cores."""
+    """The function's result for each batch. Each core works on a batch of its own."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -153,8 +155,8 @@ def _positioned(described: torch.Tensor, position: int) -> torch.Tensor:
 
 
 def _telling_axes(thumbnails: np.ndarray, described: torch.Tensor) -> torch.Tensor:
-    """Axes, as columns, along which pictures differ most for what crops and slight turns change."""
-    # By content, so that the order of the pictures does not matter.
+    """Axes (columns) along which pictures differ much, and copies of one picture little."""
+    # Chosen by content, so that the order of the pictures does not matter.
     order = sorted(range(len(thumbnails)), key=lambda p: hashlib.sha256(thumbnails[p]).digest())
     taught = np.array(order[:_TAUGHT])
     all_positions = torch.cat([_positioned(described[taught], p) for p in range(8)])
@@ -180,7 +182,7 @@ def _telling_axes(thumbnails: np.ndarray, described: torch.Tensor) -> torch.Tens
 
 
 def _aligned(thumbnails: np.ndarray, pairs: _Pairs) -> tuple[torch.Tensor, _Pairs]:
-    """Maps of the pairs that may be copies, by their coarse and middle detail."""
+    """Align all pairs roughly. Returns maps and pairs of those that may be copies."""
     maps = _start(pairs.position)
     for side, scales, steps, least in _STAGES:
         maps, alike = _fitted(_details(thumbnails, side, scales), maps, pairs, steps)
@@ -215,7 +217,7 @@ def _details(thumbnails: np.ndarray, side: int, scales: tuple) -> torch.Tensor:
 def _judged(
     thumbnails: np.ndarray, maps: torch.Tensor, pairs: _Pairs
 ) -> tuple[torch.Tensor, _Pairs, torch.Tensor]:
-    """Of pairs that are aligned nearly: maps, pairs and correlations of those that are copies."""
+    """Align pairs to the end. Returns maps, pairs and correlations of those that are copies."""
 
     def judge(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         fixed, moving = (thumbnails[ends.numpy()] for ends in pairs.chosen(rows)[:2])
@@ -303,7 +305,7 @@ def _correlation(one: torch.Tensor, other: torch.Tensor, weights: torch.Tensor) 
 
 
 def _eroded(inside: torch.Tensor, pixels: int) -> torch.Tensor:
-    """Without the margin that has been blurred with what lies outside."""
+    """The area without its margin, where pixels were mixed with those outside."""
     return -functional.max_pool2d(-inside[:, None], 2 * pixels + 1, 1, pixels)[:, 0]
 
 
@@ -314,7 +316,7 @@ def _plausible(maps: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
 
 
 def kind(affine: np.ndarray) -> str:
-    """What a map 2×3 does to a picture, in words: see :func:`find`."""
+    """Name what an affine map (2×3) does to a picture: the kinds of :func:`find`."""
     across, down = affine[:, :2].T
     mirrored = across[0] * down[1] - across[1] * down[0] < 0
     turn = np.degrees(np.arctan2(across[1], across[0]))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from medlib.data import dicom, volumes
+from medlib.data import dicom, greys
 from medlib.data.cards import GreyValues
 from medlib.data.manifest import sample_file
 
@@ -49,12 +49,12 @@ def decode(
 ) -> Image.Image:
     """An image file as upright 8-bit RGB; with its ``content``, the file is not read again.
 
-    Grey, palette, CMYK and alpha (over black) become RGB; EXIF rotation is applied; of a TIFF that
-    holds small copies as well, the one full image is taken. ``grey_values`` is that of a card: by
-    default 8-bit images stay as they are, and deeper ones are stretched. DICOM, by its content,
-    goes to :func:`medlib.data.dicom.picture`. A path ``x.npz#train/7`` is an image within a
-    MedMNIST file. Raises ValueError or OSError for a file that is no complete image, has several,
-    has nothing to see, or has more pixels than Pillow's limit.
+    Grey, palette, CMYK and alpha (over black) become RGB. EXIF rotation is applied. If a TIFF holds
+    reduced copies beside one full image, the full image is taken. ``grey_values`` is the card's: by
+    default 8-bit images stay as they are, and deeper ones are stretched. A DICOM file is recognised
+    by its content and read by :func:`medlib.data.dicom.picture`. A path ``x.npz#train/7`` is an
+    image within a MedMNIST file. Raises ValueError or OSError if the file is not a complete image,
+    holds several images, shows nothing, or has more pixels than Pillow's limit.
     """
     file = sample_file(str(path))
     if file != str(path):
@@ -103,7 +103,7 @@ def _opened(path: Path | str, content: bytes | None) -> Image.Image:
 
 
 def _seek_the_one(image: Image.Image) -> None:
-    """Go to the only full image of a file; pages of a TIFF that are marked as reduced are none."""
+    """Go to the only full image of a file. TIFF pages that are marked as reduced do not count."""
     frames = range(getattr(image, "n_frames", 1))
     if image.format == "TIFF" and len(frames) > 1:
         kinds = {}
@@ -119,7 +119,7 @@ def _seek_the_one(image: Image.Image) -> None:
 
 
 def _bits(image: Image.Image) -> int:
-    """How many bits a value of an opened image has, before it is loaded."""
+    """How many bits a value of an image has. The image is opened, but not loaded."""
     if image.format == "TIFF":
         return max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
     is_16 = image.mode.startswith("I;16") or ";16" in str([tile[3] for tile in image.tile])
@@ -130,7 +130,7 @@ def _bits(image: Image.Image) -> int:
 def _upright(
     image: Image.Image, path: Path | str, content: bytes | None, grey_values: GreyValues
 ) -> Image.Image:
-    """An opened image as upright RGB, its values made 8-bit as ``grey_values`` says."""
+    """An opened image as upright 8-bit RGB. ``grey_values`` says how values become 8-bit."""
     bits = _bits(image)
     if grey_values == "window":
         raise ValueError("grey_values: window is for DICOM; choose stretched or as_stored")
@@ -148,7 +148,7 @@ def _upright(
 
 
 def _over_black(image: Image.Image) -> Image.Image:
-    """An 8-bit image as RGB; what is transparent is black."""
+    """An 8-bit image as RGB. Transparent pixels become black."""
     image.load()
     if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
         return image.convert("RGB")
@@ -164,9 +164,9 @@ def _over_black(image: Image.Image) -> Image.Image:
 def _deep(
     image: Image.Image, bits: int, path: Path | str, content: bytes | None
 ) -> tuple[np.ndarray, float]:
-    """The values of an image with more than 8 bits, H×W or H×W×3 float32; and the highest possible.
+    """The values of an image with more than 8 bits (H×W or H×W×3, float32), and the highest value.
 
-    Of floating-point values none is the highest possible: it is infinite.
+    The highest value is the largest that its bits allow; for floating-point values, infinity.
     """
     grey = image.mode.startswith(("I", "F"))
     if not grey and image.format != "PNG":  # Pillow cuts these to 8 bits
@@ -195,9 +195,9 @@ def _deep(
 
 
 def _to_8_bits(values: np.ndarray, full: float, grey_values: GreyValues) -> np.ndarray:
-    """Values as uint8: stretched between two percentiles, as stored, or between two values."""
+    """Values as uint8, by the rule of the card. ``full`` is the highest value that is possible."""
     if grey_values == "stretched":
-        return volumes.window(values)
+        return greys.window(values)
     if grey_values == "as_stored":
         if values.max() < full / 8 and full > 255:
             highest = f"its highest value is {values.max():g}, of {full:g} that are possible"
@@ -205,7 +205,7 @@ def _to_8_bits(values: np.ndarray, full: float, grey_values: GreyValues) -> np.n
         low, high = 0.0, full
     else:
         low, high = grey_values
-    return np.rint(255 * np.clip((values - low) / (high - low), 0, 1)).astype(np.uint8)
+    return greys.to_bytes(greys.shares(values, low, high))
 
 
 def decode_to_resize(

@@ -1,4 +1,4 @@
-"""DICOM files: what their headers tell, and single images as pictures.
+"""Read DICOM files: their headers, and single images as pictures.
 
 No name, date or UID leaves this module but in a :class:`Header`, which stays in memory: messages
 hold sizes, kinds and names of tags, never values that could tell a patient. pydicom's own warnings
@@ -31,6 +31,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from medlib.data import greys
 from medlib.data.cards import GREY_VALUES, GreyValues
 from medlib.data.known import years
 from medlib.errors import unknown
@@ -39,7 +40,6 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module=r"pydicom|medlib\.data\.dicom")
 
-PERCENTILES = (0.5, 99.5)  # between which "stretched" scales
 KEYS = ("sop_instance_uid", "series_instance_uid", "study_instance_uid", "accession_number")
 KEYS += ("patient_id",)  # what a table may name an image, a series or a patient by
 SEXES = {"M": "male", "F": "female", "O": "other"}
@@ -61,14 +61,14 @@ _READING = Lock()  # threads ask for the headers of the same folder at the same 
 
 
 class DicomError(ValueError):
-    """What is wrong with a DICOM file, in words that follow "it": "has 12 frames: …"."""
+    """A problem of a DICOM file. The message continues "it", as in "has 12 frames: …"."""
 
 
 @contextlib.contextmanager
 def quoting_no_value() -> Iterator[None]:
-    """Turn errors of pydicom, which may quote the value of a tag, into a DicomError that does not.
+    """Replace errors of pydicom by a DicomError: pydicom's may quote the value of a tag.
 
-    Values are parsed when they are asked for, so that any line may meet a damaged one.
+    pydicom parses a value when it is first used, so any line that uses one may fail.
     """
     try:
         yield
@@ -97,10 +97,10 @@ class Header(NamedTuple):
 
 
 def short_hash(name: str) -> str:
-    """The first 12 hex digits of a name's sha256: what stands for it in a manifest.
+    """The first 12 hex digits of a name's sha256. They replace the name in a manifest.
 
-    Whoever knows how patients are numbered can hash all numbers and find which one this is. So a
-    manifest of a hospital's own data stays as private as the data.
+    They do not hide a patient's number from somebody who can hash all possible numbers. Keep the
+    manifest of a hospital's data as private as the data.
     """
     return hashlib.sha256(name.encode()).hexdigest()[:12]
 
@@ -141,8 +141,8 @@ def _two_elements(content: bytes, order: str) -> bool:
 def headers(folder: Path) -> dict[str, Header | str]:
     """The header of each DICOM file in a folder (not below it), by the file's name.
 
-    A text stands for a file that is DICOM but cannot be read. Pixels are not read. A folder is read
-    again only when a file was added, removed or renamed.
+    If a DICOM file cannot be read, a text says why. Pixels are not read. The folder is read again
+    only if a file was added, removed or renamed.
     """
     with _READING:
         return _headers(folder, folder.stat().st_mtime_ns)
@@ -163,7 +163,7 @@ def header(path: Path) -> Header | str | None:
                 return None
             file.seek(0)
             return _header(file)
-    except OSError as error:  # a link to nowhere, or a file of somebody else
+    except OSError as error:  # a broken link, or no permission
         return f"it cannot be read ({error.strerror})"
 
 
@@ -194,13 +194,13 @@ def _known(told: pydicom.Dataset) -> dict[str, str]:
 
 
 def _age(text: str) -> str:
-    """Years from "058Y", "011M", "003W" or "010D"; some archives write 58 alone."""
+    """Years from "058Y", "011M", "003W" or "010D". Some archives write only 58."""
     age = years(text if text[-1:].isalpha() else f"{text}Y")
     return age if re.fullmatch(r"[\d.]+", age) else ""
 
 
 def _age_between(told: pydicom.Dataset) -> str:
-    """Years from birth to the study: whole ones from two on, as PatientAge has them."""
+    """Years from birth to the study. From two years on they are rounded down, as in PatientAge."""
     dates = []
     for tag in ("PatientBirthDate", "StudyDate"):
         with contextlib.suppress(ValueError):
@@ -212,7 +212,7 @@ def _age_between(told: pydicom.Dataset) -> str:
 
 
 def _left_out(told: pydicom.Dataset) -> str:
-    """Why an object is no image of a patient, or ""."""
+    """Why a DICOM object is left out; "" if it is an image of a patient."""
     kind = UID(told.get("SOPClassUID") or told.file_meta.get("MediaStorageSOPClassUID") or "")
     if kind == DIRECTORY:
         return "a DICOMDIR, which lists files and holds no image"
@@ -223,10 +223,10 @@ def _left_out(told: pydicom.Dataset) -> str:
 
 
 def series_files(path: Path) -> list[Path]:
-    """The images of the series that a file belongs to, by name: those in the same folder.
+    """The files of a file's series, sorted by name: those in its folder with its SeriesInstanceUID.
 
-    They have the same SeriesInstanceUID; localizers and what is no image are left out. A file that
-    is no DICOM image, or has no SeriesInstanceUID, stands alone.
+    Localizers and other objects without an image are left out. A file that is not a DICOM image, or
+    has no SeriesInstanceUID, is returned alone.
     """
     if path.name.lower().endswith((".nii", ".nii.gz")):  # not even opened
         return [path]
@@ -243,9 +243,9 @@ def series_files(path: Path) -> list[Path]:
 
 
 def read(content: bytes) -> pydicom.FileDataset:
-    """A file's content as pydicom's dataset, whose transfer syntax and size have been checked.
+    """A file's content as pydicom's dataset. Its transfer syntax and its size have been checked.
 
-    Raises DicomError for what holds no image that can be read.
+    Raises DicomError if it holds no image that can be read.
     """
     try:
         dataset = pydicom.dcmread(io.BytesIO(content), force=True)
@@ -259,7 +259,7 @@ def read(content: bytes) -> pydicom.FileDataset:
     if dataset.Rows * dataset.Columns > Image.MAX_IMAGE_PIXELS:
         many = f"{dataset.Columns} × {dataset.Rows} pixels, more than {Image.MAX_IMAGE_PIXELS:,}"
         raise DicomError(f"has {many}: its header is damaged, or it is to be made smaller first")
-    if not dataset.file_meta.get("TransferSyntaxUID"):  # then it was read as one of these
+    if not dataset.file_meta.get("TransferSyntaxUID"):  # pydicom has guessed it
         implicit, little = dataset.original_encoding
         plain = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else plain
@@ -278,9 +278,10 @@ def stored(content: bytes) -> tuple[int, int, int]:
 
 
 def stored_values(dataset: pydicom.FileDataset) -> np.ndarray:
-    """The pixels as stored: (rows, columns), with a last axis of 3 for colour, which is RGB.
+    """The pixels as stored: (rows, columns), or (rows, columns, 3) in RGB for colour.
 
-    Of several frames, which are the first axis. YBR has become RGB; unused and overlay bits are 0.
+    If there are several frames, they are the first axis. YBR is converted to RGB. Unused bits and
+    overlay bits are 0.
     Raises DicomError where a decoder is missing, or where the pixels are damaged.
     """
     syntax = dataset.file_meta.TransferSyntaxUID
@@ -308,7 +309,7 @@ def _check_decoder(syntax: UID) -> None:
 
 
 def functional_group(dataset: pydicom.Dataset, name: str, frame: int = 0) -> pydicom.Dataset:
-    """Where an enhanced file tells something of a frame; else the dataset itself."""
+    """The part of an enhanced file that describes a frame; the dataset itself if it has none."""
     for sequence, number in (("PerFrame", frame), ("Shared", 0)):
         groups = dataset.get(f"{sequence}FunctionalGroupsSequence") or ()
         if len(groups) > number and groups[number].get(name):
@@ -333,9 +334,10 @@ def modality_values(dataset: pydicom.Dataset, stored: np.ndarray, frame: int = 0
 def _looked_up(
     dataset: pydicom.Dataset, table: pydicom.Dataset, values: np.ndarray
 ) -> tuple[np.ndarray, int]:
-    """Values through a modality or VOI LUT, float32, and the highest that the LUT can give.
+    """Values after a modality or VOI LUT (float32), and the highest value that the LUT can give.
 
-    pydicom's own functions take no LUT of 12 bits, and an index beyond 255 in one of 8 bits wraps.
+    pydicom's own functions refuse a LUT of 12 bits, and in one of 8 bits they wrap an index above
+    255.
     """
     entries, first, bits = (int(number) for number in table.LUTDescriptor)
     data = table.LUTData
@@ -352,17 +354,17 @@ def _looked_up(
 
 
 def picture(content: bytes, grey_values: GreyValues = "") -> Image.Image:
-    """One DICOM image as 8-bit RGB, as it is stored: upright, where it was stored upright.
+    """One DICOM image as 8-bit RGB. It is not turned or mirrored.
 
     ``grey_values`` is the card's field of that name and says what becomes black and white:
     ``window``: the file's VOI LUT, else its first window. ``as_stored``: the lowest and the highest
     value that BitsStored allows, after the modality LUT. ``stretched``: the 0.5th and 99.5th
     percentiles of the values; padding does not count. Or two values, after the modality LUT (in CT,
     Hounsfield units). MONOCHROME1, where low values are bright, is inverted afterwards. Colour
-    becomes RGB and takes no window; more than 8 bits of it are shortened. Overlays, presentation
-    states and colour profiles are ignored. Burnt-in text stays.
-    Raises DicomError, a ValueError, for several frames, for grey values of which the card or the
-    file says nothing, for missing tags, and for pixels that cannot be decoded.
+    becomes RGB without a window; deeper colour is cut to 8 bits. Overlays, presentation states and
+    colour profiles are ignored. Burnt-in text stays.
+    Raises DicomError, a ValueError, if the file has several frames or lacks tags, if neither card
+    nor file says what grey values mean, and if the pixels cannot be decoded.
     """
     scale = _scale_of(grey_values)
     with quoting_no_value():
@@ -376,7 +378,7 @@ def _picture(dataset: pydicom.FileDataset, scale: Callable) -> Image.Image:
         raise DicomError(f"has {several} frames, where one image is needed: {way_out}")
     if kind in ("MONOCHROME1", "MONOCHROME2"):
         stored = stored_values(dataset)
-        grey = _bytes(scale(dataset, stored, modality_values(dataset, stored)))
+        grey = greys.to_bytes(scale(dataset, stored, modality_values(dataset, stored)))
         return Image.fromarray(255 - grey if kind == "MONOCHROME1" else grey).convert("RGB")
     if kind not in (*COLOURS, "PALETTE COLOR"):
         can = ", ".join(("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", *COLOURS))
@@ -391,7 +393,7 @@ def _picture(dataset: pydicom.FileDataset, scale: Callable) -> Image.Image:
 
 
 def _scale_of(grey_values: GreyValues) -> Callable:
-    """The function (dataset, stored values, values) → 0 … 1 that the card asks for."""
+    """The function that scales values as the card says: (dataset, stored, values) → 0 … 1."""
     if isinstance(grey_values, tuple | list):
         low, high = grey_values
         return lambda dataset, stored, values: _between(values, low, high)
@@ -403,15 +405,10 @@ def _scale_of(grey_values: GreyValues) -> Callable:
     return scales.get(grey_values, _not_told)
 
 
-def _bytes(shares: np.ndarray) -> np.ndarray:
-    return np.rint(255 * np.clip(shares, 0, 1)).astype(np.uint8)
-
-
 def _between(values: np.ndarray, low: float, high: float) -> np.ndarray:
     if not np.isfinite(values).all():
         raise DicomError("holds NaN or infinite values")
-    with np.errstate(over="ignore"):  # both ends equal: everything above them is white
-        return (values - np.float32(low)) / max(high - low, np.finfo(np.float32).tiny)
+    return greys.shares(values, float(low), float(high))
 
 
 def _not_told(dataset: pydicom.Dataset, stored: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -433,7 +430,7 @@ def _windowed(dataset: pydicom.Dataset, stored: np.ndarray, values: np.ndarray) 
     function = text(source, "VOILUTFunction") or "LINEAR"
     if width < (1 if function == "LINEAR" else np.finfo(np.float32).tiny):
         raise DicomError(f"has a window of width {width:g}: choose other `grey_values`")
-    if function == "LINEAR":  # from one end of the middle value to the other
+    if function == "LINEAR":  # the standard subtracts one from the upper end
         return _between(values, centre - width / 2, centre + width / 2 - 1)
     if function == "LINEAR_EXACT":
         return _between(values, centre - width / 2, centre + width / 2)
@@ -445,7 +442,7 @@ def _windowed(dataset: pydicom.Dataset, stored: np.ndarray, values: np.ndarray) 
 
 
 def _whole_range(dataset: pydicom.Dataset, stored: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Between the ends of what the bits and the modality LUT allow."""
+    """Scale from the lowest to the highest value that the bits and the modality LUT allow."""
     if stored.dtype.kind == "f":
         raise DicomError("holds floating-point values, whose range is open: choose `stretched`")
     source = functional_group(dataset, "PixelValueTransformationSequence")
@@ -467,4 +464,4 @@ def _stretched(dataset: pydicom.Dataset, stored: np.ndarray, values: np.ndarray)
             raise DicomError("is nothing but padding (PixelPaddingValue)")
     if not np.isfinite(inside).all():
         raise DicomError("holds NaN or infinite values")
-    return _between(values, *np.percentile(inside, PERCENTILES))
+    return _between(values, *np.percentile(inside, greys.PERCENTILES))

@@ -1,4 +1,4 @@
-"""A DICOM series, or one enhanced multi-frame file, as a volume with its place in the patient.
+"""Read a DICOM series, or one enhanced multi-frame file, as a volume with its affine.
 
 Slices are put in order by ImagePositionPatient along the normal of ImageOrientationPatient. The
 affine is RAS+ in millimetres, as in NIfTI: DICOM's x and y (to the left, to the back) are turned.
@@ -38,7 +38,7 @@ class Frame(NamedTuple):
 
 
 class Slices:
-    """The voxels of frames in order, as nibabel takes them: decoded when they are asked for."""
+    """The voxels of frames in order, as nibabel needs them. They are decoded when first used."""
 
     def __init__(self, frames: list[Frame]):
         self.frames, self.dtype = frames, np.dtype(np.float32)
@@ -56,7 +56,7 @@ class Slices:
                 decoded = {frame.file: stored} if several else {}
             stored = stored[frame.number] if several else stored
             values = dicom.modality_values(frame.dataset, stored, frame.number)
-            # What is bright comes out high, as in every other volume.
+            # In MONOCHROME1 low values are bright. In all other volumes high values are.
             inverse = frame.dataset.PhotometricInterpretation == "MONOCHROME1"
             voxels[:, :, z] = -values.T if inverse else values.T
         return voxels if dtype is None else voxels.astype(dtype, copy=False)
@@ -67,10 +67,10 @@ def volume(path: Path, contents: Mapping[Path, bytes] | None = None) -> nibabel.
     """The volume of the series that the DICOM file at ``path`` belongs to.
 
     The series is :func:`medlib.data.dicom.series_files`; ``contents`` holds files that were read
-    already. Values are float32, after the modality LUT (of MONOCHROME1, with the opposite sign),
-    and decoded when they are asked for. Raises DicomError, with the way out, for fewer than two
-    slices, for colour, for several patients, sizes or orientations, for slices without a position,
-    at the same position, or at distances that differ by more than a tenth.
+    already. Values are float32, after the modality LUT. MONOCHROME1 gets the opposite sign. Values
+    are decoded when they are first used. Raises DicomError, with the way out, if there are fewer
+    than two slices, if they are in colour, or of several patients, sizes or orientations, if one
+    has no position, if two have the same one, or if distances differ by more than a tenth.
     """
     contents, frames = contents or {}, []
     for file in dicom.series_files(path):
@@ -138,7 +138,7 @@ def _check_alike(frames: list[Frame]) -> None:
 
 
 def _in_order(frames: list[Frame]) -> tuple[list[Frame], np.ndarray]:
-    """The frames along their normal, and the step (mm) from one to the next."""
+    """The frames sorted along their normal, and the step (mm) from one to the next."""
     normal = np.cross(frames[0].orientation[:3], frames[0].orientation[3:])
     frames = sorted(frames, key=lambda frame: frame.position @ normal)
     along = np.array([frame.position @ normal for frame in frames])

@@ -3,8 +3,8 @@
 Medical photographs look alike, so two correlations must be high: that of the pictures, and that of
 their detail. Candidates come from a perceptual hash, the lowest frequencies of a thumbnail's cosine
 transform (Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010), kept
-as numbers that bound the correlation. Copies that were cropped, turned or mirrored are the matter
-of :mod:`medlib.data.changed_copies`.
+as numbers that bound the correlation. Cropped, turned and mirrored copies are found by
+:mod:`medlib.data.changed_copies`.
 """
 
 import hashlib
@@ -85,7 +85,7 @@ def _first_equal(keys: Iterable[Hashable]) -> np.ndarray:
 
 
 def _changed(thumbnails: np.ndarray, files: np.ndarray, near: pd.DataFrame) -> pd.DataFrame:
-    """Mirrored, turned and cropped pairs that join what ``near`` pairs leave apart: a forest."""
+    """Changed copies between groups of near copies: a spanning forest of pairs."""
     n = len(thumbnails)
     if len(files) < 2:
         return near.iloc[:0]
@@ -96,7 +96,7 @@ def _changed(thumbnails: np.ndarray, files: np.ndarray, near: pd.DataFrame) -> p
     pairs = changed_copies.find(thumbnails[files], group[files])
     for name in ("first", "second"):
         pairs[name] = files[pairs[name]]
-    # Groups of near pairs are the nodes: between two of them the best pair counts.
+    # The nodes of the forest are groups of near copies. Of two groups, the best pair counts.
     ends = np.sort([group[pairs["first"]], group[pairs["second"]]], axis=0)
     pairs = pairs.assign(one=ends[0], other=ends[1])
     pairs = pairs.sort_values("correlation", ascending=False, kind="stable")

@@ -1,4 +1,4 @@
-"""What is known of patients beside their label: possible confounders, written in one way."""
+"""What is known of patients beside their label (possible confounders), in one spelling."""
 
 import re
 
@@ -6,20 +6,20 @@ import pandas as pd
 
 # Columns of a manifest: of a patient, and whether an image says that it has burnt-in text.
 KNOWN = ("age", "sex", "site", "manufacturer", "burnt_in")
-# How tables write, in any case, that a patient's id, age, sex or site is not known.
+# Texts in tables that mean "not known", in upper or lower case.
 MISSING = ("", "nan", "na", "n/a", "none", "null", "unknown", "<na>", "?", "-")
 SEXES = {"m": "male", "man": "male", "f": "female", "w": "female", "woman": "female"}
-A_YEAR = {"Y": 1, "M": 12, "W": 365.25 / 7, "D": 365.25}  # of the units of DICOM's ages
+A_YEAR = {"Y": 1, "M": 12, "W": 365.25 / 7, "D": 365.25}  # how many of a unit are one year
 
 
 def years(age: str) -> str:
-    """An age in years; of DICOM's "058Y", "018M", "003W" or "010D" with two digits at most."""
+    """An age in years. DICOM's "058Y", "018M", "003W" and "010D" are rounded to two digits."""
     match = re.fullmatch(r"(\d{1,3})\s*([YMWD])", age.strip().upper())
     return f"{round(int(match[1]) / A_YEAR[match[2]], 2):g}" if match else age
 
 
 def without_missing(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows in which "nan", "NA", "unknown" and such are no patient, age, sex or site, but ""."""
+    """Rows in which "nan", "NA", "unknown" and the like are replaced by ""."""
     columns = rows.columns.intersection(["patient_id", *KNOWN])
     return rows.assign(
         **{c: rows[c].mask(rows[c].astype(str).str.lower().isin(MISSING), "") for c in columns}

@@ -29,7 +29,7 @@ from medlib.files import file_sha256, plain_text, save_csv, save_text
 REQUIRED = ("sample_id", "patient_id", "path", "label")
 BESIDE = ("mask", "reference")  # columns that name further files of a sample
 Pairs = Iterable[tuple[str, str]]  # of names
-POINTER = b"version https://git-lfs.github.com/spec/"  # what Git LFS leaves in place of a file
+POINTER = b"version https://git-lfs.github.com/spec/"  # the first bytes of Git LFS's pointers
 Parts = Callable[[Path], list[Path]]  # the files that one file stands for
 LARGE = 50_000  # groups: scikit-learn places them one by one, a million in some minutes
 _HASHING = Lock()  # threads ask for the hash of the same .npz at the same time
@@ -40,7 +40,7 @@ def read(
 ) -> pd.DataFrame:
     """Read and validate a manifest; with ``data``, its files are checked as well.
 
-    ``parts`` are those of :func:`read_files`: DICOM series cannot be checked without.
+    ``parts`` is explained in :func:`read_files`; DICOM series cannot be checked without it.
     Raises ManifestError listing every problem at once.
     """
     path = Path(path)
@@ -193,7 +193,7 @@ def _side_problems(rows: pd.DataFrame, side: str, present: list[str]) -> list[st
 
 
 def whole(number: str) -> str:
-    """Of a whole number that is written as 1.0, as pandas and Excel have it, "1"."""
+    """Write a whole number without decimals: "1.0", as pandas and Excel write it, becomes "1"."""
     return re.sub(r"^(-?\d+)\.0+$", r"\1", number)
 
 
@@ -280,7 +280,7 @@ def read_files(
 
 
 def pointer_problem(content: bytes) -> str:
-    """In words, that a file's content is only what Git LFS leaves in its place; or nothing."""
+    """A problem in words if a file is only a pointer of Git LFS; otherwise ""."""
     way_out = "run `git lfs pull` in the repository that it is from"
     return f"is a Git LFS pointer, not the file: {way_out}" if content.startswith(POINTER) else ""
 

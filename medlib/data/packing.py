@@ -178,16 +178,16 @@ def _draw(
 
 
 def _has_few_greys(picture: Image.Image) -> bool:
-    """Whether four grey values or fewer make up nearly all of a picture, as in a mask."""
+    """Whether four grey values, or fewer, cover at least 98 % of a picture, as in a mask."""
     grey = picture.resize((64, 64), Image.Resampling.NEAREST).convert("L")
     levels = np.bincount(np.asarray(grey).ravel() // 8, minlength=32)  # JPEG blurs them a little
     return bool(np.sort(levels)[-4:].sum() >= 0.98 * levels.sum())
 
 
 def pictures(read: Reading, samples: list[str], folders: Folders) -> np.ndarray:
-    """An image of each sample, as it is drawn for the largest pack: uint8 N×S×S×3.
+    """An image of each sample, at the size of the largest pack: uint8 N×S×S×3.
 
-    Of a volume it is the middle slice; without ``folders``, the grey thumbnails.
+    A volume gives its middle slice. Without ``folders``, the grey thumbnails are returned.
     """
     if not folders or not samples:
         numbers = pd.Index(read.rows["sample_id"]).get_indexer(samples)

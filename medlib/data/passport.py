@@ -11,9 +11,9 @@ from medlib.data.manifest import split_column
 
 FILE_TYPE, IMAGE_SIZE = "images by file type", "images by size"  # in pixels
 MOST_SIZES = 6  # sizes of images that have a column each
-MOST_REASONS, MOST_LETTERS = 6, 240  # that are listed, and of each
+MOST_REASONS, MOST_LETTERS = 6, 240  # reasons that are listed, and letters of each
 _MARKS = ("\n", ".,:;", ".,:;()[]'\"")  # around a name in a text; the name may hold some itself
-# A word in which a digit stands beside a letter, or several digits: perhaps an id.
+# A word with both letters and digits, or with three digits, may be an id.
 _ANY_ID = re.compile(r"[\w.-]*(\d[\w.-]*[A-Za-z_]|[A-Za-z_][\w.-]*\d|\d{3})[\w./-]*")
 ALL, UNKNOWN, REST = "all classes", "unknown", "all others"  # rows and columns
 # The manifest's columns → panels.
@@ -85,7 +85,7 @@ def table(
 
 
 def _as_stored(rows: pd.DataFrame, stored: pd.DataFrame) -> dict[str, pd.Series]:
-    """Format and bits, and size in pixels, of each image; sizes in bands if there are many."""
+    """The file type (with its bits) and the size of each image. Many sizes are grouped in bands."""
     stored = stored.set_index("sample_id")
     of_files = stored["kind"] + ", " + stored["bits"].astype(str) + " bits"
     sizes = stored["width"].astype(str) + "×" + stored["height"].astype(str)
@@ -165,9 +165,10 @@ def _class_rows(sizes: pd.Series, unit: str, classes: Sequence[str]) -> pd.DataF
 
 
 def _without_ids(texts: pd.Series, ids: set[str]) -> pd.Series:
-    """Texts without ids and paths: those that differ in nothing else become one.
+    """Replace ids and paths in texts by "…", so that texts become equal that differ only in these.
 
-    Where many stay, every word goes that looks like an id. Long texts are cut.
+    If many different texts remain, every word that looks like an id is replaced. Long texts are
+    cut.
     """
     longest = min(max((name.count(" ") for name in ids), default=0) + 1, 8)  # words of an id
 

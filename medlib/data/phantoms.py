@@ -177,6 +177,7 @@ def _chest(rng: np.random.Generator, sick: bool, n: int = 128) -> np.ndarray:
         bone = np.array([[side * 0.1, -0.66], [side * 0.4, -0.7], [side * 0.75, -0.88]])
         _paint(image, 0.75, _ink(n, [(bone, 0.055)]) * 0.5)
     _opacities(rng, image, lungs * (1 - belly) * (1 - 0.8 * heart), sick)
+    image += 0.045 * _noise(rng, n, 9) * flesh  # muscle and fat, so that no two patients look alike
     marker = Image.new("L", (n, n))
     ImageDraw.Draw(marker).text((rng.integers(10, 22), rng.integers(22, 40)), "R", 255)
     return np.maximum(image, np.asarray(marker, np.float32) / 255 * 0.9)

@@ -25,12 +25,20 @@ class Copies(NamedTuple):
     """Pairs of images that tie two patients together, or stand on two sides of a split.
 
     ``pairs``: first, second, kind, correlation, first_side, second_side ("" before sides are
-    drawn); those on two sides come first, then those of the least correlation. ``pictures``: the
+    drawn); pairs on two sides come first, then those with the lowest correlation. ``pictures``: the
     images of the first MOST_SHOWN pairs, uint8 K×2×S×S×3.
     """
 
     pairs: pd.DataFrame
     pictures: np.ndarray
+
+
+class Stopped(ManifestError):
+    """Preparation was stopped by what it found; ``copies`` are the pairs to look at."""
+
+    def __init__(self, message: str, copies: Copies):
+        super().__init__(message)
+        self.copies = copies
 
 
 class Prepared(NamedTuple):
@@ -41,7 +49,7 @@ class Prepared(NamedTuple):
     one image: first, second, kind (exact, near, or what was done to it, such as "mirrored and
     cropped"), correlation, first_side, second_side, same_patient, same_label, action. ``stored``:
     how image files are stored (sample_id, kind, bits, width, height, few_greys). ``notes``:
-    sentences about what was taken for granted. ``copies``: the pairs that a person should look at.
+    sentences about what was assumed. ``copies``: the pairs that a person should look at.
     """
 
     rows: pd.DataFrame
@@ -53,7 +61,7 @@ class Prepared(NamedTuple):
 
 
 MOST_SHOWN = 12  # pairs whose pictures are kept
-MOST_TIED = 5  # patients that one picture may tie together; of more, it is a placeholder
+MOST_TIED = 5  # patients that may share one picture; if more do, it is probably a placeholder
 
 
 def prepare(
@@ -77,7 +85,7 @@ def prepare(
     ``seed`` where the data have none. So are the folds of further ``repeats`` of cross-validation.
     Raises ManifestError that lists every sample that cannot be used, or else every image or
     patient that stands on two sides of a split. With ``quarantine`` these are left out instead,
-    and listed with their reasons in ``excluded``; of two sides, the training side is.
+    and listed with their reasons in ``excluded``. Of two sides, the training side is left out.
     """
     listing = _fixed(card, data, given) if given is not None else reader.read(card, data)
     used = {"mask": card.volumes and card.volumes.needs_mask, "reference": card.volumes}
@@ -93,8 +101,7 @@ def prepare(
                 card, data, listing, read, pairs, quarantine, repeats, seed
             )
         except ManifestError as error:
-            error.copies = copies
-            raise
+            raise Stopped(str(error), copies) from error
         prepared = prepared._replace(copies=copies)
         packing.write(read, prepared.rows, folders, card.volumes)
     return prepared
@@ -148,14 +155,14 @@ def _checked_and_split(
 
 
 def _burnt_in(rows: pd.DataFrame) -> list[str]:
-    """A note of images that say that text is burnt into their pixels."""
+    """A note that counts the images with text in their pixels, as their files say."""
     n = int((rows["burnt_in"] == "yes").sum()) if "burnt_in" in rows else 0
     many = f"{n} image(s) say that text is burnt into their pixels (BurnedInAnnotation)."
     return [f"{many} Look at them before you share images or figures."] if n else []
 
 
 def _one_rule_for_grey_values(card: Card, stored: pd.DataFrame) -> None:
-    """Raise ManifestError if images of 8 and of more bits would be treated in two ways."""
+    """Raise ManifestError if some images have 8 bits, others more, and the card states no rule."""
     deep = stored["bits"] > 8
     if card.grey_values == "" and deep.any() and not deep.all():
         many = f"{deep.sum()} of {len(deep)} images have more than 8 bits"
@@ -166,7 +173,7 @@ def _one_rule_for_grey_values(card: Card, stored: pd.DataFrame) -> None:
 
 
 def _blank(read: packing.Reading) -> pd.DataFrame:
-    """Images on which there is nothing to see: they may be shared by any number of patients."""
+    """Images on which there is nothing to see. Many patients may share such an image."""
     blank = read.thumbnails.std(axis=(1, 2)) < FLAT
     names = read.rows["sample_id"][blank] if len(read.stored) else []
     why = "it is blank: replace it, or write `grey_values: stretched` in the card if it is only dim"
@@ -174,7 +181,10 @@ def _blank(read: packing.Reading) -> pd.DataFrame:
 
 
 def _masks(read: packing.Reading) -> pd.DataFrame:
-    """Samples that look like a mask of another: few grey values, its size, and a longer name."""
+    """Samples that look like a mask of another image.
+
+    They have few grey values, the size of that image, and a name that begins with its name.
+    """
     stored = read.stored.set_index("sample_id")
     paths = read.rows.set_index("sample_id")["path"].reindex(stored.index)
     of_each = zip(paths, stored["width"], stored["height"], strict=True)
@@ -191,9 +201,9 @@ def _masks(read: packing.Reading) -> pd.DataFrame:
 
 
 def _under_two_labels(rows: pd.DataFrame, pairs: pd.DataFrame, card: Card) -> pd.DataFrame:
-    """Samples of one image that have two labels, each with the other.
+    """Samples that are one image but have two labels. The reason of each names the other.
 
-    Copies that are not exact may have two labels if they are of one patient: a film's frames.
+    Two frames of a film may differ in label: copies that are not exact, of one patient, are kept.
     """
     rows, official = rows.set_index("sample_id"), manifest.split_column(rows) is not None
     known = [set(group) for group in card.known_duplicates if official]  # the card decides
@@ -210,7 +220,7 @@ def _under_two_labels(rows: pd.DataFrame, pairs: pd.DataFrame, card: Card) -> pd
 
 
 def _shared(rows: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Samples of one picture that more than MOST_TIED patients have."""
+    """Samples whose picture more than MOST_TIED patients share."""
     same = pairs[(pairs["kind"] == "exact") | (pairs["correlation"] >= 0.9999)]
     patients, found = rows.set_index("sample_id")["patient_id"], []
     for group in manifest.linked(_ids(same)):
@@ -273,12 +283,11 @@ def _pairs(read: packing.Reading, card: Card) -> pd.DataFrame:
 def _copies(
     read: packing.Reading, pairs: pd.DataFrame, card: Card, folders: packing.Folders
 ) -> Copies:
-    """The pairs of two patients that the card does not confirm, and their pictures."""
+    """The pairs of images of two patients, without those that the card confirms."""
     rows, confirmed = read.rows.set_index("sample_id"), map(set, card.known_duplicates)
     confirmed, side = list(confirmed), manifest.split_column(read.rows)
     for end in ("first", "second"):
-        sides = rows[side].reindex(pairs[end]).fillna("").astype(str) if side else ""
-        pairs = pairs.assign(**{f"{end}_side": np.asarray(sides)})
+        pairs = pairs.assign(**{f"{end}_side": _sides(rows, side, pairs[end])})
     one, other = (rows["patient_id"].reindex(pairs[end]).to_numpy() for end in ("first", "second"))
     open_ones = [not any(set(pair) <= group for group in confirmed) for pair in _ids(pairs)]
     pairs = pairs[(one != other) & np.array(open_ones, bool)]
@@ -291,10 +300,10 @@ def _copies(
 
 
 def _gathered(rows: pd.DataFrame, pairs: list[tuple[str, str]]) -> pd.DataFrame:
-    """Rows in which patients who share a pair are on one side: where most of their images are.
+    """Move patients who share a pair of copies to one side: the one with most of their images.
 
-    Folds are not drawn for groups of changed copies, because then one pair more or less, near the
-    threshold, would draw nearly all patients into other folds. So only these few patients move.
+    Folds are drawn before, without regard to changed copies. Otherwise one more pair would change
+    the folds of nearly all patients. In this way only the patients of the pair move.
     """
     patient = rows.set_index("sample_id")["patient_id"].to_dict()
     ties = [(patient[a], patient[b]) for a, b in pairs if a in patient and b in patient]
@@ -309,7 +318,7 @@ def _gathered(rows: pd.DataFrame, pairs: list[tuple[str, str]]) -> pd.DataFrame:
 
 
 def card_lines(copies: Copies) -> str:
-    """Two lines of YAML to choose from: the first confirms all pairs shown, the second denies."""
+    """Two lines for the card. The first confirms all pairs shown, the second dismisses them."""
     shown = copies.pairs[["first", "second"]].head(len(copies.pictures)).to_numpy().tolist()
     pairs = yaml.safe_dump(shown, default_flow_style=True, width=float("inf")).strip()
     return f"known_duplicates: {pairs}\nnot_duplicates: {pairs}"
@@ -366,6 +375,13 @@ def _patients_on_one_side(
     return kept, _joined(excluded, dropped.assign(reason=reason))
 
 
+def _sides(rows: pd.DataFrame, side: str | None, samples: pd.Series) -> list[str]:
+    """On which side each sample stands; "" if it has no row, or if no side is drawn yet."""
+    if side not in rows:
+        return [""] * len(samples)
+    return ["" if pd.isna(stands) else str(stands) for stands in rows[side].reindex(samples)]
+
+
 def _ids(pairs: pd.DataFrame) -> list[tuple[str, str]]:
     return list(zip(pairs["first"], pairs["second"], strict=True))
 
@@ -375,10 +391,8 @@ def _report(pairs: pd.DataFrame, before: pd.DataFrame, rows: pd.DataFrame, side:
     before, after = before.set_index("sample_id"), rows.set_index("sample_id")
     report = pairs.copy()
     for name in ("first", "second"):
-        stands = after[side].reindex(report[name])
-        if side in before:  # the side from which it was dropped
-            stands = stands.fillna(before[side].reindex(report[name]))
-        report[f"{name}_side"] = [str(s) if pd.notna(s) else "" for s in stands]
+        ends = zip(*(_sides(at, side, report[name]) for at in (after, before)), strict=True)
+        report[f"{name}_side"] = [now or dropped_from for now, dropped_from in ends]
     for key, same in {"patient_id": "same_patient", "label": "same_label"}.items():
         one, other = (before[key].reindex(report[name]).to_numpy() for name in ("first", "second"))
         report[same] = one == other

@@ -1,17 +1,17 @@
-"""Small grey pictures of images, by which copies are found."""
+"""Small grey pictures of images. Copies are found by comparing them."""
 
 import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 SIDE = 96  # pixels
-TINY = 40  # pixels; of a picture with a shorter side only an equal one is known to be a copy
-FLAT = 2.0  # grey levels of standard deviation; what varies less is blank, and like nothing
+TINY = 40  # pixels; if a side is shorter, only an equal picture counts as a copy
+FLAT = 2.0  # grey levels; a picture with a smaller standard deviation is blank
 
 
 def draw(image: Image.Image) -> np.ndarray:
     """An image, of any size and mode, as a small grey square: uint8 S×S, antialiased."""
-    # Bilinear shrinking is the least upset by compression; enlarging, it would blur what is there.
+    # Compression changes a bilinear thumbnail least. But a small picture would be blurred by it.
     small = min(image.size) < SIDE
     kernel = Image.Resampling.LANCZOS if small else Image.Resampling.BILINEAR
     return np.asarray(image.convert("L").resize((SIDE, SIDE), kernel))
@@ -21,9 +21,10 @@ def detail(pictures: np.ndarray, fine=1.0, coarse=2.0, around=2.0, least=1.0) ->
     """The middle frequencies of pictures (N×S×S), with equal contrast: float32 N×S×S.
 
     A difference of Gaussians removes slow shading, which different patients share, and the finest
-    grain, which compression changes. It is divided by its local strength (as in Jarrett et
-    al., ICCV 2009), so that the rim of the camera's field does not outweigh what is inside; the
-    added ``least`` grey level keeps rounding errors in even regions small. Others are in pixels.
+    grain, which compression changes. It is divided by its local strength (Jarrett et al., ICCV
+    2009). Otherwise the bright rim of the camera's field would count most. ``least`` (grey levels)
+    is added to the strength, so that rounding errors stay small in even regions. ``fine``,
+    ``coarse`` and ``around`` are in pixels.
     """
     images = np.asarray(pictures, np.float32)
     band = _blurred(images, fine) - _blurred(images, coarse)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from medlib.data import dicom, dicom_series
 from medlib.data.cards import Volumes
+from medlib.data.greys import window
 
 MAX_VOXELS = 2**28  # 1 GiB as float32; a header of 352 bytes may claim anything
 Contents = Mapping[Path, bytes]  # of files that were read already
@@ -74,21 +75,6 @@ def slices(
     return {z: _picture(grey, z, settings.neighbours) for z in _chosen(settings, head, tumour)}
 
 
-def window(
-    values: np.ndarray, inside: np.ndarray | None = None, percentiles: tuple = (0.5, 99.5)
-) -> np.ndarray:
-    """Scale values to 0 … 255 (uint8) between two of their percentiles, or those of ``inside``.
-
-    Raises ValueError for values that are not finite.
-    """
-    if not np.isfinite(values).all():
-        raise ValueError("it holds NaN or infinite values")
-    low, high = np.percentile(values if inside is None else values[inside], percentiles)
-    with np.errstate(over="ignore"):  # both ends equal: everything above them is white
-        scaled = (values - low) / max(high - low, np.finfo(np.float32).tiny)
-    return np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
-
-
 class Geometry(NamedTuple):
     """Where voxels lie: ``shape`` in voxels, ``affine`` (4×4) to millimetres, both in RAS+."""
 
@@ -120,7 +106,7 @@ def _load(path: Path, contents: Contents) -> tuple[object, io.BufferedIOBase | N
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         return nibabel.load(path), None
     stream = io.BytesIO(content)
-    if content.startswith(b"\x1f\x8b"):  # by its content: some are misnamed
+    if content.startswith(b"\x1f\x8b"):  # gzip; the file's name may be wrong
         stream = gzip.GzipFile(fileobj=stream)
     header = stream.read(nibabel.Nifti2Header.sizeof_hdr)
     stream.seek(0)
@@ -177,7 +163,7 @@ def _open(path: Path | str, what: str, contents: Contents, trust: Trust) -> tupl
 
 
 def _affine(image: nibabel.Nifti1Pair, what: str, trust: Trust) -> np.ndarray:
-    """The affine (4×4) of an image: the one to trust, if any is named, else the one it states."""
+    """The affine (4×4) of an image: the one that ``trust`` names, or else the one it states."""
     if isinstance(trust, np.ndarray):
         return trust
     (sform, s_code), (qform, q_code) = image.get_sform(coded=True), image.get_qform(coded=True)

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from medlib.data.passport import ALL, REST, UNKNOWN
+from medlib.data.passport import ALL, FILE_TYPE, IMAGE_SIZE, REST, UNKNOWN
 from medlib.show.names import spoken
 from medlib.show.style import COLOURS, PAGE, styled, text_width, title_above, wrapped
 
@@ -25,6 +25,7 @@ def draw(numbers: pd.DataFrame, title: str = "") -> plt.Figure:
     than :data:`MOST` classes those with the most patients are drawn, and a note says so.
     """
     numbers, left_out = _largest(numbers)
+    numbers, same = _without_what_is_same(numbers)
     names = _class_labels(numbers)
     room = PAGE - max(map(text_width, names)) - 0.2  # inches beside the names
     bands = _in_bands(_panels_of_passport(numbers, room), room)
@@ -53,6 +54,7 @@ def draw(numbers: pd.DataFrame, title: str = "") -> plt.Figure:
     note = (
         "Beside a class: its patients, and their share of all. Numbers: patients, or what the "
         "panel names.\nBars: their share of the class, among known values; one scale per panel."
+        + same
         + left_out
         + "".join(f"\n{wrapped(text, PAGE - 0.2, 6.5)}" for text in _notes(numbers))
     )
@@ -71,6 +73,17 @@ def _largest(numbers: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     drawn = {"", ALL, *patients.sort_values(ascending=False, kind="stable").index[:MOST]}
     words = f"\nDrawn are the {MOST} classes with the most patients, of {len(patients):,}."
     return numbers[numbers["class"].isin(drawn)], words
+
+
+def _without_what_is_same(numbers: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The numbers without a file type or a size that all images have, and words that name it."""
+    words = []
+    for part in (FILE_TYPE, IMAGE_SIZE):
+        names = numbers["name"][numbers["part"] == part].unique()
+        if len(names) == 1:
+            numbers = numbers[numbers["part"] != part]
+            words.append(f"{names[0]} pixels" if part == IMAGE_SIZE else names[0])
+    return numbers, f"\nAll images: {', '.join(words)}." if words else ""
 
 
 def _patients(numbers: pd.DataFrame) -> pd.DataFrame:
@@ -153,7 +166,7 @@ def _draw_panel(ax: plt.Axes, panel: _Panel) -> None:
 
 
 def _notes(table: pd.DataFrame) -> list[str]:
-    """The notes, as they are printed; of many, the first few."""
+    """The first notes, at most six."""
     return table["name"][table["part"] == "notes"].head(6).tolist()
 
 

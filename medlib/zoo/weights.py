@@ -50,7 +50,7 @@ def told(found: checkpoints.Fitted) -> str:
 def convert(path: Path, name: str, folder: Path | None = None) -> list[str]:
     """Convert a file of weights for a row. Returns lines to print.
 
-    The result is written into ``folder``; the default is the folder ``weights`` of the clone.
+    The result is written into ``folder``. If none is given, this is the clone's folder ``weights``.
     Raises ValueError if the weights do not fit the row, or if another file has that name already.
     """
     row = backbones.get(name)

@@ -384,8 +384,8 @@ def test_a_hash_is_the_beginning_of_a_sha256():
 
 # -------------------------------------------------------------------------- independent readers
 
-# Lossy JPEG may be rounded by one level (three in colour, which is also converted); all others
-# are equal.
+# The two readers may differ by one grey level in lossy JPEG. In colour they may differ by three,
+# since colours are converted as well. All other images are equal.
 LOSSY = {"JPGExtended.dcm": 1, "SC_rgb_jpeg_lossy_gdcm.dcm": 2, "SC_rgb_dcmtk_+eb+cr.dcm": 1}
 LOSSY |= {"SC_rgb_dcmtk_+eb+cy+n1.dcm": 2, "SC_rgb_dcmtk_+eb+cy+np.dcm": 2, "SC_rgb_jpeg.dcm": 1}
 LOSSY |= {"SC_jpeg_no_color_transform.dcm": 1, "SC_rgb_jpeg_app14_dcmd.dcm": 1}

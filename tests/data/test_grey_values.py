@@ -118,7 +118,6 @@ def test_a_stretched_jpeg_is_not_decoded_as_it_is_stored(tmp_path):
 
 
 def test_deep_colours_that_would_be_cut_to_8_bits_are_refused(tmp_path):
-    tags = TiffImagePlugin.ImageFileDirectory_v2()
     path = tmp_path / "x.tif"
     values = np.repeat(np.rint(RAMP).astype("<u2")[..., None], 3, axis=2)
     entries = [(256, 4, 64), (257, 4, 48), (259, 3, 1), (262, 3, 2), (277, 3, 3), (278, 4, 48)]
@@ -134,7 +133,7 @@ def test_deep_colours_that_would_be_cut_to_8_bits_are_refused(tmp_path):
         )
     ifd += struct.pack("<I", 0) + struct.pack("<HHH", 16, 16, 16)
     path.write_bytes(b"II*\0" + struct.pack("<I", 8) + ifd + values.tobytes())
-    assert reason(path) == "it is a colour TIFF of 16 bits: save it as a PNG" and not len(tags)
+    assert reason(path) == "it is a colour TIFF of 16 bits: save it as a PNG"
 
 
 @pytest.mark.parametrize("rule", ["as_stored", "window"])

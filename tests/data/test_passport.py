@@ -387,3 +387,17 @@ def test_kinds_of_file_and_sizes_are_counted_by_class_as_images():
     assert list(part(table, passport.IMAGE_SIZE, "all classes").items()) == list(
         zip(sides.split(", "), (2, 3, 2, 1), strict=True)
     )
+
+
+def test_a_file_type_or_size_that_all_images_have_is_a_sentence_and_no_panel():
+    stored = pd.DataFrame({"sample_id": [f"i{i}" for i in range(8)], "kind": "JPEG", "bits": 8})
+    stored = stored.assign(width=[96] * 7 + [224], height=96)
+    numbers = passport.table(small_manifest(), CLASSES, NO_PAIRS, NONE_LEFT_OUT, stored)
+    fig = passport_figure.draw(numbers)
+    assert passport.IMAGE_SIZE in panel_names(fig) and passport.FILE_TYPE not in panel_names(fig)
+    assert "All images: JPEG, 8 bits." in fig.get_supxlabel()
+    stored["width"] = 96
+    numbers = passport.table(small_manifest(), CLASSES, NO_PAIRS, NONE_LEFT_OUT, stored)
+    fig = passport_figure.draw(numbers)
+    assert not {passport.IMAGE_SIZE, passport.FILE_TYPE} & set(panel_names(fig))
+    assert "All images: JPEG, 8 bits, 96×96 pixels." in fig.get_supxlabel()

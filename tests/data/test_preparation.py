@@ -576,6 +576,15 @@ def test_phantoms_of_every_task_of_the_paper_and_stand_in_are_prepared_whole(dra
     assert duplicates.empty or not duplicates["action"].str.contains("dropped").any()
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_phantom_radiographs_of_two_patients_are_no_copies(tmp_path, seed):
+    """As many as the demo grid draws."""
+    card = cards.read("chest_xray")
+    phantoms.write(card.folder, tmp_path, scale=0.45, seed=seed)
+    prepared = prepare(card, tmp_path)
+    assert prepared.copies.pairs.empty and prepared.excluded.empty
+
+
 @pytest.mark.parametrize("tasks", [cards.MRI, GLIOMA])
 def test_the_three_phantom_glioma_tasks_are_split_alike(drawn, tasks):
     folds = []

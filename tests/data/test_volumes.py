@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medlib.data import volumes
+from medlib.data import greys, volumes
 from medlib.data.cards import Volumes
 
 LARGEST = Volumes(slices=3, choice="largest_tumour")
@@ -140,7 +140,7 @@ def test_the_same_values_give_the_same_picture_whatever_their_number_type(tmp_pa
 
 def test_a_window_lies_between_the_percentiles_that_were_asked_for():
     values = np.arange(101, dtype=np.float32)  # its percentiles are its values
-    found = volumes.window(values, percentiles=(20, 70))
+    found = greys.window(values, percentiles=(20, 70))
     assert found.dtype == np.uint8
     assert (found[:21] == 0).all()
     assert (found[70:] == 255).all()
@@ -150,15 +150,15 @@ def test_a_window_lies_between_the_percentiles_that_were_asked_for():
 def test_a_window_of_a_part_is_laid_over_everything():
     values = np.array([-50, 0, 10, 20, 500], np.float32)
     inside = np.array([False, True, True, True, False])
-    assert volumes.window(values, inside, (0, 100)).tolist() == [0, 0, 128, 255, 255]
+    assert greys.window(values, inside, (0, 100)).tolist() == [0, 0, 128, 255, 255]
 
 
 def test_a_map_of_tiny_values_has_its_contrast_and_a_constant_one_is_black():
     tiny = np.array([0, 1, 2], np.float32) * 1e-9  # a diffusivity in m²/s
-    assert volumes.window(tiny, percentiles=(0, 100)).tolist() == [0, 128, 255]
-    assert volumes.window(np.full(5, 7, np.float32)).tolist() == [0] * 5
+    assert greys.window(tiny, percentiles=(0, 100)).tolist() == [0, 128, 255]
+    assert greys.window(np.full(5, 7, np.float32)).tolist() == [0] * 5
     with pytest.raises(ValueError, match="NaN"):
-        volumes.window(np.array([1, np.nan]))
+        greys.window(np.array([1, np.nan]))
 
 
 def test_a_volume_is_windowed_as_a_whole_over_the_head(tmp_path):

@@ -28,7 +28,7 @@ FILES = ("path", *BESIDE)  # columns that name files
 COLUMNS = (*manifest.REQUIRED, "split", "fold", *BESIDE, *KNOWN)
 SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val"}
 SPLIT_WORDS |= {"validation": "val", "test": "test", "testing": "test"}
-OLE2 = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # an old .xls begins so, and a protected workbook
+OLE2 = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # the first bytes of .xls, and of protected .xlsx
 
 
 class Found(NamedTuple):
@@ -38,7 +38,7 @@ class Found(NamedTuple):
     test), mask, reference (the patient's reference volume), age, sex and site; paths are POSIX and
     relative to the data folder. ``excluded`` (name, reason): left out by design. ``problems``
     (name, reason): what has to be corrected or set aside; such a sample has no row. ``notes``:
-    sentences about what was taken for granted.
+    sentences about what was assumed.
     """
 
     rows: pd.DataFrame
@@ -114,8 +114,8 @@ def read_cells(path: Path, encoding: str = "") -> pd.DataFrame:
     """A CSV, TSV or Excel table as text: "007" stays as it is; of "1.0", as Excel has it, "1".
 
     A CSV is UTF-8, or UTF-16 with a byte order mark, unless ``encoding`` says otherwise. The index
-    counts the rows from 0; rows without any text have been left away. Raises ManifestError for
-    a file that is no such table, and one that lists the rows that do not fit the header.
+    counts the rows from 0; empty rows are left out. Raises ManifestError for a file that is no such
+    table, and for rows that do not fit the header; all these rows are listed.
     """
     if path.exists() and not path.is_file():  # reading a pipe or a device might never end
         raise ManifestError(f"{path} is no file, but a pipe or a device.")
@@ -160,7 +160,7 @@ def _decoded(path: Path, content: bytes, encoding: str) -> str:
 
 
 def _csv_rows(path: Path, text: str) -> list[list[str]]:
-    """The header and the rows of a CSV, each as long as the header; lines without any are left."""
+    """The header and the rows of a CSV. Short rows are filled up with empty cells."""
     lines = [*io.StringIO(text, newline="")]
     comma = max(",\t;", key=(lines or [""])[0].count)
     how = {"delimiter": comma, "strict": True}
@@ -264,6 +264,61 @@ def classes_of(card: Card, option: str, given: dict | None) -> dict[str, str]:
             raise ManifestError(unknown("class", label, card.all_classes, way_out))
     codes = given or {c: c for c in card.all_classes}
     return {manifest.whole(str(code)): label for code, label in codes.items()}
+
+
+def class_of(code: str, classes: dict[str, str]) -> str:
+    """The class of a code, in any case; "" if no class has this code, or several have."""
+    if code in classes:
+        return classes[code]
+    labels = {label for name, label in classes.items() if name.lower() == code.lower()}
+    return labels.pop() if len(labels) == 1 else ""
+
+
+def table_file(folder: Path, table: str) -> Path:
+    """The file of a card's ``table``. Raises ManifestError that lists the tables of the folder."""
+    path = folder / table
+    if not path.is_file():
+        there = ", ".join(shown(p, folder) for p in files(folder, TABLES)) or "no table"
+        raise ManifestError(f"{folder}: the table {table} is missing; there is: {there}.")
+    return path
+
+
+class Placed(NamedTuple):
+    """Where a file lies: its label and split, and the folders below that of its class."""
+
+    label: str
+    split: str
+    below: tuple[str, ...]
+
+
+def in_class_folders(
+    paths: Iterable[Path], folder: Path, card: Card, classes: dict | None
+) -> Generator[Problem, None, dict[Path, Placed]]:
+    """What ``<class>/…`` or ``{train,val,test}/<class>/…`` tells of each file.
+
+    ``classes`` maps names of folders to classes. A file in another folder is a problem. Raises
+    ManifestError if there are folders of a split, but not both train and test.
+    """
+    named = classes_of(card, "classes", None) | classes_of(card, "classes", classes)
+    parts = {path: path.relative_to(folder).parts for path in paths}
+    tops = {of_one[0] for of_one in parts.values()}
+    splits = {top: SPLIT_WORDS[top.lower()] for top in tops if top.lower() in SPLIT_WORDS}
+    if splits and not {"train", "test"} <= set(splits.values()):
+        there = f"there are images in {', '.join(sorted(splits))}"
+        way_out = "there must be some in train and in test, or no folder of a split at all."
+        raise ManifestError(f"{folder}: {there}; {way_out}")
+    placed, depth = {}, 1 if splits else 0
+    for path, (top, *_) in parts.items():
+        within, split = parts[path][depth:-1], splits.get(top, "")
+        if not within or (splits and not split):
+            yield Problem("/".join(parts[path]), "it lies in no folder of a class")
+        elif within[0] not in named:
+            reason = f"the folder is no class of the card ({', '.join(card.all_classes)})"
+            at = "/".join(parts[path][: depth + 1])
+            yield Problem(at, f"{reason}: name its class in layout_options, classes")
+        else:
+            placed[path] = Placed(named[within[0]], split, within[1:])
+    return placed
 
 
 def one_hot(table: pd.DataFrame, classes: Iterable[str]) -> list[str]:

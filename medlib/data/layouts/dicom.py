@@ -104,7 +104,7 @@ def _samples(
 
 
 def _other_files(folder: Path, paths: list[Path]) -> base.Items:
-    """What is no DICOM file: a problem if its name says that it is, else left out by name."""
+    """Files that are not DICOM. A file with DICOM's ending is a problem, any other is left out."""
     for path in paths:
         if ENDING.search(path.name):
             yield base.Problem(base.shown(path, folder), "it is no DICOM file: copy it again")
@@ -113,7 +113,7 @@ def _other_files(folder: Path, paths: list[Path]) -> base.Items:
 
 
 def _row(sample: Sample, shown: str, patient: str, told: dict) -> dict | base.Problem:
-    """A sample's row; what a table has told comes before what the tags tell."""
+    """A sample's row. If a table and the tags both tell something, the table counts."""
     own = sample.header
     name = own.series_instance_uid if sample.is_series else own.sop_instance_uid
     whose = told.get("patient_id") or (name if patient == "file" else getattr(own, patient))
@@ -131,25 +131,11 @@ def _row(sample: Sample, shown: str, patient: str, told: dict) -> dict | base.Pr
 def _by_folder(
     samples: list[Sample], folder: Path, card: Card, classes: dict | None, patient: str
 ) -> base.Items:
-    named = base.classes_of(card, "classes", None) | base.classes_of(card, "classes", classes)
-    parts = {sample.path: sample.path.relative_to(folder).parts for sample in samples}
-    splits = {p[0]: base.SPLIT_WORDS.get(p[0].lower(), "") for p in parts.values()}
-    if any(splits.values()) and not {"train", "test"} <= set(splits.values()):
-        there = f"there are images in {', '.join(sorted(s for s in splits if splits[s]))}"
-        way_out = "there must be some in train and in test, or no folder of a split at all."
-        raise ManifestError(f"{folder}: {there}; {way_out}")
-    for sample in samples:
-        top, split = parts[sample.path][0], splits[parts[sample.path][0]]
-        depth, shown = int(any(splits.values())), base.shown(sample.path, folder)
-        within = parts[sample.path][depth:-1]
-        if not within or (depth and not split):
-            yield base.Problem(shown, "it lies in no folder of a class")
-        elif within[0] not in named:
-            reason = f"the folder is no class of the card ({', '.join(card.all_classes)})"
-            at = "/".join((top, within[0]) if depth else (top,))
-            yield base.Problem(at, f"{reason}: name its class in layout_options, classes")
-        else:
-            yield _row(sample, shown, patient, {"label": named[within[0]], "split": split})
+    by_path = {sample.path: sample for sample in samples}
+    placed = yield from base.in_class_folders(by_path, folder, card, classes)
+    for path, place in placed.items():
+        told = {"label": place.label, "split": place.split}
+        yield _row(by_path[path], base.shown(path, folder), patient, told)
 
 
 # ------------------------------------------------------------------------- labels from a table
@@ -172,14 +158,14 @@ def _by_table(
             yield lacking(shown, f"no row of {table} has its {key}")
         elif len(labels) > 1 or len(splits) > 1:
             yield base.Problem(shown, f"rows {numbers} of {table} differ in its label or split")
-        elif told[0][1]["label"] not in classes:
+        elif not (label := base.class_of(told[0][1]["label"], classes)):
             yield base.Problem(shown, base.no_class(labels.pop(), classes, table))
         elif (split := splits.pop()) and split.lower() not in base.SPLIT_WORDS:
             sides = ", ".join(SPLITS)
             yield base.Problem(shown, f"its split is {split!r} in {table}, not one of {sides}")
         else:
             row = told[0][1] | {"split": base.SPLIT_WORDS.get(split.lower(), "")}
-            yield _row(sample, shown, patient, row | {"label": classes[row["label"]]})
+            yield _row(sample, shown, patient, row | {"label": label})
     there = set().union(*given)
     for name, of_one in rows.items():
         if name not in there:
@@ -191,17 +177,14 @@ def _by_table(
 def _table_rows(
     folder: Path, table: str, key: str, columns: dict
 ) -> dict[str, list[tuple[int, dict]]]:
-    """The rows of the table and their numbers, by what is in the column of the key."""
-    if not (folder / table).is_file():
-        there = ", ".join(base.shown(p, folder) for p in base.files(folder, base.TABLES))
-        missing = f"the table {table} is missing; there is: {there or 'no table'}"
-        raise ManifestError(f"{folder}: {missing}.")
+    """The rows of the table, with their numbers, grouped by the column of the key."""
+    path = base.table_file(folder, table)
     known = (key, "label", "patient_id", "split", *KNOWN)
     for column in columns:
         if column not in known:
             raise ManifestError(unknown("column", column, known, "Correct layout_options."))
     needed = {"label": "label", key: key} | columns
-    cells = base.read_columns(folder / table, needed, {c: c for c in known if c not in needed})
+    cells = base.read_columns(path, needed, {c: c for c in known if c not in needed})
     rows = {}
     for index, row in zip(cells.index, cells.to_dict("records"), strict=True):
         rows.setdefault(row[key], []).append((index + 2, row))
@@ -209,7 +192,7 @@ def _table_rows(
 
 
 def _names(samples: list[Sample], key: str, *places: Path) -> tuple[list[set[str]], set[str]]:
-    """What a table may call each sample by this key; and names that several files have."""
+    """The names by which a table may call each sample; and names that several files share."""
     if key != "file":
         return [{getattr(h, key) for h in s.headers} - {""} for s in samples], set()
     full, short = [], []
@@ -224,9 +207,9 @@ def _names(samples: list[Sample], key: str, *places: Path) -> tuple[list[set[str
 
 
 def tags(path: Path, given: Collection[str]) -> dict[str, str]:
-    """What a DICOM file tells of its patient, but for the columns that a table has given.
+    """What a DICOM file tells of its patient, without the columns that are ``given`` already.
 
-    The patient is a hash, as in :func:`dicom_folder`. Of a file of another format: nothing.
+    The patient is a hash, as in :func:`dicom_folder`. Empty for a file of another format.
     """
     if path.name.lower().endswith((*base.IMAGES, *base.VOLUMES)):
         return {}
@@ -245,9 +228,9 @@ RSNA_PATIENTS = "pneumonia-challenge-dataset-mappings_2018.json"
 def rsna_pneumonia(folder: Path, card: Card, *, patients: str = RSNA_PATIENTS) -> base.Items:
     """Chest radiographs of the RSNA Pneumonia Detection Challenge, as Kaggle ships stage 2.
 
-    ``stage_2_train_labels.csv`` has a row for each box; ``Target`` is 1 where there is one. The
-    images come from ChestX-ray14, of which a patient has several, and their PatientID names the
-    image: whose it is stands in RSNA's file ``patients`` ("": one image is one patient).
+    ``stage_2_train_labels.csv`` has a row for each box. ``Target`` is 1 if the image has a box. The
+    images come from ChestX-ray14, where a patient has several. Their PatientID names the image, not
+    the patient. RSNA's file ``patients`` names the patient; with "", each image is one patient.
     """
     columns = {"image": "patientId", "label": "Target"}
     table = base.find_table(folder, "stage_2_train_labels.csv", columns)
@@ -264,7 +247,7 @@ def rsna_pneumonia(folder: Path, card: Card, *, patients: str = RSNA_PATIENTS) -
 
 
 def _rsna_patients(folder: Path, name: str) -> dict[str, str]:
-    """Of each image its patient in ChestX-ray14, whose 00011978_014.png is of patient 00011978."""
+    """The patient of each image. In ChestX-ray14, 00011978_014.png is of patient 00011978."""
     found = base.files(folder, pattern=name)
     if not found:
         source = "RSNA's page of the challenge (www.rsna.org, AI image challenge, 2018)"
@@ -282,9 +265,9 @@ def _rsna_patients(folder: Path, name: str) -> dict[str, str]:
 def vindr_cxr(folder: Path, card: Card) -> base.Items:
     """Chest radiographs of VinDr-CXR, ``{train,test}/<image_id>.dicom`` (Nguyen et al. 2022).
 
-    Three radiologists read each training image: the card's first class is "No finding" by the
-    majority of them. Five agreed on each test image. One image is one patient: whose it is, is not
-    told.
+    Three radiologists read each training image. It is of the card's first class if most of them
+    say "No finding". Test images carry the consensus of five. The patient is not told, so each
+    image is one patient.
     """
     for split in ("train", "test"):
         columns = {"image": "image_id", "label": "No finding"}
@@ -299,7 +282,7 @@ def vindr_cxr(folder: Path, card: Card) -> base.Items:
 
 
 def _majority(votes: list[str]) -> str:
-    """0 or 1, whichever more than half of the votes are; else the votes, which are no label."""
+    """The vote (0 or 1) of more than half; otherwise all votes, which are no valid label."""
     told = [vote for vote in "01" if votes.count(vote) > len(votes) / 2]
     return told[0] if told and {*votes} <= {"0", "1"} else " ".join(votes)
 

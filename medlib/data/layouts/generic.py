@@ -14,7 +14,7 @@ from medlib.data.layouts.mri import modalities
 from medlib.errors import ManifestError, unknown
 
 MAX_LABELS = 10**7  # of a set of MedMNIST: its header may claim anything
-# What drawings on an image are called: the image's name and such a word, or a folder of its own.
+# A mask or another drawing has one of these words in its name, or lies in a folder called so.
 WORD = "(mask|seg|segmentation|superpixel|label|gt|overlay|contour|annotation|roi)s?"
 DRAWN = re.compile(rf"(.+?)[ _-]+{WORD}([ _-]?\d+)?", re.IGNORECASE)
 FOLDER_OF_DRAWN = re.compile(rf"(.+[ _-])?{WORD}", re.IGNORECASE)
@@ -30,40 +30,26 @@ def folder_per_class(
     file is one patient. ``classes`` maps names of folders to classes.
     """
     pattern = patients.pattern("patient", patient)
-    named = base.classes_of(card, "classes", None) | base.classes_of(card, "classes", classes)
     paths = base.files(folder, base.VOLUMES if card.volumes else base.IMAGES)
-    parts = {path: path.relative_to(folder).parts for path in paths}
-    tops = {p[0] for p in parts.values() if p[0].lower() in base.SPLIT_WORDS}
-    splits = {top: base.SPLIT_WORDS[top.lower()] for top in tops}
-    if splits and not {"train", "test"} <= set(splits.values()):
-        there = f"there are images in {', '.join(sorted(splits))}"
-        way_out = "there must be some in train and in test, or no folder of a split at all."
-        raise ManifestError(f"{folder}: {there}; {way_out}")
     stems = {(path.parent, base.stem(path.name).lower()) for path in paths}
-    for path in paths:
-        shown, depth = "/".join(parts[path]), 1 if splits else 0
-        split, (*within, _) = splits.get(parts[path][0], ""), parts[path][depth:]
-        at, whose = "/".join(parts[path][: depth + 1]), patients.of(pattern, shown)
-        drawn = DRAWN.fullmatch(base.stem(path.name).lower())
-        if not within or (splits and not split):
-            yield base.Problem(shown, "it lies in no folder of a class")
-        elif within[0] not in named:
-            reason = f"the folder is no class of the card ({', '.join(card.all_classes)})"
-            yield base.Problem(at, f"{reason}: name its class in layout_options, classes")
-        elif card.volumes and "mask" in modalities([path]):
+    placed = yield from base.in_class_folders(paths, folder, card, classes)
+    for path, place in placed.items():
+        shown = base.shown(path, folder)
+        whose, drawn = patients.of(pattern, shown), DRAWN.fullmatch(base.stem(path.name).lower())
+        if card.volumes and "mask" in modalities([path]):
             yield base.Excluded(shown, "a mask, by its name")
         elif drawn and (path.parent, drawn[1]) in stems:
             yield base.Excluded(shown, "a mask or a drawing of the image beside it, by its name")
-        elif any(FOLDER_OF_DRAWN.fullmatch(part) for part in within[1:]):
+        elif any(FOLDER_OF_DRAWN.fullmatch(part) for part in place.below):
             yield base.Excluded(shown, "a mask or a drawing, by its folder")
         elif not whose:
             yield base.Problem(shown, patients.none(patient))
         else:
             sample = base.stem(shown.replace("/", "-"))
             whose = whose if patient else sample
-            yield base.row(sample, path, named[within[0]], patient_id=whose, split=split)
+            yield base.row(sample, path, place.label, patient_id=whose, split=place.split)
     if not patient:
-        yield from patients.one_image_each("/".join(p) for p in parts.values())
+        yield from patients.one_image_each(base.shown(path, folder) for path in paths)
 
 
 def _shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:

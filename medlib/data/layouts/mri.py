@@ -15,10 +15,10 @@ from medlib.errors import ManifestError, unknown
 MODALITIES = {"t1": "t1|t1n", "t1ce": "t1ce|t1c|t1gd", "t2": "t2|t2w", "flair": "flair|t2f|fla"}
 ENDINGS = MODALITIES | {"mask": "seg|segm|tumor_segmentation"}
 REQUIRED = ["t1", "t1ce", "flair"]  # so that tasks on each of them are about the same patients
-# UCSF-PDGM: ids of a follow-up of another patient, and what these are called from version 3 on.
+# UCSF-PDGM: these ids are follow-up scans of other patients. From version 3 on they have new names.
 FOLLOW_UPS = {"0315": "0433FU007d", "0278": "0431FU001d", "0175": "0396FU175d"}
 FOLLOW_UPS |= {"0138": "0429FU003d", "0181": "0409FU001d", "0289": "0391FU016d"}
-# BraTS from 2021 on: two numbers of one patient, by UCSF-PDGM's table.
+# BraTS from 2021 on: two patients have two numbers each, as UCSF-PDGM's table shows.
 REPEATED = {"00639": "00557", "00626": "00758"}
 # ``key``: the sample's name in the table of labels; ``volumes`` are paths, the others texts.
 Case = namedtuple("Case", ["sample", "patient", "key", "site", "volumes"])

@@ -1,4 +1,4 @@
-"""Whose an image is, by its path: the option ``patient`` of the layouts of any data set."""
+"""Find the patient in the path of an image: the option ``patient`` of some layouts."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -9,13 +9,13 @@ from medlib.data.layouts import base
 from medlib.errors import ManifestError
 
 PATIENCE = 1  # seconds to match one name: with some patterns it could take hours
-# What names of patients often look like, within a path.
+# Names of patients often look like this within a path.
 LIKELY = r"(?<![a-z])(patient|person|subject|subj|sub|case|mrn|pid|pat|pt|p)[ _-]?\d+"
 LIKELY = regex.compile(LIKELY, regex.IGNORECASE)
 
 
 def pattern(option: str, text: str) -> regex.Pattern:
-    """A regular expression of layout_options. Raises ManifestError for one that is none."""
+    """Compile a regular expression of layout_options. Raises ManifestError if it is not valid."""
     try:
         return regex.compile(text or ".*")
     except regex.error as error:
@@ -34,7 +34,7 @@ def found(pattern: regex.Pattern, text: str, how: str = "search") -> regex.Match
 
 
 def of(pattern: regex.Pattern, shown: str) -> str:
-    """The patient that a path below the data set's folder tells, or nothing."""
+    """The patient in a path below the data set's folder; "" if there is none."""
     match = found(pattern, shown if "/" in pattern.pattern else shown.rpartition("/")[2])
     return (match and match[min(pattern.groups, 1)]) or ""
 
@@ -47,7 +47,7 @@ def none(pattern: str) -> str:
 
 
 def one_image_each(paths: Iterable[str], columns: Iterable[str] = ()) -> Iterator[base.Note]:
-    """Notes: that each image was taken as one patient, and what looks as if it told patients."""
+    """Notes: each image counts as one patient; and which names in the paths may be patients."""
     yield base.Note("Nothing tells whose an image is: each image is taken as a patient of its own.")
     names = {path: match[0] for path in paths if (match := LIKELY.search(path))}
     times = Counter(names.values())

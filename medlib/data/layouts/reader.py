@@ -83,9 +83,9 @@ def _options(card: Card) -> dict:
 
 
 def _not_read(folder: Path, data: Path, rows: list[dict], card: Card) -> Iterator[base.Excluded]:
-    """How many files have an ending that the layout does not look for, by ending and folder."""
+    """Count the files whose ending the layout does not read, by folder and ending."""
     of_kind = base.VOLUMES if card.volumes else base.IMAGES
-    if card.layout == "dicom":  # it looks at every file, and names those that it does not read
+    if card.layout == "dicom":  # this layout lists such files itself
         return
     is_any = card.layout in ANY_DATA
     read = base.TABLES + (of_kind if is_any else base.IMAGES + base.VOLUMES)
@@ -98,7 +98,7 @@ def _not_read(folder: Path, data: Path, rows: list[dict], card: Card) -> Iterato
             within = path.relative_to(folder).parts[:-1]
             where = within[: 2 if within and within[0].lower() in base.SPLIT_WORDS else 1]
             ending = path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]
-            if ending or is_any:  # a table of HAM10000 has none
+            if ending or is_any:  # the table of HAM10000 has no ending
                 times["/".join(where), "".join(ending).lower()] += 1
     for (where, ending), number in sorted(times.items()):
         words = f"the ending {ending}" if ending else "no ending"
@@ -139,7 +139,7 @@ def _one_file_an_id(rows: list[dict], data: Path) -> tuple[list[dict], list[Left
 
 
 def _printable(name: str) -> str:
-    """A name whose bytes that are no text are written as ``\\udcfc``."""
+    """A name that can be printed: a byte that is not UTF-8 is written as ``\\udcfc``."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 

@@ -1,4 +1,4 @@
-"""The layout of any data set that a table describes: the option ``table`` names it."""
+"""The layout ``table``: a data set of any kind, described by a table."""
 
 import unicodedata
 from collections import Counter
@@ -29,18 +29,15 @@ def own_table(
     """A user's CSV, TSV or Excel table, one row per sample.
 
     ``columns`` maps our columns to the table's; path and label are needed. A path is relative to
-    the table's folder or to the data set's; a bare or differently spelt name is searched below it.
-    A list of columns is a path in parts. ``names`` maps the table's labels to classes, in any case;
-    ``patterns`` regular expressions for whole labels to classes. ``where`` maps a column to the
-    values of the rows that are used. ``patient`` finds the patient in a path, as in
-    :func:`folder_per_class`. ``encoding`` is that of a CSV which is not UTF-8. Of DICOM files, the
-    tags tell what the table has no column for.
+    the table's folder or to the data set's. A name that is not there is searched below the data
+    set's folder. Several columns may hold the parts of a path. ``names`` maps the table's labels to
+    classes, in upper or lower case. ``patterns`` maps regular expressions to classes; they must
+    match a whole label. ``where`` maps a column to the values of the rows that are used.
+    ``patient`` finds the patient in a path, as in :func:`generic.folder_per_class`. ``encoding`` is
+    needed for a CSV that is not UTF-8. If the table lacks a column that DICOM's tags can fill, they
+    fill it.
     """
-    path = folder / table
-    if not path.is_file():
-        tables = [base.shown(p, folder) for p in base.files(folder, base.TABLES)]
-        there = ", ".join(tables) or "no table"
-        raise ManifestError(f"{folder}: the table {table} is missing; there is: {there}.")
+    path = base.table_file(folder, table)
     cells = _cells(path, columns or {}, [*(where or {})], encoding)
     places, pattern = _Places(path, folder, card), patients.pattern("patient", patient)
     rows = yield from _chosen(cells, where or {}, places)
@@ -76,9 +73,9 @@ def own_table(
 
 
 def _cells(path: Path, columns: dict, filters: list[str], encoding: str) -> pd.DataFrame:
-    """The table's columns by our names, and as ``where <theirs>`` those of filters.
+    """The table's columns under our names. The columns of filters are called ``where <theirs>``.
 
-    ``attrs["unused"]`` are the names of the others.
+    ``attrs["unused"]`` holds the names of all other columns.
     """
     for column, theirs in columns.items():
         if column not in base.COLUMNS:
@@ -105,7 +102,7 @@ def _cells(path: Path, columns: dict, filters: list[str], encoding: str) -> pd.D
 def _chosen(
     cells: pd.DataFrame, where: dict, places: "_Places"
 ) -> Generator[base.Excluded, None, list[dict]]:
-    """The rows that ``where`` asks for, each with a sample_id; the others are left out."""
+    """Keep the rows that ``where`` asks for, and give each a sample_id. Others are left out."""
     rows = cells.to_dict("records")
     stems = [base.stem(row["path"]).strip("/").replace("/", "-") for row in rows]
     paths = pd.DataFrame({"stem": stems, "path": cells["path"].to_numpy()}).drop_duplicates()
@@ -122,7 +119,7 @@ def _chosen(
             if told[column].lower() not in [value.lower() for value in values]:
                 reason = f"its {column} is {told[column]!r}, not {' or '.join(values)} (where)"
                 yield base.Excluded(row["sample_id"], reason)
-                places.find(row["path"])  # a row names it
+                places.find(row["path"])  # so that it is not listed as named by no row
                 break
         else:
             chosen.append(row)
@@ -130,7 +127,7 @@ def _chosen(
 
 
 def _wrong(row: dict, times: Counter, table: str) -> Iterator[str]:
-    """What is wrong with a row's id and side."""
+    """What is wrong with a row's id, split or fold."""
     if (n := times[row["sample_id"]]) > 1:
         yield f"it stands in {n} rows of {table}"
     if (split := row.get("split", "")) and split.lower() not in base.SPLIT_WORDS:
@@ -140,7 +137,7 @@ def _wrong(row: dict, times: Counter, table: str) -> Iterator[str]:
 
 
 def _number_folds(rows: list[dict]) -> base.Items:
-    """Number the folds of a table from 0 on, and note it if they were called otherwise."""
+    """Number the folds from 0 on. A note says so if the table calls them otherwise."""
     names = {row["fold"] for row in rows if row.get("fold")}
     names = sorted(names, key=lambda name: (len(name), name) if name.isdigit() else (99, name))
     numbers = {name: str(number) for number, name in enumerate(names)}
@@ -153,13 +150,12 @@ def _number_folds(rows: list[dict]) -> base.Items:
 
 
 def _class_of(code: str, names: dict, patterns: dict) -> str:
-    """The class of a label, by its name in any case, or by a pattern; "" where none or several."""
-    if code in names:
-        return names[code]
-    told = {label for name, label in names.items() if name.lower() == code.lower()}
-    if code and not told:
-        told = {c for pattern, c in patterns.items() if patients.found(pattern, code, "fullmatch")}
-    return told.pop() if len(told) == 1 else ""
+    """The class of a label, by its name or else by a pattern; "" if none fits, or several do."""
+    label = base.class_of(code, names)
+    if label or not code:
+        return label
+    labels = {c for pattern, c in patterns.items() if patients.found(pattern, code, "fullmatch")}
+    return labels.pop() if len(labels) == 1 else ""
 
 
 class _Places:
@@ -181,14 +177,14 @@ class _Places:
         return files
 
     def fill(self, row: dict) -> Iterator[str]:
-        """Put the files into a row whose names it has; the reasons why there are none."""
+        """Replace names by files in a row. Yields a reason for each file that is missing."""
         for column in (c for c in base.FILES if row.get(c)):
             row[column], reason = self.find(row[column])
             if reason:
                 yield reason
 
     def find(self, name: str) -> tuple[Path | str, str]:
-        """The file that a cell names, or the reason why there is none."""
+        """The file that a cell names, and ""; or "", and the reason why no file can be taken."""
         for root in self.roots:
             if (root / name).is_file():
                 self.named.setdefault(root / name, name)
@@ -209,7 +205,7 @@ class _Places:
         return "", f"{name} is not there: looked in {roots}, and for its name below"
 
     def _ends(self, file: Path, parts: list[str]) -> bool:
-        """Whether the folders of one path are the last folders of the other."""
+        """Whether the folders in a cell and those of a file agree, as far as both are given."""
         there = [_plain(part) for part in file.relative_to(self.folder).parts[:-1]]
         wanted = parts[:-1]
         if len(wanted) > len(there):  # a path that begins above the data set's folder
@@ -218,7 +214,7 @@ class _Places:
         return there[len(there) - len(wanted) :] == wanted
 
     def left(self, table: str) -> base.Items:
-        """Files that no row names, and a note of those that were found by a search."""
+        """The files that no row names. A note says how many files were found by a search."""
         known = {file.resolve() for file in self.named}
         for file in base.files(self.folder, self.endings):
             if file.resolve() not in known:
@@ -230,5 +226,5 @@ class _Places:
 
 
 def _plain(name: str) -> str:
-    """A name without differences that file systems and spreadsheets make: case, accents' form."""
+    """A name in lower case and in one Unicode form: file systems and spreadsheets change both."""
     return unicodedata.normalize("NFC", name).casefold()

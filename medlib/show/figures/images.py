@@ -68,7 +68,7 @@ def slice_strip(
 
 @style.styled
 def copies(pairs: pd.DataFrame, pictures: np.ndarray, title: str = "") -> plt.Figure:
-    """Pairs of images side by side, three a row, with their names, sides and kind beneath.
+    """Pairs of images side by side, three in a row. Below each: names, sides and kind.
 
     `pairs` has first, second, kind, correlation, first_side and second_side; `pictures` are the
     images of the first K of them, uint8 of shape (K, 2, H, W, 3). The title counts the others.
@@ -99,7 +99,7 @@ def copies(pairs: pd.DataFrame, pictures: np.ndarray, title: str = "") -> plt.Fi
 
 
 def _shortened(name: str, most: int) -> str:
-    """The end of a long name, which is what tells the files of a folder apart."""
+    """A long name without its beginning: the files of one folder differ at the end."""
     return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
