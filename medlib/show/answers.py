@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 
 from medlib.show import names
+from medlib.stats import runs
 from medlib.stats.recommendation import ALL_TASKS
 
 PHANTOMS = "These are phantoms: nothing follows from this for real images."
 ONLY_RANDOM = "Only random controls were run, and they are never recommended."
+TUNING = {"finetuned": "fine-tuning", "lora": "LoRA"}
 MOST = 3  # arms that are named in a sentence
 
 
@@ -25,19 +27,20 @@ def title(task: str, tasks: names.Tasks) -> str:
 
 
 def sentences(
-    table: pd.DataFrame, regimes: pd.DataFrame, tasks: names.Tasks
+    table: pd.DataFrame, regimes: pd.DataFrame, costs: pd.DataFrame, tasks: names.Tasks
 ) -> dict[str, list[str]]:
     """Sentences by title of the task, "All tasks together" first if there are several.
 
     ``table`` is `recommendation.recommend`. ``regimes`` are the rows of `differences.differences`
-    whose contrast is "regimes"; their AUROCs are of the same labels. Phantoms say that they are.
+    whose contrast is "regimes": both arms of a row have the same labels. ``costs`` is
+    `summaries.costs`. Phantoms say that they are.
     """
     together = [ALL_TASKS] if (table["task"] == ALL_TASKS).any() else []
     phantoms = any("(phantoms)" in card["title"] for card in tasks.values())
     said = {}
     for task in [*together, *tasks]:
         of_task, pairs = table[table["task"] == task], regimes[regimes["task"] == task]
-        lines = [*_choice(of_task), *_tuning(pairs)] if len(of_task) else [ONLY_RANDOM]
+        lines = [*_choice(of_task), *_tuning(pairs, costs)] if len(of_task) else [ONLY_RANDOM]
         said[title(task, tasks)] = lines + [PHANTOMS] * phantoms
     return said
 
@@ -73,21 +76,39 @@ def spent(row: Mapping) -> str:
     return f"{row['seconds']:,.3g} s" if pd.notna(row["seconds"]) else "costs not known"
 
 
-def _tuning(pairs: pd.DataFrame) -> Iterator[str]:
-    """Whether fine-tuning pays, on the same labels and with a linear head in either regime."""
+def _tuning(pairs: pd.DataFrame, costs: pd.DataFrame) -> Iterator[str]:
+    """Whether training the backbone pays, on the same labels, with a linear head in either regime.
+
+    What it costs is the mean time of these arms, and of the same arms frozen.
+    """
     pairs = pairs[pairs["one_pretraining"] != "random"]
-    known = pairs[pairs["procedure_low"].notna()]
-    if pairs.empty:
-        return
-    if known.empty:
-        yield "Whether fine-tuning pays cannot be said: each arm was trained once."
-        return
-    gains, losses = (known["procedure_low"] > 0).sum(), (known["procedure_high"] < 0).sum()
-    most = known.loc[known["difference"].abs().idxmax()]
-    name = names.full_name(most["one_backbone"], most["one_pretraining"])
-    ends = f"[{most['procedure_low']:+.3f}, {most['procedure_high']:+.3f}]"
-    yield f"Fine-tuning is shown to help {gains} of {len(known)} backbones, and to harm {losses}."
-    yield f"The largest difference to freezing is {most['difference']:+.3f} {ends} ({name})."
+    for regime, own in pairs.groupby("one_regime"):
+        word, known = TUNING[regime], own[own["procedure_low"].notna()]
+        if known.empty:
+            yield f"Whether {word} pays cannot be said: each arm was trained once."
+        else:
+            gains, harms = (known["procedure_low"] > 0).sum(), (known["procedure_high"] < 0).sum()
+            shown = f"is shown to help {gains} of {len(known)} backbones, and to harm {harms}."
+            yield f"{word[0].upper()}{word[1:]} {shown}"
+            most = known.loc[known["difference"].abs().idxmax()]
+            name = names.full_name(most["one_backbone"], most["one_pretraining"])
+            ends = f"[{most['procedure_low']:+.3f}, {most['procedure_high']:+.3f}]"
+            value = f"{most['difference']:+.3f} {ends} ({name})"
+            yield f"The largest difference to freezing is {value}."
+        yield from _seconds(own, costs)
+
+
+def _seconds(pairs: pd.DataFrame, costs: pd.DataFrame) -> Iterator[str]:
+    """How long the arms of these pairs took, as means; nothing where it is not known."""
+    means = []
+    for side in ("one", "other"):
+        sides = {f"{side}_{name}": name for name in ("backbone", "pretraining", "regime")}
+        cells = pairs[["task", "head", "label_fraction", *sides]].rename(columns=sides)
+        means.append(cells.merge(costs, on=runs.CELL)["seconds"].mean())
+    if pd.notna(means).all():
+        yield "On these labels it took {:,.3g} s a backbone; freezing took {:,.3g} s.".format(
+            *means
+        )
 
 
 def table(said: Mapping[str, list[str]]) -> pd.DataFrame:

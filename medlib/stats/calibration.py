@@ -1,96 +1,171 @@
-"""Probabilities calibrated on validation patients: Platt scaling, and temperature scaling.
+"""Probabilities calibrated on validation patients, and how well calibrated they are.
 
 Raw probabilities depend on how strongly a head was regularised, and so do their accuracy, F1,
 log-loss, Brier score and calibration error. The same metrics of calibrated probabilities are shown
 beside them.
 """
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import optimize, special
 
+from medlib.core.metrics import ranked_classes
 from medlib.stats import bootstrap, prediction
 from medlib.stats.effects import Arm
 
 METRICS = ("accuracy", "f1_weighted", "log_loss", "brier", "ece")  # calibration changes these
+COEFFICIENTS = ("intercept", "slope")
+RAW, TEMPERATURE, OFFSETS = "raw", "temperature", "temperature and offsets"
+METHODS = (TEMPERATURE, OFFSETS)
+
+
+class Scaling(NamedTuple):
+    """Calibrated probabilities are the softmax of ``slope`` × log probabilities + ``offsets``."""
+
+    slope: float  # 1 / temperature
+    offsets: tuple[float, ...]  # one for each class, the first 0
+
+    def __call__(self, proba: np.ndarray) -> np.ndarray:
+        return special.softmax(self.slope * _logs(proba) + np.array(self.offsets), axis=-1)
+
+
+def _logs(proba: np.ndarray) -> np.ndarray:
+    return np.log(np.clip(proba, 1e-6, 1))
+
+
+def fitted(y: np.ndarray, proba: np.ndarray, method: str = TEMPERATURE) -> Scaling:
+    """The scaling with the lowest log-loss on labels (n,) in 0 … K-1 and probabilities (n, K).
+
+    ``method`` is TEMPERATURE (Guo et al., ICML 2017), or OFFSETS: a temperature, and an offset for
+    each class (Alexandari et al., ICML 2020; of two classes this is Platt scaling). The temperature
+    lies between exp(-5) and exp(5). Targets lie a little inside of 0 and 1 (Platt, in Smola et al.,
+    Advances in Large Margin Classifiers, 1999), so that separable classes have an optimum.
+    """
+    logs, k = _logs(proba), proba.shape[1]
+    own = (np.bincount(y, minlength=k) + 1) / (np.bincount(y, minlength=k) + 2)
+    target = np.repeat(((1 - own) / (k - 1))[y][:, None], k, axis=1)
+    target[np.arange(len(y)), y] = own[y]
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        """The log-loss, and its gradient by the log of the slope and by the offsets."""
+        slope = np.exp(parameters[0])
+        z = slope * logs + np.append(0, parameters[1:])
+        apart = special.softmax(z, axis=1) - target
+        gradient = np.append(slope * (apart * logs).sum(), apart[:, 1:].sum(0)) / len(y)
+        return float(-(target * special.log_softmax(z, axis=1)).sum() / len(y)), gradient
+
+    bounds = [(-5, 5)] + [(None, None) if method == OFFSETS else (0, 0)] * (k - 1)
+    found = optimize.minimize(loss, np.zeros(k), jac=True, bounds=bounds, method="L-BFGS-B").x
+    return Scaling(float(np.exp(found[0])), (0.0, *map(float, found[1:])))
 
 
 def calibrated(
-    predictions: pd.DataFrame, validation: pd.DataFrame, classes: list[str]
+    predictions: pd.DataFrame,
+    validation: pd.DataFrame,
+    classes: list[str],
+    method: str = TEMPERATURE,
 ) -> pd.DataFrame:
     """``predictions`` with calibrated probabilities.
 
     Calibration is fitted for each rotation, on its own validation patients. Both tables are those
-    of :func:`prediction.tables`. Two classes get Platt scaling (in Smola et al., Advances in Large
-    Margin Classifiers, 1999): a sigmoid of slope × log-odds + offset. More classes get temperature
-    scaling (Guo et al., ICML 2017).
+    of :func:`prediction.tables`.
     """
     made, columns = predictions.copy(), prediction.probability_columns(classes)
-    for rotation, own in validation.groupby(validation["rotation"].astype(str)):
-        official = "fold" not in predictions  # then there is one rotation
-        rows = slice(None) if official else predictions["fold"].astype(str) == rotation
-        scale = _fitted(*prediction.arrays(own, classes))
+    for rows, own in prediction.by_rotation(predictions, validation):
+        scale = fitted(*prediction.arrays(own, classes), method)
         made.loc[rows, columns] = scale(made.loc[rows, columns].to_numpy())
     return made
 
 
-def _fitted(y: np.ndarray, proba: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """The function from probabilities (n, K) to calibrated ones, by the labels of other samples."""
-    logits = _logits(proba)
-    if proba.shape[1] == 2:
-        score, positive = logits[:, 1] - logits[:, 0], int(y.sum())
-        # Platt's targets: a little inside of 0 and 1, so that separable classes have an optimum.
-        high, low = (positive + 1) / (positive + 2), 1 / (len(y) - positive + 2)
-        target = np.where(y == 1, high, low)
-
-        def loss(parameters: np.ndarray) -> float:
-            z = parameters[0] * score + parameters[1]
-            return float(np.mean(np.logaddexp(0, z) - target * z))
-
-        slope, offset = optimize.minimize(loss, [1.0, 0.0], method="BFGS").x
-
-        def scale(p: np.ndarray) -> np.ndarray:
-            apart = _logits(p)
-            risk = special.expit(slope * (apart[:, 1] - apart[:, 0]) + offset)
-            return np.stack([1 - risk, risk], axis=1)
-
-        return scale
-
-    def of_temperature(log_t: float) -> float:
-        return float(-special.log_softmax(logits / np.exp(log_t), 1)[np.arange(len(y)), y].mean())
-
-    log_t = optimize.minimize_scalar(of_temperature, bounds=(-5, 5), method="bounded").x
-    return lambda p: special.softmax(_logits(p) / np.exp(log_t), axis=1)
-
-
-def _logits(proba: np.ndarray) -> np.ndarray:
-    return np.log(np.clip(proba, 1e-6, 1))
-
-
-def of_arm(arm: Arm) -> list[pd.DataFrame]:
+def of_arm(arm: Arm, method: str = TEMPERATURE) -> list[pd.DataFrame]:
     """The calibrated predictions of each seed of an arm, as :attr:`Arm.frames` are."""
     both = zip(arm.frames, arm.validated, strict=True)
-    return [calibrated(frame, validation, arm.classes) for frame, validation in both]
+    return [calibrated(frame, validation, arm.classes, method) for frame, validation in both]
 
 
 def beside_raw(arm: Arm, resamples: int = 5000) -> pd.DataFrame:
-    """:data:`METRICS` of an arm, raw and calibrated: means over seeds, and intervals over patients.
+    """How good an arm's probabilities are, raw and calibrated: means over seeds, and intervals.
 
-    Columns: metric, probabilities ("raw", "calibrated"), value, ci_low, ci_high. The calibration
-    error has no interval: see :func:`bootstrap.interval`.
+    Columns: metric, class, probabilities (RAW or one of METHODS), value, ci_low, ci_high. The rows
+    are :data:`METRICS` (class ""), then :func:`coefficients`. The intervals are about other test
+    patients. The calibration error has none: see :func:`bootstrap.interval`.
     """
-    rarest, rows, asked = prediction.rarest(arm.frames[0]), [], {"names": METRICS}
-    for kind, frames in {"raw": arm.frames, "calibrated": of_arm(arm)}.items():
+    rarest, tables, asked = prediction.rarest(arm.frames[0]), [], {"names": METRICS}
+    kinds = {RAW: arm.frames} | {method: of_arm(arm, method) for method in METHODS}
+    for kind, frames in kinds.items():
         points = [prediction.point(frame, arm.classes, METRICS) for frame in frames]
         drawn = [bootstrap.bootstrap(f, arm.classes, resamples, **asked) for f in frames]
         apart = [bootstrap.jackknife(frame, arm.classes, METRICS) for frame in frames]
+        rows = []
         for name in METRICS:
             value, draws, left_out = (
                 np.mean([part[name] for part in parts], axis=0) for parts in (points, drawn, apart)
             )
             ends = bootstrap.interval(name, float(value), draws, left_out, rarest)
-            row = {"metric": name, "probabilities": kind, "value": float(value)}
+            row = {"metric": name, "class": "", "value": float(value)}
             rows.append(row | bootstrap.ends("ci", ends))
+        table = pd.concat([pd.DataFrame(rows), coefficients(frames, arm.classes)])
+        tables.append(table.assign(probabilities=kind))
+    return pd.concat(tables, ignore_index=True)
+
+
+def coefficients(frames: Sequence[pd.DataFrame], classes: list[str]) -> pd.DataFrame:
+    """Calibration intercept and slope with 95 % intervals: means over the seeds' predictions.
+
+    The slope is that of a logistic regression of the class on the log odds of its probability; it
+    is below 1 if probabilities are too extreme. The intercept is that of the same regression with
+    a slope of 1; it is below 0 if the class is predicted too often (Van Calster et al., J. Clin.
+    Epidemiol. 74, 2016). Of two classes it is the second one; of more, each against the others, and
+    the mean over them (class ""). Samples of a patient may depend on each other. Columns: metric
+    ("slope", "intercept"), class, value, ci_low, ci_high. NaN where probabilities separate the
+    classes, or a class is missing: then there is no such slope.
+    """
+    ranked, rows = ranked_classes(len(classes)), []
+    owner = pd.factorize(frames[0]["patient_id"])[0]
+    for name in COEFFICIENTS:
+        found = []
+        for c in ranked:
+            parts = [_coefficient(*prediction.arrays(f, classes), c, owner, name) for f in frames]
+            found.append([np.mean(part, axis=0) for part in zip(*parts, strict=True)])
+        if len(ranked) > 1:
+            found.append([np.mean(part, axis=0) for part in zip(*found, strict=True)])
+        own = [classes[c] for c in ranked] + [""] * (len(ranked) > 1)
+        for label, (value, influence) in zip(own, found, strict=True):
+            n = len(influence)
+            half = bootstrap.Z * np.sqrt(n / (n - 1) * (influence**2).sum())
+            row = {"metric": name, "class": label, "value": float(value)}
+            rows.append(row | bootstrap.ends("ci", (float(value - half), float(value + half))))
     return pd.DataFrame(rows)
+
+
+def _coefficient(
+    y: np.ndarray, proba: np.ndarray, c: int, owner: np.ndarray, name: str
+) -> tuple[float, np.ndarray]:
+    """The intercept or the slope of class ``c``, and each patient's influence on it (patients,).
+
+    The sum of the squares of the influences is its variance (the sandwich estimator by patient).
+    """
+    import statsmodels.api as sm
+
+    hit, none = y == c, np.full(owner.max() + 1, np.nan)
+    own = np.clip(proba[:, c], 1e-6, 1 - 1e-6)
+    odds = special.logit(own)
+    if not 0 < hit.sum() < len(y):
+        return float("nan"), none
+    high, low = odds[hit], odds[~hit]
+    if high.min() >= low.max() or high.max() <= low.min():
+        return float("nan"), none
+    ones = np.ones((len(y), 1))
+    design, given = (ones, odds) if name == "intercept" else (np.column_stack([ones, odds]), None)
+    model = sm.GLM(hit.astype(float), design, family=sm.families.Binomial(), offset=given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of probabilities that round to 0 or 1
+        found = model.fit(maxiter=100)
+    if not found.converged:
+        return float("nan"), none
+    of_samples = -model.score_obs(found.params) @ np.linalg.inv(model.hessian(found.params))
+    return float(found.params[-1]), np.bincount(owner, of_samples[:, -1], len(none))

@@ -72,6 +72,24 @@ def folds(predictions: pd.DataFrame) -> Iterator[tuple[np.ndarray, float]]:
         yield (fold == name).to_numpy(), n / patients.sum()
 
 
+def by_rotation(
+    predictions: pd.DataFrame, validation: pd.DataFrame
+) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
+    """For each rotation: its test rows (n,), as a mask, and the rows of its validation patients.
+
+    Both tables are those of :func:`tables`. Where there is an official test set, there is one
+    rotation, and all rows of ``predictions`` are its own. Raises ValueError if there are no
+    predictions of validation patients.
+    """
+    if validation.empty:
+        raise ValueError("This run has no predictions of validation patients: run it again.")
+    for rotation, own in validation.groupby(validation["rotation"].astype(str)):
+        rows = np.ones(len(predictions), dtype=bool)
+        if "fold" in predictions:
+            rows = (predictions["fold"].astype(str) == rotation).to_numpy()
+        yield rows, own
+
+
 def evaluator(
     predictions: pd.DataFrame, classes: list[str], names: Sequence[str] | None = None
 ) -> tuple[Callable[[np.ndarray], dict[str, np.ndarray]], list]:

@@ -11,12 +11,12 @@ from shown import all_words
 
 from medlib.show import answers, tables
 from medlib.show.figures.recommendation import MOST, recommendation
+from medlib.stats import runs
 from medlib.stats.recommendation import ALL_TASKS, COLUMNS, ONCE
 
 TASKS = {"chest": {"title": "Chest radiographs"}, "mri": {"title": "Glioma"}}
-NO_PAIRS = pd.DataFrame(
-    columns=["task", "one_pretraining", "procedure_low", "procedure_high", "difference"]
-)
+NO_PAIRS = pd.DataFrame(columns=["task", "one_pretraining", "one_regime"])
+NO_COSTS = pd.DataFrame(columns=[*runs.CELL, "seconds"])
 ARM = {"pretraining": "imagenet", "regime": "frozen", "head": "linear", "label_fraction": 1.0}
 ARM |= {"metric": "auroc", "n_patients": 200, "margin": 0.02, "why": "", "memory": 2.0**30}
 ARM |= {"parameters": 5.5e6, "among_best": False, "no_worse": False, "recommended": False}
@@ -43,12 +43,23 @@ def best():
 
 
 def regimes(low=0.01, high=0.05):
-    pair = {"task": "chest", "one_backbone": "resnet50-imagenet", "one_pretraining": "imagenet"}
-    return pd.DataFrame([pair | {"difference": 0.03, "procedure_low": low, "procedure_high": high}])
+    pair = {"task": "chest", "head": "linear", "label_fraction": 0.1, "difference": 0.03}
+    for side, regime in (("one", "finetuned"), ("other", "frozen")):
+        own = {"backbone": "resnet50-imagenet", "pretraining": "imagenet", "regime": regime}
+        pair |= {f"{side}_{name}": value for name, value in own.items()}
+    return pd.DataFrame([pair | {"procedure_low": low, "procedure_high": high}])
+
+
+def costs():
+    """On a tenth of the labels fine-tuning takes 300 s, and the frozen arm 12 s."""
+    same = {"task": "chest", "backbone": "resnet50-imagenet", "pretraining": "imagenet"}
+    rows = [("finetuned", 0.1, 300.0), ("frozen", 0.1, 12.0), ("frozen", 1.0, 15.0)]
+    keys = "regime", "label_fraction", "seconds"
+    return pd.DataFrame([same | {"head": "linear"} | dict(zip(keys, r, strict=True)) for r in rows])
 
 
 def test_the_answer_names_what_to_take_what_cannot_be_told_from_it_and_whether_tuning_pays():
-    said = answers.sentences(best(), regimes(), TASKS)
+    said = answers.sentences(best(), regimes(), costs(), TASKS)
     chest = " ".join(said["Chest radiographs"])
     assert chest.startswith(
         "Take ResNet50 (ImageNet), frozen, linear head: AUROC 0.950, 100 s. It is"
@@ -59,30 +70,32 @@ def test_the_answer_names_what_to_take_what_cannot_be_told_from_it_and_whether_t
     assert f"1 arm(s) are not judged: {ONCE}." in chest
     assert "Fine-tuning is shown to help 1 of 1 backbones, and to harm 0." in chest
     assert "+0.030 [+0.010, +0.050] (ResNet50 (ImageNet))" in chest
+    assert "On these labels it took 300 s a backbone; freezing took 12 s." in chest
 
 
 def test_where_the_data_cannot_tell_the_answer_says_so_and_how_many_patients_would():
-    (*_, mri) = answers.sentences(best(), NO_PAIRS, TASKS).values()
+    (*_, mri) = answers.sentences(best(), NO_PAIRS, NO_COSTS, TASKS).values()
     assert mri[0] == "The data cannot tell: no arm is shown to be within 0.02 of the best."
     assert "About 4,321 test patients would tell (now 200)" in mri[2]
     assert "Take" not in " ".join(mri)
 
 
 def test_arms_that_were_trained_once_leave_open_whether_tuning_pays():
-    said = answers.sentences(best(), regimes(np.nan, np.nan), TASKS)
-    assert "cannot be said: each arm was trained once." in said["Chest radiographs"][-1]
+    said = answers.sentences(best(), regimes(np.nan, np.nan), costs(), TASKS)
+    *_, tuning, cost = said["Chest radiographs"]
+    assert "cannot be said: each arm was trained once." in tuning and "took 300 s" in cost
 
 
 def test_random_controls_alone_give_no_answer_and_phantoms_are_named_as_such():
     tasks = {"chest": {"title": "Chest radiographs (phantoms)"}}
-    said = answers.sentences(best().iloc[:0], NO_PAIRS, tasks)
+    said = answers.sentences(best().iloc[:0], NO_PAIRS, NO_COSTS, tasks)
     assert said == {"Chest radiographs (phantoms)": [answers.ONLY_RANDOM, answers.PHANTOMS]}
     assert answers.ONLY_RANDOM in all_words(recommendation(best().iloc[:0], tasks))
 
 
 def test_all_tasks_together_come_first():
     table = pd.concat([best(), best()[4:].assign(task=ALL_TASKS)])
-    assert [*answers.sentences(table, NO_PAIRS, TASKS)] == [
+    assert [*answers.sentences(table, NO_PAIRS, NO_COSTS, TASKS)] == [
         "All tasks together",
         "Chest radiographs",
         "Glioma",
@@ -120,7 +133,7 @@ def test_of_many_arms_those_with_the_best_values_are_drawn_and_the_others_counte
 
 
 def test_the_answer_reads_as_text_in_lines_of_a_terminal():
-    answered = answers.table(answers.sentences(best(), regimes(), TASKS))
+    answered = answers.table(answers.sentences(best(), regimes(), costs(), TASKS))
     assert answered.columns.tolist() == ["task", "answer"]
     text = answers.text(answered)
     assert text.startswith("Chest radiographs:\n  Take ResNet50")
