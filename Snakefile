@@ -187,7 +187,7 @@ def reported(rule):
 
 def drawn(*rules):
     """The files of the figures and tables of these rules, of all tasks."""
-    tasks = {rule: LOOKED_AT_TASKS if rule == "look" else TASKS for rule in rules}
+    tasks = {rule: LOOKED_AT_TASKS if rule in ("look", "operate") else TASKS for rule in rules}
     files = (name.format(task=task) for rule in rules for task in tasks[rule] for name in shown(rule))
     return list(dict.fromkeys(files))
 
@@ -437,9 +437,30 @@ rule look:
         RUN
 
 
+rule operate:
+    input:
+        ancient(lambda wildcards: summarised([wildcards.task])),
+        **made_by("12_choose_thresholds"),
+    output:
+        reported("operate"),
+    log:
+        notebook=f"{RESULTS}/12_choose_thresholds_{{task}}.ipynb",
+    params:
+        printed=PRINTED,
+        json=lambda wildcards: parameters(
+            COMPARED | DRAWN | gridfile.thresholds(grid, wildcards.task),
+            task=wildcards.task,
+            regime=LOOKED_AT,
+        ),
+    resources:
+        **needs(60),
+    shell:
+        RUN
+
+
 rule write_report:
     input:
-        ancient(drawn("compare", "costs", "claims", "look")),
+        ancient(drawn(*registry.DRAWING)),
         code=ancient(
             [
                 f"medlib/{name}"

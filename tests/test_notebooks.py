@@ -14,6 +14,7 @@ from medlib.data import cards, phantoms
 from medlib.grid import address, jobs
 from medlib.grid.notebooks import code, execute
 from medlib.show import tables
+from medlib.stats import calibration
 
 NAMES = [
     "00_core_in_a_page",
@@ -26,6 +27,7 @@ NAMES = [
     "07_weigh_costs",
     "08_test_claims",
     "09_look_closer",
+    "12_choose_thresholds",
 ]
 
 
@@ -93,7 +95,7 @@ def test_names_of_files_are_escaped_in_every_styled_table(repository):
     notebooks = [repository / "notebooks" / f"{name}.ipynb" for name in NAMES]
     lines = "\n".join(map(code, notebooks)).splitlines()
     styled = [line for line in lines if ".style." in line]
-    assert len(styled) == 3
+    assert len(styled) >= 5
     assert all('.style.format(escape="html")' in line for line in styled)
 
 
@@ -112,7 +114,7 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
     runs = results / "runs" / "glioma_flair" / "micro_resnet-random"
     shown = shared | {"figures": str(figures)}
     second = task | {"backbone": "vit_tiny-random", "image_size": 32}
-    looked_at = ("curves", "confusion", "reliability", "embeddings", "seen")
+    looked_at = ("curves", "confusion", "embeddings", "seen")
 
     def drawn(*names):
         return [figures / f"{n}.{kind}" for n in names for kind in ("png", "pdf", "svg", "csv")]
@@ -176,8 +178,12 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
         ),
         "09_look_closer": (
             shown | {"task": "glioma_flair", "resamples": 200, "drawn_bands": 50},
-            drawn(*(f"{name}_glioma_flair" for name in looked_at))
-            + written("calibration_glioma_flair"),
+            drawn(*(f"{name}_glioma_flair" for name in looked_at)),
+        ),
+        "12_choose_thresholds": (
+            shown | {"task": "glioma_flair", "resamples": 200, "drawn_bands": 50},
+            drawn("reliability_glioma_flair", "decision_glioma_flair")
+            + written("thresholds_glioma_flair", "calibration_glioma_flair"),
         ),
     }
     assert list(steps) == NAMES
@@ -300,13 +306,15 @@ def said_of_trainings(results, figures):
     assert len(ways) == 3 * 2 * 3
     assert (ways[["C1", "C2", "C3", "C4"]].to_numpy() == "not tested").all()
     beside = pd.read_csv(figures / "calibration_glioma_flair.csv")
-    raw = beside[beside["probabilities"] == "raw"].set_index(["backbone", "metric"])
+    raw = beside[(beside["probabilities"] == "raw") & beside["metric"].isin(calibration.METRICS)]
+    raw = raw.set_index(["backbone", "metric"])
+    assert len(raw) == 2 * 5
     for (backbone, metric), row in raw.iterrows():
         one = (table["backbone"] == backbone) & (table["regime"] == "frozen")
         one &= (table["metric"] == metric) & (table["head"] == "linear")
         (value,) = table[one & (table["label_fraction"] == 1)]["value"]
         assert row["value"] == pytest.approx(value, abs=1e-12)
-    assert set(beside["probabilities"]) == {"raw", "calibrated"} and len(raw) == 2 * 5
+    assert set(beside["probabilities"]) == {"raw", *calibration.METHODS}
 
 
 @pytest.mark.xdist_group("alone")

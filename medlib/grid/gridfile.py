@@ -3,7 +3,8 @@
 ``grids/<grid>.yaml`` holds ``title``, ``caption`` (printed beneath every figure), ``primary`` (the
 regime whose pairs of backbones are the primary family of tests), ``data`` ("phantoms", "real" or a
 folder), ``tasks``, ``seeds``, and the settings of notebook 01 (``prepare``), of the regimes
-(``frozen``, ``finetuned``, ``lora``) and of notebook 05 (``collect``). Settings have the names of
+(``frozen``, ``finetuned``, ``lora``), of notebook 05 (``collect``) and of notebook 12
+(``thresholds``; its ``prevalence`` names shares by task and class). Settings have the names of
 the notebooks' parameters; those of training are the fields of
 :class:`medlib.core.settings.FineTuning`. Any regime may be left out.
 """
@@ -102,6 +103,7 @@ def _list_of(item: object, *checks: AfterValidator) -> object:
 
 Name = Annotated[str, _refused(_unplain)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Inside = Annotated[float, Field(gt=0, lt=1)]
 Size = Annotated[int, Field(gt=0)]  # of images, in pixels
 Seeds = _list_of(Annotated[int, Field(ge=0)])
 
@@ -155,6 +157,25 @@ class Collect(Part):
     resamples: Annotated[int, Field(ge=0)] = 5000
 
 
+def _not_a_class(prevalence: dict[str, dict], info: ValidationInfo) -> str | None:
+    lines = [unknown("task", t, info.context["tasks"]) for t in prevalence]
+    lines = [
+        line for t, line in zip(prevalence, lines, strict=True) if t not in info.context["tasks"]
+    ]
+    for task in prevalence.keys() & set(cards.tasks()):
+        classes = cards.read(task).all_classes
+        lines += [
+            unknown(f"class of {task}", c, classes) for c in prevalence[task] if c not in classes
+        ]
+    return "\n".join(f"  - {line}" for line in lines) or None
+
+
+class Thresholds(Part):
+    sensitivity: Inside = 0.95
+    specificity: Inside = 0.95
+    prevalence: Annotated[dict[str, dict[str, Inside]], _refused(_not_a_class)] = {}
+
+
 def _trained(regime: str) -> type[Trained]:
     """The fields of FineTuning, which says itself what they may be: here as settings of a regime.
 
@@ -181,7 +202,7 @@ class Top(Part):
 
 
 PARTS = {"prepare": Prepare, "frozen": Frozen} | {r: _trained(r) for r in settings.TRAINED}
-PARTS["collect"] = Collect
+PARTS |= {"collect": Collect, "thresholds": Thresholds}
 SETTINGS = {name: tuple(part.model_fields) for name, part in PARTS.items()}
 Grid = pydantic.create_model("Grid", __base__=Top, **{p: (PARTS[p], {}) for p in PARTS})
 
@@ -365,6 +386,12 @@ def label_fractions(grid: dict, task: str) -> list[float]:
     """
     own = {label_fraction(grid, task, regime) for regime in settings.TRAINED if grid[regime]}
     return sorted(own | set(grid["frozen"].get("label_fractions", [1.0])), reverse=True)
+
+
+def thresholds(grid: dict, task: str) -> dict:
+    """The settings of notebook 12 for a task."""
+    own = dict(grid["thresholds"])
+    return own | {"prevalence": own.get("prevalence", {}).get(task, {})}
 
 
 def primary(grid: dict) -> str:

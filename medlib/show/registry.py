@@ -12,6 +12,8 @@ FILES = {"figure": ("png", "pdf", "svg", "csv"), "table": ("csv", "md", "tex", "
 # rule of the Snakefile -> the notebook that it runs
 NOTEBOOKS = {"prepare": "01_prepare_data", "compare": "06_compare_backbones"}
 NOTEBOOKS |= {"costs": "07_weigh_costs", "claims": "08_test_claims", "look": "09_look_closer"}
+NOTEBOOKS |= {"operate": "12_choose_thresholds"}
+DRAWING = tuple(rule for rule in NOTEBOOKS if rule != "prepare")  # from results
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,10 @@ ENTRIES = (  # in the order of the page
     Entry("cost", "costs", "What does it cost?"),
     Entry("curves_{task}", "look", "Curves"),
     Entry("confusion_{task}", "look", "Confusions"),
-    Entry("reliability_{task}", "look", "Calibration"),
-    Entry("calibration_{task}", "look", "Calibration", "table"),
+    Entry("thresholds_{task}", "operate", "Thresholds", "table"),
+    Entry("decision_{task}", "operate", "Thresholds"),
+    Entry("reliability_{task}", "operate", "Calibration"),
+    Entry("calibration_{task}", "operate", "Calibration", "table"),
     Entry("embeddings_{task}", "look", "Embeddings", frozen=True),
     Entry("seen_{task}", "look", "What they see", frozen=True, patients=True),
     Entry("passport_{task}", "prepare", "Split passports"),
@@ -69,6 +73,7 @@ WORDS = {  # under a heading, where it needs some
     "What does it cost?": "Time, parameters and memory of a result, means over tasks.",
     "Curves": "ROC and precision-recall, with bands over patients.",
     "Confusions": "Which class is taken for which.",
+    "Thresholds": "Chosen on validation patients, and what they give on test patients.",
     "Calibration": "How often a backbone is right, against how sure it is.",
     "Embeddings": "Frozen embeddings on two principal components.",
     "What they see": "The same images through several backbones.",

@@ -83,9 +83,15 @@ def styled(draw: Callable[..., plt.Figure]) -> Callable[..., plt.Figure]:
     return styled
 
 
-def legend_above(fig: plt.Figure, entries: Mapping[str, object]) -> None:
-    """A legend above the panels, in as many columns as fit; the figure grows by its height."""
+def legend_above(fig: plt.Figure, entries: Mapping[str, object], title: str = "") -> None:
+    """A legend above the panels, in as many columns as fit; the figure grows by its height.
+
+    With a title it stands under that, as :func:`title_above` would print it.
+    """
     look = {"loc": "outside upper center", "columnspacing": 1.4}
+    if title:
+        look |= {"loc": "outside upper left", "title": title, "alignment": "left"}
+        look["title_fontproperties"] = FontProperties(size=8, weight="bold")
     look["handler_map"] = {tuple: HandlerTuple(ndivide=None, pad=0.3)}
     for columns in range(len(entries), 0, -1):
         legend = fig.legend(list(entries.values()), list(entries), ncols=columns, **look)

@@ -23,6 +23,7 @@ MARKS = (
     "has fewer than 20 patients; due to training: the share of training in the variance of the "
     "AUROC."
 )
+AIMS = ("sensitivity", "specificity")  # of thresholds
 OVER_CLASSES = (
     "auroc",
     "auprc",
@@ -147,18 +148,59 @@ def best_arms(table: pd.DataFrame, tasks: names.Tasks, metric: str) -> pd.DataFr
 
 
 def calibration_table(beside: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `calibration.beside_raw` as printed: two rows a backbone, a column a metric.
+    """The rows of `calibration.beside_raw` as printed: a row for each kind of probabilities.
 
-    `beside` also has the columns backbone and pretraining.
+    `beside` also has the columns backbone and pretraining. Of more than two classes the slope is
+    the mean over them; intercepts by class, which cancel each other in a mean, are not printed.
     """
-    rows, words = names.in_order(beside), "{:.3f} [{:.3f}, {:.3f}]".format
-    ends = beside[["value", "ci_low", "ci_high"]].itertuples(index=False)
-    cells = [words(*row) if pd.notna(row.ci_low) else f"{row.value:.3f}" for row in ends]
-    named = beside.assign(cell=cells).merge(rows[["backbone", "pretraining", "name"]])
+    whole, coefficient = beside["class"] == "", beside["metric"].isin(["slope", "intercept"])
+    if (whole & coefficient).any():
+        beside = beside[whole & (beside["metric"] != "intercept")]
+    rows = names.in_order(beside)
+    named = beside.assign(cell=_with_ends(beside, "{:.3f}")).merge(
+        rows[["backbone", "pretraining", "name"]]
+    )
     wide = named.pivot(index=["name", "probabilities"], columns="metric", values="cell")
-    order = pd.MultiIndex.from_product([rows["name"], ["raw", "calibrated"]])
+    order = pd.MultiIndex.from_product([rows["name"], beside["probabilities"].unique()])
     wide = wide.loc[order, named["metric"].unique()].rename_axis(["backbone", "probabilities"])
+    wide = wide.rename(columns={"slope": "calibration slope", "intercept": "calibration intercept"})
     return wide.rename_axis(columns=None).reset_index()
+
+
+def thresholds_table(points: pd.DataFrame) -> pd.DataFrame:
+    """`operating.operating_points` as printed: a row for each backbone, class and rule.
+
+    `points` also has the columns backbone and pretraining. PPV and NPV at a stated prevalence have
+    columns of their own.
+    """
+    points = points.reset_index(drop=True)
+    own = points.groupby(["class", "backbone"])["prevalence"].transform("first")
+    stated = np.where(
+        points["prevalence"] == own, "", points["prevalence"].map(" at {:.3g}".format)
+    )
+    heads = {"ppv": "PPV", "npv": "NPV"}
+    columns = points["metric"].replace(heads) + stated
+    before = points["validation"].map(" ({:.2f})".format).where(points["metric"].isin(AIMS), "")
+    at = points["threshold"].map("{:.3g}".format).where(points["threshold"].notna(), "")
+    rows = names.in_order(points)[["backbone", "pretraining", "name"]]
+    named = points.assign(cell=_with_ends(points, "{:.2f}") + before, at=at, column=columns)
+    named = named.merge(rows)
+    keys = ["class", "name", "rule", "at"]
+    wide = named.pivot(index=keys, columns="column", values="cell")
+    wide = wide.loc[:, list(dict.fromkeys(columns))].rename_axis(columns=None).reset_index()
+    order = {"class": points["class"], "name": rows["name"], "rule": points["rule"]}
+    for column, values in order.items():
+        wide[column] = pd.Categorical(wide[column], list(dict.fromkeys(values)))
+    wide = wide.sort_values(list(order)).astype(dict.fromkeys(order, str))
+    return wide.rename(columns={"name": "backbone", "at": "threshold"}).reset_index(drop=True)
+
+
+def _with_ends(table: pd.DataFrame, number: str) -> list[str]:
+    """Values with their intervals, as far as they have one."""
+    words = f"{number} [{number}, {number}]".format
+    rows = table[["value", "ci_low", "ci_high"]].itertuples(index=False)
+    cells = (words(*r) if pd.notna(r.ci_low) else number.format(r.value) for r in rows)
+    return ["" if cell == "nan" else cell for cell in cells]
 
 
 def confounds_table(parts: pd.DataFrame, tasks: names.Tasks) -> pd.DataFrame:

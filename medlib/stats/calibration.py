@@ -95,15 +95,17 @@ def beside_raw(arm: Arm, resamples: int = 5000) -> pd.DataFrame:
     patients. The calibration error has none: see :func:`bootstrap.interval`.
     """
     rarest, tables, asked = prediction.rarest(arm.frames[0]), [], {"names": METRICS}
+    corrected = [name for name in METRICS if bootstrap.takes_bca(name)]
     kinds = {RAW: arm.frames} | {method: of_arm(arm, method) for method in METHODS}
     for kind, frames in kinds.items():
         points = [prediction.point(frame, arm.classes, METRICS) for frame in frames]
         drawn = [bootstrap.bootstrap(f, arm.classes, resamples, **asked) for f in frames]
-        apart = [bootstrap.jackknife(frame, arm.classes, METRICS) for frame in frames]
+        apart = [bootstrap.jackknife(frame, arm.classes, corrected) for frame in frames]
         rows = []
         for name in METRICS:
             value, draws, left_out = (
-                np.mean([part[name] for part in parts], axis=0) for parts in (points, drawn, apart)
+                np.mean([part.get(name, []) for part in parts], axis=0)
+                for parts in (points, drawn, apart)
             )
             ends = bootstrap.interval(name, float(value), draws, left_out, rarest)
             row = {"metric": name, "class": "", "value": float(value)}

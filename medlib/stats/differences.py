@@ -41,6 +41,13 @@ def arms(
     return [arm for _, of_cell in made for arm in of_cell]
 
 
+def on_most_labels(arms: Iterable[Arm], regime: str) -> list[Arm]:
+    """The arms in a regime on the largest share of the labels that this regime has."""
+    own = [arm for arm in arms if arm.cell["regime"] == regime]
+    most = max((arm.cell["label_fraction"] for arm in own), default=1)
+    return [arm for arm in own if arm.cell["label_fraction"] == most]
+
+
 def evidence(found: Effect | None, margin: float = MARGIN) -> dict[str, float | str]:
     """Intervals and tests of a difference: the columns :data:`EVIDENCE`.
 

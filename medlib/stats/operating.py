@@ -19,7 +19,7 @@ from medlib.stats.effects import Arm
 LIKELIEST, YOUDEN = "likeliest class", "Youden"
 RATES = ("sensitivity", "specificity", "ppv", "npv")
 # The counts of which a rate is a share: see _counts.
-SHARE_OF = {"sensitivity": (0, 1), "specificity": (2, 3), "ppv": (0, 2), "npv": (1, 3)}
+OF = {"sensitivity": (0, 1), "specificity": (2, 3), "ppv": (0, 2), "npv": (1, 3)}
 RISKS = np.arange(1, 100) / 100  # threshold probabilities of decision curves
 AT_ONCE = 500  # resamples
 
@@ -101,22 +101,24 @@ def operating_points(
     """
     prevalence = _checked(prevalence or {}, arm.classes)
     owner, patients = pd.factorize(arm.frames[0]["patient_id"], sort=True)
-    rows = []
-    for c in ranked_classes(len(arm.classes)):
-        label = arm.classes[c]
-        for rule in rules:
-            counts, validated, thresholds = [], [], []
-            for frame, validation in zip(arm.frames, arm.validated, strict=True):
-                tested, own, at = called(frame, validation, arm.classes, c, rule)
-                counts.append(_counts(frame["y_true"] == label, tested, owner))
-                everyone = np.zeros(len(own), dtype=int)
-                validated.append(_counts(validation["y_true"] == label, own, everyone)[0])
-                thresholds += at
-            same = {"class": label, "rule": rule.printed, "threshold": float(np.mean(thresholds))}
-            same |= {"threshold_low": min(thresholds), "threshold_high": max(thresholds)}
-            drawn = _drawn(counts, list(patients), resamples)
-            for share in [None, *([prevalence[label]] if label in prevalence else [])]:
-                rows += [same | row for row in _rows(counts, validated, drawn, share)]
+    asked = [(c, rule) for c in ranked_classes(len(arm.classes)) for rule in rules]
+    counts, rows = [], []
+    for c, rule in asked:
+        label, of_seeds, validated, thresholds = arm.classes[c], [], [], []
+        for frame, validation in zip(arm.frames, arm.validated, strict=True):
+            tested, own, at = called(frame, validation, arm.classes, c, rule)
+            of_seeds.append(_counts(frame["y_true"] == label, tested, owner))
+            everyone = np.zeros(len(own), dtype=int)
+            validated.append(_counts(validation["y_true"] == label, own, everyone)[0])
+            thresholds += at
+        same = {"class": label, "rule": rule.printed, "threshold": float(np.mean(thresholds))}
+        same |= {"threshold_low": min(thresholds), "threshold_high": max(thresholds)}
+        counts.append((same, np.stack(of_seeds, axis=1), np.stack(validated)))
+    drawn = _drawn(np.stack([own for _, own, _ in counts], axis=1), list(patients), resamples)
+    for (same, own, validated), of_draws in zip(counts, drawn, strict=True):
+        label = same["class"]
+        for share in [None, *([prevalence[label]] if label in prevalence else [])]:
+            rows += [same | row for row in _rows(own, validated, of_draws, share)]
     return pd.DataFrame(rows)
 
 
@@ -138,14 +140,16 @@ def _counts(positive: pd.Series, calls: np.ndarray, owner: np.ndarray) -> np.nda
     return np.bincount(owner * 4 + cell, minlength=4 * n).reshape(n, 4)
 
 
-def _drawn(counts: list[np.ndarray], patients: list, resamples: int) -> list[np.ndarray]:
-    """The sums of ``counts`` (patients, 4) in each resample of the patients: (resamples, 4)."""
-    drawn: list[list] = [[] for _ in counts]
+def _drawn(counts: np.ndarray, patients: list, resamples: int) -> np.ndarray:
+    """The sums of ``counts`` (patients, …) in each resample of the patients: (resamples, …).
+
+    The resamples stand on the second axis from the right but one: (asked, resamples, seeds, 4).
+    """
+    flat, sums = counts.reshape(len(patients), -1), []
     for first in range(0, resamples, AT_ONCE):
         weights = draws.counts(patients, first, min(first + AT_ONCE, resamples)).astype(float)
-        for sums, of_seed in zip(drawn, counts, strict=True):
-            sums.append(weights @ of_seed)
-    return [np.concatenate(sums) for sums in drawn]
+        sums.append(weights @ flat)
+    return np.moveaxis(np.concatenate(sums).reshape(-1, *counts.shape[1:]), 0, 1)
 
 
 def _rates(counts: np.ndarray, share: float | None) -> dict[str, np.ndarray]:
@@ -174,42 +178,38 @@ def _predictive(
 
 
 def _rows(
-    counts: list[np.ndarray],
-    validated: list[np.ndarray],
-    drawn: list[np.ndarray],
-    share: float | None,
+    counts: np.ndarray, validated: np.ndarray, drawn: np.ndarray, share: float | None
 ) -> list[dict]:
     """A row for each rate; with a stated prevalence for PPV and NPV alone.
 
-    Each list has an array for each seed. At a stated prevalence a PPV or NPV of 0 or 1 has the
-    interval that follows from those of sensitivity and specificity.
+    ``counts`` (patients, seeds, 4), ``validated`` (seeds, 4), ``drawn`` (resamples, seeds, 4). At a
+    stated prevalence a PPV or NPV of 0 or 1 has the interval that follows from those of sensitivity
+    and specificity.
     """
     of_test, of_validation, of_draws = (
-        {name: np.mean([_rates(part, share)[name] for part in parts], axis=0) for name in RATES}
-        for parts in ([c.sum(0) for c in counts], validated, drawn)
+        {name: values.mean(-1) for name, values in _rates(sums, share).items()}
+        for sums in (counts.sum(0), validated, drawn)
     )
-    n = {
-        name: round(np.mean([(c[:, SHARE_OF[name]] > 0).any(1).sum() for c in counts]))
-        for name in RATES
-    }
+    n = {name: round((counts[..., OF[name]] > 0).any(-1).sum(0).mean()) for name in RATES}
     ends = {
-        name: bootstrap.logit_interval(of_test[name], np.nanstd(of_draws[name], ddof=1), n[name])
+        name: bootstrap.logit_interval(
+            float(of_test[name]), float(np.nanstd(of_draws[name], ddof=1)), n[name]
+        )
         for name in RATES
     }
     if share is not None:
-        by_ends = [
-            _predictive(*pair, share) for pair in zip(*(ends[r] for r in RATES[:2]), strict=True)
-        ]
-        for name in RATES[2:]:
+        pairs = zip(ends["sensitivity"], ends["specificity"], strict=True)
+        by_ends = [_predictive(*pair, share) for pair in pairs]
+        for name in ("ppv", "npv"):
             if not 0 < of_test[name] < 1:
                 ends[name] = tuple(float(of[name]) for of in by_ends)
-    whole = sum(c.sum(0) for c in counts)
-    prevalence = whole[:2].sum() / whole.sum() if share is None else share
+    positive = counts[..., :2].sum() / counts.sum()
     return [
-        {"metric": name, "prevalence": prevalence, "value": float(of_test[name])}
+        {"metric": name, "prevalence": positive if share is None else share}
+        | {"value": float(of_test[name])}
         | bootstrap.ends("ci", ends[name])
         | {"validation": float(of_validation[name]), "n_patients": n[name]}
-        for name in (RATES if share is None else RATES[2:])
+        for name in (RATES if share is None else ("ppv", "npv"))
     ]
 
 

@@ -146,6 +146,10 @@ def written(tmp_path, old, new):
         ("[0, 1]", "[99999999999999999999]", "is larger than any number of a grid may be"),
         ("frozen:", "seeds: [3]\nfrozen:", "'seeds' is stated before"),
         ("frozen:", "collect: {resamples: -1}\nfrozen:", "collect: resamples is -1, but"),
+        ("frozen:", "thresholds: {sensitivity: 1}\nfrozen:", "thresholds: sensitivity is 1, but"),
+        ("frozen:", "thresholds: {prevalence: {fundus_pm: {mypia: 0.1}}}\nfrozen:", "'mypia'"),
+        ("frozen:", "thresholds: {prevalence: {chest_xray: {}}}\nfrozen:", "task 'chest_xray'"),
+        ("frozen:", "thresholds: {prevalence: {fundus_pm: 0.1}}\nfrozen:", "fundus_pm is 0.1, but"),
         ("frozen:", "lora: null\nfrozen:", "lora is None, but must be a mapping of names"),
         ("frozen:", "x: !!python/object/apply:os.system [ls]\nfrozen:", "it is not plain YAML: "),
         ("frozen:", "x: 2026-99-99\nfrozen:", "it is not plain YAML: "),
@@ -204,6 +208,18 @@ def test_numbers_are_what_they_look_like_and_only_what_is_stated_is_passed_on(tm
         "learning_rates": [0.001, 20.0, 0.5],
     }
     assert grid["finetuned"] == grid["prepare"] == grid["collect"] == {}
+
+
+def test_thresholds_of_a_task_have_its_own_prevalence(tmp_path):
+    classes = cards.read("fundus_pm").classes
+    stated = f"thresholds: {{sensitivity: 0.9, prevalence: {{fundus_pm: {{{classes[1]}: 0.02}}}}}}"
+    grid = gridfile.read(written(tmp_path, "frozen:", f"{stated}\nfrozen:"))
+    assert gridfile.thresholds(grid, "fundus_pm") == {
+        "sensitivity": 0.9,
+        "prevalence": {classes[1]: 0.02},
+    }
+    without = gridfile.read(written(tmp_path, "frozen:", "frozen:"))
+    assert gridfile.thresholds(without, "fundus_pm") == {"prevalence": {}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -385,8 +401,9 @@ def test_planning_counts_the_jobs_of_each_rule_without_running_any(repository):
         "finetune": 650,
         "summarise": 130,
         "look": 10,
+        "operate": 10,
     }
-    assert jobs == once | many | {"total": 1186}
+    assert jobs == once | many | {"total": 1196}
 
 
 def test_the_runs_of_a_grid_are_those_of_its_heads_labels_and_seeds(tmp_path):

@@ -85,11 +85,26 @@ def counts(classes):
     return pd.concat(one.assign(backbone=b, pretraining=p) for b, p in BACKBONES.items())
 
 
+def benefits(classes):
+    """Net benefits of two backbones at three thresholds, for each class."""
+    table = pd.DataFrame({"threshold": [0.1, 0.4, 0.8], "net_benefit": [0.3, 0.25, 0.1]})
+    table = table.assign(low=table["net_benefit"] - 0.05, high=table["net_benefit"] + 0.05)
+    table["all"] = [0.3, 0.1, -0.4]
+    both = ("dinov2_small", "dinov2"), ("vgg16-random", "random")
+    return pd.concat(
+        table.assign(**{"class": name, "backbone": backbone, "pretraining": weights})
+        for name in classes
+        for backbone, weights in both
+    )
+
+
 def bins():
     one = pd.DataFrame({"confidence": [0.55, 0.75, 0.95], "accuracy": [0.5, 0.6, 0.9]})
     one = one.assign(low=one["accuracy"] - 0.1, high=one["accuracy"] + 0.1, count=[5, 10, 20])
     return pd.concat(
-        one.assign(backbone=b, pretraining=p, ece="0.071") for b, p in BACKBONES.items()
+        one.assign(backbone=b, pretraining=p, probabilities=kind, ece="0.123")
+        for b, p in BACKBONES.items()
+        for kind in ("raw", "calibrated")
     )
 
 
@@ -137,6 +152,8 @@ DRAWN = {
     "confusion": lambda: predictions.confusion(counts(["no", "yes"]), ["no", "yes"], "Title"),
     "confusion_7": lambda: predictions.confusion(counts(list("abcdefg")), list("abcdefg"), "Title"),
     "reliability": lambda: predictions.reliability(bins(), "Title"),
+    "decision_curves": lambda: predictions.decision_curves(benefits(["yes"]), "Title"),
+    "decision_curves_7": lambda: predictions.decision_curves(benefits(list("abcdefg")), "Title"),
     "embeddings": lambda: embeddings.embeddings(points(), ["a", "b"], "Title"),
     "what_it_sees": lambda: embeddings.what_it_sees(*seen(), "Title"),
     "interval_widths": lambda: predictions.interval_widths(widths(), "Title"),
@@ -316,10 +333,23 @@ def test_the_panel_above_an_empty_place_names_the_classes():
 
 
 def test_a_bin_of_too_few_samples_to_tell_has_no_mark():
-    few = bins().query("backbone == 'dinov2_small'").assign(count=[4, 5, 20])
+    few = bins().query("backbone == 'dinov2_small'").assign(count=[4, 5, 20] * 2)
     (ax,) = predictions.reliability(few).axes
-    assert len(ax.patches) == 3
-    assert ax.lines[-1].get_xdata().tolist() == [0.75, 0.95]
+    assert len(ax.patches) == 3  # of raw probabilities alone
+    _, raw, calibrated = (line.get_xdata().tolist() for line in ax.lines)
+    assert raw == calibrated == [0.75, 0.95]
+    assert ax.get_title("left").splitlines()[1:] == ["raw: ECE 0.123", "calibrated: ECE 0.123"]
+
+
+def test_decision_curves_stand_beside_calling_all_and_calling_none():
+    fig = predictions.decision_curves(benefits(["yes"]), "Title")
+    (ax,) = fig.axes
+    every, none, *lines = ax.lines
+    assert every.get_ydata().tolist() == [0.3, 0.1, -0.4] and set(none.get_ydata()) == {0}
+    assert [line.get_ydata().tolist() for line in lines] == [[0.3, 0.25, 0.1]] * 2
+    assert len(ax.collections) == 1  # a band for the pretrained backbone, not for the control
+    words = {text.get_text() for text in fig.legends[0].get_texts()}
+    assert words == {"all", "none", "DINOv2 S", "VGG16 (random)"}
 
 
 def test_embeddings_are_coloured_by_what_is_known():

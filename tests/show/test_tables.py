@@ -270,6 +270,7 @@ def test_calibrated_metrics_stand_under_raw_ones_of_the_same_backbone():
                 ends = (value - 0.05, value + 0.06) if metric == "brier" else (np.nan, np.nan)
                 names = {"backbone": backbone, "pretraining": pretraining, "probabilities": kind}
                 names |= {"metric": metric, "value": value, "ci_low": ends[0], "ci_high": ends[1]}
+                names["class"] = ""
                 rows.append(names)
     table = tables.calibration_table(pd.DataFrame(rows))
     assert table.to_numpy().tolist() == [
@@ -279,6 +280,46 @@ def test_calibrated_metrics_stand_under_raw_ones_of_the_same_backbone():
         ["DINOv2 S", "calibrated", "0.100 [0.050, 0.160]", "0.100"],
     ]
     assert list(table) == ["backbone", "probabilities", "brier", "ece"]
+
+
+def coefficients(classes):
+    same = {"backbone": "dinov2_small", "pretraining": "dinov2", "probabilities": "raw"}
+    rows = [
+        same | {"metric": metric, "class": name, "value": 0.5, "ci_low": 0.4, "ci_high": 0.6}
+        for metric in ("intercept", "slope")
+        for name in classes
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_of_two_classes_slope_and_intercept_are_printed_and_of_more_the_mean_slope():
+    two = tables.calibration_table(coefficients(["high"]))
+    assert list(two) == ["backbone", "probabilities", "calibration intercept", "calibration slope"]
+    more = tables.calibration_table(coefficients(["a", "b", "c", ""]))
+    assert list(more) == ["backbone", "probabilities", "calibration slope"]
+    assert more["calibration slope"].tolist() == ["0.500 [0.400, 0.600]"]
+
+
+def test_the_table_of_thresholds_has_a_row_for_each_class_backbone_and_rule():
+    rows = []
+    for rule, at in (("likeliest class", np.nan), ("Youden", 0.25)):
+        for metric, prevalence in (("sensitivity", 0.5), ("ppv", 0.5), ("ppv", 0.01)):
+            row = {"class": "melanoma", "rule": rule, "threshold": at, "metric": metric}
+            row |= {"prevalence": prevalence, "value": 0.9, "ci_low": 0.8, "ci_high": 0.95}
+            rows.append(row | {"validation": 0.875})
+    points = pd.DataFrame(rows)
+    both = [
+        points.assign(backbone=name, pretraining=weights)
+        for name, weights in (("dinov2_small", "dinov2"), ("vgg16-imagenet", "imagenet"))
+    ]
+    table = tables.thresholds_table(pd.concat(both))
+    cell = "0.90 [0.80, 0.95]"
+    assert table.to_numpy().tolist() == [
+        ["melanoma", name, rule, at, f"{cell} (0.88)", cell, cell]
+        for name in ("VGG16 (ImageNet)", "DINOv2 S")
+        for rule, at in (("likeliest class", ""), ("Youden", "0.25"))
+    ]
+    assert list(table)[4:] == ["sensitivity", "PPV", "PPV at 0.01"]
 
 
 def test_the_claims_table_names_the_stand_ins(tmp_path):

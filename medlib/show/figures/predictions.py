@@ -11,6 +11,9 @@ from medlib.show import names, style
 from medlib.show.figures import parts
 from medlib.stats import prediction
 
+BARS = "0.88"
+RAW_MARK = {"color": "0.7", "marker": "s", "markersize": 2.5, "linestyle": "--", "linewidth": 0.8}
+
 
 @style.styled
 def roc_curves(predictions: pd.DataFrame, classes: Sequence[str], title: str = "") -> plt.Figure:
@@ -111,27 +114,73 @@ def confusion(table: pd.DataFrame, classes: Sequence[str], title: str = "") -> p
 def reliability(table: pd.DataFrame, title: str = "") -> plt.Figure:
     """Reliability diagrams, one panel for each backbone: accuracy against confidence.
 
-    `table` has a row per backbone and bin of confidence: backbone, pretraining, confidence (mean),
-    accuracy, low, high (95 % over patients), count, ece (in words). The grey bars are the share of
-    samples in each bin; a bin of fewer than five samples has no mark.
+    `table` has a row per backbone, kind of probabilities and bin of confidence: backbone,
+    pretraining, probabilities ("raw" or another), confidence (mean), accuracy, low, high (95 % over
+    patients), count, ece (in words). Raw probabilities are grey. The grey bars are the share of
+    samples in each bin of raw confidence; a bin of fewer than five samples has no mark.
     """
     rows = parts.by_backbone(table)
     columns = min(len(rows), 4)
-    fig, axes = parts.panels_in_rows(len(rows), columns, 1.95, 0.3, **parts.SHARED)
+    fig, axes = parts.panels_in_rows(len(rows), columns, 2.15, 0.45, **parts.SHARED)
     for ax, (name, bins) in zip(axes.flat, rows.items(), strict=False):
-        bins = bins.sort_values("confidence")
-        mark, ece = parts.look(bins["family"].iloc[0]), bins["ece"].iloc[0]
-        ax.bar(bins["confidence"], bins["count"] / bins["count"].sum(), width=0.05, color="0.85")
         ax.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
-        bins = bins[bins["count"] >= 5]
-        ax.vlines(bins["confidence"], bins["low"], bins["high"], color=mark["color"], linewidth=0.8)
-        ax.plot(bins["confidence"], bins["accuracy"], linewidth=0.8, clip_on=False, **mark)
-        name = style.wrapped(parts.short(name), style.PAGE / columns - 0.3, 7)
-        ax.set_title(f"{name}\nECE {ece}", fontsize=6.5)
+        words = [style.wrapped(parts.short(name), style.PAGE / columns - 0.3, 7)]
+        for kind in dict.fromkeys(bins["probabilities"]):
+            own = bins[bins["probabilities"] == kind].sort_values("confidence")
+            look = parts.look(own["family"].iloc[0]) | {"linewidth": 0.8}
+            if kind == "raw":
+                look, shares = RAW_MARK, own["count"] / own["count"].sum()
+                ax.bar(own["confidence"], shares, width=0.05, color=BARS)
+            words.append(f"{kind}: ECE {own['ece'].iloc[0]}")
+            own = own[own["count"] >= 5]
+            ends = own["confidence"], own["low"], own["high"]
+            ax.vlines(*ends, color=look["color"], linewidth=0.8)
+            ax.plot(own["confidence"], own["accuracy"], clip_on=False, **look)
+        ax.set_title("\n".join(words), fontsize=6.5)
         ax.set(xlim=(0, 1), ylim=(0, 1))
     parts.label_below(axes, len(rows), "confidence")
     fig.supylabel("share that is right", fontsize=7.5)
-    style.title_above(fig, title)
+    entries = {"raw": plt.Line2D([], [], **RAW_MARK)}
+    entries["calibrated (coloured by family)"] = plt.Line2D([], [], color="black", marker="o")
+    entries["95 % over test patients"] = plt.Line2D([], [], color="0.3", marker="|", linestyle="")
+    entries["share of samples in a bin (raw)"] = plt.Rectangle((0, 0), 1, 1, color=BARS)
+    style.legend_above(fig, entries, title)
+    return fig
+
+
+@style.styled
+def decision_curves(table: pd.DataFrame, title: str = "") -> plt.Figure:
+    """Decision curves, a panel for each class, a line for each backbone, with 95 % bands.
+
+    `table` has the columns of `operating.net_benefit`, backbone and pretraining. Beside them stand
+    the net benefit of calling every sample (grey) and none (0). Bands are pointwise, over patients,
+    and drawn for pretrained backbones.
+    """
+    classes = list(dict.fromkeys(table["class"]))
+    columns = min(len(classes), 4)
+    fig, axes = parts.panels_in_rows(len(classes), columns, 2.6 - 0.15 * columns, 0.3, sharex=True)
+    entries: dict[str, object] = {"all": plt.Line2D([], [], color="0.6", linewidth=1)}
+    entries["none"] = plt.Line2D([], [], color="black", linewidth=0.8)
+    for ax, label in zip(axes.flat, classes, strict=False):
+        own = table[table["class"] == label]
+        every = own.drop_duplicates("threshold")
+        top = max(every["all"].max(), own["high"].max())
+        ax.plot(every["threshold"], every["all"], color="0.6", linewidth=1)
+        ax.axhline(0, color="black", linewidth=0.8)
+        lines = zip(parts.by_backbone(own).items(), itertools.cycle(style.DASHES), strict=False)
+        for (name, line), dash in lines:
+            family = line["family"].iloc[0]
+            look = {"color": parts.look(family)["color"], "linestyle": dash, "linewidth": 1}
+            (drawn,) = ax.plot(line["threshold"], line["net_benefit"], **look)
+            entries.setdefault(parts.short(name), drawn)
+            if family != names.RANDOM:
+                band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
+                ax.fill_between(line["threshold"], line["low"], line["high"], **band)
+        ax.set(xlim=(0, 1), ylim=(-0.12 * top, 1.05 * top))
+        ax.set_title(names.spoken(label), fontsize=7)
+    parts.label_below(axes, len(classes), "threshold probability")
+    fig.supylabel("net benefit", fontsize=7.5)
+    style.legend_above(fig, entries, title)
     return fig
 
 
