@@ -85,7 +85,8 @@ def recommend(
             for terms in complete
         ]
         tables.append(with_the_best(everywhere, costs, margin))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
+    tables = tables or [with_the_best([], costs, margin)]  # its columns, and no row
+    return pd.concat(tables, ignore_index=True)
 
 
 def _alone(arm: Arm) -> Candidate:

@@ -4,6 +4,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import made_arms
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +13,7 @@ from shown import all_words
 from medlib.show import answers, tables
 from medlib.show.figures.recommendation import MOST, recommendation
 from medlib.stats import runs
-from medlib.stats.recommendation import ALL_TASKS, COLUMNS, ONCE
+from medlib.stats.recommendation import ALL_TASKS, COLUMNS, ONCE, recommend
 
 TASKS = {"chest": {"title": "Chest radiographs"}, "mri": {"title": "Glioma"}}
 NO_PAIRS = pd.DataFrame(columns=["task", "one_pretraining", "one_regime"])
@@ -91,6 +92,20 @@ def test_random_controls_alone_give_no_answer_and_phantoms_are_named_as_such():
     said = answers.sentences(best().iloc[:0], NO_PAIRS, NO_COSTS, tasks)
     assert said == {"Chest radiographs (phantoms)": [answers.ONLY_RANDOM, answers.PHANTOMS]}
     assert answers.ONLY_RANDOM in all_words(recommendation(best().iloc[:0], tasks))
+
+
+def test_a_study_of_random_controls_alone_has_an_empty_table(tmp_path):
+    control = made_arms.arm("resnet50-random", pretraining="random")
+    table = recommend([control], NO_COSTS.assign(parameters=1, memory=1))
+    assert table.empty and list(table) == COLUMNS
+    shown = tables.best_arms(table, TASKS, "auroc")
+    written = tables.save_table(shown, tmp_path / "best", "A caption.", data=table)
+    assert shown["verdict"].tolist() == [answers.ONLY_RANDOM] * 2
+    assert all(answers.ONLY_RANDOM in path.read_text() for path in written[1:])
+    assert (
+        answers.table(answers.sentences(table, NO_PAIRS, NO_COSTS, TASKS))["answer"].tolist()
+        == [answers.ONLY_RANDOM] * 2
+    )
 
 
 def test_all_tasks_together_come_first():
