@@ -229,6 +229,9 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
     assert set(main["label_fraction"]) == {1.0, 0.5}, "other shares of the labels crowd the figure"
     embedded = pd.read_csv(figures / "embeddings_glioma_flair.csv")
     assert embedded["site"].nunique() > 1
+    wrong = pd.read_csv(figures / "wrong_glioma_flair.csv")  # no pixel leaves with the numbers
+    columns = "sample_id why patient_id y_true prob_grade_II prob_grade_III called probability"
+    assert list(wrong) == [*columns.split(), "against", "backbone", "pretraining"]
     assert embedded["patient"].str.fullmatch(r"patient \d+").all()  # a colour, and no name
     ends = pd.read_csv(results / "summary_over_seeds.csv").query(
         "metric == 'auprc' and regime == 'frozen' and head == 'linear' and label_fraction == 1"

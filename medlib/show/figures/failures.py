@@ -80,19 +80,17 @@ def by_label(
             rotation=0, ha="right", va="center", fontsize=7, fontweight="bold",
         )  # fmt: skip
         for at, why in enumerate(kinds):
-            part, places = (
-                cases[(cases["y_true"] == label) & (cases["why"] == why)],
-                row[each * at :],
-            )
-            for ax, case in zip(places, part.itertuples(), strict=False):
-                _tile(ax, images[cases.index.get_loc(case.Index)], why, case.sample_id, lines)
-            if part.empty:
+            chosen = np.flatnonzero((cases["y_true"] == label) & (cases["why"] == why))
+            for ax, number in zip(row[each * at :], chosen, strict=False):
+                _tile(ax, images[number], why, cases["sample_id"].iloc[number], lines)
+            if not len(chosen):
                 words = "no other\nerror" if why == failures.SUREST else "no other\nsample"
-                places[0].text(0.5, 0.5, words, ha="center", va="center", fontsize=6.5)
+                row[each * at].text(0.5, 0.5, words, ha="center", va="center", fontsize=6.5)
         _names_beside(row[0], lines)
     more = f"Surest errors and least sure, by label{pictures.left_out(classes)}"
     style.title_above(fig, f"{title}\n{more}")
-    style.caption_below(fig, "Vermilion: a wrong answer, with its probability.")
+    words = "Chosen by the mean over the backbones that count, a patient once. "
+    style.caption_below(fig, f"{words}Vermilion: a wrong answer, with its probability.")
     return fig
 
 
