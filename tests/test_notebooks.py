@@ -114,7 +114,8 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
     runs = results / "runs" / "glioma_flair" / "micro_resnet-random"
     shown = shared | {"figures": str(figures)}
     second = task | {"backbone": "vit_tiny-random", "image_size": 32}
-    looked_at = ("curves", "confusion", "embeddings", "seen")
+    looked_at = ("curves", "confusion", "by_class", "wrong_by_all", "wrong")
+    looked_at += ("embeddings", "seen")
 
     def drawn(*names):
         return [figures / f"{n}.{kind}" for n in names for kind in ("png", "pdf", "svg", "csv")]
@@ -178,7 +179,8 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
         ),
         "09_look_closer": (
             shown | {"task": "glioma_flair", "resamples": 200, "drawn_bands": 50},
-            drawn(*(f"{name}_glioma_flair" for name in looked_at)),
+            drawn(*(f"{name}_glioma_flair" for name in looked_at))
+            + written("classes_glioma_flair"),
         ),
         "12_choose_thresholds": (
             shown | {"task": "glioma_flair", "resamples": 200, "drawn_bands": 50},
@@ -234,6 +236,9 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
     assert set(main["label_fraction"]) == {1.0, 0.5}, "other shares of the labels crowd the figure"
     embedded = pd.read_csv(figures / "embeddings_glioma_flair.csv")
     assert embedded["site"].nunique() > 1
+    wrong = pd.read_csv(figures / "wrong_glioma_flair.csv")  # no pixel leaves with the numbers
+    columns = "sample_id why patient_id y_true prob_grade_II prob_grade_III called probability"
+    assert list(wrong) == [*columns.split(), "against", "backbone", "pretraining"]
     assert embedded["patient"].str.fullmatch(r"patient \d+").all()  # a colour, and no name
     ends = pd.read_csv(results / "summary_over_seeds.csv").query(
         "metric == 'auprc' and regime == 'frozen' and head == 'linear' and label_fraction == 1"

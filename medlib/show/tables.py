@@ -16,12 +16,12 @@ from medlib.stats.metrics import LOSSES
 
 LONG = 44  # letters; a longer column is set in lines
 WIDE, TALL = 150, 60  # letters and rows of a LaTeX table; a larger one becomes several
-ONE_TRAINING, FEW = "†", "‡"
+ONE_TRAINING, FEW, ENOUGH = "†", "‡", 20  # patients of a class: with fewer it is marked
+FEW_WORDS = f"{FEW}: a class has fewer than {ENOUGH} patients"
 MARKS = (
     f"{ONE_TRAINING}: the interval is over test patients alone, because there was one training, or "
-    f"the head was not trained again, or draws of so few patients lacked a class; {FEW}: a class "
-    "has fewer than 20 patients; due to training: the share of training in the variance of the "
-    "AUROC."
+    f"the head was not trained again, or draws of so few patients lacked a class; {FEW_WORDS}; "
+    "due to training: the share of training in the variance of the AUROC."
 )
 AIMS = ("sensitivity", "specificity")  # of thresholds
 OVER_CLASSES = (
@@ -62,7 +62,7 @@ def main_table(
     high = rows["procedure_high"].where(known, rows["ci_high"])
     for row, a, b in zip(rows.itertuples(), low, high, strict=True):
         one = "" if known[row.Index] else ONE_TRAINING
-        few = FEW if row.rarest < 20 and row.metric in OVER_CLASSES else ""
+        few = FEW if row.rarest < ENOUGH and row.metric in OVER_CLASSES else ""
         cells.append(
             f"{row.value:.3f}" + (f" [{a:.3f}, {b:.3f}]{one}" if pd.notna(a) else "") + few
         )
@@ -199,6 +199,24 @@ def thresholds_table(points: pd.DataFrame) -> pd.DataFrame:
         wide[column] = pd.Categorical(wide[column], list(dict.fromkeys(values)))
     wide = wide.sort_values(list(order)).astype(dict.fromkeys(order, str))
     return wide.rename(columns={"name": "backbone", "at": "threshold"}).reset_index(drop=True)
+
+
+def classes_table(rates: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """The rows of `diagnostics.by_class` as printed: a row for each class and backbone.
+
+    `rates` also has the columns backbone and pretraining. :data:`FEW` follows the number of
+    patients of a class that has fewer than :data:`ENOUGH`.
+    """
+    order = names.in_order(rates)
+    named = rates.assign(cell=_with_ends(rates, "{:.3f}")).merge(
+        order[["backbone", "pretraining", "name"]]
+    )
+    wide = named.pivot(index=["label", "name"], columns="metric", values="cell")
+    wide = wide.loc[pd.MultiIndex.from_product([classes, order["name"]]), rates["metric"].unique()]
+    wide = wide.rename_axis(["class", "backbone"]).rename_axis(columns=None).reset_index()
+    n = wide["class"].map(rates.groupby("label")["n_patients"].max())
+    wide.insert(1, "n_patients", n.map("{:,}".format) + np.where(n < ENOUGH, FEW, ""))
+    return wide.assign(**{"class": wide["class"].map(names.spoken)})
 
 
 def _with_ends(table: pd.DataFrame, number: str) -> list[str]:

@@ -73,6 +73,52 @@ def confusion(frames: Frames, classes: list[str]) -> pd.DataFrame:
     return pd.DataFrame({"count": counts}, pairs).reset_index()
 
 
+def by_class(frames: Frames, classes: list[str], resamples: int = 500) -> pd.DataFrame:
+    """Each class against the rest: label, n_patients, metric, value, ci_low, ci_high.
+
+    The metrics are "auroc" (of the class's probability), "sensitivity" (recall: the share of the
+    class that is called so) and "specificity" (the share of the rest that is not). The class with
+    the highest probability is called. In cross-validation each is a mean over folds, as in
+    :func:`prediction.evaluator`; with several seeds, their mean. The intervals are those of
+    :func:`bootstrap.interval`, with the same draws of test patients as everywhere. ``n_patients``
+    have a sample of the class. NaN where the class, or the rest, has no sample.
+    """
+    rows, label, patient = [], frames[0]["y_true"], frames[0]["patient_id"]
+    for name in classes:
+        inside, outside = (patient[side].nunique() for side in (label == name, label != name))
+        parts = [_against_rest(frame, classes, name, resamples) for frame in frames]
+        rarest = {"auroc": min(inside, outside), "sensitivity": inside, "specificity": outside}
+        for metric, n in rarest.items():
+            value, *drawn = np.mean([part[metric] for part in parts], axis=0)
+            ends = bootstrap.interval(metric, value, np.array(drawn), np.array([]), n)
+            row = {"label": name, "n_patients": inside, "metric": metric, "value": value}
+            rows.append(row | bootstrap.ends("ci", ends))
+    return pd.DataFrame(rows)
+
+
+def _against_rest(
+    frame: pd.DataFrame, classes: list[str], name: str, resamples: int
+) -> dict[str, np.ndarray]:
+    """The metrics of :func:`by_class` for one class: of the sample itself, then of each draw."""
+    y, proba = prediction.arrays(frame, classes)
+    c = classes.index(name)
+    own, called, sides = y == c, proba.argmax(1) == c, ["rest", "own"]
+    binary = frame.assign(y_true=np.where(own, *reversed(sides)), prob_rest=1 - proba[:, c])
+    binary["prob_own"] = proba[:, c]
+    itself = prediction.point(binary, sides, ["auroc"])["auroc"]
+    drawn = bootstrap.bootstrap(binary, sides, resamples, names=["auroc"])["auroc"]
+    made = {"auroc": np.append(itself, drawn)}
+    owner, patients = pd.factorize(frame["patient_id"], sort=True)
+    weights = np.vstack([np.ones(len(patients)), draws.counts(patients, 0, resamples)])
+    folds, n = list(prediction.folds(frame)), len(patients)
+    for metric, side, right in (("sensitivity", own, called), ("specificity", ~own, ~called)):
+        asked = np.stack([np.bincount(owner[fold & side], minlength=n) for fold, _ in folds])
+        hits = [np.bincount(owner[fold & side & right], minlength=n) for fold, _ in folds]
+        shares = ratio_or_nan(np.stack(hits) @ weights.T, asked @ weights.T)
+        made[metric] = prediction.over_folds(shares, [share for _, share in folds])
+    return made
+
+
 def reliability(frames: Frames, classes: list[str], resamples: int = 500) -> pd.DataFrame:
     """How often the called class is right, by bins of confidence: a row for each filled bin.
 

@@ -12,7 +12,7 @@ import pytest
 from shown import TASKS, all_words, bars, legend_words, long_table
 
 from medlib.show import style
-from medlib.show.figures import comparison, costs, embeddings, images, predictions
+from medlib.show.figures import comparison, costs, embeddings, failures, images, predictions
 from medlib.show.figures.differences import _cliques, critical_difference, forest, worth_showing
 
 BACKBONES = {
@@ -141,6 +141,42 @@ def seen():
     return images, ["no", "no", "yes"], colours, evidence
 
 
+KINDS = {"all wrong": ["s0", "s1"], "surest error": ["s2"], "least sure": ["s3", "s4"]}
+LESIONS = ["naevus", "a_lesion_with_a_very_long_name"]
+
+
+def looked_at(why):
+    """Pictures of samples that are chosen for these reasons, the samples, and all answers."""
+    kept = [(sample, kind) for kind in why for sample in KINDS[kind]]
+    cases = pd.DataFrame(kept, columns=["sample_id", "why"])
+    cases["y_true"] = [LESIONS[sample != "s1"] for sample in cases["sample_id"]]
+    one = pd.DataFrame({"sample_id": [f"s{i}" for i in range(6)]})
+    one["y_true"] = np.where(one["sample_id"] == "s1", *LESIONS)
+    one["called"] = [LESIONS[0]] * 4 + [LESIONS[1], LESIONS[0]]
+    answers = [
+        one.assign(backbone=b, pretraining=p, probability=0.5 + 0.01 * i)
+        for i, (b, p) in enumerate(BACKBONES.items())
+    ]
+    numbers = cases["sample_id"].str[1:].astype(np.uint8).to_numpy()
+    return numbers[:, None, None, None] * np.ones((1, 4, 6, 3), np.uint8), cases, pd.concat(answers)
+
+
+def rates(classes, patients=40):
+    cells = list(itertools.product(classes, ("auroc", "sensitivity", "specificity")))
+    one = pd.DataFrame(cells, columns=["label", "metric"]).assign(n_patients=patients)
+    one = one.assign(value=np.linspace(0.3, 0.9, len(one)))
+    one = one.assign(ci_low=one["value"] - 0.1, ci_high=one["value"] + 0.05)
+    return pd.concat(one.assign(backbone=b, pretraining=p) for b, p in BACKBONES.items())
+
+
+def every_backbone(words="Both are wrong."):
+    return failures.wrong_by_all(*looked_at(["all wrong"]), words, "Title")
+
+
+def of_labels(classes=LESIONS):
+    return failures.by_label(*looked_at(["surest error", "least sure"]), classes, "Title")
+
+
 DRAWN = {
     "freezing": lambda: comparison.freezing(pairs(), TASKS),
     "size": lambda: costs.size(table(), TASKS),
@@ -151,6 +187,9 @@ DRAWN = {
     "curves": lambda: predictions.curves(curve_frame(), "Title"),
     "confusion": lambda: predictions.confusion(counts(["no", "yes"]), ["no", "yes"], "Title"),
     "confusion_7": lambda: predictions.confusion(counts(list("abcdefg")), list("abcdefg"), "Title"),
+    "wrong_by_all": every_backbone,
+    "wrong": of_labels,
+    "by_class": lambda: failures.by_class(rates(["no", "yes"]), ["no", "yes"], "Title"),
     "reliability": lambda: predictions.reliability(bins(), "Title"),
     "decision_curves": lambda: predictions.decision_curves(benefits(["yes"]), "Title"),
     "decision_curves_7": lambda: predictions.decision_curves(benefits(list("abcdefg")), "Title"),
@@ -376,6 +415,90 @@ def test_every_backbone_is_shown_on_the_same_images():
     assert overlay.get_clim() == (-most, most)
     assert "evidence for and against" in all_words(fig)
     assert "evidence for" not in all_words(embeddings.what_it_sees(images, labels, colours, {}))
+
+
+def coloured(ax):
+    """The texts below a picture, line by line, by colour."""
+    lines = {text.get_color(): text.get_text().split("\n") for text in ax.texts}
+    return {colour: lines.get(colour, []) for colour in ("black", style.VERMILION, "0.25")}
+
+
+def test_what_every_backbone_gets_wrong_has_label_answers_and_probabilities():
+    fig = every_backbone()
+    first, second, third = fig.axes[:3]
+    assert [ax.images[0].get_array().max() for ax in (first, second)] == [0, 1]
+    assert not third.images and len(fig.axes) == failures.ACROSS
+    titles = [ax.get_title("left").replace("\n", " ") for ax in (first, second)]
+    assert titles == ["label: a lesion with a very long name", "label: naevus"]
+    names = coloured(first)["0.25"]
+    assert names[0] == "ResNet50 (ImageNet)" and "ViT-B (random)" in names and len(names) == 6
+    wrong, right = coloured(first)[style.VERMILION], coloured(second)["black"]
+    order = [list(BACKBONES).index("resnet50-imagenet"), list(BACKBONES).index("vit_tiny-imagenet")]
+    assert wrong[0] == f"naevus 0.{50 + order[0]}" and f"naevus 0.{50 + order[1]}" in wrong
+    assert len(wrong) == 6 and right == wrong  # the second is a naevus: there the answer is right
+    assert set(coloured(first)["black"]) == {""}
+    words = " ".join(all_words(fig).split())
+    assert "Both are wrong." in words and "Every backbone that counts" in words
+
+
+def test_surest_errors_and_least_sure_stand_beside_each_other_by_label():
+    fig = of_labels()
+    axes = np.array(fig.axes).reshape(2, 4)
+    assert [ax.get_ylabel().replace("\n", " ") for ax in axes[:, 0]] == [
+        "naevus",
+        "a lesion with a very long name",
+    ]
+    shown = [[int(ax.images[0].get_array().max()) for ax in row if ax.images] for row in axes]
+    assert shown == [[], [2, 3, 4]]
+    titles = [ax.get_title("left") for ax in axes[1]]
+    assert titles == ["surest error", "", "least sure", "least sure"]
+    assert axes[0, 0].texts[0].get_text() == "no other\nerror"
+    assert axes[0, 2].texts[0].get_text() == "no other\nsample"
+    found = coloured(axes[1, 3])["black"]  # the name is cut, the probability is not
+    assert all(line.startswith("a lesion") and "… 0.5" in line for line in found)
+
+
+def test_without_a_sample_that_all_get_wrong_there_is_a_sentence():
+    pictures, cases, answers = looked_at(["all wrong"])
+    counts = pd.DataFrame({"label": ["a", "b"], "n": [3, 4], "wrong": [0, 0], "expected": [0.5, 1]})
+    said = failures.shared_words(counts, judges=2, unit="volumes")
+    assert said == (
+        "All 2 pretrained backbones get the same 0 of 7 volumes wrong; 1.5 would be expected if "
+        "their errors were independent within each class."
+    )
+    fig = failures.wrong_by_all(pictures[:0], cases[:0], answers, said)
+    assert said in " ".join(all_words(fig).split())
+    some = failures.shared_words(counts.assign(wrong=[1, 2]), judges=3, pretrained=False)
+    assert some.startswith("All 3 random backbones get the same 3 of 7 images wrong; 1.5 would")
+    assert some.endswith(
+        "Such images are often mislabelled or hard, or the backbones share a bias."
+    )
+    one = failures.shared_words(counts.assign(wrong=[1, 2]), judges=1)
+    assert one == "The one pretrained backbone gets 3 of 7 images wrong."
+
+
+def test_a_label_without_any_case_has_its_row():
+    pictures, cases, answers = looked_at(["least sure"])
+    fig = failures.by_label(pictures[:0], cases[:0], answers, LESIONS)
+    assert all_words(fig).count("no other") == 4
+
+
+def test_of_each_class_the_three_metrics_and_their_intervals_are_drawn():
+    classes = ["no", "yes"]
+    table = rates(classes).assign(n_patients=lambda t: np.where(t["label"] == "no", 19, 20))
+    fig = failures.by_class(table, classes)
+    for ax, metric in zip(fig.axes, ("auroc", "sensitivity", "specificity"), strict=True):
+        part = table[table["metric"] == metric]
+        ends = [s.ravel() for lines in ax.collections for s in lines.get_segments()]
+        drawn = {(round(a, 9), round(b, 9)) for a, _, b, _ in ends}
+        rows = part[["ci_low", "ci_high"]].round(9).itertuples(index=False, name=None)
+        assert drawn == set(rows) and len(ends) == 2 * len(BACKBONES)
+        values = [line.get_xdata()[0] for line in ax.lines if line.get_marker() not in ("None", "")]
+        assert sorted(values) == pytest.approx(sorted(part["value"]))
+    words = all_words(fig)
+    assert "no (19 patients ‡)" in words and "yes (20 patients)" in words
+    assert "‡: a class has fewer than 20 patients" in words
+    assert "‡" not in all_words(failures.by_class(rates(classes), classes))
 
 
 def test_without_anything_to_compare_a_figure_says_so():

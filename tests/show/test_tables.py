@@ -1,6 +1,7 @@
 """Tables: what the frames say, in all formats; bold where it must be, and LaTeX that
 compiles."""
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -394,3 +395,22 @@ def test_captions_and_cells_are_escaped_in_every_format(tmp_path):
     assert row.count("|") - row.count(r"\|") == 3 and "<img" not in row
     assert "<img" not in html.read_text()
     assert pd.read_csv(csv).loc[0, "a|b"] == "'=1+1"
+
+
+def test_each_class_has_a_row_a_backbone_and_a_mark_where_it_has_few_patients():
+    cells = itertools.product(["a_b", "c"], ["auroc", "sensitivity", "specificity"])
+    rows = pd.DataFrame(cells, columns=["label", "metric"])
+    rows["n_patients"] = [1200, 1200, 1200, 19, 19, 19]
+    rows = rows.assign(value=0.5, ci_low=0.4, ci_high=0.6)
+    rows.loc[4, ["value", "ci_low", "ci_high"]] = np.nan
+    kept = {"vit_tiny-random": "random", "dinov2_small": "dinov2"}
+    rates = pd.concat(rows.assign(backbone=b, pretraining=p) for b, p in kept.items())
+    table = tables.classes_table(rates, ["c", "a_b"])
+    assert list(table) == [
+        "class", "n_patients", "backbone", "auroc", "sensitivity", "specificity",
+    ]  # fmt: skip
+    assert table["class"].tolist() == ["c", "c", "a b", "a b"]
+    assert table["n_patients"].tolist() == ["19‡", "19‡", "1,200", "1,200"]
+    assert table["backbone"].tolist() == ["ViT-Ti (random weights)", "DINOv2 S"] * 2
+    assert set(table["auroc"]) == {"0.500 [0.400, 0.600]"}
+    assert table["sensitivity"].tolist() == ["", "", *["0.500 [0.400, 0.600]"] * 2]

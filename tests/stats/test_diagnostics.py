@@ -8,7 +8,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
-from medlib.stats import diagnostics, draws, prediction
+from medlib.stats import bootstrap, diagnostics, draws, prediction
 
 
 def frame(k, n=80, seed=0, per_patient=1):
@@ -101,6 +101,100 @@ def test_confusion_is_that_of_scikit_learn():
     expected = sk.confusion_matrix(rows["y_true"], called, labels=classes)
     table = confusion.pivot(index="label", columns="called", values="count").loc[classes, classes]
     np.testing.assert_array_equal(table, expected)
+
+
+def rates_by_sklearn(rows, classes, name, weights=None):
+    """AUROC, sensitivity and specificity of one class against the rest, of samples with weights."""
+    own = (rows["y_true"] == name).to_numpy()
+    proba = rows[[f"prob_{c}" for c in classes]].to_numpy()
+    called = np.array(classes)[proba.argmax(1)] == name
+    weighted = {"sample_weight": weights}
+    return [
+        sk.roc_auc_score(own, rows[f"prob_{name}"], **weighted),
+        sk.recall_score(own, called, **weighted),
+        sk.recall_score(~own, ~called, **weighted),
+    ]
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_each_class_against_the_rest_is_that_of_scikit_learn(k):
+    rows, classes = frame(k)
+    table = diagnostics.by_class([rows], classes, resamples=50)
+    expected = np.array([rates_by_sklearn(rows, classes, name) for name in classes])
+    assert table["metric"].tolist() == ["auroc", "sensitivity", "specificity"] * k
+    np.testing.assert_allclose(table["value"], expected.ravel(), atol=1e-12)
+    assert table["n_patients"].tolist() == [80 // k] * 3 * k
+    inside = (table["ci_low"] < table["value"]) & (table["value"] <= table["ci_high"])
+    assert inside.all() and (table["ci_high"] <= 1).all()
+
+
+def test_in_cross_validation_each_class_has_the_mean_over_folds_by_their_patients():
+    rows, classes = frame(3, per_patient=2)
+    # By patient: folds of 10, 12 and 18 patients. The last one lacks the first class.
+    patient = rows["patient_id"].str[1:].astype(int)
+    rows["fold"] = np.digitize(patient, [10, 22])
+    rows = rows[(rows["fold"] < 2) | (rows["y_true"] != "c0")]
+    last = rows.loc[rows["fold"] == 2, "patient_id"].nunique()
+    table = diagnostics.by_class([rows], classes, resamples=20).set_index(["label", "metric"])
+    for name in classes:
+        parts = [rows[rows["fold"] == fold] for fold in range(3)]
+        if name == "c0":  # the last fold has no AUROC or sensitivity of it
+            parts = parts[:2]
+        sizes = [10, 12, last][: len(parts)]
+        values = [rates_by_sklearn(part, classes, name) for part in parts]
+        area, sensitivity, specificity = np.average(values, axis=0, weights=sizes)
+        if name == "c0":
+            called = rows[rows["fold"] == 2][[f"prob_{c}" for c in classes]].to_numpy().argmax(1)
+            each = [*(value[2] for value in values), (called != 0).mean()]
+            specificity = np.average(each, weights=[10, 12, last])
+        found = table.loc[name, "value"]
+        np.testing.assert_allclose(found, [area, sensitivity, specificity], atol=1e-12)
+
+
+def test_intervals_of_a_class_are_those_of_the_same_draws_of_patients():
+    rows, classes = frame(3, per_patient=2)
+    table = diagnostics.by_class([rows], classes, resamples=60).set_index(["label", "metric"])
+    owner, patients = pd.factorize(rows["patient_id"], sort=True)
+    counts = draws.counts(patients, 0, 60)[:, owner]
+    drawn = np.array([rates_by_sklearn(rows, classes, "c1", weights) for weights in counts])
+    n = rows.loc[rows["y_true"] == "c1", "patient_id"].nunique()
+    assert table.loc["c1", "n_patients"].tolist() == [n] * 3
+    values = rates_by_sklearn(rows, classes, "c1")
+    for metric, value, error in zip(
+        ("auroc", "sensitivity", "specificity"), values, drawn.std(0, ddof=1), strict=True
+    ):
+        # The logit interval: logit(value) ± 1.96 standard errors on that scale.
+        half = bootstrap.Z * error / (value * (1 - value))
+        ends = 1 / (1 + np.exp(-(np.log(value / (1 - value)) + np.array([-half, half]))))
+        np.testing.assert_allclose(
+            table.loc[("c1", metric), ["ci_low", "ci_high"]], ends, rtol=1e-9
+        )
+
+
+def test_seeds_of_a_class_are_averaged_and_a_class_that_is_always_found_has_wilsons_interval():
+    labels, proba = ["c0", "c0", "c1", "c1"], np.array([0.9, 0.8, 0.2, 0.6])
+    ids = {"sample_id": list("abcd"), "patient_id": list("abcd"), "split": "test"}
+    one = pd.DataFrame(ids | {"y_true": labels, "prob_c0": proba, "prob_c1": 1 - proba})
+    other = one.assign(prob_c0=[0.4, 0.8, 0.2, 0.3], prob_c1=[0.6, 0.2, 0.8, 0.7])
+    table = diagnostics.by_class([one, other], ["c0", "c1"], 40).set_index(["label", "metric"])
+    # The first finds both c0 and one c1 of two; the second one c0 of two and both c1.
+    assert table.loc[("c0", "sensitivity"), "value"] == pytest.approx(0.75)
+    assert table.loc[("c1", "sensitivity"), "value"] == pytest.approx(0.75)
+    whole = diagnostics.by_class([one], ["c0", "c1"], 40).set_index(["label", "metric"])
+    found = whole.loc[("c0", "sensitivity")]
+    assert found["value"] == 1 and found["ci_high"] == 1
+    assert found["ci_low"] == pytest.approx(2 / (2 + bootstrap.Z**2))  # Wilson's, of two patients
+
+
+def test_a_class_that_the_test_set_lacks_has_no_values():
+    rows, _ = frame(2)
+    table = diagnostics.by_class([rows.assign(prob_c2=0.0)], ["c0", "c1", "c2"], resamples=20)
+    absent = table[table["label"] == "c2"].set_index("metric")
+    assert absent["n_patients"].tolist() == [0] * 3
+    assert (
+        absent.loc[["auroc", "sensitivity"], ["value", "ci_low", "ci_high"]].isna().all(axis=None)
+    )
+    assert absent.loc["specificity", "value"] == 1
 
 
 def test_reliability_is_that_of_scikit_learn_bin_by_bin():

@@ -33,7 +33,7 @@ def sample_grid(
         members = np.flatnonzero(np.asarray(labels) == name)
         words = f"{textwrap.fill(names.spoken(name), 18)}\n{len(members):,} images"
         rows[words] = members[_spread(len(members), per_class)]
-    return _picture_rows(images, rows, per_class, title + _left_out(classes))[0]
+    return _picture_rows(images, rows, per_class, title + left_out(classes))[0]
 
 
 @style.styled
@@ -56,7 +56,7 @@ def slice_strip(
         members = members[np.argsort(index["slice"].iloc[members].astype(int), kind="stable")]
         words = [*textwrap.wrap(names.spoken(name), 18), *textwrap.wrap("".join(sample), 18)]
         rows["\n".join(words)] = members[_spread(len(members), 8)]
-    title += _left_out(classes)
+    title += left_out(classes)
     fig, axes = _picture_rows(images, rows, max(1, *map(len, rows.values())), title)
     for row, members in zip(axes, rows.values(), strict=True):
         for ax, number in zip(row, index["slice"].iloc[members], strict=False):
@@ -103,7 +103,8 @@ def _shortened(name: str, most: int) -> str:
     return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
-def _left_out(classes: Sequence[str]) -> str:
+def left_out(classes: Sequence[str]) -> str:
+    """What a title says of more classes than a figure shows."""
     return f" (the first {MOST} of {len(classes):,} classes)" if len(classes) > MOST else ""
 
 
