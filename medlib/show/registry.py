@@ -52,6 +52,7 @@ ENTRIES = (  # in the order of the page
     Entry("calibration_{task}", "look", "Calibration", "table"),
     Entry("embeddings_{task}", "look", "Embeddings", frozen=True),
     Entry("seen_{task}", "look", "What they see", frozen=True, patients=True),
+    Entry("flow_{task}", "prepare", "Who was included"),
     Entry("passport_{task}", "prepare", "Split passports"),
     Entry("full_table", "compare", "All metrics, all heads", "table"),
 )
@@ -72,6 +73,7 @@ WORDS = {  # under a heading, where it needs some
     "Calibration": "How often a backbone is right, against how sure it is.",
     "Embeddings": "Frozen embeddings on two principal components.",
     "What they see": "The same images through several backbones.",
+    "Who was included": "What was found and left out, and who is on which side.",
     "Split passports": "What the numbers of a task rest on.",
 }
 
