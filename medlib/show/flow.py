@@ -52,7 +52,7 @@ def draw(numbers: pd.DataFrame, title: str = "", more: str = "its .excluded.csv"
     classes those with the most patients in all are named.
     """
     numbers, classes_left = _largest(numbers)
-    title = wrapped(title, PAGE - 0.2, 8, weight="bold")
+    title = wrapped(title, PAGE - 0.3, 8, weight="bold")
     upper = _upper(numbers, more)
     rows = _sides(numbers, upper[-1].bottom - GAP)
     note = [*_note(numbers), *classes_left]

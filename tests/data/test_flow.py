@@ -140,7 +140,9 @@ def test_long_words_stay_in_their_boxes():
     reasons = [f"{'a very long reason that goes on ' * k}{'x' * 60}" for k in range(6)]
     excluded = pd.DataFrame({"name": "x", "reason": reasons})
     rows = folds(20, 5).assign(label=["a " + "long name " * 6, "b" * 40] * 10)
-    fig = flow_figure.draw(flow.table(rows, sorted(set(rows["label"])), excluded), "T " * 120)
+    fig = flow_figure.draw(
+        flow.table(rows, sorted(set(rows["label"])), excluded), "A title that goes on " * 12
+    )
     fig.draw_without_rendering()
     (ax,) = fig.axes
     boxes = [patch.get_window_extent() for patch in ax.patches if hasattr(patch, "get_width")]
