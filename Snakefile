@@ -446,7 +446,7 @@ rule look:
 # What a paper must report: from the cards, the manifests, the records, and the figures so far.
 rule checklist:
     input:
-        ancient(drawn("compare", "costs", "claims", "look")),
+        ancient(drawn(*registry.DRAWING)),
         ancient(lambda wildcards: [file for task in TASKS for file in described(task)]),
         code=ancient(
             [
@@ -476,7 +476,7 @@ rule checklist:
 
 rule write_report:
     input:
-        ancient(drawn("compare", "costs", "claims", "look", "checklist")),
+        ancient(drawn(*registry.DRAWING, *registry.MODULES)),
         code=ancient(
             [
                 f"medlib/{name}"

@@ -31,12 +31,11 @@ from medlib.files import TEMPORARY, read_json
 from medlib.grid import gridfile, jobs, made, page, plan, states
 from medlib.grid.plan import Plan
 from medlib.grid.watch import TARGET, Watch, duration, progress_words, why
-from medlib.show import answers
+from medlib.show import answers, registry
 
 RETRIES = 2  # of a failure that may not happen again: see `jobs.TRANSIENT`
 ROUNDS = 6  # at most: one for each kind of long job, and more for code edited meanwhile
-# Rules.
-DRAWING = ("collect", "compare", "costs", "claims", "look", "checklist", "write_report")
+DRAWING = ("collect", *registry.DRAWING, *registry.MODULES, "write_report")  # rules
 
 
 class StudyError(RuntimeError):

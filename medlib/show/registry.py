@@ -12,6 +12,7 @@ FILES = {"figure": ("png", "pdf", "svg", "csv"), "table": ("csv", "md", "tex", "
 # rule of the Snakefile -> the notebook that it runs
 NOTEBOOKS = {"prepare": "01_prepare_data", "compare": "06_compare_backbones"}
 NOTEBOOKS |= {"costs": "07_weigh_costs", "claims": "08_test_claims", "look": "09_look_closer"}
+DRAWING = tuple(rule for rule in NOTEBOOKS if rule != "prepare")  # from results
 MODULES = {"checklist": "checklist"}  # rule -> the module of medlib.grid that it runs
 
 
