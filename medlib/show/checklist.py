@@ -115,7 +115,7 @@ def _row(item: Item, study: Study, checklist: Checklist) -> dict[str, str]:
     states = [state for state in STATES if any(state == s for s, _ in lacking)] or [FILLED]
     todo = [f"{state.upper()}: {words}" for state in STATES for s, words in lacking if s == state]
     return {
-        "section": f"{item.list}: {item.section}",
+        "section": item.section,
         "item": f"{item.list} {item.number}",
         "asks": item.asks,
         "state": states[-1],

@@ -128,7 +128,7 @@ def rows(items, study=MADE):
 def test_the_state_of_an_item_is_that_worked_out_by_hand(item, expected):
     (row,) = rows([item]).itertuples()
     assert (row.state, row.answer, row.where) == expected
-    assert (row.section, row.item, row.asks) == ("L: S", "L 1", "asks")
+    assert (row.section, row.item, row.asks) == ("S", "L 1", "asks")
 
 
 def test_of_phantoms_the_fields_of_a_card_tell_nothing():
