@@ -14,6 +14,7 @@ MOST_REASONS, MOST_CLASSES, MOST_NOTES = 6, 10, 3  # that are named
 SIZE, LINE, EDGE = 6.5, 0.12, 0.07  # points of the letters; inches of a line, and of a margin
 GAP, APART = 0.25, 0.12  # inches between boxes, and between sides
 LEFT = (PAGE - 2 * EDGE - 2 * APART) / 3  # inches: boxes on the left, as wide as one of three sides
+FILLED = 0.92  # of a box: on a screen, letters are up to 8 % wider than they are measured
 A_LINE = 5  # sides beside each other
 HEADINGS = {"train": "training", "val": "validation"}
 KEPT, LEAVES = "white", "0.94"  # colours of boxes
@@ -52,11 +53,11 @@ def draw(numbers: pd.DataFrame, title: str = "", more: str = "its .excluded.csv"
     classes those with the most patients in all are named.
     """
     numbers, classes_left = _largest(numbers)
-    title = wrapped(title, PAGE - 0.3, 8, weight="bold")
+    title = wrapped(title, FILLED * PAGE, 8, weight="bold")
     upper = _upper(numbers, more)
     rows = _sides(numbers, upper[-1].bottom - GAP)
     note = [*_note(numbers), *classes_left]
-    note = "\n".join(wrapped(line, PAGE - 0.2, SIZE) for line in note)
+    note = "\n".join(wrapped(line, FILLED * PAGE, SIZE) for line in note)
     top = 0.15 * len(title.splitlines()) + 0.1
     low = min(box.bottom for row in rows for box in row) - 0.1
     bottom = low - LINE * len(note.splitlines()) - 0.05
@@ -103,7 +104,7 @@ def _upper(numbers: pd.DataFrame, more: str) -> list[_Box]:
         rows = part.loc[[stage]]
         n, width = rows["count"].iloc[0], PAGE - x - EDGE
         heading = f"{words}: {n:,} {rows['unit'].iloc[0]}" if n else f"{words}: none"
-        look = {"inches": width - 2 * EDGE, "size": SIZE, "indent": "    "}
+        look = {"inches": FILLED * (width - 2 * EDGE), "size": SIZE, "indent": "    "}
         lines = [wrapped(line, **look) for line in _reasons(rows.iloc[1:], more)]
         boxes.append(_Box(x, y, width, heading, lines, LEAVES))
         y = boxes[-1].bottom - GAP / 2
@@ -151,7 +152,7 @@ def _counts(rows: pd.DataFrame, one_each: bool, width: float) -> list[str]:
     lines = [f"{total['patients']:,} patients", *([] if one_each else [images])]
     for name, patients, count in classes.itertuples():
         lines.append(f"{spoken(name)}: {patients:,}" + ("" if one_each else f" / {count:,}"))
-    return [wrapped(line, width - 2 * EDGE, SIZE, indent="    ") for line in lines]
+    return [wrapped(line, FILLED * (width - 2 * EDGE), SIZE, indent="    ") for line in lines]
 
 
 def _note(numbers: pd.DataFrame) -> list[str]:
