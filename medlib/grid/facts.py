@@ -40,8 +40,6 @@ def gather(grid: dict, results: Path | str, phantoms: bool = False) -> dict[str,
 
 def of_cards(of_task: Mapping[str, Card], phantoms: bool = False) -> dict[str, Fact]:
     """What is known of the tasks before any file is read."""
-    masked = [task for task, card in of_task.items() if card.volumes and card.volumes.needs_mask]
-    drawn = f"who drew the masks by which slices of {', '.join(masked)} are chosen"
     tasks = {task: f"{card.title} ({card.modality})" for task, card in of_task.items()}
     sources = Fact(by_task({t: f"{card.source} ({card.licence})" for t, card in of_task.items()}))
     if phantoms:
@@ -49,7 +47,6 @@ def of_cards(of_task: Mapping[str, Card], phantoms: bool = False) -> dict[str, F
     return {
         "tasks": Fact(f"{'Phantoms of: ' * phantoms}{by_task(tasks)}"),
         "sources": sources,
-        "masks": Fact("", drawn, WRITE) if masked else Fact("Nobody: pixels are read."),
     }
 
 
@@ -70,10 +67,14 @@ def of_grid(grid: dict, of_task: Mapping[str, Card]) -> dict[str, Fact]:
         pretrained.setdefault(kind, []).append(names.display_names(row.name))
     weights = [f"{kind}: {', '.join(of)}" for kind, of in pretrained.items()]
     declared = f"declared before the runs: all pairs of pretrained backbones, {primary}"
+    volumes = {task: _volumes(grid, card) for task, card in of_task.items()}
+    masked = ", ".join(task for task, how in volumes.items() if how and how.needs_mask)
+    drawn = f"who drew the masks by which slices of {masked} are chosen or cropped"
     return {
         "aims": Fact(f"{grid['title']}. Hypotheses {declared}; and the paper's claims"),
         "methods": Fact(f"Deep learning: {len(rows)} backbones ({kinds}), {', '.join(printed)}"),
         "preprocessing": Fact(_preprocessing(grid, of_task)),
+        "masks": Fact("", drawn, WRITE) if masked else Fact("Nobody: pixels are read."),
         "subsets": Fact(_subsets(grid, of_task)),
         "weights": Fact("; ".join(weights)),
         "training": Fact(". ".join(_training(grid, regime) for regime in regimes)),

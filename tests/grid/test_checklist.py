@@ -129,6 +129,13 @@ def test_what_manifests_do_not_tell_is_open(study):
     assert told["sites"].lacks == "the manifests of chest_xray, dermoscopy tell no site"
 
 
+def test_masks_that_choose_slices_have_to_be_explained(study):
+    assert gathered(study)["masks"].words == "Nobody: pixels are read."
+    told = gathered(study, tasks=["glioma_t1"], prepare={"volumes": {"choice": "largest_tumour"}})
+    assert told["masks"].state == WRITE and "glioma_t1" in told["masks"].lacks
+    assert "5 slices of a volume (largest tumour)" in told["subsets"].words
+
+
 def test_results_are_told_where_they_are_and_not_done_where_they_are_not(study):
     before = gathered(study)
     for name in ("metrics", "performance", "sample_size", "saved_models"):
