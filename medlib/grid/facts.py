@@ -310,5 +310,5 @@ def of_results(results: Path | str) -> dict[str, Fact]:
             t: f"a difference of {value:.3f} would be found four times in five"
             for t, value in least.items()
         }
-        facts["sample_size"] = Fact(by_task(words) or "no pair of arms can be tested")
+        facts["sample_size"] = Fact(by_task(words) or "No pair of arms can be tested")
     return facts
