@@ -95,6 +95,12 @@ def card_files(wildcards):
     ]
 
 
+def described(task):
+    """What says who is in a task: its manifest, and its cards. Of runs so far, what is there."""
+    files = [os.path.relpath(path) for path in cards.files(task) if path.suffix == ".yaml"]
+    return files + [manifest(task)] * (not PARTIAL or os.path.exists(manifest(task)))
+
+
 def parameters(shared=SHARED, **values):
     """JSON for a notebook. `params` holds it as a function: Snakemake reads a brace as a wildcard."""
     return json.dumps(shared | values, sort_keys=True)
@@ -226,7 +232,7 @@ def everything():
         *summarised(TASKS),
         *SUMMARIES,
         f"{RESULTS}/differences.csv",
-        *drawn(*registry.NOTEBOOKS),
+        *drawn(*registry.NOTEBOOKS, *registry.MODULES),
         REPORT,
     ]
 
@@ -458,9 +464,40 @@ rule operate:
         RUN
 
 
-rule write_report:
+# What a paper must report: from the cards, the manifests, the records, and the figures so far.
+rule checklist:
     input:
         ancient(drawn(*registry.DRAWING)),
+        ancient(lambda wildcards: [file for task in TASKS for file in described(task)]),
+        code=ancient(
+            [
+                f"medlib/{name}"
+                for name in (
+                    "show/checklist.py",
+                    "show/checklist.yaml",
+                    "show/tables.py",
+                    "grid/checklist.py",
+                    "grid/facts.py",
+                    "data/flow.py",
+                )
+            ]
+        ),
+    output:
+        shown("checklist"),
+    log:
+        f"{RESULTS}/checklist.log",
+    params:
+        grid=f"grids/{GRID}.yaml",
+        words=lambda wildcards: parameters({"grid": grid, "caption": CAPTION}),
+    resources:
+        **needs(60),
+    shell:
+        "python -m medlib.grid.checklist {params.grid:q} {RESULTS:q} {FIGURES:q} " + MADE_FROM
+
+
+rule write_report:
+    input:
+        ancient(drawn(*registry.DRAWING, *registry.MODULES)),
         code=ancient(
             [
                 f"medlib/{name}"

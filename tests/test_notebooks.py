@@ -138,7 +138,7 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
             },
             [
                 results / "manifests" / "glioma_flair.csv",
-                *drawn("passport_glioma_flair"),
+                *drawn("passport_glioma_flair", "flow_glioma_flair"),
                 results / "images" / "glioma_flair" / "32-bilinear" / "images.npy",
             ],
         ),

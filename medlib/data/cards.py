@@ -27,6 +27,8 @@ STAND_INS = {
 # Nothing is converted: "3" is not 3, and true is not 1. YAML's lists become tuples.
 GEOMETRIES = ("squash", "crop")  # how a picture becomes a square: see decoding.resize
 GREY_VALUES = ("", "as_stored", "stretched", "window")
+# What no folder tells and a paper must report: the fields of a card that the checklist reads.
+FOR_A_PAPER = ("acquisition", "reference_standard", "annotators", "inclusion_dates", "ethics")
 GreyValues = str | tuple[float, float]  # how stored values become 8-bit ones: see Card
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 Text = Annotated[str, Field(min_length=1)]
@@ -96,7 +98,8 @@ class Card(BaseModel):
     ``incomplete`` is ``stop``, or ``leave_out`` where some patients are known to lack a modality or
     a label. ``known_duplicates`` lists groups of sample ids that are one image on several sides of
     a split: those on the training side are dropped. ``not_duplicates`` lists pairs that look like
-    one image and are not.
+    one image and are not. The fields of :data:`FOR_A_PAPER` are texts; one that is missing is an
+    open item of the checklist, not an error.
     """
 
     model_config = STRICT
@@ -122,6 +125,11 @@ class Card(BaseModel):
     known_duplicates: Groups = ()
     not_duplicates: Groups = ()
     notes: str = ""
+    acquisition: str = ""
+    reference_standard: str = ""
+    annotators: str = ""
+    inclusion_dates: str = ""
+    ethics: str = ""
 
     @field_validator("classes")
     @classmethod

@@ -29,6 +29,8 @@ from medlib.files import file_sha256, plain_text, save_csv, save_text
 REQUIRED = ("sample_id", "patient_id", "path", "label")
 BESIDE = ("mask", "reference")  # columns that name further files of a sample
 Pairs = Iterable[tuple[str, str]]  # of names
+# How the reason of a copy that was left out begins.
+COPY_REASONS = ("the same image as ", "a second copy of ")
 POINTER = b"version https://git-lfs.github.com/spec/"  # the first bytes of Git LFS's pointers
 Parts = Callable[[Path], list[Path]]  # the files that one file stands for
 LARGE = 50_000  # groups: scikit-learn places them one by one, a million in some minutes
@@ -317,7 +319,7 @@ def drop_duplicates(rows: pd.DataFrame, twins: Iterable[Iterable[str]]) -> tuple
         for sample in there[1:]:
             if sides[sample] != sides[there[0]]:
                 where = f"the {sides[there[0]]} set" if column == "split" else "another fold"
-                reasons[sample] = f"the same image as {there[0]} of {where}"
+                reasons[sample] = f"{COPY_REASONS[0]}{there[0]} of {where}"
     dropped = pd.DataFrame(sorted(reasons.items()), columns=["name", "reason"], dtype=str)
     return rows[~rows["sample_id"].isin(reasons)].reset_index(drop=True), dropped
 

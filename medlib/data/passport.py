@@ -52,8 +52,7 @@ def table(
     rows = pd.concat([manifest, manifest.assign(label=ALL)]).set_index("label")
     rows[side] = pd.Categorical(rows[side], sides)
     patients = rows.groupby(["label", "patient_id"], sort=False)
-    in_files = rows["path"].str.contains(r"\.nii(?:\.gz)?$").all()  # a DICOM series has any name
-    unit = "volumes" if in_files or (stored is not None and stored.empty) else "images"
+    unit = unit_of(manifest, stored)
     once = ~rows.reset_index().duplicated(["label", "patient_id", side]).to_numpy()
     parts = {f"patients by {side}": rows.loc[once, side], f"{unit} by {side}": rows[side]}
     parts[f"{unit} per patient"] = _count_bands(patients.size())
@@ -72,16 +71,20 @@ def table(
     for part, values in parts.items():
         counted = unit if part in (f"{unit} by {side}", FILE_TYPE, IMAGE_SIZE) else "patients"
         tables.append(_by_class(values, classes).assign(part=part, unit=counted))
-    ids = {*manifest["sample_id"], *manifest["patient_id"], *excluded["name"]}
-    ids |= {*duplicates["first"], *duplicates["second"]}
-    # A word or a small number may be meant as such: "fewer than 5 slices".
-    ids = {name for name in ids if re.search(r"\d", name) and not re.fullmatch(r"\d{1,2}", name)}
+    ids = ids_of(manifest, excluded["name"], duplicates["first"], duplicates["second"])
     tables += [_duplicate_rows(duplicates, ids), _excluded_rows(excluded, ids)]
-    texts = [_ANY_ID.sub("…", text) for text in notes]
-    tables.append(pd.DataFrame({"name": texts}).assign(part="notes", unit="sentences", count=1))
+    texts = pd.DataFrame({"name": without_any_id(notes)})
+    tables.append(texts.assign(part="notes", unit="sentences", count=1))
     columns = ["part", "class", "name", "count", "unit", "share", "correlation", "detail"]
     table = pd.concat(tables, ignore_index=True).reindex(columns=columns)
     return table.fillna({"class": "", "detail": ""})
+
+
+def unit_of(manifest: pd.DataFrame, stored: pd.DataFrame | None) -> str:
+    """What a sample is: "images" or "volumes"."""
+    # a DICOM series has any name
+    in_files = manifest["path"].str.contains(r"\.nii(?:\.gz)?$").all()
+    return "volumes" if in_files or (stored is not None and stored.empty) else "images"
 
 
 def _as_stored(rows: pd.DataFrame, stored: pd.DataFrame) -> dict[str, pd.Series]:
@@ -164,7 +167,19 @@ def _class_rows(sizes: pd.Series, unit: str, classes: Sequence[str]) -> pd.DataF
     return long.reset_index().assign(part="classes", name="all")
 
 
-def _without_ids(texts: pd.Series, ids: set[str]) -> pd.Series:
+def ids_of(manifest: pd.DataFrame, *more: pd.Series) -> set[str]:
+    """The names of samples and patients that must not stand in what is shown."""
+    ids = {*manifest["sample_id"], *manifest["patient_id"]}.union(*more)
+    # A word or a small number may be meant as such: "fewer than 5 slices".
+    return {name for name in ids if re.search(r"\d", name) and not re.fullmatch(r"\d{1,2}", name)}
+
+
+def without_any_id(texts: Sequence[str]) -> list[str]:
+    """Replace every word in texts that looks like an id by "…"."""
+    return [_ANY_ID.sub("…", text) for text in texts]
+
+
+def without_ids(texts: pd.Series, ids: set[str]) -> pd.Series:
     """Replace ids and paths in texts by "…", so that texts become equal that differ only in these.
 
     If many different texts remain, every word that looks like an id is replaced. Long texts are
@@ -210,7 +225,7 @@ def _duplicate_rows(duplicates: pd.DataFrame, ids: set[str]) -> pd.DataFrame:
     pairs["name"] = pairs["first"] + pairs["second"]  # only so that the order is always the same
     order = {"where": True, "same": True, "kind": True, "correlation": False, "name": True}
     pairs = pairs.assign(where=where, same=same).sort_values([*order], ascending=[*order.values()])
-    action = _without_ids(pairs["action"], ids)
+    action = without_ids(pairs["action"], ids)
     groups = pairs.assign(name=pairs["group"], detail=action)
     groups = groups.groupby(["name", "detail"], sort=False).size().rename("count").reset_index()
     groups = _first(groups)
@@ -233,8 +248,11 @@ def _first(table: pd.DataFrame, most: int = MOST_REASONS) -> pd.DataFrame:
 def _excluded_rows(excluded: pd.DataFrame, ids: set[str]) -> pd.DataFrame:
     """What was left out, by reason."""
     total = pd.DataFrame({"name": ["all"], "count": len(excluded)})
-    by_reason = _without_ids(excluded["reason"], ids).value_counts()
-    by_reason = by_reason.rename_axis("name").reset_index(name="count")
-    by_reason = by_reason.sort_values(["count", "name"], ascending=[False, True])
-    by_reason = pd.concat([total, _first(by_reason)])
-    return by_reason.assign(part="left out", unit="names", detail="")
+    table = pd.concat([total, _first(by_reason(excluded["reason"], ids))])
+    return table.assign(part="left out", unit="names", detail="")
+
+
+def by_reason(reasons: pd.Series, ids: set[str]) -> pd.DataFrame:
+    """How often each reason (name) stands there (count), without ids; the most frequent first."""
+    counts = without_ids(reasons, ids).value_counts().rename_axis("name").reset_index(name="count")
+    return counts.sort_values(["count", "name"], ascending=[False, True])

@@ -14,6 +14,7 @@ NOTEBOOKS = {"prepare": "01_prepare_data", "compare": "06_compare_backbones"}
 NOTEBOOKS |= {"costs": "07_weigh_costs", "claims": "08_test_claims", "look": "09_look_closer"}
 NOTEBOOKS |= {"operate": "12_choose_thresholds"}
 DRAWING = tuple(rule for rule in NOTEBOOKS if rule != "prepare")  # from results
+MODULES = {"checklist": "checklist"}  # rule -> the module of medlib.grid that it runs
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Entry:
     frozen: bool = False  # made only where the grid has a frozen regime
     promised: bool = True  # False: whether it can be made is known only when its rule runs
     patients: bool = False  # shows patients' images, so it is never committed
+    folded: bool = False  # a long table: the page shows its caption, and a click opens it
 
 
 ENTRIES = (  # in the order of the page
@@ -60,7 +62,9 @@ ENTRIES = (  # in the order of the page
     Entry("wrong_{task}", "look", "Where they go wrong", patients=True),
     Entry("embeddings_{task}", "look", "Embeddings", frozen=True),
     Entry("seen_{task}", "look", "What they see", frozen=True, patients=True),
+    Entry("flow_{task}", "prepare", "Who was included"),
     Entry("passport_{task}", "prepare", "Split passports"),
+    Entry("checklist", "checklist", "What a paper must report", "table", folded=True),
     Entry("full_table", "compare", "All metrics, all heads", "table"),
 )
 WORDS = {  # under a heading, where it needs some
@@ -83,7 +87,9 @@ WORDS = {  # under a heading, where it needs some
     "Calibration": "How often a backbone is right, against how sure it is.",
     "Embeddings": "Frozen embeddings on two principal components.",
     "What they see": "The same images through several backbones.",
+    "Who was included": "What was found and left out, and who is on which side.",
     "Split passports": "What the numbers of a task rest on.",
+    "What a paper must report": "Items of CLAIM 2024 and TRIPOD+AI, and what fills them.",
 }
 
 
@@ -91,6 +97,11 @@ def files(rule: str, frozen: bool) -> list[str]:
     """The names of the files that a rule must write. ``{task}`` is not filled in."""
     own = [e for e in ENTRIES if e.rule == rule and e.promised and (frozen or not e.frozen)]
     return [f"{entry.stem}.{kind}" for entry in own for kind in FILES[entry.kind]]
+
+
+def is_folded(stem: str) -> bool:
+    """Whether the page folds a table of this name."""
+    return any(entry.folded for entry in ENTRIES if entry.stem == stem)
 
 
 def sections(stems: Collection[str]) -> Iterator[tuple[str, str, str, list[str]]]:

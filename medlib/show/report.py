@@ -1,6 +1,7 @@
 """One HTML page with all figures and tables of a grid: opens from disk, needs no network."""
 
 import base64
+import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -61,5 +62,14 @@ def _shown(stem: Path) -> Markup:
         image = Markup('<figure><img src="data:image/png;base64,{}" alt="{}"></figure>')
         shown += image.format(data, stem.name.replace("_", " "))
     if table.is_file():
-        shown += Markup(table.read_text(encoding="utf-8"))
+        text = Markup(table.read_text(encoding="utf-8"))
+        shown += _folded(text) if registry.is_folded(stem.name) else text
     return shown
+
+
+def _folded(table: Markup) -> Markup:
+    """A table that a click opens; its caption is always seen."""
+    caption = re.search("<caption>(.*?)</caption>", table, re.DOTALL)
+    words = Markup(caption[1]) if caption else Markup("The table")
+    rest = Markup(table.replace(caption[0], "")) if caption else table
+    return Markup("<details><summary>{}</summary>{}</details>").format(words, rest)

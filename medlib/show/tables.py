@@ -15,7 +15,7 @@ from medlib.show import answers, names
 from medlib.stats.metrics import LOSSES
 
 LONG = 44  # letters; a longer column is set in lines
-WIDE, TALL = 150, 60  # letters and rows of a LaTeX table; a larger one becomes several
+WIDE, TALL = 150, 60  # letters and lines of a LaTeX table; a larger one becomes several
 ONE_TRAINING, FEW, ENOUGH = "†", "‡", 20  # patients of a class: with fewer it is marked
 FEW_WORDS = f"{FEW}: a class has fewer than {ENOUGH} patients"
 MARKS = (
@@ -342,7 +342,10 @@ def html(
 
 
 def _latex(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str, label: str) -> str:
-    """One table, or several where one would leave the page: by task, and by groups of metrics."""
+    """One table, or several where one would leave the page: by groups of metrics, and by task.
+
+    Without tasks, a table is cut after :data:`TALL` lines of text.
+    """
     letters = df.apply(lambda column: column.str.len().max()).clip(upper=LONG)
     metrics = [column for column in df if column in names.METRICS.values()]
     keys = [column for column in df if column not in metrics]
@@ -353,6 +356,9 @@ def _latex(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str, label:
     by_task = [df.index]
     if len(df) > TALL and "task" in df:
         by_task = [part.index for _, part in df.groupby("task", sort=False)]
+    elif "task" not in df:
+        lines = np.ceil(df.apply(lambda column: column.str.len()) / LONG).max(axis=1)  # of each row
+        by_task = [part.index for _, part in df.groupby((lines.cumsum() - lines) // TALL)]
     pieces, parts = list(itertools.product(by_task, groups)), []
     for number, piece in enumerate(pieces, start=1):
         name = f"tab:{label}-{number}" if len(pieces) > 1 else f"tab:{label}"

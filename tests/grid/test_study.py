@@ -35,7 +35,7 @@ from medlib.show import style
 CELL = Path("results/small/runs/fundus_pm/micro_resnet-random")
 FROZEN, TUNED = CELL / "frozen.csv", CELL / "finetuned" / "seed0" / "run.json"
 SUMMARY = Path("results/small/summary.csv")
-DRAWING = {"compare", "costs", "claims", "look", "operate", "write_report"}
+DRAWING = {"compare", "costs", "claims", "look", "operate", "checklist", "write_report"}
 pytestmark = pytest.mark.xdist_group("study")
 
 
@@ -82,7 +82,7 @@ def test_a_grid_runs_to_its_figures_and_a_second_call_runs_nothing(finished):
     assert (folder / TUNED.parent / "04_fine_tune.ipynb").is_file()
     assert not list(folder.rglob("checkpoint.safetensors"))
     # Progress is a line now and then, not Snakemake's pages.
-    assert "14 jobs to run." in said and len(said.splitlines()) < 60
+    assert "16 jobs to run." in said and len(said.splitlines()) < 60
 
 
 def test_garbage_is_collected_while_jobs_run(finished):
@@ -150,7 +150,9 @@ NEW_ROW += "pretraining: imagenet, embedding: gap, licence: MIT}"
 PROBED = {"probe": 2, "summarise": 2, **ONCE}
 TUNED_AGAIN = {"finetune": 1, "summarise": 1, **ONCE}
 # Long jobs wait for what these write, and run again only if that has changed.
-PREPARED, EXTRACTED = {"prepare": 1}, {"extract": 1}
+PREPARED = {"prepare": 1, "checklist": 1, "write_report": 1}
+EXTRACTED = {"extract": 1}
+REPORTED = {"checklist": 1, "write_report": 1}
 RAN = '"outputs": [{"name": "stdout", "output_type": "stream", "text": ["a patient"]}]'
 IMAGENET = "test_resnet.r160_in1k, pretraining: imagenet, "
 EDITS = {  # a file, a text in it, what replaces the text, and the jobs that run again
@@ -167,7 +169,7 @@ EDITS = {  # a file, a text in it, what replaces the text, and the jobs that run
     "training": ("medlib/core/fast/graph.py", "RECORD_AFTER = 3", "RECORD_AFTER = 4", TUNED_AGAIN),
     "heads": ("medlib/core/heads.py", '"""', '"""Better: ', PROBED),
     "a style": ("medlib/show/style.py", '"""', '"""Nicer: ', DRAWN),
-    "claims": ("medlib/stats/claims.py", '"""', '"""Bolder: ', {"claims": 1, "write_report": 1}),
+    "claims": ("medlib/stats/claims.py", '"""', '"""Bolder: ', {"claims": 1, **REPORTED}),
     "a card": ("data_manifests/fundus_pm.yaml", "title: ", "title: New ", PREPARED),
     "volumes": ("medlib/data/volumes.py", '"""', '"""Larger: ', PREPARED),
     "a setting": ("grids/small.yaml", "epochs: 2", "epochs: 3", TUNED_AGAIN),

@@ -30,7 +30,8 @@ def test_a_notebook_saves_its_entries_and_nothing_else(repository, rule, noteboo
 
 
 def test_every_rule_has_a_notebook_and_every_heading_its_entry():
-    assert {entry.rule for entry in registry.ENTRIES} == set(registry.NOTEBOOKS)
+    rules = {*registry.NOTEBOOKS, *registry.MODULES}
+    assert {entry.rule for entry in registry.ENTRIES} == rules
     assert {entry.kind for entry in registry.ENTRIES} == set(registry.FILES)
     assert set(registry.WORDS) <= {entry.heading for entry in registry.ENTRIES}
 
@@ -41,6 +42,9 @@ def test_the_snakefile_has_these_rules_and_runs_these_notebooks(repository):
         body = text.split(f"rule {rule}:")[1].split("\nrule ")[0]
         assert f'made_by("{notebook}")' in body
         assert f'shown("{rule}")' in body or f'reported("{rule}")' in body
+    for rule, module in registry.MODULES.items():
+        body = text.split(f"rule {rule}:")[1].split("\nrule ")[0]
+        assert f"python -m medlib.grid.{module} " in body and f'shown("{rule}")' in body
 
 
 def test_readme_lists_every_figure_and_table(repository):

@@ -129,7 +129,7 @@ def _one_file_an_id(rows: list[dict], data: Path) -> tuple[list[dict], list[Left
         groups.setdefault(row["sample_id"], []).append(row)
     for sample, (first, *others) in groups.items():
         if all(_is_copy(first, other, data) for other in others):
-            reason = f"a second copy of {first['path']}"
+            reason = f"{manifest.COPY_REASONS[1]}{first['path']}"
             further += [base.Excluded(other["path"], reason) for other in others]
         else:
             paths = [row["path"] for row in groups[sample]]
