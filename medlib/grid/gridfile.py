@@ -386,7 +386,7 @@ def runs(grid: dict) -> list[Address]:
     heads, addresses = grid["frozen"].get("heads", ()), []
     for task in grid["tasks"]:
         asked = heads, label_fractions(grid, task), seeds(grid, "frozen")
-        repeated = grid["prepare"].get("repeats", 1) > 1 and cards.read(task).split != "official"
+        repeated = grid["prepare"].get("repeats", 1) > 1 and cards.read(task).split == cards.FOLDS
         for backbone in grid["frozen"].get("backbones", ()):
             random_weights = backbones.get(backbone).pretraining == "random"
             addresses += frozen_runs(task, backbone, *asked, random_weights or repeated)
