@@ -6,7 +6,7 @@ metric is the mean over folds, as in :func:`prediction.evaluator`. A fold in whi
 class does not count for metrics that need it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import special, stats
 
 from medlib.data.known import NOT_KNOWN
-from medlib.errors import listed
+from medlib.errors import listed, unknown
 from medlib.stats import bootstrap, differences, metrics, prediction, runs
 from medlib.stats.effects import Arm, Effect
 
@@ -100,6 +100,31 @@ def compare(
     return Subgroups(*(pd.DataFrame(rows, columns=names) for (_, rows), names in columns))
 
 
+def shown(found: Subgroups, one_class: str = "") -> Subgroups:
+    """Of each attribute the rows of all classes, or those of ``one_class`` against the rest.
+
+    Where no group has enough patients of every class, the class takes their place that has the most
+    groups with enough patients, the first of several: results play no part in that choice. Raises
+    ValueError for a class that was not judged against the rest.
+    """
+    judged = [name for name in dict.fromkeys(found.table["of_class"]) if name]
+    if one_class and one_class not in judged:
+        raise ValueError(unknown("class", one_class, judged or ["(two classes: leave it out)"]))
+    chosen = {}
+    for attribute, rows in found.table.groupby("attribute", sort=False):
+        enough = rows[rows["why"] == ""].drop_duplicates(["of_class", "group"])
+        counts = enough["of_class"].value_counts().reindex(["", *judged], fill_value=0)
+        chosen[attribute] = one_class or ("" if counts[""] else counts.idxmax())
+    kept = (part[part["of_class"] == part["attribute"].map(chosen)] for part in found)
+    return Subgroups(*(part.reset_index(drop=True) for part in kept))
+
+
+def joined(found: Subgroups) -> pd.DataFrame:
+    """The three tables as one, with a column ``part``: "group", "gap" or "sites"."""
+    parts = zip(("group", "gap", "sites"), found, strict=True)
+    return pd.concat([table.assign(part=name) for name, table in parts], ignore_index=True)
+
+
 def _questions(arm: Arm, ordered: bool) -> Iterator[tuple[str, list, list[str], Sequence[str]]]:
     """What is judged: all classes and, of more than two, each against the rest.
 
@@ -177,26 +202,34 @@ def _gap(found: dict[str, Group], name: str) -> dict:
     row = {"metric": name, "n_groups": len(known), "why": "" if len(known) > 1 else ONE_GROUP}
     if len(known) < 2:
         return row
-    order = sorted(known, key=lambda group: known[group].values[name])
-    pairs = {
-        (higher, lower): _difference(known[higher], known[lower], name)
-        for at, higher in enumerate(order)
-        for lower in order[:at]
-    }
-    widest = pairs[order[-1], order[0]]
-    half = differences.simultaneous_reach(list(pairs.values())) * widest.error
-    ends = widest.value + np.array([-half, half])
+    draws = {group: one.draws[name] for group, one in known.items()}
+    pairs = pairwise({group: one.values[name] for group, one in known.items()}, draws)
+    widest = pairs.loc[pairs["gap"].idxmax()].to_dict()
     if not bootstrap.takes_bca(name):  # no difference of two shares is larger than 1
-        ends = np.clip(ends, -1, 1)
-    row |= {"higher": order[-1], "lower": order[0], "gap": widest.value}
-    return row | bootstrap.ends("gap", ends)
+        widest |= bootstrap.ends("gap", np.clip([widest["gap_low"], widest["gap_high"]], -1, 1))
+    return row | widest
 
 
-def _difference(one: Group, other: Group, name: str) -> Effect:
-    """One group minus another, over test patients alone: the trained models are as they are."""
-    value, draws = one.values[name] - other.values[name], one.draws[name] - other.draws[name]
-    error = float(np.nanstd(draws, ddof=1))
-    return Effect(value, draws, np.array([]), error, 0.0, np.inf, 1, "")
+def pairwise(values: Mapping[str, float], draws: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """The gap between any two groups, with 95 % intervals that hold for all pairs at once.
+
+    ``values`` has a metric of each group, ``draws`` its values (resamples,) on draws of patients,
+    in the same order for all groups. Columns: higher and lower (groups), gap (0 or more), gap_low
+    and gap_high. An interval reaches as many standard errors to each side as the largest of all
+    deviations, in standard errors, does in 95 % of the draws.
+    """
+    order = sorted(values, key=values.get)
+    pairs = [(higher, lower) for at, higher in enumerate(order) for lower in order[:at]]
+    found = []
+    for higher, lower in pairs:
+        gap, apart = values[higher] - values[lower], draws[higher] - draws[lower]
+        # Over test patients alone: the trained models are as they are.
+        error = float(np.nanstd(apart, ddof=1))
+        found.append(Effect(gap, apart, np.array([]), error, 0.0, np.inf, 1, ""))
+    table = pd.DataFrame(pairs, columns=["higher", "lower"])
+    half = differences.simultaneous_reach(found) * np.array([one.error for one in found])
+    table["gap"] = [one.value for one in found]
+    return table.assign(gap_low=table["gap"] - half, gap_high=table["gap"] + half)
 
 
 def _pooled(found: dict[str, Group], name: str) -> dict:
