@@ -3,7 +3,8 @@
 ``grids/<grid>.yaml`` holds ``title``, ``caption`` (printed beneath every figure), ``primary`` (the
 regime whose pairs of backbones are the primary family of tests), ``data`` ("phantoms", "real" or a
 folder), ``tasks``, ``seeds``, and the settings of notebook 01 (``prepare``), of the regimes
-(``frozen``, ``finetuned``, ``lora``) and of notebook 05 (``collect``). Settings have the names of
+(``frozen``, ``finetuned``, ``lora``), of notebook 05 (``collect``) and of notebook 13
+(``subgroups``). Settings have the names of
 the notebooks' parameters; those of training are the fields of
 :class:`medlib.core.settings.FineTuning`. Any regime may be left out.
 """
@@ -155,6 +156,10 @@ class Collect(Part):
     resamples: Annotated[int, Field(ge=0)] = 5000
 
 
+class Groups(Part):
+    few: Annotated[int, Field(ge=2)] = 20
+
+
 def _trained(regime: str) -> type[Trained]:
     """The fields of FineTuning, which says itself what they may be: here as settings of a regime.
 
@@ -181,7 +186,7 @@ class Top(Part):
 
 
 PARTS = {"prepare": Prepare, "frozen": Frozen} | {r: _trained(r) for r in settings.TRAINED}
-PARTS["collect"] = Collect
+PARTS |= {"collect": Collect, "subgroups": Groups}
 SETTINGS = {name: tuple(part.model_fields) for name, part in PARTS.items()}
 Grid = pydantic.create_model("Grid", __base__=Top, **{p: (PARTS[p], {}) for p in PARTS})
 

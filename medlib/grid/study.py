@@ -35,7 +35,7 @@ from medlib.show import answers
 
 RETRIES = 2  # of a failure that may not happen again: see `jobs.TRANSIENT`
 ROUNDS = 6  # at most: one for each kind of long job, and more for code edited meanwhile
-DRAWING = ("collect", "compare", "costs", "claims", "look", "write_report")  # rules
+DRAWING = ("collect", "compare", "costs", "claims", "look", "subgroups", "write_report")  # rules
 
 
 class StudyError(RuntimeError):

@@ -9,14 +9,16 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 FILES = {"figure": ("png", "pdf", "svg", "csv"), "table": ("csv", "md", "tex", "html")}
+FILES["figure and table"] = (*FILES["figure"], *FILES["table"][1:])  # with one CSV
 # rule of the Snakefile -> the notebook that it runs
 NOTEBOOKS = {"prepare": "01_prepare_data", "compare": "06_compare_backbones"}
 NOTEBOOKS |= {"costs": "07_weigh_costs", "claims": "08_test_claims", "look": "09_look_closer"}
+NOTEBOOKS |= {"subgroups": "13_compare_groups"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A figure or a table.
+    """A figure, a table, or both under one name.
 
     ``stem`` is the name of its files; with ``{task}`` in it there is one for each task. Entries
     with the same ``heading`` share a section of the page.
@@ -50,6 +52,7 @@ ENTRIES = (  # in the order of the page
     Entry("confusion_{task}", "look", "Confusions"),
     Entry("reliability_{task}", "look", "Calibration"),
     Entry("calibration_{task}", "look", "Calibration", "table"),
+    Entry("subgroups_{task}", "subgroups", "Subgroups and sites", "figure and table"),
     Entry("embeddings_{task}", "look", "Embeddings", frozen=True),
     Entry("seen_{task}", "look", "What they see", frozen=True, patients=True),
     Entry("passport_{task}", "prepare", "Split passports"),
@@ -70,6 +73,7 @@ WORDS = {  # under a heading, where it needs some
     "Curves": "ROC and precision-recall, with bands over patients.",
     "Confusions": "Which class is taken for which.",
     "Calibration": "How often a backbone is right, against how sure it is.",
+    "Subgroups and sites": "For whom a backbone works, and where.",
     "Embeddings": "Frozen embeddings on two principal components.",
     "What they see": "The same images through several backbones.",
     "Split passports": "What the numbers of a task rest on.",
