@@ -50,10 +50,11 @@ def site_words(row: Mapping) -> str:
     )
 
 
-def left_out_words(sites: pd.DataFrame) -> str:
-    """Which sites are not pooled; "" if all are."""
-    names_of = list(dict.fromkeys(sites["left_out"][sites["left_out"] != ""]))
-    return f"Not pooled: {'; '.join(names_of)}." if names_of else ""
+def left_out(found: Subgroups) -> str:
+    """A sentence that names the sites that are not pooled; "" if all are."""
+    several = found.sites["left_out"]
+    names_of = "; ".join(dict.fromkeys(several[several != ""]))
+    return f"Not pooled: {names_of}." if names_of else ""
 
 
 def table(found: Subgroups, metrics: Sequence[str] = PRINTED) -> pd.DataFrame:

@@ -103,9 +103,9 @@ def compare(
 def shown(found: Subgroups, one_class: str = "") -> Subgroups:
     """Of each attribute the rows of all classes, or those of ``one_class`` against the rest.
 
-    Where no group has enough patients of every class, the class takes their place that has the most
-    groups with enough patients, the first of several: results play no part in that choice. Raises
-    ValueError for a class that was not judged against the rest.
+    Where fewer than two groups have enough patients of every class, the class takes their place
+    that has the most groups with enough patients, the first of several: results play no part in
+    that choice. Raises ValueError for a class that was not judged against the rest.
     """
     judged = [name for name in dict.fromkeys(found.table["of_class"]) if name]
     if one_class and one_class not in judged:
@@ -114,9 +114,11 @@ def shown(found: Subgroups, one_class: str = "") -> Subgroups:
     for attribute, rows in found.table.groupby("attribute", sort=False):
         enough = rows[rows["why"] == ""].drop_duplicates(["of_class", "group"])
         counts = enough["of_class"].value_counts().reindex(["", *judged], fill_value=0)
-        chosen[attribute] = one_class or ("" if counts[""] else counts.idxmax())
+        chosen[attribute] = one_class or ("" if counts[""] > 1 else counts.idxmax())
     kept = (part[part["of_class"] == part["attribute"].map(chosen)] for part in found)
-    return Subgroups(*(part.reset_index(drop=True) for part in kept))
+    order = {attribute: at for at, attribute in enumerate(chosen)}
+    by = {"key": lambda names: names.map(order), "kind": "stable", "ignore_index": True}
+    return Subgroups(*(part.sort_values("attribute", **by) for part in kept))
 
 
 def joined(found: Subgroups) -> pd.DataFrame:

@@ -35,7 +35,7 @@ from medlib.show import style
 CELL = Path("results/small/runs/fundus_pm/micro_resnet-random")
 FROZEN, TUNED = CELL / "frozen.csv", CELL / "finetuned" / "seed0" / "run.json"
 SUMMARY = Path("results/small/summary.csv")
-DRAWING = {"compare", "costs", "claims", "look", "write_report"}
+DRAWING = {"compare", "costs", "claims", "look", "subgroups", "write_report"}
 pytestmark = pytest.mark.xdist_group("study")
 
 
