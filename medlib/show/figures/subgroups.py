@@ -1,5 +1,6 @@
 """The figure of subgroups: a panel for each attribute, sites as a forest plot."""
 
+import re
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -62,11 +63,12 @@ def subgroups(found: Subgroups, metric: str = "auroc", title: str = "") -> plt.F
         _write(beside, panel.lines)
     if title:
         words_above = style.wrapped(title, WIDE + BESIDE, 8, weight="bold")
-        axes[0, 0].set_title(f"{words_above}\n\n{panels[0].title}")
+        axes[0, 0].set_title(f"{words_above}\n\n{panels[0].title}", pad=_pad(panels[0]))
     axes[-1, 0].set_xlabel(f"{names.METRICS[metric]} (95 % intervals: other test patients)")
     line = {"linestyle": "-", "linewidth": 1}
     style.legend_above(fig, {n: plt.Line2D([], [], **look | line) for n, look in looks.items()})
-    style.caption_below(fig, f"{words.ABOUT} {note}")
+    order = "In a row, backbones lie in the order of the legend." if len(looks) > 1 else ""
+    style.caption_below(fig, " ".join(filter(None, [words.ABOUT, order, note])))
     return fig
 
 
@@ -98,7 +100,9 @@ def _panel(found: Subgroups, attribute: str, looks: dict) -> Panel:
     groups = {g: table[table["group"] == g] for g in sizes.index if g in drawn}
     more = len(sizes) - len(drawn)
     lines = [("Largest gap between two groups", "black")]
-    for name, of_one in words.by_backbone(gaps).items():
+    if (gaps["why"] != "").all():  # of the same patients: one sentence for all
+        lines.append((gaps["why"].iloc[0], "black"))
+    for name, of_one in words.by_backbone(gaps[gaps["why"] == ""]).items():
         lines.append((f"{parts.short(name)}: {words.gap_words(of_one.iloc[0])}", name))
     sites = sites[sites["why"] == ""]
     if len(sites):
@@ -106,6 +110,7 @@ def _panel(found: Subgroups, attribute: str, looks: dict) -> Panel:
     for name, of_one in words.by_backbone(sites).items():
         lines.append((f"{parts.short(name)}: {words.site_words(of_one.iloc[0])}", name))
     look = {"inches": BESIDE, "size": SMALL, "indent": "   "}
+    lines = [(re.sub(r"\[(\S+) ", "[\\1\u00a0", text), of) for text, of in lines]  # in one line
     lines = [
         (style.wrapped(text, **look), looks.get(of, {}).get("color", of)) for text, of in lines
     ]
@@ -116,6 +121,11 @@ def _panel(found: Subgroups, attribute: str, looks: dict) -> Panel:
     note = [f"{more} smaller groups are in the table"] * (more > 0)
     note += [f"not pooled: {names_of}" for names_of in sites["left_out"].unique() if names_of]
     return Panel(title, "; ".join(note), groups, sites, lines, row, max(rows, beside) + 0.4)
+
+
+def _pad(panel: Panel) -> float:
+    """How many points a panel's title lies above it: its note lies between."""
+    return 11 if panel.note else 4
 
 
 def _draw(ax: plt.Axes, panel: Panel, looks: dict) -> None:
@@ -145,7 +155,7 @@ def _draw(ax: plt.Axes, panel: Panel, looks: dict) -> None:
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x")
-    ax.set_title(panel.title, pad=11 if panel.note else 4)
+    ax.set_title(panel.title, pad=_pad(panel))
     parts.note_above(ax, panel.note, 2, va="bottom")
 
 
