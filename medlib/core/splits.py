@@ -32,34 +32,23 @@ class Predicted(NamedTuple):
 
 
 def rotations(
-    side: Sequence,
-    patients: Sequence,
-    labels: Sequence,
-    label_fraction: float = 1.0,
-    seed: int = 0,
-    validates: Sequence | None = None,
+    side: Sequence, patients: Sequence, labels: Sequence, label_fraction: float = 1.0, seed: int = 0
 ) -> list[Rotation]:
     """The train/val/test parts that a regime goes through; every patient is tested at most once.
 
     ``side``, ``patients`` and ``labels`` (n,) say of each row where it stands, whose it is and its
     class. A side is one of :data:`SPLITS` (an official split: one rotation) or the number of a
-    fold: of k folds, fold i is tested, fold i+1 validates and the others train. With ``validates``
-    (n,), those rows validate whose number it is, and the folds' other rows train.
+    fold: of k folds, fold i is tested, fold i+1 validates and the others train. Or it is two
+    numbers (n, 2): the fold of a row, and the fold in whose rotation it validates. A
     ``label_fraction`` < 1 keeps that share of the labelled patients, in training and in validation
-    alike: with few labels there are also few to choose with. ``seed`` draws these patients. Raises
-    ManifestError when a patient stands on two sides, or a class is missing on one; ValueError for
-    a label fraction outside (0, 1].
+    alike; ``seed`` draws them. Raises ManifestError when a patient stands on two sides, or a class
+    is missing on one; ValueError for a label fraction outside (0, 1].
     """
     side, patients, labels = (np.asarray(values) for values in (side, patients, labels))
     if not 0 < label_fraction <= 1:
         raise ValueError(f"label_fraction must lie in (0, 1], not {label_fraction}.")
     rotated, problems = [], _on_several_sides(side, patients)
-    if validates is not None:
-        validates = np.asarray(validates)
-        problems += _on_several_sides(validates, patients)
-        tested = np.unique(np.asarray(patients)[validates == side]).tolist()
-        problems += [f"patient {one!r} validates where they are tested" for one in tested]
-    for fold, train, val, test in _parts(side, validates):
+    for fold, train, val, test in _parts(side):
         if label_fraction < 1:
             train, val = (_few(patients, labels, m, label_fraction, seed) for m in (train, val))
         rotated.append(Rotation(fold, train, val, test))
@@ -71,17 +60,13 @@ def rotations(
     return rotated
 
 
-def _parts(
-    side: np.ndarray, validates: np.ndarray | None
-) -> list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+def _parts(side: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """The fold that is tested and the masks of train, val and test, for each rotation."""
     if side.dtype.kind not in "iu":
         return [(0, *(side == name for name in SPLITS))]
     n = int(side.max()) + 1
-    if validates is not None:
-        return [(i, (side != i) & (validates != i), validates == i, side == i) for i in range(n)]
-    following = [(i, (i + 1) % n) for i in range(n)]
-    return [(i, ~np.isin(side, (i, j)), side == j, side == i) for i, j in following]
+    own, other = side.T if side.ndim > 1 else (side, (side - 1) % n)  # tested and validated in
+    return [(i, (own != i) & (other != i), (own != i) & (other == i), own == i) for i in range(n)]
 
 
 def _on_several_sides(side: np.ndarray, patients: np.ndarray) -> list[str]:

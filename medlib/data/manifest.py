@@ -548,8 +548,10 @@ def repetition(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 def rotations(rows: pd.DataFrame, label_fraction: float = 1.0, seed: int = 0) -> list:
     """:func:`medlib.core.splits.rotations` of a manifest's rows, or of a pack's index."""
-    columns = (rows[name] for name in (split_column(rows), "patient_id", "label"))
-    return splits.rotations(*columns, label_fraction, seed, rows.get(VALIDATES))
+    side, patients, labels = (rows[name] for name in (split_column(rows), "patient_id", "label"))
+    if VALIDATES in rows:
+        side = rows[[side.name, VALIDATES]]
+    return splits.rotations(side, patients, labels, label_fraction, seed)
 
 
 def patients_by_side(rows: pd.DataFrame, parts: list[splits.Rotation]) -> pd.DataFrame:

@@ -75,7 +75,9 @@ def table(found: Subgroups, metrics: Sequence[str] = PRINTED) -> pd.DataFrame:
             lines += _group_lines(start | {"group": group}, of_group, metrics[0])
         first = (of[of["metric"] == metrics[0]] for of in (found.gaps, found.sites))
         gaps, sites = (of[of["attribute"] == attribute] for of in first)
-        for name, of_one in by_backbone(gaps).items():
+        if (gaps["why"] != "").all():  # of the same patients: one sentence for all
+            lines.append(start | {"group": "largest gap", metrics[0]: gaps["why"].iloc[0]})
+        for name, of_one in by_backbone(gaps[gaps["why"] == ""]).items():
             words = gap_words(of_one.iloc[0])
             lines.append(start | {"group": "largest gap", "backbone": name, metrics[0]: words})
         for name, of_one in by_backbone(sites).items() if attribute == SITE else ():

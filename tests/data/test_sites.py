@@ -109,11 +109,19 @@ def test_a_manifest_whose_folds_are_not_the_sites_is_refused(tmp_path):
 
 
 def test_the_core_refuses_patients_who_would_train_and_validate():
-    side, patients = [0, 0, 1, 1, 2, 2], list("aabbcc")
-    with pytest.raises(ManifestError) as error:
-        splits.rotations(side, patients, [0, 1] * 3, validates=[1, 2, 1, 1, 0, 0])
-    assert "patient 'a' stands on several sides: 1, 2" in str(error.value)
-    assert "patient 'b' validates where they are tested" in str(error.value)
+    patients, labels = list("aabbcc"), [0, 1] * 3
+    stands = [[0, 1], [0, 1], [1, 2], [1, 2], [2, 0], [2, 0]]
+    (first, _, _) = splits.rotations(stands, patients, labels)
+    masks = [mask.tolist() for mask in (first.train, first.val, first.test)]
+    assert masks == [[k // 2 == side for k in range(6)] for side in (1, 2, 0)]
+    stands[0] = [0, 2]
+    with pytest.raises(
+        ManifestError, match=r"patient 'a' stands on several sides: \[0, 1\], \[0, 2\]"
+    ):
+        splits.rotations(stands, patients, labels)
+    stands[0] = stands[1] = [0, 0]  # never validates where it is tested
+    with pytest.raises(ManifestError, match="fold 1: no sample of class 0 in train|no sample of"):
+        splits.rotations([[0, 0], [0, 0], [1, 1], [1, 1], [2, 2], [2, 2]], patients, labels)
 
 
 def test_further_columns_of_a_table_are_kept_or_missed(tmp_path):

@@ -135,7 +135,8 @@ def _draw(ax: plt.Axes, panel: Panel, looks: dict) -> None:
     for y, (group, rows) in enumerate(panel.groups.items()):
         first = rows.iloc[0]
         name = style.wrapped(group, NAME, 7)
-        labels.append(f"{name}\n{first['n_patients']:,} patients, rarest class {first['rarest']:,}")
+        people = f"{first['n_patients']:,} patient{'' if first['n_patients'] == 1 else 's'}"
+        labels.append(f"{name}\n{people}, rarest class {first['rarest']:,}")
         if y % 2 == 0:
             ax.axhspan(y - 0.5, y + 0.5, color="0.955", linewidth=0, zorder=0)
         if first["why"]:
