@@ -196,7 +196,7 @@ def of_groups(number: int, sizes: tuple, truths: tuple, folds: int) -> dict[str,
         values[group] = prediction.point(frame, CLASSES, ["auroc"])["auroc"]
         drawn[group] = bootstrap.bootstrap(frame, CLASSES, RESAMPLES, names=["auroc"], threads=1)
         drawn[group] = drawn[group]["auroc"]
-    pairs = subgroups.pairwise(values, drawn)
+    pairs = subgroups.pairwise(values, drawn, {group: n // 2 for group, n in enumerate(sizes)})
     apart = [truths[a] - truths[b] for a, b in zip(pairs["higher"], pairs["lower"], strict=True)]
     inside = (pairs["gap_low"] <= apart) & (apart <= pairs["gap_high"])
     return {"all gaps held": inside.all(), "largest gap held": inside[pairs["gap"].idxmax()]}

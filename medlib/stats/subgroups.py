@@ -205,20 +205,29 @@ def _gap(found: dict[str, Group], name: str) -> dict:
     if len(known) < 2:
         return row
     draws = {group: one.draws[name] for group, one in known.items()}
-    pairs = pairwise({group: one.values[name] for group, one in known.items()}, draws)
-    widest = pairs.loc[pairs["gap"].idxmax()].to_dict()
-    if not bootstrap.takes_bca(name):  # no difference of two shares is larger than 1
-        widest |= bootstrap.ends("gap", np.clip([widest["gap_low"], widest["gap_high"]], -1, 1))
-    return row | widest
+    rarest = {group: one.row["rarest"] for group, one in known.items()}
+    if bootstrap.takes_bca(name):
+        rarest = None
+    pairs = pairwise({group: one.values[name] for group, one in known.items()}, draws, rarest)
+    return row | pairs.loc[pairs["gap"].idxmax()].to_dict()
 
 
-def pairwise(values: Mapping[str, float], draws: Mapping[str, np.ndarray]) -> pd.DataFrame:
+def pairwise(
+    values: Mapping[str, float],
+    draws: Mapping[str, np.ndarray],
+    rarest: Mapping[str, int] | None = None,
+) -> pd.DataFrame:
     """The gap between any two groups, with 95 % intervals that hold for all pairs at once.
 
     ``values`` has a metric of each group, ``draws`` its values (resamples,) on draws of patients,
     in the same order for all groups. Columns: higher and lower (groups), gap (0 or more), gap_low
     and gap_high. An interval reaches as many standard errors to each side as the largest of all
     deviations, in standard errors, does in 95 % of the draws.
+
+    Metrics that are shares of something are skewed where they are close to 1. For them ``rarest``
+    says how many patients the rarest class of each group has. Then each group has an interval on
+    the logit scale, that wide, and the two of a pair are combined with their correlation (MOVER:
+    Zou, Psychol. Methods 12, 2007). None: the interval of a gap is symmetric.
     """
     order = sorted(values, key=values.get)
     pairs = [(higher, lower) for at, higher in enumerate(order) for lower in order[:at]]
@@ -228,10 +237,42 @@ def pairwise(values: Mapping[str, float], draws: Mapping[str, np.ndarray]) -> pd
         # Over test patients alone: the trained models are as they are.
         error = float(np.nanstd(apart, ddof=1))
         found.append(Effect(gap, apart, np.array([]), error, 0.0, np.inf, 1, ""))
+    reach = differences.simultaneous_reach(found)
     table = pd.DataFrame(pairs, columns=["higher", "lower"])
-    half = differences.simultaneous_reach(found) * np.array([one.error for one in found])
     table["gap"] = [one.value for one in found]
-    return table.assign(gap_low=table["gap"] - half, gap_high=table["gap"] + half)
+    if rarest is None:
+        half = reach * np.array([one.error for one in found])
+        return table.assign(gap_low=table["gap"] - half, gap_high=table["gap"] + half)
+    ends = {}
+    for group, value in values.items():
+        error = float(np.nanstd(draws[group], ddof=1))
+        ends[group] = bootstrap.logit_interval(value, error, rarest[group], reach)
+    reaches = [_combined(values, draws, ends, *pair) for pair in pairs]
+    table[["below", "above"]] = np.reshape(reaches, (-1, 2))
+    table["gap_low"], table["gap_high"] = (
+        table["gap"] - table["below"],
+        table["gap"] + table["above"],
+    )
+    return table.drop(columns=["below", "above"])
+
+
+def _combined(
+    values: Mapping[str, float],
+    draws: Mapping[str, np.ndarray],
+    ends: Mapping[str, tuple[float, float]],
+    one: str,
+    other: str,
+) -> tuple[float, float]:
+    """How far the interval of one group minus another reaches down and up (MOVER)."""
+    both = np.isfinite(draws[one]) & np.isfinite(draws[other])
+    drawn = np.stack([draws[one][both], draws[other][both]])
+    varying = (drawn.std(axis=1) > 0).all()
+    r = np.corrcoef(drawn)[0, 1] if varying else 0.0  # of groups of other people about 0
+    down, up = values[one] - ends[one][0], ends[one][1] - values[one]
+    down_other, up_other = values[other] - ends[other][0], ends[other][1] - values[other]
+    below = down**2 + up_other**2 - 2 * r * down * up_other
+    above = up**2 + down_other**2 - 2 * r * up * down_other
+    return float(np.sqrt(max(below, 0))), float(np.sqrt(max(above, 0)))
 
 
 def _pooled(found: dict[str, Group], name: str) -> dict:

@@ -200,20 +200,30 @@ def simulated(truths, sizes, rng, resamples):
         judge = metrics.evaluator(y, np.stack([1 - proba, proba], 1), np.arange(n), ["auroc"])
         found = judge(np.vstack([np.ones(n, int), rng.poisson(1, (resamples, n))]))["auroc"]
         values[name], drawn[name] = float(found[0]), found[1:]
-    return subgroups.pairwise(values, drawn)
+    return subgroups.pairwise(values, drawn, {name: n // 2 for name, n in enumerate(sizes)})
 
 
 @pytest.mark.parametrize("truths", [(0.8, 0.8, 0.8, 0.8), (0.65, 0.75, 0.85, 0.8)])
 def test_intervals_of_all_gaps_hold_at_once_in_93_to_97_percent_of_studies(truths):
     """Four groups of 60 to 160 patients; a study counts if every pair's true gap is inside."""
     rng, held = np.random.default_rng(10), []
-    for _ in range(400):
-        pairs = simulated(truths, (60, 160, 80, 100), rng, 400)
+    for _ in range(800):
+        pairs = simulated(truths, (60, 160, 80, 100), rng, 250)
         apart = [
             truths[a] - truths[b] for a, b in zip(pairs["higher"], pairs["lower"], strict=True)
         ]
         held.append(((pairs["gap_low"] <= apart) & (apart <= pairs["gap_high"])).all())
     assert 0.93 <= np.mean(held) <= 0.97
+
+
+def test_groups_without_a_mistake_have_an_interval_as_well():
+    values, drawn = {"A": 1.0, "B": 1.0}, {name: np.ones(50) for name in "AB"}
+    (one,) = subgroups.pairwise(values, drawn, {"A": 30, "B": 30}).to_dict("records")
+    assert one["gap"] == 0 and np.isnan(one["gap_low"])  # no draw differs: nothing tells how far
+    drawn["B"] = 1 - 0.02 * np.random.default_rng(0).random(50)
+    (one,) = subgroups.pairwise({"A": 1.0, "B": 0.99}, drawn, {"A": 30, "B": 30}).to_dict("records")
+    # Wilson's interval of 30 of 30 reaches from 1 down to 30 / (30 + z²).
+    assert -0.2 < one["gap_low"] < -0.05 and 0.01 < one["gap_high"] < 0.1
 
 
 # ---------------------------------------------------------------------------------------- sites
