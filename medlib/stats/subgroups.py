@@ -27,6 +27,7 @@ ROWS += ["by_class", "folds", "n_folds", "why"]
 GAPS = [*PLACE, "higher", "lower", "gap", "gap_low", "gap_high", "n_groups", "why"]
 POOLED = ["pooled", "pooled_low", "pooled_high", "new_site_low", "new_site_high"]
 POOLED += ["tau2", "i2", "q", "p_value"]
+COUNTS = ["n_patients", "n_images", "rarest", "folds", "n_folds", "n_groups", "n_sites"]
 SITES = [*PLACE, *POOLED, "n_sites", "left_out", "why"]
 
 
@@ -124,7 +125,8 @@ def shown(found: Subgroups, one_class: str = "") -> Subgroups:
 def joined(found: Subgroups) -> pd.DataFrame:
     """The three tables as one, with a column ``part``: "group", "gap" or "sites"."""
     parts = zip(("group", "gap", "sites"), found, strict=True)
-    return pd.concat([table.assign(part=name) for name, table in parts], ignore_index=True)
+    table = pd.concat([table.assign(part=name) for name, table in parts], ignore_index=True)
+    return table.astype(dict.fromkeys(COUNTS, "Int64"))  # whole, also beside empty cells
 
 
 def _questions(arm: Arm, ordered: bool) -> Iterator[tuple[str, list, list[str], Sequence[str]]]:
