@@ -43,7 +43,7 @@ IN_ORDER = names.in_order(pd.DataFrame({"backbone": BACKBONES, "pretraining": PR
 FAMILIES = [names.family(*pair) for pair in zip(BACKBONES, PRETRAINING)]
 PRINTED = repr([list(IN_ORDER["name"]), FAMILIES, names.families()])
 RUNS = states.done(grid, RESULTS) if PARTIAL else gridfile.runs(grid)  # that are drawn
-LOOKED_AT = next(regime for regime in REGIMES if grid[regime])  # by notebook 09
+LOOKED_AT = next(regime for regime in REGIMES if grid[regime])  # by notebooks 09 and 13
 LOOKED_AT_TASKS = list(dict.fromkeys(run.task for run in RUNS if run.regime == LOOKED_AT))
 # What a job is made from. It records the content of its inputs when it begins.
 MADE_FROM = (
@@ -193,7 +193,7 @@ def reported(rule):
 
 def drawn(*rules):
     """The files of the figures and tables of these rules, of all tasks."""
-    tasks = {rule: LOOKED_AT_TASKS if rule in ("look", "operate") else TASKS for rule in rules}
+    tasks = {rule: LOOKED_AT_TASKS if rule in ("look", "operate", "subgroups") else TASKS for rule in rules}
     files = (name.format(task=task) for rule in rules for task in tasks[rule] for name in shown(rule))
     return list(dict.fromkeys(files))
 
@@ -457,6 +457,27 @@ rule operate:
             COMPARED | DRAWN | gridfile.thresholds(grid, wildcards.task),
             task=wildcards.task,
             regime=LOOKED_AT,
+        ),
+    resources:
+        **needs(60),
+    shell:
+        RUN
+
+
+rule subgroups:
+    input:
+        ancient(lambda wildcards: summarised([wildcards.task])),
+        **made_by("13_compare_groups"),
+        manifest=ancient(manifest()),
+        card=ancient(manifest().replace(".csv", ".yaml")),
+    output:
+        reported("subgroups"),
+    log:
+        notebook=f"{RESULTS}/13_compare_groups_{{task}}.ipynb",
+    params:
+        printed=PRINTED,
+        json=lambda wildcards: parameters(
+            COMPARED | DRAWN | grid["subgroups"], task=wildcards.task, regime=LOOKED_AT
         ),
     resources:
         **needs(60),

@@ -2,12 +2,13 @@
 
 Feature extractors of exactly equal worth (or of a known difference) get new training and test
 patients in every trial. The study's own code then fits the linear head, trains it again after
-redraws of the training patients, and tests the difference. Four questions:
+redraws of the training patients, and tests the difference. Five questions:
 
 - how often two equal extractors are called different, and how often any of a family is;
 - how often the interval of the procedure holds the expected AUROC of a training of this size;
 - how often arms that differ by the margin are called equivalent;
-- how often a claim that is true is contradicted.
+- how often a claim that is true is contradicted;
+- how often the intervals of all gaps between subgroups hold the true gaps at once.
 
 The results of the old tests stand beside these. Their error was over test patients alone.
 
@@ -21,11 +22,12 @@ import joblib
 import numpy as np
 import pandas as pd
 import torch
+from scipy import special
 from scipy.stats import binomtest, norm
 
 from medlib import files
 from medlib.core import heads, metrics, splits
-from medlib.stats import bootstrap, claims, differences, effects, prediction
+from medlib.stats import bootstrap, claims, differences, effects, prediction, subgroups
 from medlib.stats.redraws import redrawn_metrics
 
 CLASSES, D, SHARED = ["no", "yes"], 30, 10  # features of an extractor; how many all share
@@ -164,7 +166,57 @@ def of_claims(number: int, truth: str) -> dict[str, float]:
     return {f"{claim} contradicted": verdicts[claim] == "contradicted" for claim in verdicts.index}
 
 
+# Patients of each group; true AUROCs; folds, or none.
+GROUPS = {
+    "4 groups of 60 to 160": ((60, 160, 80, 100), (0.8, 0.8, 0.8, 0.8), 0),
+    "4 unequal groups of 60 to 160": ((60, 160, 80, 100), (0.65, 0.75, 0.85, 0.8), 0),
+    "10 groups of 50 to 400": ((50, 50, 60, 80, 100, 120, 150, 200, 300, 400), (0.85,) * 10, 0),
+    "3 groups of 40, the fewest": ((40, 40, 40), (0.75, 0.8, 0.85), 0),
+    "3 groups of 40, close to 1": ((40, 40, 40), (0.95, 0.96, 0.97), 0),
+    "4 groups of 60 to 160, 5 folds": ((60, 160, 80, 100), (0.8, 0.8, 0.8, 0.8), 5),
+}
+
+
+def of_groups(number: int, sizes: tuple, truths: tuple, folds: int) -> dict[str, bool]:
+    """Whether all gaps, and the largest one, lie in their intervals in one study.
+
+    Half of the patients are of each class. The scores are normal, so that the AUROCs are known.
+    """
+    rng, frames = np.random.default_rng([8, number]), []
+    for group, (n, area) in enumerate(zip(sizes, truths, strict=True)):
+        y = np.arange(n) % 2
+        score = special.expit(rng.normal(size=n) + y * np.sqrt(2) * norm.ppf(area))
+        ids = [f"{number}-{group}-{k}" for k in range(n)]
+        part = {"sample_id": ids, "patient_id": ids, "y_true": np.array(CLASSES)[y]}
+        part |= {"prob_no": 1 - score, "prob_yes": score}
+        part |= {"fold": np.arange(n) // 2 % folds} if folds else {"split": "test"}
+        frames.append(pd.DataFrame(part))
+    values, drawn = {}, {}
+    for group, frame in enumerate(frames):
+        values[group] = prediction.point(frame, CLASSES, ["auroc"])["auroc"]
+        drawn[group] = bootstrap.bootstrap(frame, CLASSES, RESAMPLES, names=["auroc"], threads=1)
+        drawn[group] = drawn[group]["auroc"]
+    pairs = subgroups.pairwise(values, drawn, {group: n // 2 for group, n in enumerate(sizes)})
+    apart = [truths[a] - truths[b] for a, b in zip(pairs["higher"], pairs["lower"], strict=True)]
+    inside = (pairs["gap_low"] <= apart) & (apart <= pairs["gap_high"])
+    return {"all gaps held": inside.all(), "largest gap held": inside[pairs["gap"].idxmax()]}
+
+
+def of_sites(number: int, k: int, tau: float) -> dict[str, bool]:
+    """Whether the mean over k sites, and one more site, lie in their intervals in one study."""
+    rng = np.random.default_rng([9, number])
+    true = special.logit(0.8) + tau * rng.normal(size=k + 1)
+    error = rng.uniform(0.15, 0.5, size=k)
+    seen = special.expit(true[:k] + error * rng.normal(size=k))
+    found = subgroups.heterogeneity(seen, error * seen * (1 - seen))
+    return {
+        "mean over sites held": found["pooled_low"] <= 0.8 <= found["pooled_high"],
+        "new site held": found["new_site_low"] <= special.expit(true[k]) <= found["new_site_high"],
+    }
+
+
 EQUAL = 1.0  # the signal of extractors of equal worth
+QUESTIONS = ["pair", "family", "margin", "claims", "gaps"]
 DESIGNS = {
     "80 training, 400 test": {"train": 80, "test": 400},
     "80 training, 2,000 test": {"train": 80, "test": 2000},
@@ -199,7 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes; nothing is kept")
     parser.add_argument("--trials", type=int, default=400)
-    parser.add_argument("--only", nargs="*", default=["pair", "family", "margin", "claims"])
+    parser.add_argument("--only", nargs="*", default=QUESTIONS)
     options = parser.parse_args()
     trials = 2 if options.quick else options.trials
     common = {"seed": 0, "redraws": 4 if options.quick else REDRAWS, "resamples": RESAMPLES}
@@ -246,6 +298,15 @@ def main() -> None:
         found = joblib.Parallel(-1)(work(number, truth) for number in range(trials))
         for what in found[0]:
             keep("true claims", truth, what, share([row[what] for row in found]), "at most 5 %")
+    of_all = [("gaps of groups", of_groups, GROUPS)]
+    sites = {f"{k} sites, tau {tau:g}": (k, tau) for k in (4, 8) for tau in (0, 0.4)}
+    of_all.append(("heterogeneity", of_sites, sites))
+    for question, one_study, designs in of_all if "gaps" in options.only else ():
+        for name, design in designs.items():
+            work = joblib.delayed(one_study)
+            found = joblib.Parallel(-1)(work(number, *design) for number in range(trials))
+            for what in found[0]:
+                keep(question, name, what, share([row[what] for row in found]), "93 to 97 %")
 
 
 if __name__ == "__main__":

@@ -38,11 +38,11 @@ def rotations(
 
     ``side``, ``patients`` and ``labels`` (n,) say of each row where it stands, whose it is and its
     class. A side is one of :data:`SPLITS` (an official split: one rotation) or the number of a
-    fold: of k folds, fold i is tested, fold i+1 validates and the others train.
+    fold: of k folds, fold i is tested, fold i+1 validates and the others train. Or it is two
+    numbers (n, 2): the fold of a row, and the fold in whose rotation it validates. A
     ``label_fraction`` < 1 keeps that share of the labelled patients, in training and in validation
-    alike: with few labels there are also few to choose with. ``seed`` draws these patients. Raises
-    ManifestError when a patient stands on two sides, or a class is missing on one; ValueError for
-    a label fraction outside (0, 1].
+    alike; ``seed`` draws them. Raises ManifestError when a patient stands on two sides, or a class
+    is missing on one; ValueError for a label fraction outside (0, 1].
     """
     side, patients, labels = (np.asarray(values) for values in (side, patients, labels))
     if not 0 < label_fraction <= 1:
@@ -65,8 +65,8 @@ def _parts(side: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray, np.ndarr
     if side.dtype.kind not in "iu":
         return [(0, *(side == name for name in SPLITS))]
     n = int(side.max()) + 1
-    following = [(i, (i + 1) % n) for i in range(n)]
-    return [(i, ~np.isin(side, (i, j)), side == j, side == i) for i, j in following]
+    own, other = side.T if side.ndim > 1 else (side, (side - 1) % n)  # tested and validated in
+    return [(i, (own != i) & (other != i), (own != i) & (other == i), own == i) for i in range(n)]
 
 
 def _on_several_sides(side: np.ndarray, patients: np.ndarray) -> list[str]:

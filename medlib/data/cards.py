@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
 
+from medlib.data.known import KNOWN
 from medlib.errors import ManifestError, listed, unknown
 
 FOLDER = Path(__file__).resolve().parents[2] / "data_manifests"
@@ -34,6 +35,11 @@ STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[str, ...], Strict(False)]
 Groups = Annotated[tuple[Annotated[Texts, Field(min_length=2)], ...], Strict(False)]
+Cuts = Annotated[tuple[float, ...], Strict(False)]
+OFFICIAL, FOLDS, SITES = "official", "cross-validation", "leave-one-site-out"  # ways to split
+# Columns that have another meaning in a manifest, or in predictions.
+TAKEN = ("sample_id", "patient_id", "path", "label", "y_true", "split", "fold", "validates")
+TAKEN += ("sha256", "mask", "reference", "mask_sha256", "reference_sha256", "rotation")
 
 
 class Volumes(BaseModel):
@@ -85,21 +91,25 @@ class Card(BaseModel):
     """What a task is. Fields without a default must stand in the card's YAML file.
 
     ``split`` is ``official`` (the data set has a test set; validation patients are drawn from its
-    training set) or ``cross-validation`` (``folds`` folds by patient: three or more, to train,
-    validate and test). ``ordered``: the classes are grades, lowest first, so that some mistakes are
-    larger than others. ``optional_classes`` are missing in some distributions of the data.
-    ``layout`` and ``layout_options`` say how :mod:`medlib.data.layouts` reads the data set's
-    ``folder`` (or the first of ``other_folders`` that exists); a task with its own CSV needs
-    neither. ``grey_values`` says which values become black and white: ``as_stored``, 0 and the
-    highest value that the bits allow; ``stretched``, the 0.5th and 99.5th percentiles of each
-    image; ``window``, those that a DICOM file states; or two numbers. Without it, 8-bit images stay
-    as they are and deeper ones are stretched; a task that has both kinds is refused. ``volumes``
-    says how volumes become images (None: the samples are images).
-    ``incomplete`` is ``stop``, or ``leave_out`` where some patients are known to lack a modality or
-    a label. ``known_duplicates`` lists groups of sample ids that are one image on several sides of
-    a split: those on the training side are dropped. ``not_duplicates`` lists pairs that look like
-    one image and are not. The fields of :data:`FOR_A_PAPER` are texts; one that is missing is an
-    open item of the checklist, not an error.
+    training set), ``cross-validation`` (``folds`` folds by patient: three or more, to train,
+    validate and test) or ``leave-one-site-out`` (each site is tested once, by a model that no
+    patient of it has trained or validated). For the latter, ``joined_sites`` maps a name to the
+    sites that count as one, because they are too small: ``{others: [EZ, FG]}``. ``subgroups`` maps
+    columns of the data set to their cut points, or to none where each value is a group:
+    ``{body_part: [], age: [40, 65]}``. The manifest keeps these columns. ``ordered``: the classes
+    are grades, lowest first, so that some mistakes are larger than others. ``optional_classes`` are
+    missing in some distributions of the data. ``layout`` and ``layout_options`` say how
+    :mod:`medlib.data.layouts` reads the data set's ``folder`` (or the first of ``other_folders``
+    that exists); a task with its own CSV needs neither. ``grey_values`` says which values become
+    black and white: ``as_stored``, 0 and the highest value that the bits allow; ``stretched``, the
+    0.5th and 99.5th percentiles of each image; ``window``, those that a DICOM file states; or two
+    numbers. Without it, 8-bit images stay as they are and deeper ones are stretched; a task that
+    has both kinds is refused. ``volumes`` says how volumes become images (None: the samples are
+    images). ``incomplete`` is ``stop``, or ``leave_out`` where some patients are known to lack a
+    modality or a label. ``known_duplicates`` lists groups of sample ids that are one image on
+    several sides of a split: those on the training side are dropped. ``not_duplicates`` lists pairs
+    that look like one image and are not. The fields of :data:`FOR_A_PAPER` are texts; one that is
+    missing is an open item of the checklist, not an error.
     """
 
     model_config = STRICT
@@ -111,7 +121,7 @@ class Card(BaseModel):
     licence: Text
     citation: Text
     source: Text
-    split: Literal["cross-validation", "official"] = "cross-validation"
+    split: Literal["cross-validation", "official", "leave-one-site-out"] = "cross-validation"
     folds: Annotated[int, Field(ge=3)] = 5
     ordered: bool = False
     folder: str = ""
@@ -124,12 +134,35 @@ class Card(BaseModel):
     incomplete: Literal["stop", "leave_out"] = "stop"
     known_duplicates: Groups = ()
     not_duplicates: Groups = ()
+    subgroups: dict[str, Cuts] = {}
+    joined_sites: dict[str, Texts] = {}
     notes: str = ""
     acquisition: str = ""
     reference_standard: str = ""
     annotators: str = ""
     inclusion_dates: str = ""
     ethics: str = ""
+
+    @field_validator("subgroups")
+    @classmethod
+    def _columns(cls, subgroups: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        problems = [f"{name} has another meaning" for name in subgroups if name in TAKEN]
+        problems += [
+            f"the cut points of {name} do not ascend: {list(cuts)}"
+            for name, cuts in subgroups.items()
+            if list(cuts) != sorted(set(cuts))
+        ]
+        if problems:
+            raise ValueError("but " + "; ".join(problems))
+        return subgroups
+
+    @field_validator("joined_sites")
+    @classmethod
+    def _once(cls, joined: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        sites = [site for several in joined.values() for site in several]
+        if again := sorted({site for site in sites if sites.count(site) > 1}):
+            raise ValueError(f"but {', '.join(again)} stand in it twice")
+        return joined
 
     @field_validator("classes")
     @classmethod
@@ -152,6 +185,11 @@ class Card(BaseModel):
     @property
     def all_classes(self) -> tuple[str, ...]:
         return self.classes + self.optional_classes
+
+    @property
+    def further_columns(self) -> tuple[str, ...]:
+        """The columns of ``subgroups`` that no manifest knows by itself."""
+        return tuple(name for name in self.subgroups if name not in KNOWN)
 
     def with_settings(
         self, folds: int = 0, volumes: dict | None = None, phantoms: bool = False

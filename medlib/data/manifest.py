@@ -3,8 +3,9 @@
 A manifest (``data_manifests/<task>.csv``) has one row per sample, an image file or a volume:
 ``sample_id, patient_id, path, label``, then either ``split`` (train, val, test; where there is an
 official test set) or ``fold`` (0 … k-1, for cross-validation), and ``sha256`` where the file is at
-hand. ``path`` is relative to the data folder. Repeated cross-validation has the folds of each
-further repetition in ``fold_1``, ``fold_2``, ….
+hand. ``path`` is relative to the data folder. Where each site is a fold, ``validates`` is the fold
+in whose rotation a patient validates (in the others they train). Repeated cross-validation has the
+folds of each further repetition in ``fold_1``, ``fold_2``, ….
 """
 
 import hashlib
@@ -21,13 +22,15 @@ from scipy.sparse.csgraph import connected_components
 
 from medlib.core import splits
 from medlib.core.splits import SPLITS
-from medlib.data.cards import Card, text
+from medlib.data.cards import OFFICIAL, SITES, Card, text
 from medlib.data.known import without_missing
 from medlib.errors import ManifestError, listed
 from medlib.files import file_sha256, plain_text, save_csv, save_text
 
 REQUIRED = ("sample_id", "patient_id", "path", "label")
 BESIDE = ("mask", "reference")  # columns that name further files of a sample
+VALIDATES = "validates"
+FEWEST = 5  # patients of each class that a site needs to be a fold
 Pairs = Iterable[tuple[str, str]]  # of names
 # How the reason of a copy that was left out begins.
 COPY_REASONS = ("the same image as ", "a second copy of ")
@@ -58,7 +61,7 @@ def read_rows(path: Path | str) -> pd.DataFrame:
     """A manifest's rows as they stand, not validated."""
     # Everything is text: an id of "007" must not become 7, nor a label of "NA" missing.
     rows = pd.read_csv(path, dtype=str, keep_default_na=False).map(plain_text)
-    for column in fold_columns(rows):
+    for column in [*fold_columns(rows), *([VALIDATES] if VALIDATES in rows else [])]:
         if rows[column].str.fullmatch(r"\d+").all():
             rows[column] = rows[column].astype(int)
     return rows
@@ -121,6 +124,8 @@ def validate(
         for side in side_columns(rows):
             problems = [*problems, *_stands_problems(rows, side)]
             problems += _side_problems(rows, side, classes(rows, card))
+        if card.split == SITES:
+            problems += _site_problems(rows, card)
         problems = [*dict.fromkeys(problems)]  # each once
     if problems:
         way_out = "Correct the rows, or remove them, and run notebook 01_prepare_data again."
@@ -330,16 +335,19 @@ def assign_splits(rows: pd.DataFrame, card: Card, seed: int = 0, pairs: Pairs = 
     Rows that come with a ``split`` keep it; if none is ``val``, a fifth of the training patients
     become it. Other rows get a ``fold``. Patients who share an identical file (sha256), or one of
     the ``pairs`` of sample ids, stay together. The result depends on patients, labels, such images
-    and ``seed`` only, so tasks on the same patients are split alike.
+    and ``seed`` only, so tasks on the same patients are split alike. With the card's
+    ``leave-one-site-out`` each site is a fold, and ``seed`` draws who validates where.
     """
     rows = rows.sort_values(["patient_id", "sample_id"]).reset_index(drop=True)
+    if card.split == SITES:
+        return _by_site(rows, card, seed, pairs)
     if "split" in rows:
         train = rows["split"] == "train"
         if (rows["split"] == "val").any():
             return rows
         part = _folds(rows[train], 5, seed, card.task, pairs)
         return rows.assign(split=rows["split"].mask(train & (part.reindex(rows.index) == 0), "val"))
-    if card.split == "official":
+    if card.split == OFFICIAL:
         raise ManifestError(f"{card.task}: the card says 'split: official', the data have none")
     return rows.assign(fold=_folds(rows, card.folds, seed, card.task, pairs))
 
@@ -349,12 +357,13 @@ def repeat_folds(
 ) -> pd.DataFrame:
     """Rows with the folds of ``repeats`` repetitions: each further one is a new draw.
 
-    The official split of a card is not repeated: the rows come back as they are. ``seed`` and
+    The official split of a card, and sites, are not repeated: the rows come back as they are.
+    ``seed`` and
     ``pairs`` are those of :func:`assign_splits`. Raises ManifestError for rows that come with a
     split which the card does not announce.
     """
-    if split_column(rows) != "fold":
-        if repeats > 1 and card.split != "official":
+    if split_column(rows) != "fold" or card.split == SITES:
+        if repeats > 1 and card.split not in (OFFICIAL, SITES):
             there = f"{card.task}: its samples come with a split, which cannot be drawn again"
             raise ManifestError(f"{there}: set repeats to 1, or say 'split: official' in the card.")
         return rows
@@ -363,6 +372,94 @@ def repeat_folds(
         f"fold_{r}": _folds(rows, n_folds, seed + r, card.task, pairs) for r in range(1, repeats)
     }
     return rows.drop(columns=fold_columns(rows)[1:]).assign(**drawn)
+
+
+def site_names(rows: pd.DataFrame, card: Card) -> pd.Series:
+    """The site that each row counts to: its own, or the name under which the card joins it."""
+    joined = {site: name for name, several in card.joined_sites.items() for site in several}
+    sites = rows["site"] if "site" in rows else pd.Series("", rows.index)
+    sites = without_missing(pd.DataFrame({"site": sites}).fillna(""))["site"]
+    return sites.map(lambda site: joined.get(site, site))
+
+
+def _site_problems(rows: pd.DataFrame, card: Card) -> list[str]:
+    """Why the folds of rows are not the sites of a card, or the wrong patients validate."""
+    sites = site_names(rows, card)
+    problems = [f"{sample} has no site" for sample in rows["sample_id"][sites == ""]]
+    for name, other in (("site", "fold"), ("fold", "site")):
+        pairs = pd.DataFrame({"site": sites, "fold": rows["fold"].astype(str)})
+        several = pairs.groupby(name)[other].agg(lambda values: sorted(set(values)))
+        problems += [
+            f"{name} {one} stands in {other}s {', '.join(of)}"
+            for one, of in several.items()
+            if len(of) > 1
+        ]
+    if VALIDATES not in rows:
+        return [*problems, f"there is no column {VALIDATES}"]
+    own = rows[VALIDATES].astype(str)
+    wrong = ~own.isin(rows["fold"].astype(str)) | (own == rows["fold"].astype(str))
+    problems += [
+        f"{VALIDATES} {value!r} of {sample} is not another fold"
+        for sample, value in zip(rows["sample_id"][wrong], rows[VALIDATES][wrong], strict=True)
+    ]
+    several = rows.groupby("patient_id")[VALIDATES].nunique()
+    return problems + [
+        f"patient {one!r} validates in several" for one in several[several > 1].index
+    ]
+
+
+def _by_site(rows: pd.DataFrame, card: Card, seed: int, pairs: Pairs) -> pd.DataFrame:
+    """Rows with a fold for each site, and the fold in whose rotation each patient validates.
+
+    A rotation's validation patients come from all other sites. Each patient validates once, of
+    each class about as many in every rotation. Raises ManifestError that lists all problems.
+    """
+    sites, problems = site_names(rows, card), []
+    if "split" in rows:
+        problems.append("the samples come with a split of their own, which is not by site")
+    problems += [f"{sample} has no site" for sample in rows["sample_id"][sites == ""]]
+    known = sites != ""
+    for patient, of_one in _on_several(sites[known], rows["patient_id"][known]).items():
+        problems.append(f"patient {patient!r} stands at several sites: {of_one}")
+    there = set(rows["site"]) if "site" in rows else set()
+    asked = [site for several in card.joined_sites.values() for site in several]
+    problems += [
+        f"joined_sites names {site!r}, which no sample has" for site in asked if site not in there
+    ]
+    patients = rows.groupby([sites[known], rows["label"]])["patient_id"].nunique()
+    patients = patients.unstack(fill_value=0).reindex(columns=classes(rows, card), fill_value=0)
+    for site, counts in patients[(patients < FEWEST).any(axis=1)].iterrows():
+        has = ", ".join(f"{label} {n}" for label, n in counts.items())
+        problems.append(f"site {site} has fewer than {FEWEST} patients of a class: {has}")
+    if len(patients) < 3:
+        problems.append(f"{len(patients)} site(s): three or more are needed (train, val, test)")
+    if problems:
+        way_out = "Join small sites in the card (`joined_sites: {others: [A, B]}`), name each "
+        way_out += "sample's site in the data set's table, or choose `split: cross-validation`."
+        what = f"{card.task}: leave-one-site-out cannot be used"
+        raise ManifestError(f"{what}:\n{listed(problems)}\n{way_out}")
+    fold = pd.Series(pd.factorize(sites, sort=True)[0], rows.index)
+    return rows.assign(fold=fold, validates=_validating(rows, fold, seed, pairs))
+
+
+def _validating(rows: pd.DataFrame, fold: pd.Series, seed: int, pairs: Pairs) -> pd.Series:
+    """For each row the fold, not its own, in whose rotation its patient validates.
+
+    Patients are shuffled; each goes where the fewest of its class validate so far. Patients who
+    share an image stay together.
+    """
+    first = pd.DataFrame({"group": _groups(rows, pairs), "label": rows["label"], "fold": fold})
+    first = first.drop_duplicates("group")
+    n_folds = int(fold.max()) + 1
+    counts = {label: np.zeros(n_folds) for label in first["label"]}
+    chosen = {}
+    for at in np.random.default_rng(seed).permutation(len(first)):
+        group, label, own = first.iloc[at]
+        so_far = counts[label].copy()
+        so_far[own] = np.inf
+        chosen[group] = int(so_far.argmin())
+        counts[label][chosen[group]] += 1
+    return pd.Series(_groups(rows, pairs), rows.index).map(chosen)
 
 
 def _folds(rows: pd.DataFrame, n_folds: int, seed: int, task: str, pairs: Pairs) -> pd.Series:
@@ -435,6 +532,11 @@ def side_columns(rows: pd.DataFrame) -> list[str]:
     return fold_columns(rows) or ["split"]
 
 
+def kept_columns(rows: pd.DataFrame) -> list[str]:
+    """The columns that say where each row stands: :func:`side_columns`, and VALIDATES if there."""
+    return side_columns(rows) + [VALIDATES] * (VALIDATES in rows)
+
+
 def repetition(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Rows, or a pack's index, with the folds of one seed alone, as ``fold``.
 
@@ -448,8 +550,10 @@ def repetition(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 def rotations(rows: pd.DataFrame, label_fraction: float = 1.0, seed: int = 0) -> list:
     """:func:`medlib.core.splits.rotations` of a manifest's rows, or of a pack's index."""
-    columns = (rows[name] for name in (split_column(rows), "patient_id", "label"))
-    return splits.rotations(*columns, label_fraction, seed)
+    side, patients, labels = (rows[name] for name in (split_column(rows), "patient_id", "label"))
+    if VALIDATES in rows:
+        side = rows[[side.name, VALIDATES]]
+    return splits.rotations(side, patients, labels, label_fraction, seed)
 
 
 def patients_by_side(rows: pd.DataFrame, parts: list[splits.Rotation]) -> pd.DataFrame:

@@ -200,7 +200,7 @@ def pictures(read: Reading, samples: list[str], folders: Folders) -> np.ndarray:
 
 def write(read: Reading, rows: pd.DataFrame, folders: Folders, settings: Slicing = None) -> None:
     """Make packs of the images of ``rows``, in their order. A pack that matches them stays."""
-    kept = ["sample_id", "patient_id", "label", *manifest.side_columns(rows)]
+    kept = ["sample_id", "patient_id", "label", *manifest.kept_columns(rows)]
     places = [read.slices[sample] for sample in rows["sample_id"]]
     index = rows[kept].iloc[np.repeat(np.arange(len(rows)), [len(s) for _, s in places])]
     index = index.assign(slice=[number for _, slices in places for number in slices])

@@ -18,6 +18,7 @@ _ANY_ID = re.compile(r"[\w.-]*(\d[\w.-]*[A-Za-z_]|[A-Za-z_][\w.-]*\d|\d{3})[\w./
 ALL, UNKNOWN, REST = "all classes", "unknown", "all others"  # rows and columns
 # The manifest's columns → panels.
 CONFOUNDERS = {"age": "age in years", "sex": "sex", "site": "site", "manufacturer": "manufacturer"}
+CONFOUNDERS["body_part"] = "body part"
 
 
 def table(
@@ -31,10 +32,10 @@ def table(
     """The numbers of the split passport in long form: aggregates, never a sample or a patient.
 
     `manifest` has sample_id, patient_id, path, label, and `split` or `fold`; it may have age
-    (years), sex, site and manufacturer, "" where unknown. `duplicates` has first, second (sample
-    ids), kind (exact, near, …), correlation, first_side, second_side, same_patient and action;
-    `excluded` has name and reason; `stored`, for images, has sample_id, kind, bits, width and
-    height; `notes` are sentences. Raises ValueError for a manifest that is not split.
+    (years), sex, site, manufacturer and body_part, "" where unknown. `duplicates` has first, second
+    (sample ids), kind (exact, near, …), correlation, first_side, second_side, same_patient and
+    action; `excluded` has name and reason; `stored`, for images, has sample_id, kind, bits, width
+    and height; `notes` are sentences. Raises ValueError for a manifest that is not split.
 
     Columns: part, class (or "all classes"; "" in the last four parts), name, count, unit (what is
     counted), share, correlation, detail. The parts are classes (share: of all), patients and images

@@ -34,6 +34,7 @@ CHEST = {"train": {"NORMAL": 90, "PNEUMONIA": 110}, "test": {"NORMAL": 45, "PNEU
 MYOPIA = {"train": {"H": 24, "N": 86, "P": 120}, "val": {"H": 10, "N": 45, "P": 55}}
 MACULAR = {"train": {"A": 110, "N": 110}, "val": {"A": 50, "N": 50}}
 LESIONS = {"akiec": 40, "bcc": 46, "bkl": 54, "df": 36, "mel": 54, "nv": 120, "vasc": 36}
+GUESSED = "face"  # the body part where diagnoses of lesions are shuffled
 GLIOMAS = {1: 54, 2: 54}  # the codes of data.csv: 1 is WHO grade II, 2 is grade III
 UCSF = {2: 36, 3: 36, 4: 36}  # WHO CNS grades
 TISSUES = ("scalp", "skull", "csf", "grey", "white", "tumour", "necrosis", "rim")
@@ -361,7 +362,11 @@ def _pattern(rng: np.random.Generator, dx: str, area: np.ndarray) -> list[tuple]
 
 
 def _write_dermoscopy(folder: Path, scale: float, rng: np.random.Generator) -> None:
-    """`HAM10000_images_part_{1,2}/ISIC_*.jpg`: RGB, 128 x 96; `HAM10000_metadata.csv`."""
+    """`HAM10000_images_part_{1,2}/ISIC_*.jpg`: RGB, 128 x 96; `HAM10000_metadata.csv`.
+
+    On the GUESSED body part the diagnoses of the lesions are shuffled: no model can tell them apart
+    there (the expected AUROC is 0.5). Age and sex say nothing about a lesion.
+    """
     rows, photos = [], []
     for k, dx in enumerate(rng.permutation(_drawn(LESIONS, scale))):
         drawing = _lesion(rng, dx)
@@ -380,7 +385,14 @@ def _write_dermoscopy(folder: Path, scale: float, rng: np.random.Generator) -> N
         rows[place]["image_id"] = image_id
         part = f"HAM10000_images_part_{2 if second else 1}"
         _save_jpeg(folder / part / f"{image_id}.jpg", photos[place])
-    save_csv(folder / "HAM10000_metadata.csv", pd.DataFrame(rows).sort_values("image_id"))
+    table = pd.DataFrame(rows).sort_values("image_id")
+    told = ["dx", "dx_type"]
+    guessed = table.drop_duplicates("lesion_id").query("localization == @GUESSED")
+    guessed = guessed.set_index("lesion_id")[told]
+    guessed[told] = rng.permutation(guessed.to_numpy())
+    there = table["lesion_id"].isin(guessed.index)
+    table.loc[there, told] = guessed.loc[table["lesion_id"][there]].to_numpy()
+    save_csv(folder / "HAM10000_metadata.csv", table)
 
 
 def _noise3(rng: np.random.Generator, shape: tuple[int, int, int], period: float) -> np.ndarray:

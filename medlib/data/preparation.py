@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 
 from medlib.data import duplicates, manifest, packing
-from medlib.data.cards import Card
+from medlib.data.cards import SITES, Card
 from medlib.data.known import KNOWN
 from medlib.data.layouts import base, reader
 from medlib.data.manifest import BESIDE, REQUIRED
@@ -44,7 +44,8 @@ class Stopped(ManifestError):
 class Prepared(NamedTuple):
     """A task's manifest, and what its passport reports.
 
-    ``rows``: the manifest, with sha256 and, where they are known, age, sex and site. ``excluded``:
+    ``rows``: the manifest, with sha256 and, where they are known, age, sex, site, body_part
+    and the columns of the card's ``subgroups``. ``excluded``:
     name and reason of each sample left out. ``duplicates``: a row for each pair of samples that are
     one image: first, second, kind (exact, near, or what was done to it, such as "mirrored and
     cropped"), correlation, first_side, second_side, same_patient, same_label, action. ``stored``:
@@ -132,12 +133,14 @@ def _checked_and_split(
     if rows.empty:
         raise ManifestError(f"{card.task}: of the samples in {data} none can be used.")
 
+    same = pairs[pairs["kind"].isin(["exact", "near"])]
+    if card.split == SITES and "fold" not in rows:  # sites say where copies stand
+        rows = manifest.assign_splits(rows, card, seed, _ids(same))
     rows, known = manifest.drop_duplicates(rows, card.known_duplicates)
     excluded = _joined(excluded, known)
     if manifest.split_column(rows) is not None:
         rows, excluded = _one_side_each(rows, pairs, card, quarantine, excluded)
         rows, excluded = _patients_on_one_side(rows, card, quarantine, excluded)
-    same = pairs[pairs["kind"].isin(["exact", "near"])]
     if "fold" not in rows:  # copies stay together
         rows = manifest.assign_splits(rows, card, seed, _ids(same))
     rows = manifest.repeat_folds(rows, card, repeats, seed, _ids(same))
@@ -145,12 +148,17 @@ def _checked_and_split(
     rows = _gathered(rows, [*_ids(pairs), *confirmed])
     manifest.validate(rows, card, name=card.task)
     side = manifest.split_column(rows)
-    columns = [*REQUIRED, *manifest.side_columns(rows), "sha256"]
-    columns += [c for c in KNOWN if c in rows and (rows[c] != "").any()]
+    columns = [*REQUIRED, *manifest.kept_columns(rows), "sha256"]
+    also = (*KNOWN, *card.further_columns)
+    columns += [c for c in also if c in rows and (rows[c].fillna("") != "").any()]
     columns += [name for c in BESIDE if c in rows for name in (c, f"{c}_sha256")]
     report = _report(pairs, read.rows, rows, side)
     return Prepared(
-        rows[columns], excluded, report, read.stored, (*listing.notes, *_burnt_in(rows))
+        rows[columns],
+        excluded,
+        report,
+        read.stored,
+        (*listing.notes, *_burnt_in(rows), *_sites(rows, card)),
     )
 
 
@@ -159,6 +167,15 @@ def _burnt_in(rows: pd.DataFrame) -> list[str]:
     n = int((rows["burnt_in"] == "yes").sum()) if "burnt_in" in rows else 0
     many = f"{n} image(s) say that text is burnt into their pixels (BurnedInAnnotation)."
     return [f"{many} Look at them before you share images or figures."] if n else []
+
+
+def _sites(rows: pd.DataFrame, card: Card) -> list[str]:
+    """A note that says which site is tested in which fold."""
+    if card.split != SITES:
+        return []
+    names = dict(sorted(zip(rows["fold"], manifest.site_names(rows, card), strict=True)))
+    folds = ", ".join(f"fold {fold} is {name}" for fold, name in names.items())
+    return [f"Each site is tested once, by a model that has not seen it: {folds}."]
 
 
 def _one_rule_for_grey_values(card: Card, stored: pd.DataFrame) -> None:
@@ -260,7 +277,7 @@ def _fixed(card: Card, data: Path | str, given: Path) -> base.Found:
             differs = f"it is {label!r} in {given.name}, but {labels[sample]!r} in the folder"
             problems[sample] = differs
     rows = rows[~rows["sample_id"].isin(problems)].reset_index(drop=True)
-    for column in ("path", *BESIDE, *KNOWN):
+    for column in ("path", *BESIDE, *KNOWN, *card.further_columns):
         if column in there and (column == "path" or column not in rows):
             rows[column] = there[column].reindex(rows["sample_id"]).to_numpy()
     new = sorted(set(there.index) - named)

@@ -3,8 +3,9 @@
 ``grids/<grid>.yaml`` holds ``title``, ``caption`` (printed beneath every figure), ``primary`` (the
 regime whose pairs of backbones are the primary family of tests), ``data`` ("phantoms", "real" or a
 folder), ``tasks``, ``seeds``, and the settings of notebook 01 (``prepare``), of the regimes
-(``frozen``, ``finetuned``, ``lora``), of notebook 05 (``collect``) and of notebook 12
-(``thresholds``; its ``prevalence`` names shares by task and class). Settings have the names of
+(``frozen``, ``finetuned``, ``lora``), of notebook 05 (``collect``), of notebook 12
+(``thresholds``; its ``prevalence`` names shares by task and class) and of notebook 13
+(``subgroups``). Settings have the names of
 the notebooks' parameters; those of training are the fields of
 :class:`medlib.core.settings.FineTuning`. Any regime may be left out.
 """
@@ -176,6 +177,10 @@ class Thresholds(Part):
     prevalence: Annotated[dict[str, dict[str, Inside]], _refused(_not_a_class)] = {}
 
 
+class Groups(Part):
+    few: Annotated[int, Field(ge=2)] = 20
+
+
 def _trained(regime: str) -> type[Trained]:
     """The fields of FineTuning, which says itself what they may be: here as settings of a regime.
 
@@ -202,7 +207,7 @@ class Top(Part):
 
 
 PARTS = {"prepare": Prepare, "frozen": Frozen} | {r: _trained(r) for r in settings.TRAINED}
-PARTS |= {"collect": Collect, "thresholds": Thresholds}
+PARTS |= {"collect": Collect, "thresholds": Thresholds, "subgroups": Groups}
 SETTINGS = {name: tuple(part.model_fields) for name, part in PARTS.items()}
 Grid = pydantic.create_model("Grid", __base__=Top, **{p: (PARTS[p], {}) for p in PARTS})
 
@@ -413,7 +418,7 @@ def runs(grid: dict) -> list[Address]:
     heads, addresses = grid["frozen"].get("heads", ()), []
     for task in grid["tasks"]:
         asked = heads, label_fractions(grid, task), seeds(grid, "frozen")
-        repeated = grid["prepare"].get("repeats", 1) > 1 and cards.read(task).split != "official"
+        repeated = grid["prepare"].get("repeats", 1) > 1 and cards.read(task).split == cards.FOLDS
         for backbone in grid["frozen"].get("backbones", ()):
             random_weights = backbones.get(backbone).pretraining == "random"
             addresses += frozen_runs(task, backbone, *asked, random_weights or repeated)

@@ -44,7 +44,8 @@ def parameters(name: str, grid: dict, notebook: str) -> dict:
     own |= {"image_sizes": gridfile.image_sizes(grid)}
     if notebook == FIRST:
         own |= {"seed": 0} | grid["prepare"]
-    return own | grid["collect"] | gridfile.thresholds(grid, task)
+    own |= grid["collect"] | grid["subgroups"]
+    return own | gridfile.thresholds(grid, task)
 
 
 def with_parameters(notebook: str, values: dict) -> str:

@@ -9,17 +9,18 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 FILES = {"figure": ("png", "pdf", "svg", "csv"), "table": ("csv", "md", "tex", "html")}
+FILES["figure and table"] = (*FILES["figure"], *FILES["table"][1:])  # with one CSV
 # rule of the Snakefile -> the notebook that it runs
 NOTEBOOKS = {"prepare": "01_prepare_data", "compare": "06_compare_backbones"}
 NOTEBOOKS |= {"costs": "07_weigh_costs", "claims": "08_test_claims", "look": "09_look_closer"}
-NOTEBOOKS |= {"operate": "12_choose_thresholds"}
+NOTEBOOKS |= {"operate": "12_choose_thresholds", "subgroups": "13_compare_groups"}
 DRAWING = tuple(rule for rule in NOTEBOOKS if rule != "prepare")  # from results
 MODULES = {"checklist": "checklist"}  # rule -> the module of medlib.grid that it runs
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A figure or a table.
+    """A figure, a table, or both under one name.
 
     ``stem`` is the name of its files; with ``{task}`` in it there is one for each task. Entries
     with the same ``heading`` share a section of the page.
@@ -60,6 +61,7 @@ ENTRIES = (  # in the order of the page
     Entry("classes_{task}", "look", "Each class against the others", "table"),
     Entry("wrong_by_all_{task}", "look", "Where they go wrong", patients=True),
     Entry("wrong_{task}", "look", "Where they go wrong", patients=True),
+    Entry("subgroups_{task}", "subgroups", "Subgroups and sites", "figure and table"),
     Entry("embeddings_{task}", "look", "Embeddings", frozen=True),
     Entry("seen_{task}", "look", "What they see", frozen=True, patients=True),
     Entry("flow_{task}", "prepare", "Who was included"),
@@ -85,6 +87,7 @@ WORDS = {  # under a heading, where it needs some
     "Each class against the others": "AUROC, sensitivity and specificity, over test patients.",
     "Where they go wrong": "What every backbone gets wrong, surest errors, and least sure images.",
     "Calibration": "How often a backbone is right, against how sure it is.",
+    "Subgroups and sites": "For whom a backbone works, and where.",
     "Embeddings": "Frozen embeddings on two principal components.",
     "What they see": "The same images through several backbones.",
     "Who was included": "What was found and left out, and who is on which side.",

@@ -262,7 +262,8 @@ def save_table(
     """Write a table as `<stem>.csv`, `.md` (pipes), `.tex` (booktabs) and `.html` (a fragment).
 
     The CSV holds `data`, or else the frame as it is. The .tex needs only
-    `\\usepackage{booktabs}`. If the frame has a column `task`, a line separates the tasks. Cells
+    `\\usepackage{booktabs}`. If the frame has a column `task` (or `attribute`), a line
+    separates the tasks. Cells
     where `best` (of the same rows, columns as in `df`) is true are bold. Without it, the best of
     each task is bold in every column of `METRICS`, and so are ties. Cells are compared by the
     number that they start with. The note ends with the licences of the backbones of the column
@@ -353,10 +354,10 @@ def _latex(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str, label:
     if letters.sum() > WIDE and metrics:
         room = max(1, int((WIDE - letters[keys].sum()) // letters[metrics].max()))
         groups = [keys + metrics[i : i + room] for i in range(0, len(metrics), room)]
-    by_task = [df.index]
-    if len(df) > TALL and "task" in df:
-        by_task = [part.index for _, part in df.groupby("task", sort=False)]
-    elif "task" not in df:
+    by_task, apart = [df.index], _apart(df)
+    if len(df) > TALL and apart:
+        by_task = [part.index for _, part in df.groupby(apart, sort=False)]
+    elif not apart:
         lines = np.ceil(df.apply(lambda column: column.str.len()) / LONG).max(axis=1)  # of each row
         by_task = [part.index for _, part in df.groupby((lines.cumsum() - lines) // TALL)]
     pieces, parts = list(itertools.product(by_task, groups)), []
@@ -364,6 +365,11 @@ def _latex(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str, label:
         name = f"tab:{label}-{number}" if len(pieces) > 1 else f"tab:{label}"
         parts.append(_latex_part(df.loc[piece], best.loc[piece], caption, note, name))
     return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
+
+
+def _apart(df: pd.DataFrame) -> str:
+    """The column whose values a line separates; "" for none."""
+    return next((column for column in ("task", "attribute") if column in df), "")
 
 
 def _latex_part(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str, label: str) -> str:
@@ -374,9 +380,9 @@ def _latex_part(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str, l
     columns = "".join(f"p{{{LONG / 2:g}em}}" if n > LONG else "l" for n in longest)
     look = {"column_format": columns, "hrules": True, "position_float": "centering"}
     lines = style.to_latex(caption=_tex(caption) or None, label=label, **look).splitlines()
-    if "task" in df:
+    if apart := _apart(df):
         body = lines.index(r"\midrule") + 1
-        for row in reversed(np.flatnonzero(df["task"] != df["task"].shift())[1:]):
+        for row in reversed(np.flatnonzero(df[apart] != df[apart].shift())[1:]):
             lines.insert(body + row, r"\midrule")
     # an article's line holds about 90 characters; a table that stays wider is centred on the page
     size = r"\footnotesize" if longest.clip(upper=LONG).sum() < 90 else r"\tiny"

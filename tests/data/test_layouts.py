@@ -457,6 +457,7 @@ def test_a_dermoscopy_patient_is_the_lesion_over_both_image_folders(tmp_path, ta
         "label": ["nv", "mel", "nv"],
         "age": ["80", "", "80"],
         "sex": ["male", "", "male"],
+        "body_part": ["scalp", "back", "scalp"],
     }
     assert found.excluded.empty and found.problems.empty
 

@@ -156,6 +156,28 @@ def test_dermoscopy_layout(small):
     assert all(Image.open(p).size == (128, 96) for p in photographs.values())
 
 
+def test_on_one_body_part_the_diagnoses_are_shuffled(tmp_path, monkeypatch):
+    """A gap between subgroups that is known: no model can tell these lesions apart."""
+    drawn = []
+
+    def lesion(rng, dx):
+        drawn.append(dx)
+        return np.zeros((168, 168, 3), np.float32)
+
+    monkeypatch.setattr(phantoms, "_lesion", lesion)
+    folder = phantoms.write("ham10000", tmp_path)
+    table = pd.read_csv(folder / "HAM10000_metadata.csv")
+    lesions = table.drop_duplicates("lesion_id").sort_values("lesion_id")
+    assert len(lesions) == len(drawn)  # ids are numbered in the order of drawing
+    guessed = (lesions["localization"] == phantoms.GUESSED).to_numpy()
+    true = np.array(drawn)
+    assert 50 < guessed.sum() < 110
+    assert (lesions["dx"] == true)[~guessed].all()
+    assert (lesions["dx"] == true)[guessed].mean() < 0.4
+    assert sorted(lesions["dx"][guessed]) == sorted(true[guessed])
+    assert (table.groupby("lesion_id").dx.nunique() == 1).all()
+
+
 def test_glioma_layout(small):
     folder = small / "tcga_lgg"
     table = pd.read_csv(folder / "data.csv", dtype=str, keep_default_na=False)

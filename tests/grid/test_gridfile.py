@@ -403,8 +403,9 @@ def test_planning_counts_the_jobs_of_each_rule_without_running_any(repository):
         "summarise": 130,
         "look": 10,
         "operate": 10,
+        "subgroups": 10,
     }
-    assert jobs == once | many | {"total": 1197}
+    assert jobs == once | many | {"total": 1207}
 
 
 def test_the_runs_of_a_grid_are_those_of_its_heads_labels_and_seeds(tmp_path):

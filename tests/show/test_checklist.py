@@ -15,7 +15,6 @@ LETTERS = {3: "abc", 5: "ab", 6: "abc", 8: "abc", 9: "abc", 12: "abcdefg", 18: "
 LETTERS |= {20: "abc", 23: "ab", 27: "abc"}
 # Stems that no entry of the registry has yet, and who brings them.
 PENDING = {
-    "subgroups_{task}": "subgroups and sites",
     "external_{task}": "tests on other data sets",
 }
 

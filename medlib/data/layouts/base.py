@@ -35,10 +35,11 @@ class Found(NamedTuple):
     """What a folder holds. All columns are text, and "" is a missing value.
 
     ``rows``: sample_id, patient_id, path, label and, where the data have them, split (train, val,
-    test), mask, reference (the patient's reference volume), age, sex and site; paths are POSIX and
-    relative to the data folder. ``excluded`` (name, reason): left out by design. ``problems``
-    (name, reason): what has to be corrected or set aside; such a sample has no row. ``notes``:
-    sentences about what was assumed.
+    test), mask, reference (the patient's reference volume), age, sex, site, body_part and the
+    columns that the card names under ``subgroups``; paths are POSIX and relative to the data
+    folder. ``excluded`` (name, reason): left out by design. ``problems`` (name, reason): what has
+    to be corrected or set aside; such a sample has no row. ``notes``: sentences about what was
+    assumed.
     """
 
     rows: pd.DataFrame

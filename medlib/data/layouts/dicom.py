@@ -146,7 +146,8 @@ def _by_table(
 ) -> base.Items:
     """``options``: table, key, columns and names of :func:`dicom_folder`."""
     table, key, columns, names = options
-    rows, classes = _table_rows(folder, table, key, columns), base.classes_of(card, "names", names)
+    further, classes = card.further_columns, base.classes_of(card, "names", names)
+    rows = _table_rows(folder, table, key, columns, further)
     lacking = base.Excluded if card.incomplete == "leave_out" else base.Problem
     given, several = _names(samples, key, folder, (folder / table).parent)
     for sample, own_names in zip(samples, given, strict=True):
@@ -165,7 +166,9 @@ def _by_table(
             yield base.Problem(shown, f"its split is {split!r} in {table}, not one of {sides}")
         else:
             row = told[0][1] | {"split": base.SPLIT_WORDS.get(split.lower(), "")}
-            yield _row(sample, shown, patient, row | {"label": label})
+            kept = {column: row[column] for column in further}
+            row = _row(sample, shown, patient, row | {"label": label})
+            yield row | kept if isinstance(row, dict) else row
     there = set().union(*given)
     for name, of_one in rows.items():
         if name not in there:
@@ -175,15 +178,18 @@ def _by_table(
 
 
 def _table_rows(
-    folder: Path, table: str, key: str, columns: dict
+    folder: Path, table: str, key: str, columns: dict, further: tuple[str, ...]
 ) -> dict[str, list[tuple[int, dict]]]:
-    """The rows of the table, with their numbers, grouped by the column of the key."""
+    """The rows of the table, with their numbers, grouped by the column of the key.
+
+    The columns ``further`` must be there, under these names or those that ``columns`` gives.
+    """
     path = base.table_file(folder, table)
-    known = (key, "label", "patient_id", "split", *KNOWN)
+    known = (key, "label", "patient_id", "split", *KNOWN, *further)
     for column in columns:
         if column not in known:
             raise ManifestError(unknown("column", column, known, "Correct layout_options."))
-    needed = {"label": "label", key: key} | columns
+    needed = {"label": "label", key: key} | {name: name for name in further} | columns
     cells = base.read_columns(path, needed, {c: c for c in known if c not in needed})
     rows = {}
     for index, row in zip(cells.index, cells.to_dict("records"), strict=True):

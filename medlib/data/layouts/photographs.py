@@ -126,7 +126,8 @@ def ham10000(folder: Path, card: Card) -> base.Items:
     if metadata:
         images = _images_in(folder, "ham10000_images*")
         columns = {"image": "image_id", "patient_id": "lesion_id", "label": "dx"}
-        table = base.read_columns(path, columns, {"age": "age", "sex": "sex"})
+        also = {"age": "age", "sex": "sex", "body_part": "localization"}
+        table = base.read_columns(path, columns, also)
         table["label"] = table["label"].str.lower()
     else:
         images = _images_in(folder, "ISIC2018_Task3_Training_Input")

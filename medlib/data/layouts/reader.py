@@ -58,11 +58,19 @@ def read(card: Card, data: Path | str) -> base.Found:
         reasons = [f"{name}: {reason}" for name, reason in [*problems.values, *excluded.values]]
         none = f"no sample was found in {folder} ({card.layout})"
         raise ManifestError(f"{card.task}: {none}.\n{listed(reasons)}")
-    there = [c for c in base.COLUMNS if c in manifest.REQUIRED or any(row.get(c) for row in rows)]
+    columns = (*base.COLUMNS, *card.further_columns)
+    there = [c for c in columns if c in manifest.REQUIRED or any(row.get(c) for row in rows)]
+    items += _without_column(card, there)
     notes = tuple(dict.fromkeys(item.text for item in items if isinstance(item, base.Note)))
     table = pd.DataFrame(rows, columns=there, dtype=str).fillna("")
     table = table.astype({"fold": int} if "fold" in table else {})
     return base.Found(table, excluded, problems, notes)
+
+
+def _without_column(card: Card, there: list[str]) -> Iterator[base.Note]:
+    """A note that names the columns of the card's ``subgroups`` for which no sample has a value."""
+    if missing := [name for name in card.subgroups if name not in there]:
+        yield base.Note(f"No sample has a value of {', '.join(missing)} (subgroups of the card).")
 
 
 def _options(card: Card) -> dict:

@@ -35,10 +35,10 @@ def own_table(
     match a whole label. ``where`` maps a column to the values of the rows that are used.
     ``patient`` finds the patient in a path, as in :func:`generic.folder_per_class`. ``encoding`` is
     needed for a CSV that is not UTF-8. If the table lacks a column that DICOM's tags can fill, they
-    fill it.
+    fill it. A column that the card names under ``subgroups`` must be there.
     """
     path = base.table_file(folder, table)
-    cells = _cells(path, columns or {}, [*(where or {})], encoding)
+    cells = _cells(path, columns or {}, card.further_columns, [*(where or {})], encoding)
     places, pattern = _Places(path, folder, card), patients.pattern("patient", patient)
     rows = yield from _chosen(cells, where or {}, places)
     yield from _number_folds(rows)
@@ -72,17 +72,20 @@ def own_table(
         yield base.Note(f"The column fold of {table} is not used. {way_out}")
 
 
-def _cells(path: Path, columns: dict, filters: list[str], encoding: str) -> pd.DataFrame:
+def _cells(
+    path: Path, columns: dict, further: tuple[str, ...], filters: list[str], encoding: str
+) -> pd.DataFrame:
     """The table's columns under our names. The columns of filters are called ``where <theirs>``.
 
+    ``further`` are columns that must be there, under our names or those that ``columns`` gives.
     ``attrs["unused"]`` holds the names of all other columns.
     """
     for column, theirs in columns.items():
-        if column not in base.COLUMNS:
-            raise ManifestError(unknown("column", column, base.COLUMNS, "Correct layout_options."))
+        if column not in (known := (*base.COLUMNS, *further)):
+            raise ManifestError(unknown("column", column, known, "Correct layout_options."))
         if isinstance(theirs, list) and column not in base.FILES:
             raise ManifestError(f"layout_options: {column} is one column, not {theirs}.")
-    needed = {"path": "path", "label": "label"} | columns
+    needed = {"path": "path", "label": "label"} | {name: name for name in further} | columns
     parts = {c: theirs for c, theirs in needed.items() if isinstance(theirs, list)}
     asked = {c: theirs for c, theirs in needed.items() if c not in parts}
     asked |= {f"{c} {k}": name for c, several in parts.items() for k, name in enumerate(several)}

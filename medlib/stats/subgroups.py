@@ -1,0 +1,324 @@
+"""For whom does a model work, and where? Metrics of groups of the test patients.
+
+They come from existing predictions: nothing is trained again. All intervals are about these
+trained models on other test patients, and not about other training patients. In cross-validation a
+metric is the mean over folds, as in :func:`prediction.evaluator`. A fold in which a group lacks a
+class does not count for metrics that need it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import special, stats
+
+from medlib.data.known import NOT_KNOWN
+from medlib.errors import listed, unknown
+from medlib.stats import bootstrap, differences, metrics, prediction, runs
+from medlib.stats.effects import Arm, Effect
+
+FEW = 20  # with fewer patients of a class, a group has no value
+SITE = "site"  # the attribute whose groups are pooled
+ONE_GROUP = "fewer than two groups have enough patients"
+PLACE = [*runs.CELL, "attribute", "of_class", "metric"]
+ROWS = [*PLACE, "group", "value", "ci_low", "ci_high", "n_patients", "n_images", "rarest"]
+ROWS += ["by_class", "folds", "n_folds", "why"]
+GAPS = [*PLACE, "higher", "lower", "gap", "gap_low", "gap_high", "n_groups", "why"]
+POOLED = ["pooled", "pooled_low", "pooled_high", "new_site_low", "new_site_high"]
+POOLED += ["tau2", "i2", "q", "p_value"]
+COUNTS = ["n_patients", "n_images", "rarest", "folds", "n_folds", "n_groups", "n_sites"]
+SITES = [*PLACE, *POOLED, "n_sites", "left_out", "why"]
+
+
+class Subgroups(NamedTuple):
+    """``table``: a row (ROWS) for each arm, attribute, class, metric and group.
+
+    ``gaps``: the largest gap between two groups (GAPS). ``sites``: heterogeneity (SITES).
+    """
+
+    table: pd.DataFrame
+    gaps: pd.DataFrame
+    sites: pd.DataFrame
+
+
+class Group(NamedTuple):
+    """A group of one arm: its row without a metric, and by metric its value and its draws."""
+
+    row: dict
+    values: dict[str, float]
+    draws: dict[str, np.ndarray]  # (resamples,): of the same patients in all arms
+
+
+def compare(
+    arms: Sequence[Arm],
+    groups: pd.DataFrame,
+    few: int = FEW,
+    resamples: int = 5000,
+    ordered: bool = False,
+) -> Subgroups:
+    """Every applicable metric in each group of the test patients, gaps, and heterogeneity.
+
+    ``arms`` are of one task, with any metric; ``groups`` has a column of categories for each
+    attribute (:func:`known.groups`), by sample id. A sample counts in the group of its own value. A
+    group with fewer than ``few`` patients of a class has no value: ``why`` says so. With more than
+    two classes, each class against the rest is judged by its AUROC as well (``of_class``); then the
+    rest counts as one class. The other columns:
+
+    - ``value`` is the mean over seeds; ``ci`` its 95 % interval (:func:`bootstrap.interval`);
+    - ``rarest`` and ``by_class`` count patients; ``folds`` of ``n_folds`` count for the value;
+    - ``gap`` is the largest difference between two groups with a value, without NOT_KNOWN;
+      ``gap_low`` and ``gap_high`` hold for all pairs of groups of the attribute at once
+      (:func:`differences.simultaneous_reach`);
+    - ``pooled`` and the like: :func:`heterogeneity` over sites, without NOT_KNOWN; ``left_out``
+      names the sites that have no value, or one of exactly 0 or 1.
+
+    Raises ValueError that lists the samples that ``groups`` does not have.
+    """
+    tables: dict[str, list] = {"table": [], "gaps": [], "sites": []}
+    for arm in arms:
+        ids = arm.frames[0]["sample_id"]
+        if missing := sorted(set(ids) - set(groups.index)):
+            raise ValueError(
+                f"{len(missing)} predicted samples do not stand in the manifest. Run notebook "
+                f"01_prepare_data and the notebooks after it again:\n{listed(missing)}"
+            )
+        of_arm = groups.loc[ids]
+        for of_class, frames, classes, names in _questions(arm, ordered):
+            for attribute in groups:
+                place = arm.cell | {"attribute": attribute, "of_class": of_class}
+                found = {
+                    name: _group(frames, classes, names, mask, few, resamples)
+                    for name, mask in _masks(of_arm[attribute])
+                }
+                tables["table"] += _rows(place, found, names)
+                named = {name: one for name, one in found.items() if name != NOT_KNOWN}
+                tables["gaps"] += [place | _gap(named, name) for name in names if name != "ece"]
+                if attribute == SITE:
+                    shares = [n for n in names if not bootstrap.takes_bca(n)]
+                    tables["sites"] += [place | _pooled(named, name) for name in shares]
+    columns = zip(tables.items(), (ROWS, GAPS, SITES), strict=True)
+    return Subgroups(*(pd.DataFrame(rows, columns=names) for (_, rows), names in columns))
+
+
+def shown(found: Subgroups, one_class: str = "") -> Subgroups:
+    """Of each attribute the rows of all classes, or those of ``one_class`` against the rest.
+
+    Where fewer than two groups have enough patients of every class, the class takes their place
+    that has the most groups with enough patients, the first of several: results play no part in
+    that choice. Raises ValueError for a class that was not judged against the rest.
+    """
+    judged = [name for name in dict.fromkeys(found.table["of_class"]) if name]
+    if one_class and one_class not in judged:
+        raise ValueError(unknown("class", one_class, judged or ["(two classes: leave it out)"]))
+    chosen = {}
+    for attribute, rows in found.table.groupby("attribute", sort=False):
+        enough = rows[rows["why"] == ""].drop_duplicates(["of_class", "group"])
+        counts = enough["of_class"].value_counts().reindex(["", *judged], fill_value=0)
+        chosen[attribute] = one_class or ("" if counts[""] > 1 else counts.idxmax())
+    kept = (part[part["of_class"] == part["attribute"].map(chosen)] for part in found)
+    order = {attribute: at for at, attribute in enumerate(chosen)}
+    by = {"key": lambda names: names.map(order), "kind": "stable", "ignore_index": True}
+    return Subgroups(*(part.sort_values("attribute", **by) for part in kept))
+
+
+def joined(found: Subgroups) -> pd.DataFrame:
+    """The three tables as one, with a column ``part``: "group", "gap" or "sites"."""
+    parts = zip(("group", "gap", "sites"), found, strict=True)
+    table = pd.concat([table.assign(part=name) for name, table in parts], ignore_index=True)
+    return table.astype(dict.fromkeys(COUNTS, "Int64"))  # whole, also beside empty cells
+
+
+def _questions(arm: Arm, ordered: bool) -> Iterator[tuple[str, list, list[str], Sequence[str]]]:
+    """What is judged: all classes and, of more than two, each against the rest.
+
+    Yields the class ("" for all), the predictions of each seed, their classes and the metrics.
+    """
+    yield "", arm.frames, arm.classes, metrics.applicable(len(arm.classes), ordered)
+    for name in arm.classes if len(arm.classes) > 2 else ():
+        frames = [against_rest(frame, name) for frame in arm.frames]
+        yield name, frames, [f"not {name}", name], ["auroc"]
+
+
+def against_rest(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Predictions of one class against all others: "not <name>" comes first."""
+    own = frame[prediction.probability_columns([name])[0]]
+    rest = f"not {name}"
+    columns = [c for c in frame if not c.startswith("prob_")]
+    two = frame[columns].assign(y_true=frame["y_true"].where(frame["y_true"] == name, rest))
+    return two.assign(**{f"prob_{rest}": 1 - own, f"prob_{name}": own})
+
+
+def _masks(named: pd.Series) -> Iterator[tuple[str, np.ndarray]]:
+    """Each group that has a row here, in their order, and its rows."""
+    for name in named.cat.categories:
+        mask = (named == name).to_numpy()
+        if mask.any():
+            yield name, mask
+
+
+def _group(
+    frames: list[pd.DataFrame],
+    classes: list[str],
+    names: Sequence[str],
+    mask: np.ndarray,
+    few: int,
+    resamples: int,
+) -> Group:
+    own = [frame[mask] for frame in frames]
+    patients = own[0].groupby("y_true")["patient_id"].nunique().reindex(classes, fill_value=0)
+    row = {"n_patients": own[0]["patient_id"].nunique(), "n_images": len(own[0])}
+    row |= {"rarest": int(patients.min()), "why": ""}
+    row["by_class"] = ", ".join(f"{name} {n}" for name, n in patients.items())
+    parts = [own[0][rows] for rows, _ in prediction.folds(own[0])]
+    row["n_folds"] = sum(1 for _ in prediction.folds(frames[0]))
+    row["whole"] = sum(part["y_true"].nunique() == len(classes) for part in parts)
+    row["filled"] = len(parts)
+    if lacking := [f"{name} {n}" for name, n in patients.items() if n < few]:
+        return Group(row | {"why": f"too few: {', '.join(lacking)}"}, {}, {})
+    points = [prediction.point(frame, classes, names) for frame in own]
+    drawn = [bootstrap.bootstrap(frame, classes, resamples, names=names) for frame in own]
+    left_out = [n for n in names if bootstrap.takes_bca(n) and n != "ece"]
+    apart = [bootstrap.jackknife(frame, classes, left_out) for frame in own] if left_out else []
+    values = {name: float(np.mean([one[name] for one in points])) for name in names}
+    draws = {name: np.mean([one[name] for one in drawn], axis=0) for name in names}
+    for name in names:
+        without = (
+            np.mean([one[name] for one in apart], axis=0) if name in left_out else np.array([])
+        )
+        ends = bootstrap.interval(name, values[name], draws[name], without, row["rarest"])
+        row[name] = bootstrap.ends("ci", ends)
+    return Group(row, values, draws)
+
+
+def _rows(place: dict, found: dict[str, Group], names: Sequence[str]) -> Iterator[dict]:
+    for name in names:
+        for group, one in found.items():
+            row = place | {"metric": name, "group": group} | one.row | one.row.get(name, {})
+            row["folds"] = row["whole" if name in metrics.RANKS else "filled"]
+            row["value"] = one.values.get(name, np.nan)
+            yield row
+
+
+def _gap(found: dict[str, Group], name: str) -> dict:
+    """The largest gap between two groups in one metric: the columns GAPS after PLACE."""
+    known = {g: one for g, one in found.items() if np.isfinite(one.values.get(name, np.nan))}
+    row = {"metric": name, "n_groups": len(known), "why": "" if len(known) > 1 else ONE_GROUP}
+    if len(known) < 2:
+        return row
+    draws = {group: one.draws[name] for group, one in known.items()}
+    rarest = {group: one.row["rarest"] for group, one in known.items()}
+    if bootstrap.takes_bca(name):
+        rarest = None
+    pairs = pairwise({group: one.values[name] for group, one in known.items()}, draws, rarest)
+    return row | pairs.loc[pairs["gap"].idxmax()].to_dict()
+
+
+def pairwise(
+    values: Mapping[str, float],
+    draws: Mapping[str, np.ndarray],
+    rarest: Mapping[str, int] | None = None,
+) -> pd.DataFrame:
+    """The gap between any two groups, with 95 % intervals that hold for all pairs at once.
+
+    ``values`` has a metric of each group, ``draws`` its values (resamples,) on draws of patients,
+    in the same order for all groups. Columns: higher and lower (groups), gap (0 or more), gap_low
+    and gap_high. An interval reaches as many standard errors to each side as the largest of all
+    deviations, in standard errors, does in 95 % of the draws.
+
+    Metrics that are shares of something are skewed where they are close to 1. For them ``rarest``
+    says how many patients the rarest class of each group has. Then each group has an interval on
+    the logit scale, that wide, and the two of a pair are combined with their correlation (MOVER:
+    Zou, Psychol. Methods 12, 2007). None: the interval of a gap is symmetric.
+    """
+    order = sorted(values, key=values.get)
+    pairs = [(higher, lower) for at, higher in enumerate(order) for lower in order[:at]]
+    found = []
+    for higher, lower in pairs:
+        gap, apart = values[higher] - values[lower], draws[higher] - draws[lower]
+        # Over test patients alone: the trained models are as they are.
+        error = float(np.nanstd(apart, ddof=1))
+        found.append(Effect(gap, apart, np.array([]), error, 0.0, np.inf, 1, ""))
+    reach = differences.simultaneous_reach(found)
+    table = pd.DataFrame(pairs, columns=["higher", "lower"])
+    table["gap"] = [one.value for one in found]
+    if rarest is None:
+        half = reach * np.array([one.error for one in found])
+        return table.assign(gap_low=table["gap"] - half, gap_high=table["gap"] + half)
+    ends = {}
+    for group, value in values.items():
+        error = float(np.nanstd(draws[group], ddof=1))
+        ends[group] = bootstrap.logit_interval(value, error, rarest[group], reach)
+    reaches = [_combined(values, draws, ends, *pair) for pair in pairs]
+    table[["below", "above"]] = np.reshape(reaches, (-1, 2))
+    table["gap_low"], table["gap_high"] = (
+        table["gap"] - table["below"],
+        table["gap"] + table["above"],
+    )
+    return table.drop(columns=["below", "above"])
+
+
+def _combined(
+    values: Mapping[str, float],
+    draws: Mapping[str, np.ndarray],
+    ends: Mapping[str, tuple[float, float]],
+    one: str,
+    other: str,
+) -> tuple[float, float]:
+    """How far the interval of one group minus another reaches down and up (MOVER)."""
+    both = np.isfinite(draws[one]) & np.isfinite(draws[other])
+    drawn = np.stack([draws[one][both], draws[other][both]])
+    varying = (drawn.std(axis=1) > 0).all()
+    r = np.corrcoef(drawn)[0, 1] if varying else 0.0  # of groups of other people about 0
+    down, up = values[one] - ends[one][0], ends[one][1] - values[one]
+    down_other, up_other = values[other] - ends[other][0], ends[other][1] - values[other]
+    below = down**2 + up_other**2 - 2 * r * down * up_other
+    above = up**2 + down_other**2 - 2 * r * up * down_other
+    return float(np.sqrt(max(below, 0))), float(np.sqrt(max(above, 0)))
+
+
+def _pooled(found: dict[str, Group], name: str) -> dict:
+    """Heterogeneity over sites in one metric: the columns SITES after PLACE."""
+    values = {site: one.values.get(name, np.nan) for site, one in found.items()}
+    inner = {site: value for site, value in values.items() if 1e-9 < value < 1 - 1e-9}
+    row = {"metric": name, "n_sites": len(inner), "why": "" if len(inner) > 1 else ONE_GROUP}
+    row["left_out"] = ", ".join(site for site in values if site not in inner)
+    if len(inner) < 2:
+        return row
+    errors = [float(np.nanstd(found[site].draws[name], ddof=1)) for site in inner]
+    return row | heterogeneity(list(inner.values()), errors)
+
+
+def heterogeneity(values: Sequence[float], errors: Sequence[float]) -> dict[str, float]:
+    """Random-effects meta-analysis of shares (0 to 1) of several sites, with standard errors.
+
+    On the logit scale, by DerSimonian and Laird (Control. Clin. Trials 7, 1986), as statsmodels
+    computes it. ``pooled`` is the mean over sites, with its 95 % interval after Hartung, Knapp,
+    Sidik and Jonkman, which is never narrower than the one without this correction. ``new_site`` is
+    the 95 % prediction interval for one more site (Higgins et al., J. R. Stat. Soc. A 172, 2009);
+    it needs three sites, otherwise it is NaN. ``tau2`` is the variance between sites (logit scale),
+    ``i2`` its share of the whole (0 to 1), ``q`` Cochran's Q with its ``p_value``.
+    """
+    # Imported here: it takes a second or more.
+    from statsmodels.stats.meta_analysis import combine_effects
+
+    values, errors = np.asarray(values, float), np.asarray(errors, float)
+    effects, variances = special.logit(values), (errors / (values * (1 - values))) ** 2
+    with np.errstate(invalid="ignore"):  # roots of a negative tau², which are not used
+        found = combine_effects(effects, variances, method_re="dl")
+    # Below 0 the estimate of tau² is cut to 0; what is left is the model of one effect for all.
+    between, kind = max(found.tau2, 0.0), "re" if found.tau2 > 0 else "fe"
+    mean, k = getattr(found, f"mean_effect_{kind}"), len(values)
+    plain = float(getattr(found, f"sd_eff_w_{kind}"))
+    error = max(plain, float(getattr(found, f"sd_eff_w_{kind}_hksj")))
+    half = stats.t.ppf(bootstrap.TAILS[1], k - 1) * error
+    ends = special.expit(mean + np.array([-half, half]))
+    row = {"pooled": float(special.expit(mean))} | bootstrap.ends("pooled", ends)
+    new = (np.nan, np.nan)
+    if k > 2:
+        half = stats.t.ppf(bootstrap.TAILS[1], k - 2) * np.sqrt(between + plain**2)
+        new = special.expit(mean + np.array([-half, half]))
+    row |= bootstrap.ends("new_site", new)
+    q = found.test_homogeneity()
+    row |= {"tau2": float(between), "i2": float(max(found.i2, 0.0))}
+    return row | {"q": float(q.statistic), "p_value": float(q.pvalue)}
