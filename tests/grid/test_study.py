@@ -151,7 +151,7 @@ NEW_ROW += "pretraining: imagenet, embedding: gap, licence: MIT}"
 PROBED = {"probe": 2, "summarise": 2, **ONCE}
 TUNED_AGAIN = {"finetune": 1, "summarise": 1, **ONCE}
 # Long jobs wait for what these write, and run again only if that has changed.
-PREPARED = {"prepare": 1, "checklist": 1, "write_report": 1}
+PREPARED = {"prepare": 1, "subgroups": 1, "checklist": 1, "write_report": 1}
 EXTRACTED = {"extract": 1}
 REPORTED = {"checklist": 1, "write_report": 1}
 RAN = '"outputs": [{"name": "stdout", "output_type": "stream", "text": ["a patient"]}]'
