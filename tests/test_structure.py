@@ -106,8 +106,9 @@ def test_packages_re_export_nothing():
 def test_the_core_is_small():
     readable = [file for file in CORE.rglob("*.py") if CORE / "fast" not in file.parents]
     assert lines(*readable) <= 1800
-    # 2700 until rows were checked against networks; then came fine-tuning's recipe and halving.
-    assert lines(*CORE.rglob("*.py"), *(MEDLIB / f"{name}.py" for name in LIFTED)) <= 2960
+    # 2700 until rows were checked against networks; then came fine-tuning's recipe and halving,
+    # then models that are kept.
+    assert lines(*CORE.rglob("*.py"), *(MEDLIB / f"{name}.py" for name in LIFTED)) <= 2990
 
 
 def test_the_functions_of_the_core_are_short_and_take_few_parameters():

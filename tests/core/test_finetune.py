@@ -34,13 +34,12 @@ from medlib.core import (
     features,
     finetune,
     heads,
-    linear,
     loading,
     metrics,
     networks,
     splits,
 )
-from medlib.core.fast import fusing, graph, memory, preparing, resume
+from medlib.core.fast import fusing, graph, memory, preparing, resume, transfer
 from medlib.core.fast.graph import replayed
 from medlib.core.settings import Extraction, FineTuning
 from medlib.stats import prediction
@@ -86,8 +85,10 @@ def tuned(data, backbone=CNN, images_hash="", **settings):
     """What a run returns: the predictions of each rotation, the history as a table, and how."""
     pixels, index, rotations = data
     settings = SHORT | settings
-    names = [name for name in ("regime", "seed", "device", "resume") if name in settings]
+    names = [name for name in ("regime", "seed", "device", "kept") if name in settings]
     own = {name: settings.pop(name) for name in names}
+    if "resume" in settings:
+        own["kept"] = resume.Kept(settings.pop("resume"))
     asked = labelled(pixels, index, images_hash), rotations, FineTuning(**settings)
     predicted, history, how = finetune.run(backbone, *asked, **own)
     assert [set(row) for row in history] == [set(finetune.HISTORY)] * len(history)
@@ -781,7 +782,7 @@ def test_a_step_that_a_cuda_device_does_not_hold_is_taken_in_parts(cuda, share):
 def test_images_lie_on_a_cuda_device_where_they_fit_and_train_the_same(cuda, monkeypatch):
     device = torch.device(cuda)
     pixels, y = stripes(32)
-    there = loading.resident(pixels, device)
+    there = transfer.resident(pixels, device)
     assert there.is_cuda and torch.equal(there.cpu(), torch.from_numpy(pixels))
     inputs = []
     for values in (pixels, there):
@@ -789,7 +790,7 @@ def test_images_lie_on_a_cuda_device_where_they_fit_and_train_the_same(cuda, mon
         inputs.append(torch.cat(list(loading.batches(values, parts, device))))
     assert torch.equal(*inputs)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (2 * pixels.nbytes, 2**40))
-    assert loading.resident(pixels, device) is pixels
+    assert transfer.resident(pixels, device) is pixels
 
 
 @pytest.mark.gpu
@@ -1095,7 +1096,7 @@ def test_a_class_without_training_images_leaves_a_probed_head_finite():
     x = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
     y = np.array([0, 2] * 6)
     half = np.arange(12) < 6
-    weights, bias = linear.layer(torch.from_numpy(x), y, np.arange(12), half, ~half, 4)
+    weights, bias = heads.layer(torch.from_numpy(x), y, np.arange(12), half, ~half, 4)
     assert weights.shape == (4, 3) and bias.shape == (4,)
     assert not weights[[0, 1, 3]].any() and weights[2].any() and bias.isfinite().all()
 
@@ -1251,7 +1252,7 @@ def test_batches_are_the_same_whether_read_ahead_or_resident(tmp_path):
         for batch, part in zip(found, parts, strict=True):
             assert batch.dtype == torch.uint8
             np.testing.assert_array_equal(batch.numpy(), pixels[part])
-    assert loading.resident(pixels, CPU) is pixels
+    assert transfer.resident(pixels, CPU) is pixels
 
 
 def test_training_does_not_depend_on_where_the_images_are():

@@ -1,6 +1,7 @@
 """medlib.core.heads: heads that reach their optimum, chosen without a look at the test part."""
 
 import warnings
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -530,7 +531,7 @@ def test_test_embeddings_change_their_own_predictions_alone(head):
 
 
 def fake(fit, values):
-    return heads.Head(fit, "strength", values)
+    return heads.Head(lambda *given: partial(fit(*given)), None, "strength", values)
 
 
 def test_the_setting_with_the_best_validation_auroc_predicts_the_test_part(monkeypatch):
