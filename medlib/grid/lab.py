@@ -44,7 +44,7 @@ def parameters(name: str, grid: dict, notebook: str) -> dict:
     own |= {"image_sizes": gridfile.image_sizes(grid)}
     if notebook == FIRST:
         own |= {"seed": 0} | grid["prepare"]
-    return own | grid["collect"] | gridfile.thresholds(grid, task)
+    return own | grid["collect"] | gridfile.thresholds(grid, task) | gridfile.saved_models(grid)
 
 
 def with_parameters(notebook: str, values: dict) -> str:

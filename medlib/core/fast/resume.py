@@ -87,8 +87,8 @@ class Kept(NamedTuple):
     checkpoint: Path | None = None
     models: bool = False
 
-    def model(self, fold: object, rate: object) -> Path:
-        return self.checkpoint.with_name(f"trained-fold{fold}-{rate}.safetensors")
+    def model(self, fold: object, rate: float) -> Path:
+        return self.checkpoint.with_name(f"trained-fold{fold}-{float(rate)}.safetensors")
 
 
 NOTHING = Kept()
