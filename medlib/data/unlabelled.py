@@ -17,7 +17,7 @@ def in_folder(folder: Path | str, settings: Volumes | None = None) -> base.Found
     A DICOM file is known by its content, and a series is one volume; another file by its ending. A
     sample's id is its path (of a series, that of its first file), and no label is known. Where the
     settings need a mask, it is the only file in the volume's folder that is named as one
-    (``…_seg``, ``…_mask``). All other files are left out, each with the reason. Raises
+    (``…_seg``). All other files are left out, each with the reason. Raises
     ManifestError for a folder that is not there or holds no sample, and for volumes that lack the
     mask; all of them are listed.
     """
@@ -36,8 +36,9 @@ def in_folder(folder: Path | str, settings: Volumes | None = None) -> base.Found
         if path not in used and (shown := base.shown(path, folder)) not in named:
             left.append(base.Excluded(shown, f"no {what}, by its name and content"))
     rows = [item for item in items if isinstance(item, dict)]
+    columns = ["sample_id", "patient_id", "path", "label", *(["mask"] if settings else [])]
     found = base.Found(
-        pd.DataFrame(rows, dtype=str).sort_values("path", ignore_index=True) if rows else None,
+        pd.DataFrame(rows, columns=columns, dtype=str).fillna("").sort_values("path"),
         reader.frame(item for item in left if isinstance(item, base.Excluded)),
         reader.frame(item for item in left if isinstance(item, base.Problem)),
     )
@@ -92,7 +93,7 @@ def _row(folder: Path, path: Path, files: tuple[Path, ...]) -> dict:
 
 def _checked(found: base.Found, folder: Path | str, settings: Volumes | None) -> base.Found:
     """What was found; ManifestError if there is no sample, or volumes without a mask."""
-    if found.rows is None or not len(found.rows):
+    if found.rows.empty:
         reasons = [f"{n}: {why}" for n, why in [*found.problems.values, *found.excluded.values]]
         what = "volume" if settings else "image"
         there = f" What is there:\n{listed(reasons)}" if reasons else " It is empty."

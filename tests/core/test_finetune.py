@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.preprocessing import StandardScaler
@@ -1681,3 +1682,55 @@ def test_the_papers_middling_networks_run_frozen_and_fine_tuned(tmp_path, monkey
     assert np.isfinite(history[["train_loss", "val_loss", "val_auroc"]]).all(axis=None)
     assert how["weights_digest"] == built[1]
     assert not torch.equal(first, before)
+
+
+# ------------------------------------------------------------------------------- models
+
+
+def kept_models(folder):
+    return sorted(path.name for path in folder.glob("trained-*"))
+
+
+@pytest.mark.parametrize("regime", ["finetuned", "lora"])
+def test_the_weights_of_each_training_are_kept_on_request_and_predict_as_it_did(tmp_path, regime):
+    data, settings = folds(), {"epochs": 2, "learning_rates": [1e-3, 3e-3], "regime": regime}
+    pixels, _, rotations = data
+    without, _, _ = tuned(data, kept=resume.Kept(tmp_path / "checkpoint"), **settings)
+    assert kept_models(tmp_path) == []
+    keeping = resume.Kept(tmp_path / "checkpoint", models=True)
+    predicted, history, _ = tuned(data, kept=keeping, **settings)
+    for one, other in zip(without, predicted, strict=True):
+        np.testing.assert_array_equal(one.test, other.test)
+    names = [
+        f"trained-fold{r.fold}-{rate}.safetensors" for r in rotations for rate in (0.001, 0.003)
+    ]
+    assert kept_models(tmp_path) == sorted(names)
+    chosen = history[history["chosen"]].set_index("fold")["learning_rate"]
+    rank = 8 if regime == "lora" else 0
+    model = classifier.Classifier(CNN, 32, len(CLASSES), lora_rank=rank)
+    model = fusing.place(model, "cpu")
+    for rotation, own in zip(rotations, predicted, strict=True):
+        saved = load_file(keeping.model(rotation.fold, chosen[rotation.fold]))
+        assert saved.keys() == classifier.learnt(model).keys()
+        classifier.assign(classifier.learnt(model), saved)
+        again = finetune.predict(model, pixels, np.flatnonzero(rotation.test))
+        np.testing.assert_allclose(again, own.test, atol=1e-7)
+
+
+def test_a_resumed_run_keeps_all_its_models(tmp_path, monkeypatch):
+    monkeypatch.setattr(resume, "LONG", math.inf)
+    data, keeping = folds(), resume.Kept(tmp_path / "checkpoint", models=True)
+    original, calls = resume.keep, []
+
+    def stop(*given):
+        original(*given)
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(resume, "keep", stop)
+        tuned(data, kept=keeping, epochs=2)
+    before = kept_models(tmp_path)
+    *_, how = tuned(data, kept=keeping, epochs=2)
+    assert how["resumed"] == 1 and len(before) < len(kept_models(tmp_path)) == len(data[2])
