@@ -219,9 +219,8 @@ def run(
     """Fine-tune a backbone on every rotation, and choose one learning rate for all of them.
 
     For each rate the model starts from the same weights, and the epoch with the best validation
-    AUROC is kept. The rate with the best mean of these AUROCs over rotations is chosen, by
-    validation only. Until then every rate predicts the test part; only the predictions of the
-    chosen rate are returned.
+    AUROC is kept. The rate with the best mean of these AUROCs over rotations is chosen. Until then
+    every rate predicts the test part; only the predictions of the chosen one are returned.
     ``regime`` is one of :data:`TRAINED`. ``seed`` draws the head, the order of the images, their
     augmentation and, in a random control arm, the weights. ``kept`` names the file of a checkpoint,
     written after each epoch. A run of the same data, settings and code continues from it, to the
