@@ -110,7 +110,7 @@ def test_the_core_is_small():
     assert lines(*readable) <= 1800
     # 2700 until rows were checked against networks; then came fine-tuning's recipe and halving,
     # then models that are kept.
-    assert lines(*CORE.rglob("*.py"), *(MEDLIB / f"{name}.py" for name in LIFTED)) <= 2990
+    assert lines(*CORE.rglob("*.py"), *(MEDLIB / f"{name}.py" for name in LIFTED)) <= 3010
 
 
 def test_the_functions_of_the_core_are_short_and_take_few_parameters():

@@ -24,7 +24,7 @@ from torch.optim import AdamW
 from tqdm.auto import tqdm
 
 from medlib import files
-from medlib.core import classifier, heads, loading, metrics, networks
+from medlib.core import classifier, linear, loading, metrics, networks
 from medlib.core.classifier import Classifier, assign, learnt
 from medlib.core.fast import fusing, halving, memory, preparing, transfer
 from medlib.core.fast import resume as resuming
@@ -89,7 +89,7 @@ def _begin(model: Classifier, start: dict, data: Data, probed: Rotation | None) 
     x = outputs(model, data.images, rows).float().cpu()
     model.head = head
     sides = probed.train[rows], probed.val[rows]
-    layer = heads.layer(x, data.y[rows], data.samples[rows], *sides, data.n_classes)
+    layer = linear.layer(x, data.y[rows], data.samples[rows], *sides, data.n_classes)
     assign(learnt(head), dict(zip(("weight", "bias"), layer, strict=True)))
 
 
@@ -222,13 +222,13 @@ def run(
     AUROC is kept. The rate with the best mean of these AUROCs over rotations is chosen. Until then
     every rate predicts the test part; only the predictions of the chosen one are returned.
     ``regime`` is one of :data:`TRAINED`. ``seed`` draws the head, the order of the images, their
-    augmentation and, in a random control arm, the weights. ``kept`` names the file of a checkpoint,
-    written after each epoch. A run of the same data, settings and code continues from it, to the
-    same predictions. On request the weights of each training are kept in a file beside it. Returns
-    each rotation's probabilities; a history, one dict per epoch (keys: :data:`HISTORY`); and how it
-    was done, with ``candidates`` (learning rates times epochs), ``resumed`` and ``seconds_before``
-    (of earlier attempts). Raises ValueError for an unknown regime, and where no epoch has a
-    validation AUROC; what :func:`train` and `build` raise.
+    augmentation and, in a random control arm, the weights. ``kept`` names the files of each
+    training's weights, if they are wanted, and of a checkpoint after each epoch: a run of the same
+    data, settings and code continues from it, to the same predictions. Returns each rotation's
+    probabilities; a history, one dict per epoch (keys: :data:`HISTORY`); and how it was done, with
+    ``candidates`` (learning rates times epochs), ``resumed`` and ``seconds_before`` (of earlier
+    attempts). Raises ValueError for an unknown regime, and where no epoch has a validation AUROC;
+    what :func:`train` and `build` raise.
     """
     if regime not in TRAINED:
         raise ValueError(unknown("regime", regime, TRAINED))

@@ -18,17 +18,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from medlib.core import metrics
-from medlib.core.fast import logistic
+from medlib.core.linear import PENALTIES, Predictor, Problems, fit_linear, predict_linear, scaler
 from medlib.core.loading import device_name
 from medlib.core.splits import Predicted, Rotation
 from medlib.errors import unknown
 
 BLOCK = 16_000_000  # elements of the largest arrays held at once
-
-Problems = Sequence[tuple[float, int]]  # what is fitted at once: candidate and seed of each
-# Embeddings (m, d) and positions in the list of problems -> probabilities (positions, m, K). Its
-# keywords are what was learnt: tensors with a row for each problem, or one row for all of them.
-Predictor = partial[np.ndarray]
 # x (n, d) float32, y (n,) int64, number of classes, problems -> Predictor
 Fit = Callable[[Tensor, Tensor, int, Problems], Predictor]
 
@@ -40,35 +35,6 @@ class Head(NamedTuple):
     predict: Callable[..., np.ndarray]
     hyperparameter: str
     candidates: tuple[float, ...]
-
-
-def fit_linear(
-    x: Tensor, y: Tensor, n_classes: int, problems: Problems, counts: Tensor | None = None
-) -> Predictor:
-    """Multinomial logistic regression, see :mod:`medlib.core.fast.logistic`; seeds have no effect.
-
-    A class that is not in ``y`` has probability 0. With ``counts`` (R, n) the problems are solved
-    on each of R resamples of the images, and the predictor takes positions in R × problems.
-    """
-    present, codes = y.unique(return_inverse=True)
-    c = [value for value, _ in problems]
-    if counts is None:
-        weights, bias = logistic.logistic_regression(x, codes, c)
-    else:
-        weights, bias = (
-            part.flatten(0, 1).double() for part in logistic.resampled(x, codes, c, counts)
-        )
-    own = present[-bias.shape[1] :]  # of two classes, the first has logit 0
-    weight = weights.new_zeros(len(bias), n_classes, x.shape[1])
-    full = bias.new_full((len(bias), n_classes), -torch.inf)
-    full[:, present] = 0
-    weight[:, own], full[:, own] = weights, bias
-    return partial(predict_linear, weight=weight, bias=full)
-
-
-def predict_linear(z: Tensor, chosen: Sequence[int], weight: Tensor, bias: Tensor) -> np.ndarray:
-    logits = z.to(weight) @ weight[chosen].transpose(1, 2) + bias[chosen, None]
-    return logits.softmax(2).cpu().numpy()
 
 
 def fit_knn(x: Tensor, y: Tensor, n_classes: int, problems: Problems) -> Predictor:
@@ -145,38 +111,16 @@ def _mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
 
 
 HEADS: dict[str, Head] = {
-    "linear": Head(fit_linear, predict_linear, "C", (0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4)),
+    "linear": Head(fit_linear, predict_linear, "C", PENALTIES),
     "knn": Head(fit_knn, predict_knn, "k", (100, 50, 20, 10, 5, 3, 1)),
     "mlp": Head(fit_mlp, predict_mlp, "learning_rate", (1e-4, 3e-4, 1e-3, 3e-3)),
 }
-
-
-def scaler(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (d,) of the training part; 1 for a feature that is constant."""
-    scale, shift = torch.std_mean(x.double(), dim=0, correction=0)
-    constant = scale <= torch.finfo(x.dtype).eps * shift.abs()
-    return shift.to(x), scale.masked_fill(constant, 1).to(x)
 
 
 def predict(head: str, learnt: Mapping[str, Tensor], x: Tensor) -> np.ndarray:
     """Probabilities (m, K) of embeddings (m, d) by a model (:attr:`Predicted.model`)."""
     own = {name: value[None].to(x.device) for name, value in learnt.items()}
     return HEADS[head].predict((x - own.pop("shift")) / own.pop("scale"), [0], **own)[0]
-
-
-def layer(
-    x: Tensor, y: np.ndarray, samples: Sequence, train: np.ndarray, val: np.ndarray, k: int
-) -> tuple[Tensor, Tensor]:
-    """A linear probe, as a layer on embeddings that are not standardised.
-
-    ``x`` (n, d); ``y`` (n,) classes 0 … k - 1; ``samples`` (n,) ids; ``train``, ``val`` (n,) bool.
-    C is chosen on ``val``. Returns weights (k, d), biases (k,): 0 for a class not in ``train``.
-    """
-    runs = [("linear", 0, [Rotation(0, train, val, val)])]
-    ((_, [probe], *_),) = sweep(x, y, samples, runs, n_classes=k, device="cpu")
-    weight = probe.model["weight"] / probe.model["scale"]
-    bias = probe.model["bias"].nan_to_num(neginf=0) - weight @ probe.model["shift"].double()
-    return weight.float(), bias.float()
 
 
 def sweep(
@@ -327,8 +271,7 @@ def redrawn(
     n = len(problems)
     for rotation in rotations:
         drawn = torch.as_tensor(kept[:, rotation.train], device=data[0].device)
-        fit = partial(fit_linear, counts=drawn)
-        predict, _ = _fitted(data, n_classes, rotation, fit, problems)
+        predict, _ = _fitted(data, n_classes, rotation, partial(fit_linear, counts=drawn), problems)
         scores, weights = [], kept[:, None, rotation.val]
         # An AUROC takes about ten arrays as large as the probabilities.
         at_once = 1 + BLOCK // (n * rotation.val.sum() * n_classes * 10)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from medlib import files
-from medlib.core import backbones, features, finetune, heads, loading, metrics
+from medlib.core import backbones, features, finetune, heads, linear, loading, metrics
 from medlib.core.classifier import Classifier, assign, learnt
 from medlib.core.fast import fusing
 from medlib.core.fast.engine import precision_name
@@ -110,7 +110,7 @@ def of_training(
         own = _loaded(kept.model(part.fold, rates[part.fold]))
         assign(learnt(model), own)
         train, val = (_embedded(model, pack.images, m.nonzero()[0]) for m in (part.train, part.val))
-        scaling = [value.numpy() for value in heads.scaler(torch.from_numpy(train))]
+        scaling = [value.numpy() for value in linear.scaler(torch.from_numpy(train))]
         known = outside.fitted(train, *scaling)
         known["usual"] = _usual(known, val, index["sample_id"][part.val])
         tensors |= _named(part.fold, own, known)

@@ -35,6 +35,7 @@ from medlib.core import (
     features,
     finetune,
     heads,
+    linear,
     loading,
     metrics,
     networks,
@@ -1097,7 +1098,7 @@ def test_a_class_without_training_images_leaves_a_probed_head_finite():
     x = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
     y = np.array([0, 2] * 6)
     half = np.arange(12) < 6
-    weights, bias = heads.layer(torch.from_numpy(x), y, np.arange(12), half, ~half, 4)
+    weights, bias = linear.layer(torch.from_numpy(x), y, np.arange(12), half, ~half, 4)
     assert weights.shape == (4, 3) and bias.shape == (4,)
     assert not weights[[0, 1, 3]].any() and weights[2].any() and bias.isfinite().all()
 

@@ -80,3 +80,15 @@ def resident(images: np.ndarray, device: torch.device) -> np.ndarray | torch.Ten
     for rows in np.array_split(np.arange(len(images)), math.ceil(images.nbytes / 2**28)):
         whole[rows[0] : rows[-1] + 1] = torch.from_numpy(take(images, rows))
     return whole
+
+
+_SCALES: dict = {}  # not functools.cache: torch.compile warns of that
+
+
+def scale(mean: tuple, std: tuple, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """1 / (255 std) and -mean / std; kept on the device, since each copy would wait for it."""
+    if (mean, std, device) not in _SCALES:
+        m, s = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (mean, std))
+        pair = 1 / (255 * s), -m / s
+        _SCALES[mean, std, device] = tuple(tensor.float().to(device) for tensor in pair)
+    return _SCALES[mean, std, device]
