@@ -225,10 +225,9 @@ def run(
     augmentation and, in a random control arm, the weights. ``kept`` names the files of each
     training's weights, if they are wanted, and of a checkpoint after each epoch: a run of the same
     data, settings and code continues from it, to the same predictions. Returns each rotation's
-    probabilities; a history, one dict per epoch (keys: :data:`HISTORY`); and how it was done, with
-    ``candidates`` (learning rates times epochs), ``resumed`` and ``seconds_before`` (of earlier
-    attempts). Raises ValueError for an unknown regime, and where no epoch has a validation AUROC;
-    what :func:`train` and `build` raise.
+    probabilities; a history, one dict per epoch (keys: :data:`HISTORY`); and how, with candidates
+    (learning rates times epochs), resumed and seconds_before (of earlier attempts). Raises
+    ValueError for an unknown regime, without a validation AUROC, what `train` and `build` raise.
     """
     if regime not in TRAINED:
         raise ValueError(unknown("regime", regime, TRAINED))
