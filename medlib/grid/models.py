@@ -28,7 +28,7 @@ from medlib.core.settings import Extraction, FineTuning
 from medlib.core.splits import SPLITS, Predicted, Rotation
 from medlib.core.weights import find_weights
 from medlib.data import cards, manifest
-from medlib.data.embeddings import Features
+from medlib.data.embeddings import OF_PACK, Features
 from medlib.data.packs import Pack
 from medlib.environment import environment
 from medlib.grid import address
@@ -39,6 +39,9 @@ from medlib.stats import calibration, operating, outside, prediction
 FORMAT = 1  # raise when an older medlib could not read a model any more
 RULES = (operating.Rule(operating.YOUDEN), operating.Rule("sensitivity", 0.95))
 RULES += (operating.Rule("specificity", 0.95),)
+# Of a card, what is about one folder alone. It may name patients, so it stays where they are.
+LOCAL = {"folder", "other_folders", "layout", "layout_options", "incomplete"}
+LOCAL |= {"known_duplicates", "not_duplicates"}
 OUTSIDE = "outside."  # begins the names of tensors of a distribution
 # The fields of a backbone's row that change its embeddings.
 OF_ROW = ("timm_name", "pretraining", "embedding", "patch", "position_offset", "rounded_periods")
@@ -78,9 +81,6 @@ def of_head(
     names = ("weights_digest", "precision", "image_size", *OF_PACK)
     facts = {name: made.meta[name] for name in names} | {"weights_seed": made.meta["seed"]}
     return Model(described(run, split, validation, facts, results), tensors)
-
-
-OF_PACK = ("interpolation", "geometry", "mask_at_test_time")
 
 
 def of_training(
@@ -157,7 +157,7 @@ def described(
         "format": FORMAT,
         "classes": classes,
         "run": dataclasses.asdict(run),
-        "card": card.model_dump(mode="json"),
+        "card": card.model_dump(mode="json", exclude=LOCAL),
         "backbone": json.loads(json.dumps(dataclasses.asdict(row))),
         "normalisation": scale,
         "rotations": of_rotations,

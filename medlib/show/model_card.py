@@ -103,6 +103,10 @@ def _limits(facts: dict) -> str:
         lines.append(words)
     if facts["mask_at_test_time"]:
         lines.append("It needs a mask of the tumour for every new volume.")
+    if facts["run"]["head"] == "knn":
+        lines.append(
+            "It holds the embeddings of its training patients: share it as you share those."
+        )
     if facts["card"]["volumes"]:
         lines.append("A volume's probabilities are the mean over its slices.")
     lines.append("Subgroups (age, sex, site) were not compared here.")

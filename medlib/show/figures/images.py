@@ -117,11 +117,10 @@ def predicted(
     for ax, (sample, row) in zip(axes.flat, told.iterrows(), strict=False):
         name = textwrap.fill(names.spoken(row["class"]), 14)
         _on_picture(ax, 0.03, 0.97, f"{name}\n{row['prob_' + row['class']]:.2f}")
-        words = f"{_shortened(sample, 16)}\ndistance {row['distance']:.2f}"
-        _on_picture(ax, 0.03, 0.03, words)
+        how = "unusual:" if row["unusual"] else "distance"
+        _on_picture(ax, 0.03, 0.03, f"{_shortened(sample, 16)}\n{how} {row['distance']:.2f}")
         if row["unusual"]:
             ax.spines[:].set(visible=True, color=style.VERMILION, linewidth=2.5)
-            _on_picture(ax, 0.97, 0.97, "unusual", fontweight="bold")
     return fig
 
 
