@@ -48,7 +48,7 @@ def test_any_number_of_images_and_features_will_do(n, d):
 def test_what_is_stored_is_small():
     known = known_of(drawn(300, d=2048))
     kept = {name: known[name] for name in ("components", "variances", "rest")}
-    assert sum(value.nbytes for value in kept.values()) < 2.1 * 16 * 2048
+    assert sum(value.nbytes for value in kept.values()) < 2.1 * 8 * 2048
 
 
 def test_of_samples_like_those_of_validation_one_in_twenty_is_unusual():
