@@ -216,6 +216,8 @@ def test_a_model_is_described_by_its_validation_patients_and_its_training(study)
         youden = (score[sick] >= at["Youden"]).mean() - (score[~sick] >= at["Youden"]).mean()
         assert youden == pytest.approx(max(balance))
     assert facts["classes"] == ["grade_II", "grade_III"] and facts["card"]["volumes"]["slices"] == 2
+    named = {"folder", "layout_options", "known_duplicates", "not_duplicates"}
+    assert not named & facts["card"].keys(), "of one folder; it may name patients"
     digest = files.file_sha256(address.manifest(study.results, VOLUMES))
     assert facts["manifest_sha256"] == digest
     assert facts["backbone"]["timm_name"] == backbones.get(NET).timm_name
@@ -408,6 +410,25 @@ def test_a_rule_for_two_classes_is_refused_for_more(study):
         new_images.predict(
             records.Model(facts | {"classes": ["a", "b", "c"]}, {}), study.data, rule="youden"
         )
+
+
+def test_a_model_of_seven_classes_calls_the_likeliest(tmp_path, monkeypatch):
+    monkeypatch.setattr("medlib.core.fast.engine.cpu_has_bfloat16", lambda: False)
+    made = Study.__new__(Study)
+    made.results, made.data = tmp_path, tmp_path / "phantoms"
+    made.prepare("dermoscopy", folds=3)
+    made.probe("dermoscopy", ("linear", "knn"), save_models=True)
+    for run in (run_of("dermoscopy", arm) for arm in arms("linear", "knn")):
+        tested, found = known(made, run), answer(made, run)
+        classes = models.load(run.folder(tmp_path)).facts["classes"]
+        columns = prediction.probability_columns(classes)
+        assert len(classes) == 7
+        for fold, proba in found.of_rotations.items():
+            own = pd.DataFrame(proba, index=found.table["sample_id"])
+            own = own.loc[tested.index[tested["fold"] == fold]]
+            np.testing.assert_allclose(own, tested.loc[own.index, columns], atol=1e-6)
+        called = found.table[columns].idxmax(axis=1).str.removeprefix("prob_")
+        assert found.table["class"].tolist() == called.tolist() and called.nunique() > 2
 
 
 def test_the_card_beside_a_model_is_about_it(study):

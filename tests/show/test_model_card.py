@@ -96,5 +96,11 @@ def test_an_ensemble_says_that_it_was_never_tested_and_a_control_that_it_is_one(
     assert "is a control, and not for use" in text and "MEDLIB_WEIGHTS" not in text
 
 
+def test_a_knn_says_that_it_holds_embeddings_of_patients():
+    words = "It holds the embeddings of its training patients"
+    assert words in model_card.text(changed(run={"head": "knn"}), METRICS)
+    assert words not in model_card.text(FACTS, METRICS)
+
+
 def test_a_mask_that_is_needed_is_named():
     assert "needs a mask" in model_card.text(changed(mask_at_test_time=True), METRICS)
