@@ -85,7 +85,7 @@ def test_a_grid_runs_to_its_figures_and_a_second_call_runs_nothing(finished):
     for run in (TUNED.parent, CELL / "frozen-linear" / "seed0"):
         assert models.load(folder / run).facts["run"]["task"] == "fundus_pm"
     # Progress is a line now and then, not Snakemake's pages.
-    assert "14 jobs to run." in said and len(said.splitlines()) < 60
+    assert "15 jobs to run." in said and len(said.splitlines()) < 60
 
 
 def test_garbage_is_collected_while_jobs_run(finished):
