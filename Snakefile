@@ -71,8 +71,10 @@ def code(notebook):
     Modules that draw are left out before notebook 06: how things are drawn is no reason to train
     again. So are those that run jobs, and those that fetch weights: a job depends on the file that
     they write. The table of backbones is not among them either: a job depends on its own row only.
+    Nor is what describes a model that is saved beside a run: no prediction depends on it.
     """
-    modules = notebooks.sources(f"notebooks/{notebook}.ipynb")[1:]
+    saving = {notebooks.MEDLIB / "grid" / "models.py"}
+    modules = notebooks.sources(f"notebooks/{notebook}.ipynb", saving)[1:]
     shows = int(notebook[:2]) > 5
     names = [path.relative_to(notebooks.MEDLIB) for path in modules]
     left_out = {f"grid/{name}.py" for name in ("notebooks", "jobs", "made", "kinds")}
@@ -153,7 +155,7 @@ def training(run):
     asked = {name: value for name, value in vars(run).items() if name != "head"}
     own = settings(run.regime, "backbones", "image_size", "label_fraction", "seeds")
     size = size_of(run.regime, run.backbone)
-    return parameters(**asked, **own, image_size=size, again=True)
+    return parameters(**asked, **own, **gridfile.saved_models(grid), image_size=size, again=True)
 
 
 def row(wildcards):
@@ -309,6 +311,7 @@ rule probe:
             image_size=size_of("frozen", wildcards.backbone),
             again=True,
             **settings("frozen", "backbones", "image_size", "label_fractions", "seeds"),
+            **gridfile.saved_models(grid),
         ),
     resources:
         **needs(240),

@@ -29,8 +29,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from medlib.core import backbones, classifier, finetune, loading
-from medlib.core.fast import fusing
+from medlib.core import backbones, classifier, finetune
+from medlib.core.fast import fusing, transfer
 from medlib.core.settings import FineTuning
 
 SIZE, CLASSES = 224, 2
@@ -83,7 +83,7 @@ def our_epoch(
     model = fusing.place(classifier.Classifier(backbone, size, CLASSES), device)
     if compiled:
         model.compile()
-    rows, images = np.arange(n), loading.resident(images, torch.device(device))
+    rows, images = np.arange(n), transfer.resident(images, torch.device(device))
     data = finetune.Data(images, rows % CLASSES, rows, CLASSES)
     settings = FineTuning(learning_rates=(RATE,), epochs=10**6, batch_size=batch)
     training = finetune.train(model, data, rows, learning_rate=RATE, settings=settings)

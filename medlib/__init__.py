@@ -10,7 +10,7 @@
 | `core`  | arrays and labels in, predictions out | backbones, features, heads, fine-tuning     |
 
 Below them: `errors` (their wording), `files` (atomic writes, hashes) and `environment` (versions,
-hardware and memory, for records).
+hardware and memory, for records). Above them: `predict`, which is called by its name.
 `core` needs nothing else of medlib; `core/fast` holds what is there only for speed. Metrics are in
 `stats`: the core needs only the AUROC and the log-loss by which it chooses.
 

@@ -29,6 +29,7 @@ SMALL = {
         "epochs": 2,
     },
     "collect": {"resamples": 100},
+    "save_models": True,
 }
 
 

@@ -27,6 +27,7 @@ NAMES = [
     "07_weigh_costs",
     "08_test_claims",
     "09_look_closer",
+    "10_predict_new_images",
     "12_choose_thresholds",
     "13_compare_groups",
 ]
@@ -75,7 +76,8 @@ def test_it_asks_a_question_and_says_how_to_read_the_answer(cells):
     assert last.startswith("## How to read this") and "surprising" in last
 
 
-@pytest.mark.parametrize("name", NAMES[6:])  # those before show one run, or have no figures
+# Those before show one run, or have no figures.
+@pytest.mark.parametrize("name", [*NAMES[6:10], *NAMES[11:]])
 def test_what_a_grid_draws_has_its_caption(repository, name):
     tree = ast.parse(code(repository / "notebooks" / f"{name}.ipynb"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
@@ -159,7 +161,7 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
             ],
         ),
         "04_fine_tune": (
-            task | {"image_size": 32, "epochs": 2, "label_fraction": 0.5},
+            task | {"image_size": 32, "epochs": 2, "label_fraction": 0.5, "save_models": True},
             [runs / "finetuned-fraction0.5" / "seed0" / "run.json"],
         ),
         "05_collect_results": (
@@ -183,6 +185,7 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
             drawn(*(f"{name}_glioma_flair" for name in looked_at))
             + written("classes_glioma_flair"),
         ),
+        "10_predict_new_images": (task, [results / "new_images" / "predictions.csv"]),
         "12_choose_thresholds": (
             shown | {"task": "glioma_flair", "resamples": 200, "drawn_bands": 50},
             drawn("reliability_glioma_flair", "decision_glioma_flair")
@@ -280,6 +283,9 @@ def said_of_runs(runs, folds):
             values = pd.read_csv(redrawn)["auroc"]
             assert len(values) == 15 and values.nunique() > 3
             assert values.dropna().between(0, 1).all()  # some draws lack a class
+        if at["head"] == "linear":  # of a trained backbone, too: it was asked for
+            names |= {"model.safetensors", "model.json"}
+            assert run.with_name("model_card.md").is_file()
         assert set(record["sha256"]) == names and redrawn.is_file() == ("redraws.csv" in names)
         digest = {name: files.file_sha256(run.with_name(name)) for name in names}
         assert record["sha256"] == digest

@@ -16,6 +16,7 @@ MEDLIB = Path(medlib.__file__).parent
 PACKAGES = ("core", "zoo", "data", "stats", "show", "grid")  # from the bottom up
 LIFTED = ("errors", "files")  # that the core needs
 TOP = (*LIFTED, "environment")  # below all packages
+ABOVE = ("predict",)  # above all packages: what is called by its name
 CORE = MEDLIB / "core"
 FILES = sorted(MEDLIB.rglob("*.py"))
 
@@ -59,7 +60,7 @@ def imported(file):
 
 def level(name):
     first = name.partition(".")[0]
-    return 0 if first in TOP else 1 + PACKAGES.index(first)
+    return 0 if first in TOP else 1 + (*PACKAGES, *ABOVE).index(first)
 
 
 def functions(files):
@@ -73,9 +74,10 @@ def lines(*files):
     return sum(len(file.read_text("utf-8").splitlines()) for file in files)
 
 
-def test_every_module_belongs_to_a_package_or_lies_below_all():
+def test_every_module_belongs_to_a_package_or_lies_below_or_above_all():
     firsts = {name.partition(".")[0] for name in NAMES} - {""}
-    assert firsts == {*PACKAGES, *TOP}
+    assert firsts == {*PACKAGES, *TOP, *ABOVE}
+    assert lines(*(MEDLIB / f"{name}.py" for name in ABOVE)) < 40  # the work is done below
 
 
 def test_no_arrow_points_up():
@@ -106,8 +108,9 @@ def test_packages_re_export_nothing():
 def test_the_core_is_small():
     readable = [file for file in CORE.rglob("*.py") if CORE / "fast" not in file.parents]
     assert lines(*readable) <= 1800
-    # 2700 until rows were checked against networks; then came fine-tuning's recipe and halving.
-    assert lines(*CORE.rglob("*.py"), *(MEDLIB / f"{name}.py" for name in LIFTED)) <= 2960
+    # 2700 until rows were checked against networks; then came fine-tuning's recipe and halving,
+    # then models that are kept.
+    assert lines(*CORE.rglob("*.py"), *(MEDLIB / f"{name}.py" for name in LIFTED)) <= 3010
 
 
 def test_the_functions_of_the_core_are_short_and_take_few_parameters():

@@ -26,9 +26,9 @@ from tqdm.auto import tqdm
 from medlib import files
 from medlib.core import classifier, linear, loading, metrics, networks
 from medlib.core.classifier import Classifier, assign, learnt
-from medlib.core.fast import fusing, halving, memory, preparing
+from medlib.core.fast import fusing, halving, memory, preparing, transfer
 from medlib.core.fast import resume as resuming
-from medlib.core.fast.resume import Course
+from medlib.core.fast.resume import NOTHING, Course, Kept
 from medlib.core.settings import TRAINED, FineTuning
 from medlib.core.splits import Predicted, Rotation
 from medlib.errors import unknown
@@ -63,13 +63,14 @@ def predict(
     model: Classifier, images: np.ndarray | Tensor, rows: np.ndarray, batch_size: int = 32
 ) -> np.ndarray:
     """Class probabilities (len(rows), K), float64, of the images with these row numbers."""
-    return _outputs(model, images, rows, batch_size).double().softmax(1).cpu().numpy()
+    return outputs(model, images, rows, batch_size).double().softmax(1).cpu().numpy()
 
 
 @torch.inference_mode()
-def _outputs(
+def outputs(
     model: Classifier, images: np.ndarray | Tensor, rows: np.ndarray, batch_size: int = 32
 ) -> Tensor:
+    """Logits (len(rows), K) or, where the head is nn.Identity, embeddings (len(rows), d)."""
     model.eval()
     device = next(model.parameters()).device
     parts = np.split(rows, range(batch_size, len(rows), batch_size))
@@ -85,7 +86,7 @@ def _begin(model: Classifier, start: dict, data: Data, probed: Rotation | None) 
         return
     rows = np.flatnonzero(probed.train | probed.val)
     head, model.head = model.head, nn.Identity()
-    x = _outputs(model, data.images, rows).float().cpu()
+    x = outputs(model, data.images, rows).float().cpu()
     model.head = head
     sides = probed.train[rows], probed.val[rows]
     layer = linear.layer(x, data.y[rows], data.samples[rows], *sides, data.n_classes)
@@ -213,21 +214,20 @@ def run(
     regime: str = "finetuned",
     seed: int = 0,
     device: str = "auto",
-    resume: Path | None = None,
+    kept: Kept = NOTHING,
 ) -> tuple[list[Predicted], list[dict], dict]:
     """Fine-tune a backbone on every rotation, and choose one learning rate for all of them.
 
     For each rate the model starts from the same weights, and the epoch with the best validation
-    AUROC is kept. The rate with the best mean of these AUROCs over rotations is chosen. The weights
-    are not kept until then, so every rate predicts the test part. Only the predictions of the
-    chosen rate are returned, and the choice uses validation only.
+    AUROC is kept. The rate with the best mean of these AUROCs over rotations is chosen. Until then
+    every rate predicts the test part; only the predictions of the chosen one are returned.
     ``regime`` is one of :data:`TRAINED`. ``seed`` draws the head, the order of the images, their
-    augmentation and, in a random control arm, the weights. ``resume`` is the file of a checkpoint,
-    written after each epoch. A run of the same data, settings and code continues from it, to the
-    same predictions. Returns each rotation's probabilities; a history, one dict per epoch (keys:
-    :data:`HISTORY`); and how it was done, with ``candidates`` (learning rates times epochs),
-    ``resumed`` and ``seconds_before`` (of earlier attempts). Raises ValueError for an unknown
-    regime, and where no epoch has a validation AUROC; what :func:`train` and `build` raise.
+    augmentation and, in a random control arm, the weights. ``kept`` names the files of each
+    training's weights, if they are wanted, and of a checkpoint after each epoch: a run of the same
+    data, settings and code continues from it, to the same predictions. Returns each rotation's
+    probabilities; a history, one dict per epoch (keys: :data:`HISTORY`); and how, with candidates
+    (learning rates times epochs), resumed and seconds_before (of earlier attempts). Raises
+    ValueError for an unknown regime, without a validation AUROC, what `train` and `build` raise.
     """
     if regime not in TRAINED:
         raise ValueError(unknown("regime", regime, TRAINED))
@@ -237,11 +237,11 @@ def run(
     model = Classifier(backbone, data.images.shape[1], data.n_classes, seed, **options)
     start, best = classifier.copied(model), classifier.copied(model)  # in the host's memory
     model = fusing.place(model, torch.device(loading.device_name(device)))
-    images = loading.resident(data.images, next(model.parameters()).device)
+    images = transfer.resident(data.images, next(model.parameters()).device)
     data = replace(data, images=images, y=np.asarray(data.y), samples=np.asarray(data.samples))
     how, n_images = preparing.prepare(model, data, rotations, settings)
-    identity = _identity(model, data, rotations, [asdict(settings), regime, seed])
-    at = resuming.restored(resume, identity, model, best)
+    identity = _identity(model, data, rotations, [asdict(settings), regime, seed, kept.models])
+    at = resuming.restored(kept.checkpoint, identity, model, best)
     bar = {"desc": f"fine-tuning {backbone}", "unit": "image", "mininterval": 1}
     n, chosen = len(settings.learning_rates), 0
     with tqdm(total=n_images, initial=at.images, **bar) as shown:
@@ -256,8 +256,9 @@ def run(
                     if _improves(at.history, (rotation.fold, rate, epoch, loss, *judged)):
                         assign(best, learnt(model))
                     at.images = shown.n
-                    resuming.keep(resume, identity, at, model, best)
+                    resuming.keep(kept.checkpoint, identity, at, model, best)
                 assign(learnt(model), best)
+                resuming.keep_model(kept, rotation.fold, rate, model)
                 at.predicted.append(Predicted(*(predict(model, images, r) for r in (val, test))))
                 at.course = Course(micro_batches=at.course.micro_batches)
             chosen = _choose(at.history, settings)

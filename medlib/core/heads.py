@@ -8,7 +8,7 @@ fitted at once.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -17,54 +17,24 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from medlib.core import linear, metrics
-from medlib.core.fast import logistic
+from medlib.core import metrics
+from medlib.core.linear import PENALTIES, Predictor, Problems, fit_linear, predict_linear, scaler
 from medlib.core.loading import device_name
 from medlib.core.splits import Predicted, Rotation
 from medlib.errors import unknown
 
 BLOCK = 16_000_000  # elements of the largest arrays held at once
-
-Problems = Sequence[tuple[float, int]]  # what is fitted at once: candidate and seed of each
-# Embeddings (m, d) and positions in the list of problems -> probabilities (positions, m, K).
-Predictor = Callable[[Tensor, Sequence[int]], np.ndarray]
 # x (n, d) float32, y (n,) int64, number of classes, problems -> Predictor
 Fit = Callable[[Tensor, Tensor, int, Problems], Predictor]
 
 
 class Head(NamedTuple):
-    """How a head is fitted, the name of its hyper-parameter, and the values that are tried."""
+    """How a head is fitted and predicts, the name of its hyper-parameter, the values tried."""
 
     fit: Fit
+    predict: Callable[..., np.ndarray]
     hyperparameter: str
     candidates: tuple[float, ...]
-
-
-def fit_linear(
-    x: Tensor, y: Tensor, n_classes: int, problems: Problems, counts: Tensor | None = None
-) -> Predictor:
-    """Multinomial logistic regression, see :mod:`medlib.core.fast.logistic`; seeds have no effect.
-
-    A class that is not in ``y`` has probability 0. With ``counts`` (R, n) the problems are solved
-    on each of R resamples of the images, and the predictor takes positions in R × problems.
-    """
-    present, codes = y.unique(return_inverse=True)
-    c = [value for value, _ in problems]
-    if counts is None:
-        weights, bias = logistic.logistic_regression(x, codes, c)
-    else:
-        weights, bias = (
-            part.flatten(0, 1).double() for part in logistic.resampled(x, codes, c, counts)
-        )
-
-    def predict(z: Tensor, chosen: Sequence[int]) -> np.ndarray:
-        logits = z.to(weights) @ weights[chosen].transpose(1, 2) + bias[chosen, None]
-        proba = logistic.probabilities(logits, dim=2)
-        full = proba.new_zeros(*proba.shape[:2], n_classes)
-        full[:, :, present] = torch.cat([1 - proba, proba], 2) if len(present) == 2 else proba
-        return full.cpu().numpy()
-
-    return predict
 
 
 def fit_knn(x: Tensor, y: Tensor, n_classes: int, problems: Problems) -> Predictor:
@@ -74,17 +44,20 @@ def fit_knn(x: Tensor, y: Tensor, n_classes: int, problems: Problems) -> Predict
     """
     unit, hot = nn.functional.normalize(x), nn.functional.one_hot(y, n_classes).double()
     counts = torch.tensor([min(int(k), len(y)) for k, _ in problems], device=x.device)
+    return partial(predict_knn, unit=unit[None], hot=hot[None], k=counts)
 
-    def predict(z: Tensor, chosen: Sequence[int]) -> np.ndarray:
-        k = counts[chosen]
-        most, shares = int(k.max()), []
-        for block in nn.functional.normalize(z).split(1 + BLOCK // (len(y) + most * n_classes)):
-            nearest = (block @ unit.T).topk(most).indices
-            votes = hot[nearest].cumsum(1)[:, k - 1]  # (block, chosen, K)
-            shares.append(votes.transpose(0, 1) / k[:, None, None])
-        return torch.cat(shares, 1).cpu().numpy()
 
-    return predict
+def predict_knn(
+    z: Tensor, chosen: Sequence[int], unit: Tensor, hot: Tensor, k: Tensor
+) -> np.ndarray:
+    k, shares = k[chosen], []
+    most = int(k.max())
+    block_size = 1 + BLOCK // (unit.shape[1] + most * hot.shape[2])
+    for block in nn.functional.normalize(z).split(block_size):
+        nearest = (block @ unit[0].T).topk(most).indices
+        votes = hot[0, nearest].cumsum(1)[:, k - 1]  # (block, chosen, K)
+        shares.append(votes.transpose(0, 1) / k[:, None, None])
+    return torch.cat(shares, 1).cpu().numpy()
 
 
 def fit_mlp(x: Tensor, y: Tensor, n_classes: int, problems: Problems) -> Predictor:
@@ -113,13 +86,13 @@ def fit_mlp(x: Tensor, y: Tensor, n_classes: int, problems: Problems) -> Predict
                 for part, gradient in zip(own, gradients, strict=True):
                     part.grad = gradient[i]
             optimiser.step()
+    learnt = (part.detach() for part in stacked)
+    return partial(predict_mlp, **dict(zip(("w1", "b1", "w2", "b2"), learnt, strict=True)))
 
-    @torch.inference_mode()
-    def predict(z: Tensor, chosen: Sequence[int]) -> np.ndarray:
-        logits = [_mlp(z[None], *(part[[i]] for part in stacked)) for i in chosen]
-        return torch.cat(logits).double().softmax(2).cpu().numpy()
 
-    return predict
+def predict_mlp(z: Tensor, chosen: Sequence[int], **stacked: Tensor) -> np.ndarray:
+    logits = [_mlp(z[None], **{n: part[[i]] for n, part in stacked.items()}) for i in chosen]
+    return torch.cat(logits).double().softmax(2).cpu().numpy()
 
 
 def _draw(seed: int, d: int, n: int, n_classes: int) -> tuple[list[Tensor], Tensor]:
@@ -138,10 +111,16 @@ def _mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
 
 
 HEADS: dict[str, Head] = {
-    "linear": Head(fit_linear, "C", linear.PENALTIES),
-    "knn": Head(fit_knn, "k", (100, 50, 20, 10, 5, 3, 1)),
-    "mlp": Head(fit_mlp, "learning_rate", (1e-4, 3e-4, 1e-3, 3e-3)),
+    "linear": Head(fit_linear, predict_linear, "C", PENALTIES),
+    "knn": Head(fit_knn, predict_knn, "k", (100, 50, 20, 10, 5, 3, 1)),
+    "mlp": Head(fit_mlp, predict_mlp, "learning_rate", (1e-4, 3e-4, 1e-3, 3e-3)),
 }
+
+
+def predict(head: str, learnt: Mapping[str, Tensor], x: Tensor) -> np.ndarray:
+    """Probabilities (m, K) of embeddings (m, d) by a model (:attr:`Predicted.model`)."""
+    own = {name: value[None].to(x.device) for name, value in learnt.items()}
+    return HEADS[head].predict((x - own.pop("shift")) / own.pop("scale"), [0], **own)[0]
 
 
 def sweep(
@@ -159,9 +138,9 @@ def sweep(
     0 … n_classes - 1; ``samples`` (n,) ids: rows with one id are slices of one volume, and are
     judged together; ``runs``: (head, seed, rotations). Runs of one head that learn from the same
     rows are computed together. Each is yielded as soon as it is done: its position in ``runs``; the
-    probabilities for each rotation; a history, one dict for each candidate and rotation (head,
-    hyperparameter, value, fold, val_auroc, val_loss, chosen); and seconds. ``device`` "auto" is the
-    GPU where there is one. Raises ValueError for an unknown head.
+    probabilities and the model of each rotation; a history, one dict for each candidate and
+    rotation (head, hyperparameter, value, fold, val_auroc, val_loss, chosen); and seconds.
+    ``device`` "auto" is the GPU where there is one. Raises ValueError for an unknown head.
     """
     runs = list(runs)
     for head, *_ in runs:
@@ -169,15 +148,15 @@ def sweep(
             raise ValueError(unknown("head", head, list(HEADS)))
     data = _data(embeddings, y, samples, device)
     total = sum(len(HEADS[head].candidates) * len(rotations) for head, _, rotations in runs)
-    with tqdm(total=total, unit="model", desc="probes") as progress:
+    with tqdm(total=total, unit="model", desc="probes", delay=1) as progress:
         for positions in _together(runs):
             start, parts = time.perf_counter(), []
             head, _, rotations = runs[positions[0]]
             problems = [(c, runs[i][1]) for i in positions for c in HEADS[head].candidates]
             for rotation in rotations:
-                predict = _fitted(data, n_classes, rotation, HEADS[head].fit, problems)
-                val = predict(rotation.val, range(len(problems)))
-                parts.append((predict, val, *_judged(data, rotation.val, val)))
+                fitted = _fitted(data, n_classes, rotation, HEADS[head].fit, problems)
+                val = fitted[0](rotation.val, range(len(problems)))
+                parts.append((*fitted, val, *_judged(data, rotation.val, val)))
                 progress.update(len(problems))
             of_runs = _chosen(head, rotations, parts, len(positions))
             share = (time.perf_counter() - start) / len(positions)
@@ -201,18 +180,26 @@ def _together(runs: list[tuple[str, int, list[Rotation]]]) -> list[list[int]]:
 
 def _fitted(
     data: tuple, n_classes: int, rotation: Rotation, fit: Fit, problems: Problems
-) -> Callable[[np.ndarray, Sequence[int]], np.ndarray]:
-    """Fit the problems on a training part: mask (n,) of rows, positions -> probabilities."""
+) -> tuple[Callable[[np.ndarray, Sequence[int]], np.ndarray], Callable[[int], dict]]:
+    """Fit the problems on a training part.
+
+    Returns the functions from a mask (n,) of rows and positions to probabilities, and from a
+    position to a model, as :func:`predict` takes it.
+    """
     x, y, _ = data
     train = torch.as_tensor(rotation.train, device=x.device)
-    shift, scale = linear.scaler(x[train])
+    shift, scale = scaler(x[train])
     labels = torch.as_tensor(y[rotation.train], device=x.device)
     predict = fit((x[train] - shift) / scale, labels, n_classes, problems)
 
     def of_rows(rows: np.ndarray, positions: Sequence[int]) -> np.ndarray:
         return predict((x[torch.as_tensor(rows, device=x.device)] - shift) / scale, positions)
 
-    return of_rows
+    def model(position: int) -> dict[str, Tensor]:
+        own = {n: part[position % len(part)].cpu() for n, part in predict.keywords.items()}
+        return own | {"shift": shift.cpu(), "scale": scale.cpu()}
+
+    return of_rows, model
 
 
 def _judged(
@@ -235,17 +222,18 @@ def _chosen(
 ) -> Iterator[tuple[list[Predicted], list[dict]]]:
     """Predictions and history of each run.
 
-    ``parts`` holds for each rotation the predictor, the validation probabilities (P, v, K), the
-    labels of the validation samples, and the AUROC and log-loss (P,) of each problem.
+    ``parts`` holds for each rotation what :func:`_fitted` returns, the validation probabilities
+    (P, v, K), labels of the validation samples, and the AUROC and log-loss (P,) of each problem.
     """
-    _, name, candidates = HEADS[head]
-    predictors, vals, truths, *scores = zip(*parts, strict=True)
+    *_, name, candidates = HEADS[head]
+    predictors, models, vals, truths, *scores = zip(*parts, strict=True)
     aurocs, losses = (np.reshape(s, (len(rotations), n_runs, len(candidates))) for s in scores)
     best = metrics.choose(aurocs, losses, truths)
     positions = [run * len(candidates) + choice for run, choice in enumerate(best)]
     tests = [p(r.test, positions) for p, r in zip(predictors, rotations, strict=True)]
     for run, position in enumerate(positions):
-        predicted = [Predicted(v[position], t[run]) for v, t in zip(vals, tests, strict=True)]
+        of_each = zip(vals, tests, models, strict=True)
+        predicted = [Predicted(v[position], t[run], model(position)) for v, t, model in of_each]
         history = []
         for part, rotation in enumerate(rotations):
             for place, value in enumerate(candidates):
@@ -283,7 +271,7 @@ def redrawn(
     n = len(problems)
     for rotation in rotations:
         drawn = torch.as_tensor(kept[:, rotation.train], device=data[0].device)
-        predict = _fitted(data, n_classes, rotation, partial(fit_linear, counts=drawn), problems)
+        predict, _ = _fitted(data, n_classes, rotation, partial(fit_linear, counts=drawn), problems)
         scores, weights = [], kept[:, None, rotation.val]
         # An AUROC takes about ten arrays as large as the probabilities.
         at_once = 1 + BLOCK // (n * rotation.val.sum() * n_classes * 10)

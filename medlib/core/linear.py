@@ -1,6 +1,7 @@
-"""What both regimes need of linear heads: scaling, penalties, and a probe as a layer."""
+"""The linear head: of frozen embeddings, and as the layer that fine-tuning may begin with."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,12 +12,45 @@ from medlib.core.fast import logistic
 
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)  # values of C that are tried
 
+Problems = Sequence[tuple[float, int]]  # what is fitted at once: candidate and seed of each
+# Embeddings (m, d) and positions in the list of problems -> probabilities (positions, m, K). Its
+# keywords are what was learnt: tensors with a row for each problem, or one row for all of them.
+Predictor = partial[np.ndarray]
+
 
 def scaler(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (d,) of the training part; 1 for a feature that is constant."""
     scale, shift = torch.std_mean(x.double(), dim=0, correction=0)
     constant = scale <= torch.finfo(x.dtype).eps * shift.abs()
     return shift.to(x), scale.masked_fill(constant, 1).to(x)
+
+
+def fit_linear(
+    x: Tensor, y: Tensor, n_classes: int, problems: Problems, counts: Tensor | None = None
+) -> Predictor:
+    """Multinomial logistic regression, see :mod:`medlib.core.fast.logistic`; seeds have no effect.
+
+    A class that is not in ``y`` has probability 0. With ``counts`` (R, n) the problems are solved
+    on each of R resamples of the images, and the predictor takes positions in R × problems.
+    """
+    present, codes = y.unique(return_inverse=True)
+    c = [value for value, _ in problems]
+    if counts is None:
+        weights, bias = logistic.logistic_regression(x, codes, c)
+    else:
+        parts = logistic.resampled(x, codes, c, counts)
+        weights, bias = (part.flatten(0, 1).double() for part in parts)
+    own = present[-bias.shape[1] :]  # of two classes, the first has logit 0
+    weight = weights.new_zeros(len(bias), n_classes, x.shape[1])
+    full = bias.new_full((len(bias), n_classes), -torch.inf)
+    full[:, present] = 0
+    weight[:, own], full[:, own] = weights, bias
+    return partial(predict_linear, weight=weight, bias=full)
+
+
+def predict_linear(z: Tensor, chosen: Sequence[int], weight: Tensor, bias: Tensor) -> np.ndarray:
+    logits = z.to(weight) @ weight[chosen].transpose(1, 2) + bias[chosen, None]
+    return logits.softmax(2).cpu().numpy()
 
 
 def layer(
@@ -27,15 +61,13 @@ def layer(
     ``x`` (n, d); ``y`` (n,) classes 0 … k - 1; ``samples`` (n,) ids; ``train``, ``val`` (n,) bool.
     C is chosen on ``val``. Returns weights (k, d), biases (k,): 0 for a class not in ``train``.
     """
-    present, codes = torch.from_numpy(y[train]).unique(return_inverse=True)
     shift, scale = scaler(x[train])
-    fitted, bias = logistic.logistic_regression((x[train] - shift) / scale, codes, PENALTIES)
-    weights, biases = x.new_zeros(len(bias), k, x.shape[1]).double(), bias.new_zeros(len(bias), k)
-    own = present[-bias.shape[1] :]  # of two classes, the first has logit 0
-    weights[:, own] = fitted / scale
-    biases[:, own] = bias - weights[:, own] @ shift.double()
-    proba = (x[val].double() @ weights.mT + biases[:, None]).softmax(2).numpy()
+    problems = [(c, 0) for c in PENALTIES]
+    predict = fit_linear((x[train] - shift) / scale, torch.from_numpy(y[train]), k, problems)
+    proba = predict((x[val] - shift) / scale, range(len(problems)))
     truth, proba = metrics.by_sample(y[val], proba, np.asarray(samples)[val])
     scores = metrics.auroc(truth, proba), metrics.log_loss(truth, proba)
     best = metrics.choose(*(score[None] for score in scores), [truth])
-    return weights[best].float(), biases[best].float()
+    weight = predict.keywords["weight"][best] / scale
+    bias = predict.keywords["bias"][best].nan_to_num(neginf=0) - weight @ shift.double()
+    return weight.float(), bias.float()

@@ -1,6 +1,5 @@
 """Images on their way to the network: read in batches, sent to the device."""
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -55,16 +54,3 @@ def _ahead(
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
-
-
-def resident(images: np.ndarray, device: torch.device) -> np.ndarray | torch.Tensor:
-    """The images on the device, where that is CUDA and a third of its free memory holds them.
-
-    Otherwise as they are: :func:`batches` then reads them as they are needed.
-    """
-    if device.type != "cuda" or images.nbytes > torch.cuda.mem_get_info(device)[0] / 3:
-        return images
-    whole = torch.empty(images.shape, dtype=torch.uint8, device=device)
-    for rows in np.array_split(np.arange(len(images)), math.ceil(images.nbytes / 2**28)):
-        whole[rows[0] : rows[-1] + 1] = torch.from_numpy(transfer.take(images, rows))
-    return whole

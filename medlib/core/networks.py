@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from medlib import files
 from medlib.core.backbones import Backbone, check_image_size, get, timm_config
+from medlib.core.fast import transfer
 from medlib.core.weights import find_weights
 from medlib.errors import unknown
 
@@ -177,20 +178,8 @@ def state_digest(model: nn.Module) -> str:
 def normalise(backbone: Backbone, images: torch.Tensor) -> torch.Tensor:
     """uint8 images (B, H, W, 3) -> float32 (B, 3, H, W), channels-last, on the backbone's scale."""
     scale = backbone.preprocessing
-    factor, offset = _scale(scale["mean"], scale["std"], images.device)
+    factor, offset = transfer.scale(scale["mean"], scale["std"], images.device)
     return torch.addcmul(offset, images.permute(0, 3, 1, 2).float(), factor)
-
-
-_SCALES: dict = {}  # not functools.cache: torch.compile warns of that
-
-
-def _scale(mean: tuple, std: tuple, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """1 / (255 std) and -mean / std; kept on the device, since each copy would wait for it."""
-    if (mean, std, device) not in _SCALES:
-        m, s = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (mean, std))
-        pair = 1 / (255 * s), -m / s
-        _SCALES[mean, std, device] = tuple(tensor.float().to(device) for tensor in pair)
-    return _SCALES[mean, std, device]
 
 
 def width(backbone: Backbone, model: nn.Module) -> int:

@@ -1,6 +1,6 @@
 """Who trains, validates and tests: rotations of a split by patient, and label fractions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,11 +24,13 @@ class Rotation:
 class Predicted(NamedTuple):
     """The probabilities that one rotation's model predicts.
 
-    ``val`` (v, K) are those of the validation rows, ``test`` (m, K) those of the test rows.
+    ``val`` (v, K) are those of the validation rows, ``test`` (m, K) those of the test rows;
+    ``model`` is what a head has learnt: tensors by name, for :func:`heads.predict`.
     """
 
     val: np.ndarray
     test: np.ndarray
+    model: Mapping = {}
 
 
 def rotations(

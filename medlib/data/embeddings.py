@@ -18,7 +18,7 @@ from medlib.data.packs import Pack, recorded
 from medlib.environment import environment, peak_memory_bytes
 
 LOOKED_AT = 8  # images of which local features are kept
-OF_PACK = ("interpolation", "mask_at_test_time")  # of a pack's meta; written last
+OF_PACK = ("interpolation", "geometry", "mask_at_test_time")  # of a pack's meta; written last
 
 
 class Features(NamedTuple):
@@ -42,12 +42,12 @@ def extract(
         raise ValueError(f"{backbone} wants {wanted} images, these are {given}.")
     asked = {"images_hash": pack.meta["hash"], "look_at": looked_at(pack.index)}
     _, meta = features.extract(pack.images, backbone, folder, seed=seed, settings=settings, **asked)
-    if OF_PACK[-1] not in meta:
+    if not meta.keys() >= set(OF_PACK):
         index = Path(folder) / "index.csv"
         files.save_csv(index, pack.index)
         # Last: without these the folder counts as incomplete.
         meta |= {"peak_memory_bytes": peak_memory_bytes()} | environment()
-        meta |= {name: pack.meta[name] for name in OF_PACK}
+        meta |= {"geometry": "squash"} | {n: pack.meta[n] for n in OF_PACK if n in pack.meta}
         meta["sha256"][index.name] = files.file_sha256(index)
         files.save_json(Path(folder) / "meta.json", meta)
     return load(folder)
@@ -70,7 +70,7 @@ def load(folder: Path | str, pack_hash: str | None = None) -> Features:
     damaged.
     """
     folder, meta = Path(folder), recorded(folder)
-    if OF_PACK[-1] not in meta:
+    if not meta.keys() >= set(OF_PACK):
         way_out = "Run notebook 02_extract_features for this task and backbone."
         raise FileNotFoundError(f"There are no embeddings in {folder}. {way_out}")
     if pack_hash is not None and meta["images"] != pack_hash:

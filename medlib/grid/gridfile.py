@@ -204,6 +204,7 @@ class Top(Part):
     data: cards.Text
     tasks: _list_of(Annotated[Name, _one_of("task", cards.tasks)])
     seeds: Seeds
+    save_models: bool = False
 
 
 PARTS = {"prepare": Prepare, "frozen": Frozen} | {r: _trained(r) for r in settings.TRAINED}
@@ -391,6 +392,14 @@ def label_fractions(grid: dict, task: str) -> list[float]:
     """
     own = {label_fraction(grid, task, regime) for regime in settings.TRAINED if grid[regime]}
     return sorted(own | set(grid["frozen"].get("label_fractions", [1.0])), reverse=True)
+
+
+def saved_models(grid: dict) -> dict:
+    """The parameter of notebooks 03 and 04 if the grid asks for models; else nothing.
+
+    Without it, their jobs are those of a grid that does not know it: nothing runs again.
+    """
+    return {"save_models": True} if grid.get("save_models") else {}
 
 
 def thresholds(grid: dict, task: str) -> dict:

@@ -44,7 +44,7 @@ def parameters(name: str, grid: dict, notebook: str) -> dict:
     own |= {"image_sizes": gridfile.image_sizes(grid)}
     if notebook == FIRST:
         own |= {"seed": 0} | grid["prepare"]
-    own |= grid["collect"] | grid["subgroups"]
+    own |= grid["collect"] | grid["subgroups"] | gridfile.saved_models(grid)
     return own | gridfile.thresholds(grid, task)
 
 

@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from medlib.core.settings import fits
@@ -126,12 +126,17 @@ def code(notebook: Path | str) -> str:
     return "\n".join(text for _, text in code_cells(Path(notebook).read_text(encoding="utf-8")))
 
 
-def sources(notebook: Path | str) -> list[Path]:
-    """The notebook and the medlib modules that it imports, directly or through others."""
-    modules, todo = set(), set(imports(code(notebook)))
+def sources(notebook: Path | str, without: Collection[Path] = ()) -> list[Path]:
+    """The notebook and the medlib modules that it imports, directly or through others.
+
+    Modules ``without`` which it is taken are left out, and so is what only they import.
+    """
+    modules, without = set(), frozenset(without)
+    todo = imports(code(notebook)) - without
     while todo:
         modules |= todo
-        todo = set().union(*(imports(m.read_text(encoding="utf-8")) for m in todo)) - modules
+        below = (imports(m.read_text(encoding="utf-8")) for m in todo)
+        todo = frozenset().union(*below) - modules - without
     return [Path(notebook), *sorted(modules)]
 
 

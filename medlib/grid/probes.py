@@ -1,6 +1,6 @@
 """The probes of one frozen backbone on one task: heads are fitted to its embeddings and saved."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from medlib.core.heads import HEADS, sweep
 from medlib.data import manifest
 from medlib.data.embeddings import Features
 from medlib.files import read_json
-from medlib.grid import address, records
+from medlib.grid import address, models, records
 from medlib.grid.address import Address
 from medlib.stats import prediction
 from medlib.stats.redraws import redrawn_metrics
@@ -33,16 +33,18 @@ def fit(
     results: Path | str,
     *,
     image_size: int,
-    redraws: int = 0,
-    redrawn_fractions: Collection[float] = (),
+    redraws: Mapping[float, int] | None = None,
+    save_models: bool = False,
     again: bool = False,
 ) -> dict[Address, Probe]:
     """Fit the heads of all ``runs`` of one backbone on one task, and save each below ``results``.
 
     ``features`` holds the embeddings by the seed of the backbone's weights: one entry for a
-    pretrained backbone, one for each seed of a random control. A linear head on one of the
-    ``redrawn_fractions`` of the labels is fitted again on ``redraws`` draws of its patients. A run
-    that is complete, from the same embeddings and settings, is read back unless ``again``.
+    pretrained backbone, one for each seed of a random control. A linear head on a share of the
+    labels that ``redraws`` names is fitted again on so many draws of its patients. The
+    model of a linear head is always saved. Of a kNN it is the embeddings of the training patients,
+    of an MLP some megabytes: these are saved if ``save_models``. A run that is complete, from the
+    same embeddings and settings, is read back unless ``again``.
     """
     probes: dict[Address, Probe] = {}
     for weights_seed, made in features.items():
@@ -50,9 +52,10 @@ def fit(
         for run in runs:
             if made.meta["pretraining"] == "random" and run.seed != weights_seed:
                 continue
-            redrawn = run.head == "linear" and run.label_fraction in redrawn_fractions
+            n = (redraws or {}).get(run.label_fraction, 0) if run.head == "linear" else 0
             asked = {"image_size": image_size, "candidates": HEADS[run.head].candidates}
-            todo[run] = asked | {"redraws": redraws if redrawn else 0}
+            asked |= {records.SAVE_MODELS: True} if save_models and run.head != "linear" else {}
+            todo[run] = asked | {"redraws": n}
         for run in () if again else list(todo):
             if found := records.complete(run, results, todo[run], _inputs(made)):
                 values = prediction.point(found.tables["predictions.csv"], classes)
@@ -89,7 +92,11 @@ def _fitted(
             how=_how(made, train_patients=patients, candidates=len(todo[run]["candidates"])),
             seeds=_seeds(run, made, results),
         )
-        records.save_run(run, results, provenance, tables, history, values)
+        model = None
+        if run.head == "linear" or todo[run].get(records.SAVE_MODELS):
+            split, validation = (index, part), tables["validation.csv"]
+            model = models.of_head(run, made, split, predicted, validation, results)
+        records.save_run(run, results, provenance, tables, history, values, model)
         yield run, Probe(values, history, round(seconds, 3), False)  # as the record has it
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.preprocessing import StandardScaler
@@ -40,7 +41,7 @@ from medlib.core import (
     networks,
     splits,
 )
-from medlib.core.fast import fusing, graph, memory, preparing, resume
+from medlib.core.fast import fusing, graph, memory, preparing, resume, transfer
 from medlib.core.fast.graph import replayed
 from medlib.core.settings import Extraction, FineTuning
 from medlib.stats import prediction
@@ -86,8 +87,10 @@ def tuned(data, backbone=CNN, images_hash="", **settings):
     """What a run returns: the predictions of each rotation, the history as a table, and how."""
     pixels, index, rotations = data
     settings = SHORT | settings
-    names = [name for name in ("regime", "seed", "device", "resume") if name in settings]
+    names = [name for name in ("regime", "seed", "device", "kept") if name in settings]
     own = {name: settings.pop(name) for name in names}
+    if "resume" in settings:
+        own["kept"] = resume.Kept(settings.pop("resume"))
     asked = labelled(pixels, index, images_hash), rotations, FineTuning(**settings)
     predicted, history, how = finetune.run(backbone, *asked, **own)
     assert [set(row) for row in history] == [set(finetune.HISTORY)] * len(history)
@@ -781,7 +784,7 @@ def test_a_step_that_a_cuda_device_does_not_hold_is_taken_in_parts(cuda, share):
 def test_images_lie_on_a_cuda_device_where_they_fit_and_train_the_same(cuda, monkeypatch):
     device = torch.device(cuda)
     pixels, y = stripes(32)
-    there = loading.resident(pixels, device)
+    there = transfer.resident(pixels, device)
     assert there.is_cuda and torch.equal(there.cpu(), torch.from_numpy(pixels))
     inputs = []
     for values in (pixels, there):
@@ -789,7 +792,7 @@ def test_images_lie_on_a_cuda_device_where_they_fit_and_train_the_same(cuda, mon
         inputs.append(torch.cat(list(loading.batches(values, parts, device))))
     assert torch.equal(*inputs)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (2 * pixels.nbytes, 2**40))
-    assert loading.resident(pixels, device) is pixels
+    assert transfer.resident(pixels, device) is pixels
 
 
 @pytest.mark.gpu
@@ -1251,7 +1254,7 @@ def test_batches_are_the_same_whether_read_ahead_or_resident(tmp_path):
         for batch, part in zip(found, parts, strict=True):
             assert batch.dtype == torch.uint8
             np.testing.assert_array_equal(batch.numpy(), pixels[part])
-    assert loading.resident(pixels, CPU) is pixels
+    assert transfer.resident(pixels, CPU) is pixels
 
 
 def test_training_does_not_depend_on_where_the_images_are():
@@ -1680,3 +1683,55 @@ def test_the_papers_middling_networks_run_frozen_and_fine_tuned(tmp_path, monkey
     assert np.isfinite(history[["train_loss", "val_loss", "val_auroc"]]).all(axis=None)
     assert how["weights_digest"] == built[1]
     assert not torch.equal(first, before)
+
+
+# ------------------------------------------------------------------------------- models
+
+
+def kept_models(folder):
+    return sorted(path.name for path in folder.glob("trained-*"))
+
+
+@pytest.mark.parametrize("regime", ["finetuned", "lora"])
+def test_the_weights_of_each_training_are_kept_on_request_and_predict_as_it_did(tmp_path, regime):
+    data, settings = folds(), {"epochs": 2, "learning_rates": [1e-3, 3e-3], "regime": regime}
+    pixels, _, rotations = data
+    without, _, _ = tuned(data, kept=resume.Kept(tmp_path / "checkpoint"), **settings)
+    assert kept_models(tmp_path) == []
+    keeping = resume.Kept(tmp_path / "checkpoint", models=True)
+    predicted, history, _ = tuned(data, kept=keeping, **settings)
+    for one, other in zip(without, predicted, strict=True):
+        np.testing.assert_array_equal(one.test, other.test)
+    names = [
+        f"trained-fold{r.fold}-{rate}.safetensors" for r in rotations for rate in (0.001, 0.003)
+    ]
+    assert kept_models(tmp_path) == sorted(names)
+    chosen = history[history["chosen"]].set_index("fold")["learning_rate"]
+    rank = 8 if regime == "lora" else 0
+    model = classifier.Classifier(CNN, 32, len(CLASSES), lora_rank=rank)
+    model = fusing.place(model, "cpu")
+    for rotation, own in zip(rotations, predicted, strict=True):
+        saved = load_file(keeping.model(rotation.fold, chosen[rotation.fold]))
+        assert saved.keys() == classifier.learnt(model).keys()
+        classifier.assign(classifier.learnt(model), saved)
+        again = finetune.predict(model, pixels, np.flatnonzero(rotation.test))
+        np.testing.assert_allclose(again, own.test, atol=1e-7)
+
+
+def test_a_resumed_run_keeps_all_its_models(tmp_path, monkeypatch):
+    monkeypatch.setattr(resume, "LONG", math.inf)
+    data, keeping = folds(), resume.Kept(tmp_path / "checkpoint", models=True)
+    original, calls = resume.keep, []
+
+    def stop(*given):
+        original(*given)
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(resume, "keep", stop)
+        tuned(data, kept=keeping, epochs=2)
+    before = kept_models(tmp_path)
+    *_, how = tuned(data, kept=keeping, epochs=2)
+    assert how["resumed"] == 1 and len(before) < len(kept_models(tmp_path)) == len(data[2])

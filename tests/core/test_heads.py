@@ -1,6 +1,7 @@
 """medlib.core.heads: heads that reach their optimum, chosen without a look at the test part."""
 
 import warnings
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -530,7 +531,7 @@ def test_test_embeddings_change_their_own_predictions_alone(head):
 
 
 def fake(fit, values):
-    return heads.Head(fit, "strength", values)
+    return heads.Head(lambda *given: partial(fit(*given)), None, "strength", values)
 
 
 def test_the_setting_with_the_best_validation_auroc_predicts_the_test_part(monkeypatch):
@@ -947,3 +948,42 @@ def test_redraws_on_a_cuda_device_are_those_on_a_cpu(cuda, monkeypatch):
     here, there = (heads.redrawn(*asked, n_classes=3, device=device) for device in ("cpu", cuda))
     for mine, theirs in zip(there, here, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=0.005)
+
+
+@pytest.mark.parametrize("head", settings.HEADS)
+@pytest.mark.parametrize("classes", [CLASSES[:2], CLASSES])
+def test_the_model_of_a_rotation_predicts_as_the_run_did(head, classes):
+    x, index, _ = problem(k=len(classes))
+    index = index.drop(columns="split").assign(fold=np.arange(len(index)) // 3 % 3)
+    rotations = rotated(index)
+    labelled = x, metrics.codes(index["label"], classes), index["sample_id"]
+    asked = [(head, seed, rotations) for seed in (0, 1)]
+    for *_, predicted, _, _ in heads.sweep(*labelled, asked, n_classes=len(classes), device="cpu"):
+        for rotation, own in zip(rotations, predicted, strict=True):
+            for side, proba in ((rotation.val, own.val), (rotation.test, own.test)):
+                again = heads.predict(head, own.model, torch.from_numpy(x[side]))
+                np.testing.assert_allclose(again, proba, atol=1e-12)
+        assert not any(tensor.requires_grad for tensor in own.model.values())
+
+
+def test_the_model_of_a_linear_head_is_the_one_of_scikit_learn():
+    x, index, [rotation] = problem()
+    y = metrics.codes(index["label"], CLASSES)
+    asked = x, y, index["sample_id"], [("linear", 0, [rotation])]
+    ((_, [own], history, _),) = heads.sweep(*asked, n_classes=3, device="cpu")
+    scaler = StandardScaler().fit(x[rotation.train])
+    np.testing.assert_allclose(own.model["shift"], scaler.mean_, atol=1e-6)
+    np.testing.assert_allclose(own.model["scale"], scaler.scale_, atol=1e-6)
+    (c,) = [row["value"] for row in history if row["chosen"]]
+    theirs = peer(scaler.transform(x[rotation.train]), y[rotation.train], c)
+    expected = theirs.predict_proba(scaler.transform(x))
+    found = heads.predict("linear", own.model, torch.from_numpy(x))
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert own.model["weight"].dtype == torch.float64 and own.model["weight"].shape == (3, 4)
+
+
+def test_a_class_that_is_not_trained_on_has_probability_0():
+    x, _ = embedded(30, 4, 2)
+    [found] = fitted(heads.fit_linear, x, np.array([0, 2] * 15), 4, [(1.0, 0)])(x)
+    assert (found[:, [1, 3]] == 0).all() and (found[:, [0, 2]] > 0).all()
+    np.testing.assert_allclose(found.sum(1), 1)

@@ -227,6 +227,15 @@ class WithOneMore(settings.FineTuning):
     dropout: float = 0.5
 
 
+def test_models_are_saved_where_the_grid_says_so(tmp_path):
+    assert gridfile.saved_models(gridfile.read(write(tmp_path))) == {}
+    assert gridfile.saved_models(gridfile.read(write(tmp_path, save_models=False))) == {}
+    asked = gridfile.read(write(tmp_path, save_models=True))
+    assert gridfile.saved_models(asked) == {"save_models": True}
+    with pytest.raises(ValueError, match="save_models is 'yes', but must be a valid boolean"):
+        gridfile.read(write(tmp_path, save_models="yes"))
+
+
 def test_a_new_setting_of_training_is_one_field(monkeypatch):
     """Nothing here knows the settings' names: they, and what they may be, are FineTuning's."""
     ours = {"image_size", "backbones", "seeds", "label_fraction", "recipe"}

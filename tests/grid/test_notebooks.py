@@ -105,11 +105,18 @@ def test_the_command_line_takes_json_and_ends_with_a_status(notebook, tmp_path):
     assert missing.returncode == 1 and "There is no notebook" in missing.stderr
 
 
+# What describes a saved model; no job depends on it: see the Snakefile.
+SAVING = {notebooks.MEDLIB / "grid" / "models.py"}
+
+
 def test_sources_follow_imports_from_the_notebook_through_the_modules(repository):
-    names = [p.name for p in notebooks.sources(repository / "notebooks" / "04_fine_tune.ipynb")]
+    notebook = repository / "notebooks" / "04_fine_tune.ipynb"
+    names = [path.name for path in notebooks.sources(notebook, SAVING)]
     assert names[0] == "04_fine_tune.ipynb"
     assert {"finetune.py", "classifier.py", "metrics.py", "errors.py"} <= set(names)
-    assert not {"heads.py", "summaries.py"} & set(names)
+    assert not {"heads.py", "summaries.py", "models.py"} & set(names)
+    more = {path.name for path in notebooks.sources(notebook)} - set(names)
+    assert {"models.py", "operating.py", "outside.py"} <= more
 
 
 @pytest.mark.parametrize(
@@ -117,7 +124,7 @@ def test_sources_follow_imports_from_the_notebook_through_the_modules(repository
     [("03_probe_features", {"stats/draws", "stats/redraws"}), ("04_fine_tune", set())],
 )
 def test_what_only_prepares_or_plans_is_no_reason_to_train_again(repository, notebook, drawn):
-    modules = notebooks.sources(repository / "notebooks" / f"{notebook}.ipynb")[1:]
+    modules = notebooks.sources(repository / "notebooks" / f"{notebook}.ipynb", SAVING)[1:]
     names = {str(path.relative_to(notebooks.MEDLIB).with_suffix("")) for path in modules}
     assert {f"data/{name}" for name in PREPARING} & names == set()
     for folder, own in (("data", PREPARING), ("stats", JUDGING)):  # else this asks nothing

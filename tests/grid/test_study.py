@@ -27,7 +27,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from waiting import wait_for
 
 from medlib.core import backbones
-from medlib.grid import gridfile, jobs, notebooks, plan, study
+from medlib.grid import gridfile, jobs, models, notebooks, plan, study
 from medlib.grid.study import failures
 from medlib.grid.watch import Watch, progress_words
 from medlib.show import style
@@ -82,6 +82,9 @@ def test_a_grid_runs_to_its_figures_and_a_second_call_runs_nothing(finished):
     assert (folder / CELL / "03_probe_features.ipynb").is_file()
     assert (folder / TUNED.parent / "04_fine_tune.ipynb").is_file()
     assert not list(folder.rglob("checkpoint.safetensors"))
+    assert not list(folder.rglob("trained-*.safetensors")), "weights that were not chosen"
+    for run in (TUNED.parent, CELL / "frozen-linear" / "seed0"):
+        assert models.load(folder / run).facts["run"]["task"] == "fundus_pm"
     # Progress is a line now and then, not Snakemake's pages.
     assert "17 jobs to run." in said and len(said.splitlines()) < 60
 
@@ -291,6 +294,7 @@ DAMAGE = {  # a file, what is done to its content, and the rule that repairs it
         lambda c: c.replace(b"0.", b"1.", 1),
         "finetune",
     ),
+    "a model": (CELL / "frozen-linear/seed0/model.safetensors", lambda c: c[:-1] + b"x", "probe"),
     "a record's regime": (TUNED, lambda c: c.replace(b'"finetuned"', b'"lora"'), "finetune"),
     "a head": (
         CELL / "frozen-linear/seed0/run.json",

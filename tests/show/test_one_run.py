@@ -10,7 +10,7 @@ from shown import all_words, legend_words
 
 from medlib.show.figures import predictions, training
 from medlib.show.figures.embeddings import projection
-from medlib.show.figures.images import copies, sample_grid, slice_strip
+from medlib.show.figures.images import copies, predicted, sample_grid, slice_strip
 from medlib.show.names import HEADS
 
 CLASSES = ["low grade", "high grade"]
@@ -122,6 +122,24 @@ def test_learning_curves_show_losses_and_mark_what_was_kept():
         "validation",
         "kept",
     ]
+
+
+def test_new_images_are_shown_from_the_most_usual_to_the_farthest_and_the_unusual_are_framed():
+    samples = [f"folder/of/a/hospital/number_{i}.png" for i in range(5)]
+    table = pd.DataFrame({"sample_id": samples, "prob_low grade": [0.9, 0.2, 0.6, 0.5, 0.4]})
+    table["prob_high grade"] = 1 - table["prob_low grade"]
+    table["class"] = ["low grade", "high grade", "low grade", "low grade", "high grade"]
+    table["distance"] = [0.9, 3.25, 0.3, 0.5, 1.5]
+    table["unusual"] = table["distance"] > 1
+    pictures = {s: np.full((4, 4, 3), i, np.uint8) for i, s in enumerate(samples)}
+    fig = predicted(pictures, table, CLASSES, title="New")
+    axes = [ax for ax in fig.axes if ax.images]
+    assert [int(ax.images[0].get_array().max()) for ax in axes] == [2, 3, 0, 4, 1]
+    words = [[text.get_text() for text in ax.texts] for ax in axes]
+    assert words[0] == ["low grade\n0.60", "…al/number_2.png\ndistance 0.30"]
+    assert words[-1] == ["high grade\n0.80", "…al/number_1.png\nunusual: 3.25"]
+    assert [ax.spines["top"].get_visible() for ax in axes] == [False] * 3 + [True] * 2
+    assert len(predicted({samples[0]: pictures[samples[0]]}, table, CLASSES).axes) == 1
 
 
 def test_copies_are_side_by_side_with_names_sides_and_kind_and_the_rest_is_counted():

@@ -3,9 +3,10 @@
 import json
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -80,6 +81,34 @@ class Progress:
 IN_WORDS = ("history", "images", "resumed")  # stored as JSON
 
 
+class Kept(NamedTuple):
+    """What a run keeps on the disk: a checkpoint, and beside it the weights of its trainings."""
+
+    checkpoint: Path | None = None
+    models: bool = False
+
+    def model(self, fold: object, rate: float) -> Path:
+        return self.checkpoint.with_name(f"trained-fold{fold}-{float(rate)}.safetensors")
+
+
+NOTHING = Kept()
+
+
+def keep_model(kept: Kept, fold: int, rate: float, model: Classifier) -> None:
+    """Write what a training of this fold with this learning rate has learnt, if it is kept."""
+    if kept.models:
+        save(kept.model(fold, rate), learnt(model))
+
+
+def save(path: Path, tensors: Mapping[str, torch.Tensor], words: dict | None = None) -> None:
+    """Write a safetensors file, whole or not at all."""
+    from safetensors.torch import save_file
+
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with files.replacing(path) as temporary:
+        save_file(tensors, temporary, words)
+
+
 def keep(
     path: Path | None, identity: str, at: Progress, model: Classifier, best: dict[str, torch.Tensor]
 ) -> None:
@@ -88,23 +117,17 @@ def keep(
     After a checkpoint that took longer than :data:`LONG` to write, no epoch is saved for ten times
     as long. (A large network may train on few images faster than it is saved.)
     """
-    from safetensors.torch import save_file
-
     begun = time.perf_counter()
     if path is None or begun < at.rests_until:
         return
     parts = {"model": learnt(model), "best": best, "course": at.course.tensors}
-    parts["predicted"] = {str(i): torch.from_numpy(p) for i, p in enumerate(chain(*at.predicted))}
-    tensors = {
-        f"{part}/{name}": value.detach().cpu().contiguous()
-        for part, values in parts.items()
-        for name, value in values.items()
-    }
+    sides = [side for predicted in at.predicted for side in (predicted.val, predicted.test)]
+    parts["predicted"] = {str(i): torch.from_numpy(side) for i, side in enumerate(sides)}
+    tensors = {f"{part}/{name}": v for part, values in parts.items() for name, v in values.items()}
     words = {name: getattr(at, name) for name in IN_WORDS}
     words |= {"epoch": at.course.epoch, "micro_batches": at.course.micro_batches}
     words["seconds"] = at.seconds + begun - at.begun
-    with files.replacing(path) as temporary:
-        save_file(tensors, temporary, {"identity": identity, "progress": json.dumps(words)})
+    save(path, tensors, {"identity": identity, "progress": json.dumps(words)})
     end = time.perf_counter()
     if end - begun > LONG:
         at.rests_until = end + 10 * (end - begun)

@@ -1,6 +1,7 @@
 """Images read without filling memory, and copied to a CUDA device while it computes."""
 
 import functools
+import math
 import mmap
 from collections import deque
 from collections.abc import Iterator
@@ -66,3 +67,28 @@ def copied(pinned: Iterator[torch.Tensor], device: torch.device) -> Iterator[tor
 def _copying_stream(device: torch.device) -> torch.cuda.Stream:
     """One stream for all copies: torch does not reuse the memory of one stream in another."""
     return torch.cuda.Stream(device)
+
+
+def resident(images: np.ndarray, device: torch.device) -> np.ndarray | torch.Tensor:
+    """The images on the device, where that is CUDA and a third of its free memory holds them.
+
+    Otherwise as they are: ``loading.batches`` then reads them as they are needed.
+    """
+    if device.type != "cuda" or images.nbytes > torch.cuda.mem_get_info(device)[0] / 3:
+        return images
+    whole = torch.empty(images.shape, dtype=torch.uint8, device=device)
+    for rows in np.array_split(np.arange(len(images)), math.ceil(images.nbytes / 2**28)):
+        whole[rows[0] : rows[-1] + 1] = torch.from_numpy(take(images, rows))
+    return whole
+
+
+_SCALES: dict = {}  # not functools.cache: torch.compile warns of that
+
+
+def scale(mean: tuple, std: tuple, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """1 / (255 std) and -mean / std; kept on the device, since each copy would wait for it."""
+    if (mean, std, device) not in _SCALES:
+        m, s = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (mean, std))
+        pair = 1 / (255 * s), -m / s
+        _SCALES[mean, std, device] = tuple(tensor.float().to(device) for tensor in pair)
+    return _SCALES[mean, std, device]

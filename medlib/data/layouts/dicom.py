@@ -20,6 +20,7 @@ from medlib.errors import ManifestError, unknown
 
 # What a table may name an image or a series by; "file" is a path, or a name that is there once.
 KEYS = ("file", *dicom.KEYS)
+NO_DICOM = "no DICOM file"  # why a file is left out
 ENDING = re.compile(r"\.(dcm|dicom|ima|img)$", re.IGNORECASE)
 
 
@@ -58,17 +59,17 @@ def dicom_folder(
     for option, value in {"key": key, "patient": patient}.items():
         if value not in KEYS:
             raise ManifestError(unknown(option, value, KEYS, "Correct layout_options."))
-    samples = yield from _samples(folder, card)
+    samples = yield from images_and_series(folder, card.volumes is not None)
     if table:
         yield from _by_table(samples, folder, card, (table, key, columns or {}, names), patient)
     else:
         yield from _by_folder(samples, folder, card, classes, patient)
 
 
-def _samples(
-    folder: Path, card: Card
+def images_and_series(
+    folder: Path, volumes: bool
 ) -> Generator[base.Excluded | base.Problem, None, list[Sample]]:
-    """The images below a folder or, if the card has volumes, its series of several slices."""
+    """The images below a folder or, if ``volumes`` are wanted, its series of several slices."""
     images, series = [], {}
     for here, there in base.walk(folder):
         found = dicom.headers(here)
@@ -76,16 +77,16 @@ def _samples(
         for name, header in found.items():
             path = here / name
             uid = "" if isinstance(header, str) else header.sop_instance_uid
-            if card.volumes and uid:
+            if volumes and uid:
                 uid = header.series_instance_uid
             if isinstance(header, str):
                 yield base.Problem(base.shown(path, folder), header)
             elif header.left_out:
                 yield base.Excluded(base.shown(path, folder), header.left_out)
             elif not uid:
-                tag = "SeriesInstanceUID" if card.volumes else "SOPInstanceUID"
+                tag = "SeriesInstanceUID" if volumes else "SOPInstanceUID"
                 yield base.Problem(base.shown(path, folder), f"it has no {tag}: export it again")
-            elif card.volumes:
+            elif volumes:
                 series.setdefault(uid, []).append((path, header))
             else:
                 images.append(Sample(path, header, (path,), (header,)))
@@ -109,7 +110,7 @@ def _other_files(folder: Path, paths: list[Path]) -> base.Items:
         if ENDING.search(path.name):
             yield base.Problem(base.shown(path, folder), "it is no DICOM file: copy it again")
         elif not path.name.lower().endswith(base.TABLES):
-            yield base.Excluded(base.shown(path, folder), "no DICOM file")
+            yield base.Excluded(base.shown(path, folder), NO_DICOM)
 
 
 def _row(sample: Sample, shown: str, patient: str, told: dict) -> dict | base.Problem:

@@ -50,9 +50,9 @@ def read(card: Card, data: Path | str) -> base.Found:
     items += [problem for row in rows for problem in _row_problems(row, card)]
     rows, copies = _one_file_an_id(rows, data)
     items += [*copies, *_not_read(folder, data, rows, card)]
-    problems = _frame(item for item in items if isinstance(item, base.Problem))
+    problems = frame(item for item in items if isinstance(item, base.Problem))
     bad = set(problems["name"])
-    excluded = _frame(i for i in items if isinstance(i, base.Excluded) and i.name not in bad)
+    excluded = frame(i for i in items if isinstance(i, base.Excluded) and i.name not in bad)
     rows = [row for row in rows if _printable(row["sample_id"]) not in bad]
     if not rows:
         reasons = [f"{name}: {reason}" for name, reason in [*problems.values, *excluded.values]]
@@ -157,7 +157,7 @@ def _is_copy(row: dict, other: dict, data: Path) -> bool:
     return alike and all(p.is_file() for p in paths) and filecmp.cmp(*paths, shallow=False)
 
 
-def _frame(items: Iterable[Left]) -> pd.DataFrame:
+def frame(items: Iterable[Left]) -> pd.DataFrame:
     """Names and reasons; a name that comes several times has all its reasons in one row."""
     items = [tuple(map(_printable, item)) for item in items]
     table = pd.DataFrame(items, columns=["name", "reason"], dtype=str).drop_duplicates()

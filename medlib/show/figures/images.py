@@ -98,6 +98,32 @@ def copies(pairs: pd.DataFrame, pictures: np.ndarray, title: str = "") -> plt.Fi
     return fig
 
 
+@style.styled
+def predicted(
+    pictures: Mapping[str, np.ndarray], table: pd.DataFrame, classes: Sequence[str], title: str = ""
+) -> plt.Figure:
+    """New images with what a model says of them; the most usual one first, the farthest last.
+
+    `pictures` are uint8 (H, W, 3) by sample id, `table` has sample_id, class, prob_<class>,
+    distance and unusual. On each picture: the class that is called and its probability; the sample
+    and its distance. A frame marks what is unusual.
+    """
+    told = table.set_index("sample_id").loc[list(pictures)].sort_values("distance", kind="stable")
+    shown, half = np.stack([pictures[sample] for sample in told.index]), -(-len(told) // 2)
+    places = np.arange(len(told))
+    halves = {"nearer to the\ntraining images": places[:half]}
+    halves |= {"farther away": places[half:]} if len(told) > 1 else {}
+    fig, axes = _picture_rows(shown, halves, half, title)
+    for ax, (sample, row) in zip(axes.flat, told.iterrows(), strict=False):
+        name = textwrap.fill(names.spoken(row["class"]), 14)
+        _on_picture(ax, 0.03, 0.97, f"{name}\n{row['prob_' + row['class']]:.2f}")
+        how = "unusual:" if row["unusual"] else "distance"
+        _on_picture(ax, 0.03, 0.03, f"{_shortened(sample, 16)}\n{how} {row['distance']:.2f}")
+        if row["unusual"]:
+            ax.spines[:].set(visible=True, color=style.VERMILION, linewidth=2.5)
+    return fig
+
+
 def _shortened(name: str, most: int) -> str:
     """A long name without its beginning: the files of one folder differ at the end."""
     return name if len(name) <= most else f"…{name[1 - most :]}"
