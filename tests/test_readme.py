@@ -1,6 +1,7 @@
 """What the README tells a newcomer to write is what medlib takes."""
 
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -153,6 +154,38 @@ def test_dicom_files_with_a_table_are_prepared_with_one_card(repository, clone):
     assert rows.groupby("patient_id")["fold"].nunique().eq(1).all()
     assert rows["patient_id"].nunique() == 10 and set(rows["manufacturer"]) == {"Maker"}
     assert images.std() > 30  # the window shows them
+
+
+@pytest.mark.xdist_group("readme")
+def test_a_result_is_used_on_new_images_as_the_readme_says(repository, clone):
+    text = (repository / "README.md").read_text("utf-8")
+    section = text.split("## Use the result\n")[1].split("\n## ")[0]
+    assert len(section.strip().splitlines()) <= 25
+    commands = block(repository, "sh", "medlib.predict")
+    run = re.search(r"results/demo/runs/(\w+)/([\w-]+)/frozen-linear/seed0", commands)
+    asked = {"task": run[1], "backbone": run[2], "image_size": 28, "results": "../results/demo"}
+    how = {"cwd": clone, "env": small_grid.environment(clone), "capture_output": True, "text": True}
+    probe = [sys.executable, "-m", "medlib.grid.notebooks", "notebooks/03_probe_features.ipynb"]
+    probe += ["results/out.ipynb", "--parameters", json.dumps(asked | {"heads": ["linear"]})]
+    done = subprocess.run(probe, **how)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (clone / "figures" / "demo").mkdir(parents=True)
+    (clone / "figures" / "demo" / "answer.md").write_text("the answer")
+    new = clone.parent / "new_radiographs"
+    new.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        pixels = rng.integers(255, size=(40, 50), dtype=np.uint8)
+        Image.fromarray(pixels).save(new / f"{number}.png")
+    commands = commands.replace(".venv/bin/python", shlex.quote(sys.executable))
+    done = subprocess.run(commands, shell=True, **how)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "the answer" in done.stdout and "the model is a control" in done.stdout
+    table = pd.read_csv(clone / "predictions.csv")
+    assert table["sample_id"].tolist() == ["0.png", "1.png", "2.png"]
+    classes = list(cards.read(run[1]).classes)
+    assert set(table["class"]) <= set(classes) and table["unusual"].all()  # it is noise
+    assert table[[f"prob_{name}" for name in classes]].sum(axis=1).to_numpy() == pytest.approx(1)
 
 
 def test_every_layout_stands_in_the_table_of_layouts(repository):
