@@ -180,3 +180,15 @@ def series_names(rows: pd.DataFrame) -> pd.Series:
     share = (100 * fraction).map(", {:g} % of labels".format)
     words = ["", ", all labels", ", same labels as fine-tuned"]
     return regime + np.select([own & tuned, fraction == 1, own], words, share)
+
+
+def by_backbone(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of each backbone, by printed name and in order."""
+    if table.empty:
+        return {}
+    return {
+        one.name: table[
+            (table["backbone"] == one.backbone) & (table["pretraining"] == one.pretraining)
+        ]
+        for one in in_order(table).itertuples(index=False)
+    }

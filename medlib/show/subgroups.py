@@ -23,18 +23,6 @@ def attribute_name(attribute: str, of_class: str = "") -> str:
     return names.spoken(attribute) + against
 
 
-def by_backbone(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The rows of each backbone, by printed name and in order."""
-    if table.empty:
-        return {}
-    return {
-        one.name: table[
-            (table["backbone"] == one.backbone) & (table["pretraining"] == one.pretraining)
-        ]
-        for one in names.in_order(table).itertuples(index=False)
-    }
-
-
 def gap_words(row: Mapping) -> str:
     """The largest gap of a backbone: "B minus A +0.054 [+0.037, +0.071]", or why there is none."""
     if row["why"]:
@@ -77,10 +65,10 @@ def table(found: Subgroups, metrics: Sequence[str] = PRINTED) -> pd.DataFrame:
         gaps, sites = (of[of["attribute"] == attribute] for of in first)
         if (gaps["why"] != "").all():  # of the same patients: one sentence for all
             lines.append(start | {"group": "largest gap", metrics[0]: gaps["why"].iloc[0]})
-        for name, of_one in by_backbone(gaps[gaps["why"] == ""]).items():
+        for name, of_one in names.by_backbone(gaps[gaps["why"] == ""]).items():
             words = gap_words(of_one.iloc[0])
             lines.append(start | {"group": "largest gap", "backbone": name, metrics[0]: words})
-        for name, of_one in by_backbone(sites).items() if attribute == SITE else ():
+        for name, of_one in names.by_backbone(sites).items() if attribute == SITE else ():
             lines += _site_lines(start | {"backbone": name}, of_one.iloc[0], metrics[0])
     columns = ["attribute", "group", "patients", "by class", "backbone", *metrics]
     return pd.DataFrame(lines, columns=columns).fillna("")
@@ -92,7 +80,7 @@ def _group_lines(start: dict, rows: pd.DataFrame, first_metric: str) -> list[dic
     if first["why"]:
         return [start | {first_metric: first["why"]}]
     lines = []
-    for name, cells in by_backbone(rows).items():
+    for name, cells in names.by_backbone(rows).items():
         values = {}
         for one in cells.itertuples():
             ends = f" [{one.ci_low:.3f}, {one.ci_high:.3f}]" if np.isfinite(one.ci_low) else ""

@@ -102,9 +102,8 @@ def _against_rest(
     """The metrics of :func:`by_class` for one class: of the sample itself, then of each draw."""
     y, proba = prediction.arrays(frame, classes)
     c = classes.index(name)
-    own, called, sides = y == c, proba.argmax(1) == c, ["rest", "own"]
-    binary = frame.assign(y_true=np.where(own, *reversed(sides)), prob_rest=1 - proba[:, c])
-    binary["prob_own"] = proba[:, c]
+    own, called = y == c, proba.argmax(1) == c
+    binary, sides = prediction.against_rest(frame, name), [f"not {name}", name]
     itself = prediction.point(binary, sides, ["auroc"])["auroc"]
     drawn = bootstrap.bootstrap(binary, sides, resamples, names=["auroc"])["auroc"]
     made = {"auroc": np.append(itself, drawn)}

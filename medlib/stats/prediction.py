@@ -58,6 +58,15 @@ def arrays(predictions: pd.DataFrame, classes: list[str]) -> tuple[np.ndarray, n
     return codes(predictions["y_true"], classes), proba
 
 
+def against_rest(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Predictions of one class against all others: "not <name>" comes first."""
+    own = frame[probability_columns([name])[0]]
+    rest = f"not {name}"
+    columns = [c for c in frame if not c.startswith("prob_")]
+    two = frame[columns].assign(y_true=frame["y_true"].where(frame["y_true"] == name, rest))
+    return two.assign(**{f"prob_{rest}": 1 - own, f"prob_{name}": own})
+
+
 def folds(predictions: pd.DataFrame) -> Iterator[tuple[np.ndarray, float]]:
     """The rows (n,) of each fold, as a mask, and its share of the test patients.
 

@@ -136,17 +136,8 @@ def _questions(arm: Arm, ordered: bool) -> Iterator[tuple[str, list, list[str], 
     """
     yield "", arm.frames, arm.classes, metrics.applicable(len(arm.classes), ordered)
     for name in arm.classes if len(arm.classes) > 2 else ():
-        frames = [against_rest(frame, name) for frame in arm.frames]
+        frames = [prediction.against_rest(frame, name) for frame in arm.frames]
         yield name, frames, [f"not {name}", name], ["auroc"]
-
-
-def against_rest(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Predictions of one class against all others: "not <name>" comes first."""
-    own = frame[prediction.probability_columns([name])[0]]
-    rest = f"not {name}"
-    columns = [c for c in frame if not c.startswith("prob_")]
-    two = frame[columns].assign(y_true=frame["y_true"].where(frame["y_true"] == name, rest))
-    return two.assign(**{f"prob_{rest}": 1 - own, f"prob_{name}": own})
 
 
 def _masks(named: pd.Series) -> Iterator[tuple[str, np.ndarray]]:

@@ -41,8 +41,7 @@ def named(table: pd.DataFrame) -> pd.DataFrame:
 
 def by_backbone(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The rows of each backbone, by printed name and in order, with the columns of `named`."""
-    table = named(table)
-    return {name: table[table["name"] == name] for name in names.in_order(table)["name"]}
+    return {name: named(rows) for name, rows in names.by_backbone(table).items()}
 
 
 def linear(table: pd.DataFrame, tasks: names.Tasks, metric: str) -> pd.DataFrame:

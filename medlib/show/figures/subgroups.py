@@ -102,12 +102,12 @@ def _panel(found: Subgroups, attribute: str, looks: dict) -> Panel:
     lines = [("Largest gap between two groups", "black")]
     if (gaps["why"] != "").all():  # of the same patients: one sentence for all
         lines.append((gaps["why"].iloc[0], "black"))
-    for name, of_one in words.by_backbone(gaps[gaps["why"] == ""]).items():
+    for name, of_one in names.by_backbone(gaps[gaps["why"] == ""]).items():
         lines.append((f"{parts.short(name)}: {words.gap_words(of_one.iloc[0])}", name))
     sites = sites[sites["why"] == ""]
     if len(sites):
         lines.append(("Heterogeneity of sites", "black"))
-    for name, of_one in words.by_backbone(sites).items():
+    for name, of_one in names.by_backbone(sites).items():
         lines.append((f"{parts.short(name)}: {words.site_words(of_one.iloc[0])}", name))
     look = {"inches": BESIDE, "size": SMALL, "indent": "   "}
     lines = [(re.sub(r"\[(\S+) ", "[\\1\u00a0", text), of) for text, of in lines]  # in one line
@@ -144,11 +144,11 @@ def _draw(ax: plt.Axes, panel: Panel, looks: dict) -> None:
             why = style.wrapped(names.spoken(first["why"]), WIDE - 0.1, SMALL)
             ax.annotate(why, (0.01, y), va="center", **look)
             continue
-        for name, of_one in words.by_backbone(rows).items():
+        for name, of_one in names.by_backbone(rows).items():
             one, at = of_one.iloc[0], y + shifts[name]
             ax.hlines(at, one["ci_low"], one["ci_high"], color=looks[name]["color"], linewidth=1)
             ax.plot(one["value"], at, **looks[name])
-    for name, of_one in words.by_backbone(panel.sites).items():
+    for name, of_one in names.by_backbone(panel.sites).items():
         _diamond(ax, of_one.iloc[0], len(labels) + shifts[name], looks[name], STEP / panel.row)
     if len(panel.sites):
         labels.append("all sites: mean, and\nwhat to expect at a new one")
