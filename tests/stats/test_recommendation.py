@@ -158,11 +158,11 @@ def test_several_metrics_are_refused():
     "truths", [(0.85,) * 5, (0.86, 0.85, 0.85, 0.84, 0.80), (0.88, 0.86, 0.859, 0.858, 0.857)]
 )
 def test_the_intervals_hold_at_once_and_the_rule_takes_no_arm_that_is_worse(truths):
-    """400 simulated studies: coverage at least 95 % but for chance, wrong picks at most 5 %.
+    """250 simulated studies: coverage at least 95 % but for chance, wrong picks at most 5 %.
 
     If all arms are equally good, each is a best one, and the set of the best holds it in 95 %.
     """
-    rng, held, among, wrong, n = np.random.default_rng(5), 0, [], 0, 400
+    rng, held, among, wrong, n = np.random.default_rng(5), 0, [], 0, 250
     best_other = [max(truths[:i] + truths[i + 1 :]) for i in range(len(truths))]
     gaps = np.array(truths) - best_other
     for _ in range(n):
