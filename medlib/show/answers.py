@@ -69,7 +69,8 @@ def _choice(table: pd.DataFrame) -> Iterator[str]:
         more = f"; and {len(best) - MOST} more" if len(best) > MOST else ""
         yield f"{len(best)} arms cannot be told from the best: {some}{more}."
     why = table["why"][table["why"] != ""].value_counts()
-    yield from (f"{n} arm(s) are not judged: {words}." for words, n in why.items())
+    for words, n in why.items():
+        yield f"{n} {'arm is' if n == 1 else 'arms are'} not judged: {words}."
 
 
 def spent(row: Mapping) -> str:

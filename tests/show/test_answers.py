@@ -68,7 +68,7 @@ def test_the_answer_names_what_to_take_what_cannot_be_told_from_it_and_whether_t
     assert "no worse than the best by more than 0.02" in chest
     both = "ViT-Ti (ImageNet), frozen, linear head; ResNet50 (ImageNet), frozen, linear head."
     assert f"2 arms cannot be told from the best: {both}" in chest
-    assert f"1 arm(s) are not judged: {ONCE}." in chest
+    assert f"1 arm is not judged: {ONCE}." in chest
     assert "Fine-tuning is shown to help 1 of 1 backbones, and to harm 0." in chest
     assert "+0.030 [+0.010, +0.050] (ResNet50 (ImageNet))" in chest
     assert "On these labels it took 300 s a backbone; freezing took 12 s." in chest
