@@ -10,6 +10,7 @@ from medlib.stats import runs
 from medlib.stats.recommendation import ALL_TASKS
 
 PHANTOMS = "These are phantoms: nothing follows from this for real images."
+EVERY_TASK = "Every task"
 ONLY_RANDOM = "Only random controls were run, and they are never recommended."
 TUNING = {"finetuned": "fine-tuning", "lora": "LoRA"}
 MOST = 3  # arms that are named in a sentence
@@ -31,12 +32,16 @@ def sentences(
 ) -> dict[str, list[str]]:
     """Sentences by title of the task, "All tasks together" first if there are several.
 
+    Where only random controls were run, one sentence holds for every task.
+
     ``table`` is `recommendation.recommend`. ``regimes`` are the rows of `differences.differences`
     whose contrast is "regimes": both arms of a row have the same labels. ``costs`` is
     `summaries.costs`. Phantoms say that they are.
     """
     together = [ALL_TASKS] if (table["task"] == ALL_TASKS).any() else []
     phantoms = any("(phantoms)" in card["title"] for card in tasks.values())
+    if table.empty:
+        return {EVERY_TASK: [ONLY_RANDOM] + [PHANTOMS] * phantoms}
     said = {}
     for task in [*together, *tasks]:
         of_task, pairs = table[table["task"] == task], regimes[regimes["task"] == task]

@@ -127,11 +127,10 @@ def claims_table(verdicts: pd.DataFrame) -> pd.DataFrame:
 def best_arms(table: pd.DataFrame, tasks: names.Tasks, metric: str) -> pd.DataFrame:
     """`recommendation.recommend` as printed: a row an arm, the best of a task first.
 
-    Where only random controls were run, each task has a row that says so.
+    Where only random controls were run, one row says so.
     """
     if table.empty:
-        titles = [card["title"] for card in tasks.values()]
-        return pd.DataFrame({"task": titles, "verdict": answers.ONLY_RANDOM})
+        return pd.DataFrame({"task": [answers.EVERY_TASK], "verdict": [answers.ONLY_RANDOM]})
     words = "{:+.3f} [{:+.3f}, {:+.3f}]".format
     ends = table[["difference", "best_low", "best_high"]].itertuples(index=False)
     apart = [words(*row) if pd.notna(row.best_low) else "" for row in ends]
