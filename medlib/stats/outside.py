@@ -27,11 +27,12 @@ def fitted(x: np.ndarray, shift: np.ndarray, scale: np.ndarray) -> dict[str, np.
     """
     z = (np.asarray(x, np.float32) - shift) / scale
     q = max(1, min(COMPONENTS, min(z.shape) - 1))
-    if min(z.shape) > q:
+    if min(z.shape) > q and z.any():
         start = np.random.default_rng(0).normal(size=min(z.shape))  # the same result in each call
         *_, singular, components = svds(z, q, v0=start.astype(z.dtype))
-    else:  # a single image, or a single feature
+    else:  # a single image, a single feature, or embeddings that are all the same
         _, singular, components = np.linalg.svd(z, full_matrices=False)
+        singular, components = singular[:q], components[:q]
     total, along = float(np.square(z, dtype=np.float64).sum()) / len(z), singular**2 / len(z)
     tiny = np.finfo(np.float32).eps * max(total, 1.0)
     rest = (total - along.sum()) / max(1, z.shape[1] - len(along))
