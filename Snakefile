@@ -43,7 +43,7 @@ IN_ORDER = names.in_order(pd.DataFrame({"backbone": BACKBONES, "pretraining": PR
 FAMILIES = [names.family(*pair) for pair in zip(BACKBONES, PRETRAINING)]
 PRINTED = repr([list(IN_ORDER["name"]), FAMILIES, names.families()])
 RUNS = states.done(grid, RESULTS) if PARTIAL else gridfile.runs(grid)  # that are drawn
-LOOKED_AT = next(regime for regime in REGIMES if grid[regime])  # by notebooks 09 and 13
+LOOKED_AT = next(regime for regime in REGIMES if grid[regime])  # by notebooks 09, 12 and 13
 LOOKED_AT_TASKS = list(dict.fromkeys(run.task for run in RUNS if run.regime == LOOKED_AT))
 # What a job is made from. It records the content of its inputs when it begins.
 MADE_FROM = (
@@ -195,8 +195,11 @@ def reported(rule):
 
 def drawn(*rules):
     """The files of the figures and tables of these rules, of all tasks."""
-    tasks = {rule: LOOKED_AT_TASKS if rule in ("look", "operate", "subgroups") else TASKS for rule in rules}
-    files = (name.format(task=task) for rule in rules for task in tasks[rule] for name in shown(rule))
+    files = []
+    for rule in rules:
+        tasks = TASKS if rule == "prepare" else LOOKED_AT_TASKS
+        for name in shown(rule):
+            files += [name.format(task=task) for task in tasks] if "{task}" in name else [name]
     return list(dict.fromkeys(files))
 
 

@@ -55,14 +55,12 @@ def of_card(card: Card, data: Path | str) -> base.Found:
         found = reader.read(card, data)
     else:
         rows = manifest.read_rows(FOLDER / f"{card.task}.csv")
-        found = base.Found(rows, manifest.read_excluded(FOLDER / f"{card.task}.csv"), _none())
+        found = base.Found(
+            rows, manifest.read_excluded(FOLDER / f"{card.task}.csv"), reader.frame(())
+        )
     needed = {"mask": card.volumes and card.volumes.needs_mask, "reference": card.volumes}
     unused = [name for name in manifest.BESIDE if name in found.rows and not needed[name]]
     return _checked(found._replace(rows=found.rows.drop(columns=unused)), data, card.volumes)
-
-
-def _none() -> pd.DataFrame:
-    return pd.DataFrame(columns=["name", "reason"], dtype=str)
 
 
 def _items(folder: Path, settings: Volumes | None) -> base.Items:

@@ -5,7 +5,6 @@
 It writes ``checklist.{csv,md,tex,html}`` into the folder of figures, from the files that are there.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -33,16 +32,7 @@ def write(grid_file: Path | str, results: Path | str, figures: Path | str) -> li
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    for name in ("grid_file", "results", "figures"):
-        parser.add_argument(name, type=Path)
-    jobs.add_arguments(parser)
-    options = parser.parse_args()
-
-    def work() -> None:
-        write(options.grid_file, options.results, options.figures)
-
-    return jobs.run_job(work, options.results / f"{STEM}.log", Path(__file__), options)
+    return jobs.run_on_grid(write, Path(__file__), f"{STEM}.log")
 
 
 if __name__ == "__main__":

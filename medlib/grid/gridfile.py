@@ -158,17 +158,16 @@ class Collect(Part):
     resamples: Annotated[int, Field(ge=0)] = 5000
 
 
-def _not_a_class(prevalence: dict[str, dict], info: ValidationInfo) -> str | None:
-    lines = [unknown("task", t, info.context["tasks"]) for t in prevalence]
-    lines = [
-        line for t, line in zip(prevalence, lines, strict=True) if t not in info.context["tasks"]
-    ]
-    for task in prevalence.keys() & set(cards.tasks()):
-        classes = cards.read(task).all_classes
-        lines += [
-            unknown(f"class of {task}", c, classes) for c in prevalence[task] if c not in classes
-        ]
-    return "\n".join(f"  - {line}" for line in lines) or None
+def _not_a_class(prevalence: dict[str, dict], info: ValidationInfo) -> str:
+    """The tasks that the grid does not have, and the classes that a task does not have."""
+    tasks, lines = info.context["tasks"], []
+    for task, shares in prevalence.items():
+        if task not in tasks:
+            lines.append(unknown("task", task, tasks))
+        elif task in cards.tasks():
+            classes = cards.read(task).all_classes
+            lines += [unknown(f"class of {task}", c, classes) for c in shares if c not in classes]
+    return "\n".join(f"  - {line}" for line in lines)
 
 
 class Thresholds(Part):

@@ -77,6 +77,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--attempt", type=int, default=1, help="from 2 on: only what is transient")
 
 
+def run_on_grid(write: Callable, source: Path, log: str) -> int:
+    """Run the job of a module that calls ``write(grid_file, results, figures)``; the exit status.
+
+    The three paths are arguments of the command. Its ``log`` lies in the results folder.
+    """
+    parser = argparse.ArgumentParser(description=source.stem)
+    for name in ("grid_file", "results", "figures"):
+        parser.add_argument(name, type=Path)
+    add_arguments(parser)
+    job = parser.parse_args()
+
+    def work() -> None:
+        write(job.grid_file, job.results, job.figures)
+
+    return run_job(work, job.results / log, source, job)
+
+
 def run_job(work: Callable, output: Path, source: Path, job: argparse.Namespace) -> int:
     """Do the work of one job; returns 0, or 1 if it failed, and records how it ended.
 

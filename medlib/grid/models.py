@@ -146,7 +146,8 @@ def described(
     samples, and the numbers of patients and images of each class on each side.
     """
     (index, rotations), card, row = split, _card(run, results), backbones.get(run.backbone)
-    classes, validated = manifest.classes(index, card), dict(_validated(validation))
+    classes = manifest.classes(index, card)
+    validated = dict(list(validation.groupby(validation["rotation"].astype(str))))
     of_rotations = [
         {"fold": part.fold, "patients_and_images": _counted(index, part)}
         | _chosen(validated[str(part.fold)], classes)
@@ -164,10 +165,6 @@ def described(
         "manifest_sha256": files.file_sha256(address.manifest(results, run.task)),
         "versions": environment()["versions"],
     }
-
-
-def _validated(validation: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    yield from validation.groupby(validation["rotation"].astype(str))
 
 
 def _counted(index: pd.DataFrame, part: Rotation) -> dict[str, dict]:

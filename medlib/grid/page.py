@@ -6,7 +6,6 @@ The page of an incomplete grid has another name: a file that stands for the comp
 only when the grid is complete.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -57,16 +56,7 @@ def write(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name in ("grid_file", "results", "figures"):
-        parser.add_argument(name, type=Path)
-    jobs.add_arguments(parser)
-    options = parser.parse_args()
-
-    def work() -> None:
-        write(options.grid_file, options.results, options.figures)
-
-    return jobs.run_job(work, options.results / "report.log", Path(__file__), options)
+    return jobs.run_on_grid(write, Path(__file__), "report.log")
 
 
 if __name__ == "__main__":

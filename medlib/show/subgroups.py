@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from medlib.show import names
+from medlib.show import names, tables
 from medlib.stats.subgroups import SITE, Subgroups
 
 PRINTED = ("auroc", "balanced_accuracy", "brier")  # metrics of the table
@@ -81,10 +81,7 @@ def _group_lines(start: dict, rows: pd.DataFrame, first_metric: str) -> list[dic
         return [start | {first_metric: first["why"]}]
     lines = []
     for name, cells in names.by_backbone(rows).items():
-        values = {}
-        for one in cells.itertuples():
-            ends = f" [{one.ci_low:.3f}, {one.ci_high:.3f}]" if np.isfinite(one.ci_low) else ""
-            values[one.metric] = f"{one.value:.3f}{ends}"
+        values = dict(zip(cells["metric"], tables.with_ends(cells, "{:.3f}"), strict=True))
         lines.append(start | {"backbone": name} | values)
     return lines
 

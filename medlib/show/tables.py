@@ -131,9 +131,7 @@ def best_arms(table: pd.DataFrame, tasks: names.Tasks, metric: str) -> pd.DataFr
     """
     if table.empty:
         return pd.DataFrame({"task": [answers.EVERY_TASK], "verdict": [answers.ONLY_RANDOM]})
-    words = "{:+.3f} [{:+.3f}, {:+.3f}]".format
-    ends = table[["difference", "best_low", "best_high"]].itertuples(index=False)
-    apart = [words(*row) if pd.notna(row.best_low) else "" for row in ends]
+    apart = with_ends(table, "{:+.3f}", ("difference", "best_low", "best_high"))
     verdict = np.select(
         [table["recommended"], table["among_best"], table["why"] == ""],
         ["recommended", "cannot be told from the best", "worse than the best"],
@@ -162,7 +160,7 @@ def calibration_table(beside: pd.DataFrame) -> pd.DataFrame:
     if (whole & coefficient).any():
         beside = beside[whole & (beside["metric"] != "intercept")]
     rows = names.in_order(beside)
-    named = beside.assign(cell=_with_ends(beside, "{:.3f}")).merge(
+    named = beside.assign(cell=with_ends(beside, "{:.3f}")).merge(
         rows[["backbone", "pretraining", "name"]]
     )
     wide = named.pivot(index=["name", "probabilities"], columns="metric", values="cell")
@@ -188,7 +186,7 @@ def thresholds_table(points: pd.DataFrame) -> pd.DataFrame:
     before = points["validation"].map(" ({:.2f})".format).where(points["metric"].isin(AIMS), "")
     at = points["threshold"].map("{:.3g}".format).where(points["threshold"].notna(), "")
     rows = names.in_order(points)[["backbone", "pretraining", "name"]]
-    named = points.assign(cell=_with_ends(points, "{:.2f}") + before, at=at, column=columns)
+    named = points.assign(cell=with_ends(points, "{:.2f}") + before, at=at, column=columns)
     named = named.merge(rows)
     keys = ["class", "name", "rule", "at"]
     wide = named.pivot(index=keys, columns="column", values="cell")
@@ -207,7 +205,7 @@ def classes_table(rates: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     patients of a class that has fewer than :data:`ENOUGH`.
     """
     order = names.in_order(rates)
-    named = rates.assign(cell=_with_ends(rates, "{:.3f}")).merge(
+    named = rates.assign(cell=with_ends(rates, "{:.3f}")).merge(
         order[["backbone", "pretraining", "name"]]
     )
     wide = named.pivot(index=["label", "name"], columns="metric", values="cell")
@@ -218,12 +216,19 @@ def classes_table(rates: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     return wide.assign(**{"class": wide["class"].map(names.spoken)})
 
 
-def _with_ends(table: pd.DataFrame, number: str) -> list[str]:
-    """Values with their intervals, as far as they have one."""
+def with_ends(
+    table: pd.DataFrame, number: str, columns: Sequence[str] = ("value", "ci_low", "ci_high")
+) -> list[str]:
+    """A cell for each row: its value with its interval, if it has one; "" without a value.
+
+    ``number`` is the format of a number, ``columns`` are those of the value and of the two ends.
+    """
     words = f"{number} [{number}, {number}]".format
-    rows = table[["value", "ci_low", "ci_high"]].itertuples(index=False)
-    cells = (words(*r) if pd.notna(r.ci_low) else number.format(r.value) for r in rows)
-    return ["" if cell == "nan" else cell for cell in cells]
+    cells = []
+    for value, low, high in table[list(columns)].itertuples(index=False):
+        cell = words(value, low, high) if pd.notna(low) else number.format(value)
+        cells.append(cell if pd.notna(value) else "")
+    return cells
 
 
 def confounds_table(parts: pd.DataFrame, tasks: names.Tasks) -> pd.DataFrame:
