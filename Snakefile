@@ -28,7 +28,7 @@ GRID = config.get("grid", "demo")
 RESULTS = f"results/{GRID}"
 FIGURES = f"figures/{GRID}"
 grid = gridfile.read(f"grids/{GRID}.yaml")
-TASKS = grid["tasks"]
+TASKS, PREPARED = grid["tasks"], gridfile.prepared(grid)
 PARTIAL = config.get("partial", False)  # draw only the runs that are there
 BACKBONES = sorted(gridfile.all_backbones(grid))
 # A notebook names folders relative to its own.
@@ -45,6 +45,8 @@ PRINTED = repr([list(IN_ORDER["name"]), FAMILIES, names.families()])
 RUNS = states.done(grid, RESULTS) if PARTIAL else gridfile.runs(grid)  # that are drawn
 LOOKED_AT = next(regime for regime in REGIMES if grid[regime])  # by notebooks 09, 12 and 13
 LOOKED_AT_TASKS = list(dict.fromkeys(run.task for run in RUNS if run.regime == LOOKED_AT))
+EXTERNAL = grid.get("external", {})  # task -> the data sets on which notebook 11 tests its models
+TESTED_ELSEWHERE = [task for task in EXTERNAL if any(run.task == task for run in RUNS)]
 # What a job is made from. It records the content of its inputs when it begins.
 MADE_FROM = (
     "--attempt {resources.attempt} --settings {params:q} --expect {output:q} --inputs {input:q}"
@@ -71,11 +73,12 @@ def code(notebook):
     Modules that draw are left out before notebook 06: how things are drawn is no reason to train
     again. So are those that run jobs, and those that fetch weights: a job depends on the file that
     they write. The table of backbones is not among them either: a job depends on its own row only.
-    Nor is what describes a model that is saved beside a run: no prediction depends on it.
+    Nor is, before notebook 06, what describes a model that is saved beside a run: no prediction
+    depends on it.
     """
-    saving = {notebooks.MEDLIB / "grid" / "models.py"}
-    modules = notebooks.sources(f"notebooks/{notebook}.ipynb", saving)[1:]
     shows = int(notebook[:2]) > 5
+    saving = set() if shows else {notebooks.MEDLIB / "grid" / "models.py"}
+    modules = notebooks.sources(f"notebooks/{notebook}.ipynb", saving)[1:]
     names = [path.relative_to(notebooks.MEDLIB) for path in modules]
     left_out = {f"grid/{name}.py" for name in ("notebooks", "jobs", "made", "kinds")}
     out = {"zoo"} if shows else {"zoo", "show"}
@@ -155,7 +158,7 @@ def training(run):
     asked = {name: value for name, value in vars(run).items() if name != "head"}
     own = settings(run.regime, "backbones", "image_size", "label_fraction", "seeds")
     size = size_of(run.regime, run.backbone)
-    return parameters(**asked, **own, **gridfile.saved_models(grid), image_size=size, again=True)
+    return parameters(**asked, **own, **gridfile.saved_models(grid, run.task), image_size=size, again=True)
 
 
 def row(wildcards):
@@ -195,9 +198,9 @@ def reported(rule):
 
 def drawn(*rules):
     """The files of the figures and tables of these rules, of all tasks."""
-    files = []
+    files, tasks_of = [], {"prepare": PREPARED, "elsewhere": TESTED_ELSEWHERE}
     for rule in rules:
-        tasks = TASKS if rule == "prepare" else LOOKED_AT_TASKS
+        tasks = tasks_of.get(rule, LOOKED_AT_TASKS)
         for name in shown(rule):
             files += [name.format(task=task) for task in tasks] if "{task}" in name else [name]
     return list(dict.fromkeys(files))
@@ -207,6 +210,18 @@ def drawn(*rules):
 FINISHED = defaultdict(dict)  # the files are its keys: one job makes all probes of a backbone
 for _run in RUNS:
     FINISHED[_run.task, _run.backbone][str(_run.promised(RESULTS))] = True
+
+
+def finished(task):
+    """The files that say that all runs of a task are complete."""
+    return [file for (of_task, _), files in FINISHED.items() if of_task == task for file in files]
+
+
+def tested_on(task):
+    """What notebook 11 reads of the data sets on which a task's models are tested."""
+    names = [task, *EXTERNAL[task]]
+    sizes = gridfile.image_sizes(grid)
+    return [file for name in names for file in (manifest(name), *packs(name, *sizes))]
 
 
 def summarised(tasks):
@@ -229,8 +244,8 @@ def everything():
         return [REPORT]
     cells = [(task, backbone) for task in TASKS for backbone in BACKBONES]
     return [
-        *(manifest(task) for task in TASKS),
-        *(file for task in TASKS for file in packs(task, *gridfile.image_sizes(grid))),
+        *(manifest(task) for task in PREPARED),
+        *(file for task in PREPARED for file in packs(task, *gridfile.image_sizes(grid))),
         *(file for task, backbone in cells if backbone in grid["frozen"].get("backbones", ())
           for file in embedded(task, backbone)),
         *(file for cell in cells for file in FINISHED[cell]),
@@ -314,7 +329,7 @@ rule probe:
             image_size=size_of("frozen", wildcards.backbone),
             again=True,
             **settings("frozen", "backbones", "image_size", "label_fractions", "seeds"),
-            **gridfile.saved_models(grid),
+            **gridfile.saved_models(grid, wildcards.task),
         ),
     resources:
         **needs(240),
@@ -487,6 +502,28 @@ rule subgroups:
         ),
     resources:
         **needs(60),
+    shell:
+        RUN
+
+
+rule elsewhere:
+    input:
+        ancient(lambda wildcards: finished(wildcards.task)),
+        ancient(lambda wildcards: tested_on(wildcards.task)),
+        **made_by("11_test_elsewhere"),
+    output:
+        reported("elsewhere"),
+    log:
+        notebook=f"{RESULTS}/11_test_elsewhere_{{task}}.ipynb",
+    params:
+        printed=PRINTED,
+        json=lambda wildcards: parameters(
+            SHARED | DRAWN | gridfile.elsewhere(grid, wildcards.task),
+            task=wildcards.task,
+            grid_file=COMPARED["grid_file"],
+        ),
+    resources:
+        **needs(240, gpu=1),
     shell:
         RUN
 

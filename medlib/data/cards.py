@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from medlib.data.known import KNOWN
 from medlib.errors import ManifestError, listed, unknown
@@ -108,8 +116,10 @@ class Card(BaseModel):
     images). ``incomplete`` is ``stop``, or ``leave_out`` where some patients are known to lack a
     modality or a label. ``known_duplicates`` lists groups of sample ids that are one image on
     several sides of a split: those on the training side are dropped. ``not_duplicates`` lists pairs
-    that look like one image and are not. The fields of :data:`FOR_A_PAPER` are texts; one that is
-    missing is an open item of the checklist, not an error.
+    that look like one image and are not. ``external_for`` names the tasks whose finished models may
+    be tested on this data set, and maps its classes to those of the task: ``{chest_xray: {healthy:
+    normal}}``. A class without an entry keeps its name. The fields of :data:`FOR_A_PAPER` are
+    texts; one that is missing is an open item of the checklist, not an error.
     """
 
     model_config = STRICT
@@ -136,6 +146,7 @@ class Card(BaseModel):
     not_duplicates: Groups = ()
     subgroups: dict[str, Cuts] = {}
     joined_sites: dict[str, Texts] = {}
+    external_for: dict[str, dict[str, str]] = {}
     notes: str = ""
     acquisition: str = ""
     reference_standard: str = ""
@@ -155,6 +166,14 @@ class Card(BaseModel):
         if problems:
             raise ValueError("but " + "; ".join(problems))
         return subgroups
+
+    @field_validator("external_for")
+    @classmethod
+    def _own_classes(cls, tasks: dict[str, dict], info: ValidationInfo) -> dict[str, dict]:
+        own = (*info.data.get("classes", ()), *info.data.get("optional_classes", ()))
+        if named := sorted({name for names in tasks.values() for name in names if name not in own}):
+            raise ValueError(f"but this data set has no class {', '.join(named)}")
+        return tasks
 
     @field_validator("joined_sites")
     @classmethod
@@ -190,6 +209,31 @@ class Card(BaseModel):
     def further_columns(self) -> tuple[str, ...]:
         """The columns of ``subgroups`` that no manifest knows by itself."""
         return tuple(name for name in self.subgroups if name not in KNOWN)
+
+    def classes_for(self, task: Card, names: Mapping[str, str] | None = None) -> dict[str, str]:
+        """This card's classes as those of a task whose models are tested here: {own: the task's}.
+
+        ``names`` maps classes in place of ``external_for``. Classes that the task does not have are
+        left out. Raises ManifestError if the card does not say that it may test that task and
+        ``names`` is None, and if fewer than two of the task's classes remain.
+        """
+        if names is None and task.task not in self.external_for:
+            raise ManifestError(
+                f"{self.task} does not say that models of {task.task} may be tested on it: add "
+                f"`external_for: {{{task.task}: {{}}}}` to its card, with the classes whose names "
+                f"differ. {task.task} has {', '.join(task.all_classes)}; {self.task} has "
+                f"{', '.join(self.all_classes)}."
+            )
+        names = self.external_for[task.task] if names is None else names
+        found = {name: names.get(name, name) for name in self.all_classes}
+        found = {name: to for name, to in found.items() if to in task.all_classes}
+        if len(set(found.values())) < 2:
+            raise ManifestError(
+                f"Of the classes of {task.task} ({', '.join(task.all_classes)}), {self.task} has "
+                f"{', '.join(set(found.values())) or 'none'}, and two are needed. Its own classes "
+                f"are {', '.join(self.all_classes)}: map them in `external_for`."
+            )
+        return found
 
     def with_settings(
         self, folds: int = 0, volumes: dict | None = None, phantoms: bool = False

@@ -31,6 +31,8 @@ from medlib.files import file_sha256, read_json, save_csv, save_json
 MODALITIES = ("t1", "t1ce", "flair")
 # Patients (lesions, eyes) of each class at scale 1.
 CHEST = {"train": {"NORMAL": 90, "PNEUMONIA": 110}, "test": {"NORMAL": 45, "PNEUMONIA": 60}}
+ELSEWHERE = {"healthy": 90, "pneumonia": 40}  # of another hospital, where pneumonia is rarer
+SHUFFLED = 0.3  # the share of its patients among whom the labels are shuffled
 MYOPIA = {"train": {"H": 24, "N": 86, "P": 120}, "val": {"H": 10, "N": 45, "P": 55}}
 MACULAR = {"train": {"A": 110, "N": 110}, "val": {"A": 50, "N": 50}}
 LESIONS = {"akiec": 40, "bcc": 46, "bkl": 54, "df": 36, "mel": 54, "nv": 120, "vasc": 36}
@@ -217,6 +219,32 @@ def _write_chest(folder: Path, scale: float, rng: np.random.Generator) -> None:
                         name = f"person{number}_{kind}_{image_number}.jpeg"
                     photo = _view(rng, drawing, (112, 112), turn=0.06, cast=0)
                     _save_jpeg(folder / split / label / name, photo)
+
+
+def _write_other_chest(
+    folder: Path, scale: float, rng: np.random.Generator, shuffled: float = SHUFFLED
+) -> None:
+    """`other_chest/{healthy,pneumonia}/p*_*.jpeg`: grey, 112 x 112, of another hospital.
+
+    Its scanner has less contrast, more noise and a black border. The labels of a share of the
+    patients are shuffled among them. So a model with the AUROC A on the true classes is expected to
+    have 0.5 + (1 - shuffled) (A - 0.5) on these labels.
+    """
+    drawn = rng.permutation(_drawn(ELSEWHERE, scale))
+    photos = []
+    for kind in drawn:
+        drawing = _chest(rng, kind == "pneumonia")
+        views = range(_images_of_one(rng))
+        photos.append([_view(rng, drawing, (112, 112), turn=0.06, cast=0) for _ in views])
+    for photo in (photo for views in photos for photo in views):
+        photo[:] = 0.12 + 0.7 * np.clip(photo, 0, 1) ** 1.3 + rng.normal(0, 0.03, photo.shape)
+        border = int(rng.integers(3, 7))
+        photo[:border], photo[-border:], photo[:, :border], photo[:, -border:] = 0, 0, 0, 0
+    labels, chosen = drawn.copy(), rng.permutation(len(drawn))[: round(shuffled * len(drawn))]
+    labels[chosen] = rng.permutation(labels[chosen])
+    for number, (label, views) in enumerate(zip(labels, photos, strict=True), start=1):
+        for view, photo in enumerate(views):
+            _save_jpeg(folder / label / f"p{number:03d}_{view}.jpeg", photo)
 
 
 def _fundus(rng: np.random.Generator, kind: str, n: int = 112) -> np.ndarray:
@@ -503,6 +531,7 @@ def _save_case(rng: np.random.Generator, stem: Path, volumes: dict[str, np.ndarr
 
 DATASETS = {
     "chest_xray": _write_chest,
+    "other_chest": _write_other_chest,
     "ichallenge_amd": partial(_write_fundus, eyes=MACULAR, name="AMD", ill="A"),
     "ichallenge_pm": partial(_write_fundus, eyes=MYOPIA, name="PALM", ill="P"),
     "ham10000": _write_dermoscopy,

@@ -94,6 +94,12 @@ def pack(results: Path | str, task: str, size: int, interpolation: str) -> Path:
     return images(results, task) / f"{size}-{interpolation}"
 
 
+def packed_sizes(results: Path | str, task: str) -> list[int]:
+    """The sizes, in pixels, at which a task's images are packed."""
+    sizes = {path.name.partition("-")[0] for path in images(results, task).glob("*-bilinear")}
+    return sorted(int(size) for size in sizes)
+
+
 def seeds(results: Path | str, task: str) -> Path:
     """The seeds with which notebook 01 has drawn a task's phantoms and its split."""
     return Path(results) / "manifests" / f"{task}.seeds.json"
@@ -118,6 +124,12 @@ def probes(results: Path | str, task: str, backbone: str) -> Path:
 def intervals(results: Path | str, task: str, backbone: str) -> Path:
     """The summary's rows of one backbone on one task."""
     return cell(results, task, backbone) / "intervals.json"
+
+
+def external(results: Path | str, other: str, run: Address) -> Path:
+    """The predictions of a run's model for all samples of another data set."""
+    folder = run.folder(Path(results) / "external" / other)
+    return folder.with_suffix(".csv")
 
 
 def belongs_to(path: Path | str) -> tuple[str | None, str | None]:

@@ -4,10 +4,10 @@
 regime whose pairs of backbones are the primary family of tests), ``data`` ("phantoms", "real" or a
 folder), ``tasks``, ``seeds``, and the settings of notebook 01 (``prepare``), of the regimes
 (``frozen``, ``finetuned``, ``lora``), of notebook 05 (``collect``), of notebook 12
-(``thresholds``; its ``prevalence`` names shares by task and class) and of notebook 13
-(``subgroups``). Settings have the names of
-the notebooks' parameters; those of training are the fields of
-:class:`medlib.core.settings.FineTuning`. Any regime may be left out.
+(``thresholds``; its ``prevalence`` names shares by task and class), of notebook 13 (``subgroups``)
+and of notebook 11 (``elsewhere``). ``external`` names for a task the data sets on which its
+finished models are tested. Settings have the names of the notebooks' parameters; those of training
+are the fields of :class:`medlib.core.settings.FineTuning`. Any regime may be left out.
 """
 
 import re
@@ -23,7 +23,7 @@ from pydantic import AfterValidator, Field, Tag, ValidationInfo
 
 from medlib.core import backbones, settings
 from medlib.data import cards
-from medlib.errors import listed, unknown
+from medlib.errors import ManifestError, listed, unknown
 from medlib.grid.address import Address, belongs_to, frozen_runs
 from medlib.zoo import rows
 
@@ -196,6 +196,30 @@ def _trained(regime: str) -> type[Trained]:
     return pydantic.create_model(regime, __base__=Trained, **own)
 
 
+class Elsewhere(Part):
+    recalibrate: Annotated[int, Field(ge=4)] = 20
+
+
+def _not_external(external: dict[str, list[str]], info: ValidationInfo) -> str:
+    """The tasks that the grid does not have, and data sets that cannot test them."""
+    tasks, lines = info.context["tasks"], []
+    for task, others in external.items():
+        if task not in tasks:
+            lines.append(unknown("task", task, tasks))
+            continue
+        for other in others:
+            if other not in cards.tasks():
+                lines.append(unknown("data set", other, cards.tasks()))
+            elif other == task:
+                lines.append(f"{task} cannot be tested on itself: it has trained the models")
+            elif task in cards.tasks():
+                try:
+                    cards.read(other).classes_for(cards.read(task))
+                except ManifestError as error:
+                    lines.append(str(error))
+    return "\n".join(f"  - {line}" for line in lines)
+
+
 class Top(Part):
     title: cards.Text
     caption: str = ""
@@ -204,10 +228,11 @@ class Top(Part):
     tasks: _list_of(Annotated[Name, _one_of("task", cards.tasks)])
     seeds: Seeds
     save_models: bool = False
+    external: Annotated[dict[str, _list_of(Name)], _refused(_not_external)] = {}
 
 
 PARTS = {"prepare": Prepare, "frozen": Frozen} | {r: _trained(r) for r in settings.TRAINED}
-PARTS |= {"collect": Collect, "thresholds": Thresholds, "subgroups": Groups}
+PARTS |= {"collect": Collect, "thresholds": Thresholds, "subgroups": Groups, "elsewhere": Elsewhere}
 SETTINGS = {name: tuple(part.model_fields) for name, part in PARTS.items()}
 Grid = pydantic.create_model("Grid", __base__=Top, **{p: (PARTS[p], {}) for p in PARTS})
 
@@ -393,12 +418,26 @@ def label_fractions(grid: dict, task: str) -> list[float]:
     return sorted(own | set(grid["frozen"].get("label_fractions", [1.0])), reverse=True)
 
 
-def saved_models(grid: dict) -> dict:
-    """The parameter of notebooks 03 and 04 if the grid asks for models; else nothing.
+def saved_models(grid: dict, task: str) -> dict:
+    """The parameter of notebooks 03 and 04 if the grid needs the models of a task; else nothing.
 
-    Without it, their jobs are those of a grid that does not know it: nothing runs again.
+    Models that are tested on another data set are needed. Without the parameter, the jobs are those
+    of a grid that does not know it: nothing runs again.
     """
-    return {"save_models": True} if grid.get("save_models") else {}
+    needed = grid.get("save_models") or task in grid.get("external", {})
+    return {"save_models": True} if needed else {}
+
+
+def prepared(grid: dict) -> list[str]:
+    """The tasks of the grid, and the data sets on which their models are tested."""
+    others = [name for several in grid.get("external", {}).values() for name in several]
+    return list(dict.fromkeys([*grid["tasks"], *others]))
+
+
+def elsewhere(grid: dict, task: str) -> dict:
+    """The settings of notebook 11 for a task; without any of ``others`` there is nothing to do."""
+    aims = {name: value for name, value in grid["thresholds"].items() if name != "prevalence"}
+    return aims | grid["elsewhere"] | {"others": grid.get("external", {}).get(task, [])}
 
 
 def thresholds(grid: dict, task: str) -> dict:
@@ -450,4 +489,4 @@ def asks_for(grid: dict, path: Path) -> bool:
     Files that an earlier version of the grid has left behind are not.
     """
     task, backbone = belongs_to(path)
-    return task in (None, *grid["tasks"]) and backbone in (None, *all_backbones(grid))
+    return task in (None, *prepared(grid)) and backbone in (None, *all_backbones(grid))

@@ -18,7 +18,7 @@ from medlib.grid import gridfile
 from medlib.grid.made import code_cells
 from medlib.grid.notebooks import NOTEBOOKS
 
-FIRST = "01_prepare_data.ipynb"
+FIRST, ELSEWHERE = "01_prepare_data.ipynb", "11_test_elsewhere.ipynb"
 COPIED = ".copied.json"  # the code of each copy, as it was when it was made
 PARAMETER = re.compile(r"^(\w+)(: \w+ = )(.*?)(  # .*)$", re.MULTILINE)
 
@@ -29,6 +29,8 @@ def parameters(name: str, grid: dict, notebook: str) -> dict:
     ways = [regime for regime in (TRAINED if trained else REGIMES) if grid[regime]]
     regime = ways[0] if ways else REGIMES[0]
     own, task = dict(grid[regime]), grid["tasks"][0]
+    if notebook == ELSEWHERE:
+        task = next(iter(grid.get("external", {})), task)
     if ways:
         seeds = gridfile.seeds(grid, regime)
         own |= {"backbone": own["backbones"][0], "seeds": seeds, "seed": seeds[0]}
@@ -44,8 +46,8 @@ def parameters(name: str, grid: dict, notebook: str) -> dict:
     own |= {"image_sizes": gridfile.image_sizes(grid)}
     if notebook == FIRST:
         own |= {"seed": 0} | grid["prepare"]
-    own |= grid["collect"] | grid["subgroups"] | gridfile.saved_models(grid)
-    return own | gridfile.thresholds(grid, task)
+    own |= grid["collect"] | grid["subgroups"] | gridfile.saved_models(grid, task)
+    return own | gridfile.elsewhere(grid, task) | gridfile.thresholds(grid, task)
 
 
 def with_parameters(notebook: str, values: dict) -> str:

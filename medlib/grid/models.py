@@ -240,10 +240,9 @@ def predict(model: Model, images: np.ndarray, device: str = "auto") -> dict[int,
     facts = model.facts
     _check_backbone(facts)
     if facts["run"]["regime"] == "frozen":
-        x = torch.from_numpy(_frozen(facts, images, device))
-        return {fold: _of_head(facts, *parts, x) for fold, *parts in _by_fold(model)}
+        return of_embeddings(model, _frozen(facts, images, device))
     network, digest = _network(facts["run"]["backbone"], facts, len(facts["classes"]), device)
-    _check_digest(facts, digest)
+    check_digest(facts, digest)
     computes = "bfloat16" if loading.device_name(device) == "cuda" else "float32"
     if computes != facts["precision"]:
         print(f"The model was made in {facts['precision']}; here {computes} is used.")
@@ -256,6 +255,12 @@ def predict(model: Model, images: np.ndarray, device: str = "auto") -> dict[int,
         proba = logits.double().softmax(1).cpu().numpy()
         found[fold] = Rotated(proba, outside.distances(known, x) / float(known["usual"]))
     return found
+
+
+def of_embeddings(model: Model, x: np.ndarray) -> dict[int, Rotated]:
+    """:func:`predict` for embeddings (m, d) of images by the model's frozen backbone."""
+    x = torch.from_numpy(np.array(x))
+    return {fold: _of_head(model.facts, *parts, x) for fold, *parts in _by_fold(model)}
 
 
 def _by_fold(model: Model) -> Iterator[tuple[int, dict[str, Tensor], dict[str, np.ndarray]]]:
@@ -285,10 +290,10 @@ def _check_backbone(facts: dict) -> None:
             f"({'; '.join(lines)}): use {_version(facts)}, which made it."
         )
     if row.pretraining != "random":
-        _check_digest(facts, files.file_sha256(find_weights(row)))
+        check_digest(facts, files.file_sha256(find_weights(row)))
 
 
-def _check_digest(facts: dict, digest: str) -> None:
+def check_digest(facts: dict, digest: str) -> None:
     if digest != facts["weights_digest"]:
         key, wanted = facts["run"]["backbone"], facts["weights_digest"]
         raise ValueError(
@@ -300,24 +305,23 @@ def _check_digest(facts: dict, digest: str) -> None:
 def _frozen(facts: dict, images: np.ndarray, device: str) -> np.ndarray:
     """Embeddings (m, d) of images by the model's frozen backbone."""
     key, scratch = facts["run"]["backbone"], Path(tempfile.mkdtemp(prefix="medlib-"))
-    asked = Extraction(device=device, precision=_precision(facts, device))
     try:
-        given = {"images_hash": "", "seed": facts["weights_seed"], "settings": asked}
-        x, meta = features.extract(images, key, scratch, **given)
-        _check_digest(facts, meta["weights_digest"])
+        given = {"seed": facts["weights_seed"], "settings": extraction(facts, device)}
+        x, meta = features.extract(images, key, scratch, images_hash="", **given)
+        check_digest(facts, meta["weights_digest"])
         return np.array(x)
     finally:
         shutil.rmtree(scratch)
 
 
-def _precision(facts: dict, device: str) -> str:
-    """The precision of the model's embeddings or, said aloud, float32 where it is not there."""
+def extraction(facts: dict, device: str) -> Extraction:
+    """How a model's frozen backbone embeds: in its precision or, said aloud, in float32."""
     wanted, device = facts["precision"], loading.device_name(device)
     try:
-        return precision_name(wanted, device)
+        return Extraction(device=device, precision=precision_name(wanted, device))
     except ValueError:
         print(f"The model was made in {wanted}, which {device} does not have: float32 is used.")
-        return "float32"
+        return Extraction(device=device, precision="float32")
 
 
 def _network(key: str, facts: dict, k: int, device: str) -> tuple[Classifier, str]:

@@ -47,7 +47,9 @@ def write(
     name = page_name(grid, results)
     path = figures / (INCOMPLETE if stopped else name)
     words = {"title": grid["title"], "caption": grid.get("caption", "")}
-    words["citations"] = list(dict.fromkeys(cards.read(t).citation for t in grid["tasks"]))
+    words["citations"] = list(
+        dict.fromkeys(cards.read(t).citation for t in gridfile.prepared(grid))
+    )
     tables = {"states": states.table(grid, results), "environment": environment(grid, results)}
     report.write(path, **words, **tables)
     if path.name == name:

@@ -13,6 +13,7 @@ FILES["figure and table"] = (*FILES["figure"], *FILES["table"][1:])  # with one 
 # rule of the Snakefile -> the notebook that it runs
 NOTEBOOKS = {"prepare": "01_prepare_data", "compare": "06_compare_backbones"}
 NOTEBOOKS |= {"costs": "07_weigh_costs", "claims": "08_test_claims", "look": "09_look_closer"}
+NOTEBOOKS |= {"elsewhere": "11_test_elsewhere"}
 NOTEBOOKS |= {"operate": "12_choose_thresholds", "subgroups": "13_compare_groups"}
 DRAWING = tuple(rule for rule in NOTEBOOKS if rule != "prepare")  # from results
 MODULES = {"checklist": "checklist"}  # rule -> the module of medlib.grid that it runs
@@ -62,6 +63,10 @@ ENTRIES = (  # in the order of the page
     Entry("wrong_by_all_{task}", "look", "Where they go wrong", patients=True),
     Entry("wrong_{task}", "look", "Where they go wrong", patients=True),
     Entry("subgroups_{task}", "subgroups", "Subgroups and sites", "figure and table"),
+    Entry("external_{task}", "elsewhere", "Tests elsewhere", "figure and table"),
+    Entry("carried_{task}", "elsewhere", "Tests elsewhere", "table"),
+    Entry("recalibrated_{task}", "elsewhere", "Tests elsewhere", "table"),
+    Entry("shift_{task}", "elsewhere", "Tests elsewhere", patients=True),
     Entry("embeddings_{task}", "look", "Embeddings", frozen=True),
     Entry("seen_{task}", "look", "What they see", frozen=True, patients=True),
     Entry("flow_{task}", "prepare", "Who was included"),
@@ -88,6 +93,7 @@ WORDS = {  # under a heading, where it needs some
     "Where they go wrong": "What every backbone gets wrong, surest errors, and least sure images.",
     "Calibration": "How often a backbone is right, against how sure it is.",
     "Subgroups and sites": "For whom a backbone works, and where.",
+    "Tests elsewhere": "The same models on another data set, on which none was trained.",
     "Embeddings": "Frozen embeddings on two principal components.",
     "What they see": "The same images through several backbones.",
     "Who was included": "What was found and left out, and who is on which side.",

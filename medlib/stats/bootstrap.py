@@ -4,6 +4,7 @@ Draws of patients are those of :mod:`medlib.stats.draws`.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import joblib
 import numpy as np
@@ -45,6 +46,63 @@ def bootstrap(
 
     parts = joblib.Parallel(threads or joblib.cpu_count(), backend="threading")
     return _joined(parts(map(joblib.delayed(work), starts)))
+
+
+def error(values: np.ndarray) -> float:
+    """The standard error that draws show: their standard deviation without undefined ones (NaN).
+
+    NaN for fewer than two defined values.
+    """
+    values = values[np.isfinite(values)]
+    return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+
+class Estimate(NamedTuple):
+    """A metric of several frames of the same samples: the mean over them, and its 95 % interval.
+
+    The interval is about other patients, for these trained models.
+    """
+
+    value: float
+    low: float
+    high: float
+    draws: np.ndarray  # (resamples,)
+
+
+def estimates(
+    frames: Sequence[pd.DataFrame], classes: list[str], names: Sequence[str], resamples: int = 5000
+) -> dict[str, Estimate]:
+    """Metrics by name, as means over ``frames``: predictions of the same samples by several models.
+
+    The intervals are those of :func:`interval`. Raises ValueError as :func:`metrics.compute` does.
+    """
+    points = [prediction.point(frame, classes, names) for frame in frames]
+    drawn = [bootstrap(frame, classes, resamples, names=names) for frame in frames]
+    left_out = [name for name in names if takes_bca(name) and name != "ece"]
+    apart = [jackknife(frame, classes, left_out) for frame in frames] if left_out else []
+    rarest, found = prediction.rarest(frames[0]), {}
+    for name in names:
+        value, draws, without = (
+            np.mean([of[name] for of in parts if name in of] or [[]], axis=0)
+            for parts in (points, drawn, apart)
+        )
+        ends = interval(name, float(value), draws, without, rarest)
+        found[name] = Estimate(float(value), *ends, draws)
+    return found
+
+
+def difference(one: Estimate, other: Estimate, correlation: float = 0.0) -> tuple[float, float]:
+    """The 95 % interval of ``one`` minus ``other``, combined from the interval of each.
+
+    ``correlation``: of the two over draws of patients; 0 if these are other patients. (MOVER: Zou,
+    Psychol. Methods 12, 2007.) NaN where one of them has no interval.
+    """
+    down, up = one.value - one.low, one.high - one.value
+    other_down, other_up = other.value - other.low, other.high - other.value
+    below = down**2 + other_up**2 - 2 * correlation * down * other_up
+    above = up**2 + other_down**2 - 2 * correlation * up * other_down
+    gap = one.value - other.value
+    return float(gap - np.sqrt(max(below, 0))), float(gap + np.sqrt(max(above, 0)))
 
 
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -112,7 +170,7 @@ def interval(
         return np.nan, np.nan
     if takes_bca(name):
         return bca_interval(values, value, left_out)
-    return logit_interval(value, float(np.nanstd(values, ddof=1)), rarest)
+    return logit_interval(value, error(values), rarest)
 
 
 def bca_interval(values: np.ndarray, point: float, left_out: np.ndarray) -> tuple[float, float]:

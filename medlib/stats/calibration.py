@@ -21,6 +21,7 @@ METRICS = ("accuracy", "f1_weighted", "log_loss", "brier", "ece")  # calibration
 COEFFICIENTS = ("intercept", "slope")
 RAW, TEMPERATURE, OFFSETS = "raw", "temperature", "temperature and offsets"
 METHODS = (TEMPERATURE, OFFSETS)
+DIVERGED = 100  # no probability that a model states is so far off
 
 
 class Scaling(NamedTuple):
@@ -94,22 +95,15 @@ def beside_raw(arm: Arm, resamples: int = 5000) -> pd.DataFrame:
     are :data:`METRICS` (class ""), then :func:`coefficients`. The intervals are about other test
     patients. The calibration error has none: see :func:`bootstrap.interval`.
     """
-    rarest, tables, asked = prediction.rarest(arm.frames[0]), [], {"names": METRICS}
-    corrected = [name for name in METRICS if bootstrap.takes_bca(name)]
+    tables = []
     kinds = {RAW: arm.frames} | {method: of_arm(arm, method) for method in METHODS}
     for kind, frames in kinds.items():
-        points = [prediction.point(frame, arm.classes, METRICS) for frame in frames]
-        drawn = [bootstrap.bootstrap(f, arm.classes, resamples, **asked) for f in frames]
-        apart = [bootstrap.jackknife(frame, arm.classes, corrected) for frame in frames]
-        rows = []
-        for name in METRICS:
-            value, draws, left_out = (
-                np.mean([part.get(name, []) for part in parts], axis=0)
-                for parts in (points, drawn, apart)
-            )
-            ends = bootstrap.interval(name, float(value), draws, left_out, rarest)
-            row = {"metric": name, "class": "", "value": float(value)}
-            rows.append(row | bootstrap.ends("ci", ends))
+        found = bootstrap.estimates(frames, arm.classes, METRICS, resamples)
+        rows = [
+            {"metric": name, "class": "", "value": one.value}
+            | bootstrap.ends("ci", (one.low, one.high))
+            for name, one in found.items()
+        ]
         table = pd.concat([pd.DataFrame(rows), coefficients(frames, arm.classes)])
         tables.append(table.assign(probabilities=kind))
     return pd.concat(tables, ignore_index=True)
@@ -124,7 +118,7 @@ def coefficients(frames: Sequence[pd.DataFrame], classes: list[str]) -> pd.DataF
     Epidemiol. 74, 2016). Of two classes it is the second one; of more, each against the others, and
     the mean over them (class ""). Samples of a patient may depend on each other. Columns: metric
     ("slope", "intercept"), class, value, ci_low, ci_high. NaN where probabilities separate the
-    classes, or a class is missing: then there is no such slope.
+    classes, a class is missing, or the regression diverges: then there is no such slope.
     """
     ranked, rows = ranked_classes(len(classes)), []
     owner = pd.factorize(frames[0]["patient_id"])[0]
@@ -167,7 +161,7 @@ def _coefficient(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of probabilities that round to 0 or 1
         found = model.fit(maxiter=100)
-    if not found.converged:
+    if not found.converged or np.abs(found.params).max() > DIVERGED:
         return float("nan"), none
     of_samples = -model.score_obs(found.params) @ np.linalg.inv(model.hessian(found.params))
     return float(found.params[-1]), np.bincount(owner, of_samples[:, -1], len(none))

@@ -193,7 +193,7 @@ def _rows(
     n = {name: round((counts[..., OF[name]] > 0).any(-1).sum(0).mean()) for name in RATES}
     ends = {
         name: bootstrap.logit_interval(
-            float(of_test[name]), float(np.nanstd(of_draws[name], ddof=1)), n[name]
+            float(of_test[name]), bootstrap.error(of_draws[name]), n[name]
         )
         for name in RATES
     }

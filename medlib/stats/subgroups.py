@@ -16,6 +16,7 @@ from scipy import special, stats
 from medlib.data.known import NOT_KNOWN
 from medlib.errors import listed, unknown
 from medlib.stats import bootstrap, differences, metrics, prediction, runs
+from medlib.stats.bootstrap import Estimate
 from medlib.stats.effects import Arm, Effect
 
 FEW = 20  # with fewer patients of a class, a group has no value
@@ -43,11 +44,10 @@ class Subgroups(NamedTuple):
 
 
 class Group(NamedTuple):
-    """A group of one arm: its row without a metric, and by metric its value and its draws."""
+    """A group of one arm: its row without a metric, and its metrics."""
 
     row: dict
-    values: dict[str, float]
-    draws: dict[str, np.ndarray]  # (resamples,): of the same patients in all arms
+    found: dict[str, Estimate]  # on draws of the same patients in all arms
 
 
 def compare(
@@ -166,42 +166,32 @@ def _group(
     row["whole"] = sum(part["y_true"].nunique() == len(classes) for part in parts)
     row["filled"] = len(parts)
     if lacking := [f"{name} {n}" for name, n in patients.items() if n < few]:
-        return Group(row | {"why": f"too few: {', '.join(lacking)}"}, {}, {})
-    points = [prediction.point(frame, classes, names) for frame in own]
-    drawn = [bootstrap.bootstrap(frame, classes, resamples, names=names) for frame in own]
-    left_out = [n for n in names if bootstrap.takes_bca(n) and n != "ece"]
-    apart = [bootstrap.jackknife(frame, classes, left_out) for frame in own] if left_out else []
-    values = {name: float(np.mean([one[name] for one in points])) for name in names}
-    draws = {name: np.mean([one[name] for one in drawn], axis=0) for name in names}
-    for name in names:
-        without = (
-            np.mean([one[name] for one in apart], axis=0) if name in left_out else np.array([])
-        )
-        ends = bootstrap.interval(name, values[name], draws[name], without, row["rarest"])
-        row[name] = bootstrap.ends("ci", ends)
-    return Group(row, values, draws)
+        return Group(row | {"why": f"too few: {', '.join(lacking)}"}, {})
+    return Group(row, bootstrap.estimates(own, classes, names, resamples))
 
 
 def _rows(place: dict, found: dict[str, Group], names: Sequence[str]) -> Iterator[dict]:
     for name in names:
         for group, one in found.items():
-            row = place | {"metric": name, "group": group} | one.row | one.row.get(name, {})
+            row = place | {"metric": name, "group": group} | one.row
             row["folds"] = row["whole" if name in metrics.RANKS else "filled"]
-            row["value"] = one.values.get(name, np.nan)
+            if known := one.found.get(name):
+                row |= {"value": known.value} | bootstrap.ends("ci", (known.low, known.high))
             yield row
 
 
 def _gap(found: dict[str, Group], name: str) -> dict:
     """The largest gap between two groups in one metric: the columns GAPS after PLACE."""
-    known = {g: one for g, one in found.items() if np.isfinite(one.values.get(name, np.nan))}
+    known = {group: one.found[name] for group, one in found.items() if name in one.found}
+    known = {group: one for group, one in known.items() if np.isfinite(one.value)}
     row = {"metric": name, "n_groups": len(known), "why": "" if len(known) > 1 else ONE_GROUP}
     if len(known) < 2:
         return row
-    draws = {group: one.draws[name] for group, one in known.items()}
-    rarest = {group: one.row["rarest"] for group, one in known.items()}
+    draws = {group: one.draws for group, one in known.items()}
+    rarest = {group: found[group].row["rarest"] for group in known}
     if bootstrap.takes_bca(name):
         rarest = None
-    pairs = pairwise({group: one.values[name] for group, one in known.items()}, draws, rarest)
+    pairs = pairwise({group: one.value for group, one in known.items()}, draws, rarest)
     return row | pairs.loc[pairs["gap"].idxmax()].to_dict()
 
 
@@ -219,8 +209,8 @@ def pairwise(
 
     Metrics that are shares of something are skewed where they are close to 1. For them ``rarest``
     says how many patients the rarest class of each group has. Then each group has an interval on
-    the logit scale, that wide, and the two of a pair are combined with their correlation (MOVER:
-    Zou, Psychol. Methods 12, 2007). None: the interval of a gap is symmetric.
+    the logit scale, that wide, and the two of a pair are combined with their correlation
+    (:func:`bootstrap.difference`). None: the interval of a gap is symmetric.
     """
     order = sorted(values, key=values.get)
     pairs = [(higher, lower) for at, higher in enumerate(order) for lower in order[:at]]
@@ -228,7 +218,7 @@ def pairwise(
     for higher, lower in pairs:
         gap, apart = values[higher] - values[lower], draws[higher] - draws[lower]
         # Over test patients alone: the trained models are as they are.
-        error = float(np.nanstd(apart, ddof=1))
+        error = bootstrap.error(apart)
         found.append(Effect(gap, apart, np.array([]), error, 0.0, np.inf, 1, ""))
     reach = differences.simultaneous_reach(found)
     table = pd.DataFrame(pairs, columns=["higher", "lower"])
@@ -236,47 +226,34 @@ def pairwise(
     if rarest is None:
         half = reach * np.array([one.error for one in found])
         return table.assign(gap_low=table["gap"] - half, gap_high=table["gap"] + half)
-    ends = {}
+    found = {}
     for group, value in values.items():
-        error = float(np.nanstd(draws[group], ddof=1))
-        ends[group] = bootstrap.logit_interval(value, error, rarest[group], reach)
-    reaches = [_combined(values, draws, ends, *pair) for pair in pairs]
-    table[["below", "above"]] = np.reshape(reaches, (-1, 2))
-    table["gap_low"], table["gap_high"] = (
-        table["gap"] - table["below"],
-        table["gap"] + table["above"],
-    )
-    return table.drop(columns=["below", "above"])
+        error = bootstrap.error(draws[group])
+        ends = bootstrap.logit_interval(value, error, rarest[group], reach)
+        found[group] = Estimate(value, *ends, draws[group])
+    ends = [_apart(found[one], found[other]) for one, other in pairs]
+    table[["gap_low", "gap_high"]] = np.reshape(ends, (-1, 2))
+    return table
 
 
-def _combined(
-    values: Mapping[str, float],
-    draws: Mapping[str, np.ndarray],
-    ends: Mapping[str, tuple[float, float]],
-    one: str,
-    other: str,
-) -> tuple[float, float]:
-    """How far the interval of one group minus another reaches down and up (MOVER)."""
-    both = np.isfinite(draws[one]) & np.isfinite(draws[other])
-    drawn = np.stack([draws[one][both], draws[other][both]])
+def _apart(one: Estimate, other: Estimate) -> tuple[float, float]:
+    """The interval of one group minus another, with the correlation of their draws."""
+    both = np.isfinite(one.draws) & np.isfinite(other.draws)
+    drawn = np.stack([one.draws[both], other.draws[both]])
     varying = (drawn.std(axis=1) > 0).all()
     r = np.corrcoef(drawn)[0, 1] if varying else 0.0  # of groups of other people about 0
-    down, up = values[one] - ends[one][0], ends[one][1] - values[one]
-    down_other, up_other = values[other] - ends[other][0], ends[other][1] - values[other]
-    below = down**2 + up_other**2 - 2 * r * down * up_other
-    above = up**2 + down_other**2 - 2 * r * up * down_other
-    return float(np.sqrt(max(below, 0))), float(np.sqrt(max(above, 0)))
+    return bootstrap.difference(one, other, r)
 
 
 def _pooled(found: dict[str, Group], name: str) -> dict:
     """Heterogeneity over sites in one metric: the columns SITES after PLACE."""
-    values = {site: one.values.get(name, np.nan) for site, one in found.items()}
+    values = {site: one.found[name].value if one.found else np.nan for site, one in found.items()}
     inner = {site: value for site, value in values.items() if 1e-9 < value < 1 - 1e-9}
     row = {"metric": name, "n_sites": len(inner), "why": "" if len(inner) > 1 else ONE_GROUP}
     row["left_out"] = ", ".join(site for site in values if site not in inner)
     if len(inner) < 2:
         return row
-    errors = [float(np.nanstd(found[site].draws[name], ddof=1)) for site in inner]
+    errors = [bootstrap.error(found[site].found[name].draws) for site in inner]
     return row | heterogeneity(list(inner.values()), errors)
 
 

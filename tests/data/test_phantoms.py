@@ -104,7 +104,7 @@ def test_a_failed_drawing_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_bad_arguments_are_refused(tmp_path):
-    known = "chest_xray, ichallenge_amd, ichallenge_pm, ham10000, tcga_lgg, ucsf_pdgm"
+    known = "chest_xray, other_chest, ichallenge_amd, ichallenge_pm, ham10000, tcga_lgg, ucsf_pdgm"
     with pytest.raises(ValueError, match=f"'mnist'.*{known}"):
         phantoms.write("mnist", tmp_path)
     with pytest.raises(ValueError, match="scale 0"):
@@ -125,6 +125,41 @@ def test_chest_layout(full):
             assert 6 <= len(set(numbers)) < len(numbers)  # several images of some patients
             patients[split, label] = set(numbers)
     assert patients["train", "PNEUMONIA"] & patients["test", "PNEUMONIA"]  # numbers restart
+
+
+def test_of_another_hospital_a_known_share_of_the_labels_says_nothing(tmp_path):
+    """Judged by a reader who knows the true class, but not exactly: what he loses is known."""
+    write = phantoms._write_other_chest
+    for name, shuffled in (("true", 0), ("read", phantoms.SHUFFLED)):
+        write(tmp_path / name, 1.5, np.random.default_rng(5), shuffled)
+    label_of = {
+        name: {p.name: p.parent.name for p in sorted((tmp_path / name).glob("*/p*_0.jpeg"))}
+        for name in ("true", "read")
+    }
+    first = next((tmp_path / "read").glob("*/p001_0.jpeg")).read_bytes()
+    assert first == next((tmp_path / "true").glob("*/p001_0.jpeg")).read_bytes()
+    true, read = (pd.Series(of).sort_index() for of in label_of.values())
+    assert len(true) == 1.5 * sum(phantoms.ELSEWHERE.values()) and list(true.index) == list(
+        read.index
+    )
+    assert true.value_counts().equals(read.value_counts())  # the prevalence stays
+    share = (true == "pneumonia").mean()
+    changed = phantoms.SHUFFLED * 2 * share * (1 - share)  # of those who get a label at random
+    assert (true != read).mean() == pytest.approx(changed, abs=0.05)
+    score = (true == "pneumonia") * 1.5 + np.random.default_rng(6).normal(size=len(true))
+    area, lower = (roc_auc_score(labels == "pneumonia", score) for labels in (true, read))
+    assert lower == pytest.approx(0.5 + (1 - phantoms.SHUFFLED) * (area - 0.5), abs=0.06)
+    assert lower < area - 0.04
+
+
+def test_another_hospital_has_another_scanner_and_is_rarer_ill(full):
+    own, other = (sorted((full / name).rglob("*.jpeg")) for name in ("chest_xray", "other_chest"))
+    images = [np.stack([np.asarray(Image.open(p)) for p in paths[:60]]) for paths in (own, other)]
+    spread = [part[:, 10:-10, 10:-10].std((1, 2)).mean() for part in images]
+    assert spread[0] > 1.2 * spread[1]  # less contrast
+    assert images[1][:, 0].max() < 20 < images[0][:, 0].max()  # a black border
+    ill = np.mean([path.parent.name == "pneumonia" for path in other])
+    assert ill < 0.4 < np.mean([path.parent.name == "PNEUMONIA" for path in own])
 
 
 @pytest.mark.parametrize(

@@ -228,12 +228,39 @@ class WithOneMore(settings.FineTuning):
 
 
 def test_models_are_saved_where_the_grid_says_so(tmp_path):
-    assert gridfile.saved_models(gridfile.read(write(tmp_path))) == {}
-    assert gridfile.saved_models(gridfile.read(write(tmp_path, save_models=False))) == {}
+    task = "chest_xray"
+    assert gridfile.saved_models(gridfile.read(write(tmp_path)), task) == {}
+    assert gridfile.saved_models(gridfile.read(write(tmp_path, save_models=False)), task) == {}
     asked = gridfile.read(write(tmp_path, save_models=True))
-    assert gridfile.saved_models(asked) == {"save_models": True}
+    assert gridfile.saved_models(asked, task) == {"save_models": True}
     with pytest.raises(ValueError, match="save_models is 'yes', but must be a valid boolean"):
         gridfile.read(write(tmp_path, save_models="yes"))
+
+
+def test_models_are_tested_elsewhere_where_the_grid_says_so(tmp_path):
+    own = {"tasks": ["chest_xray", "fundus_pm"], "external": {"chest_xray": ["other_chest"]}}
+    grid = gridfile.read(write(tmp_path, **own, elsewhere={"recalibrate": 8}))
+    assert gridfile.prepared(grid) == ["chest_xray", "fundus_pm", "other_chest"]
+    assert gridfile.elsewhere(grid, "chest_xray") == {"others": ["other_chest"], "recalibrate": 8}
+    assert gridfile.elsewhere(grid, "fundus_pm")["others"] == []
+    # A model must be there to be tested elsewhere; that of another task need not.
+    assert gridfile.saved_models(grid, "chest_xray") == {"save_models": True}
+    assert gridfile.saved_models(grid, "fundus_pm") == {}
+    assert {run.task for run in gridfile.runs(grid)} == {"chest_xray", "fundus_pm"}
+    assert gridfile.asks_for(grid, Path("images/other_chest/x")) is True
+    plain = gridfile.read(write(tmp_path))
+    assert gridfile.prepared(plain) == plain["tasks"]
+    assert gridfile.asks_for(plain, Path("images/other_chest/x")) is False
+
+
+def test_data_sets_that_cannot_test_a_task_are_refused_at_once(tmp_path):
+    external = {"fundus": ["other_chest"], "chest_xray": ["other_chst", "chest_xray", "fundus_pm"]}
+    with pytest.raises(ValueError) as refused:
+        gridfile.read(write(tmp_path, tasks=["chest_xray"], external=external))
+    said = str(refused.value)
+    assert "'fundus'" in said and "other_chst" in said and "other_chest" in said
+    assert "chest_xray cannot be tested on itself" in said
+    assert "fundus_pm does not say that models of chest_xray may be tested on it" in said
 
 
 def test_a_new_setting_of_training_is_one_field(monkeypatch):
