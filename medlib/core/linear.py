@@ -1,4 +1,4 @@
-"""The linear head: of frozen embeddings, and as the layer that fine-tuning may begin with."""
+"""The linear head on frozen embeddings. Fine-tuning may begin with it as its last layer."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -40,7 +40,7 @@ def fit_linear(
     else:
         parts = logistic.resampled(x, codes, c, counts)
         weights, bias = (part.flatten(0, 1).double() for part in parts)
-    own = present[-bias.shape[1] :]  # of two classes, the first has logit 0
+    own = present[-bias.shape[1] :]  # with two classes, the first has logit 0
     weight = weights.new_zeros(len(bias), n_classes, x.shape[1])
     full = bias.new_full((len(bias), n_classes), -torch.inf)
     full[:, present] = 0

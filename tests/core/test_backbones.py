@@ -159,7 +159,7 @@ def test_a_key_may_end_in_an_image_size():
     with pytest.raises(ValueError, match="dinov2_small-random@56 is not for images of 28 pixels"):
         networks.build(control.name, 28)
     for wrong in ("dinov2_small@", "dinov2_small@-5", "dinov2_small@0", "dinov2_small@56@28"):
-        with pytest.raises(ValueError, match="after @ must stand an image size in pixels"):
+        with pytest.raises(ValueError, match="@ must be followed by an image size in pixels"):
             backbones.get(wrong)
 
 
