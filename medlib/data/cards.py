@@ -28,7 +28,7 @@ STAND_INS = {
 # Nothing is converted: "3" is not 3, and true is not 1. YAML's lists become tuples.
 GEOMETRIES = ("squash", "crop")  # how a picture becomes a square: see decoding.resize
 GREY_VALUES = ("", "as_stored", "stretched", "window")
-# What no folder tells and a paper must report: the fields of a card that the checklist reads.
+# Fields of a card for the checklist: a paper must report them, and no folder tells them.
 FOR_A_PAPER = ("acquisition", "reference_standard", "annotators", "inclusion_dates", "ethics")
 GreyValues = str | tuple[float, float]  # how stored values become 8-bit ones: see Card
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -358,7 +358,7 @@ def data_folder(data: str, results: Path | str) -> Path:
     """The folder that holds the data sets.
 
     ``data`` is ``"phantoms"`` (drawn into the results folder), ``"real"`` (the folder named by the
-    environment variable ``MEDLIB_DATA``) or a folder; FileNotFoundError where that is not there.
+    environment variable ``MEDLIB_DATA``) or a folder. Raises FileNotFoundError if it is not there.
     """
     if data == "phantoms":
         return Path(results) / "phantoms"

@@ -248,14 +248,14 @@ def _file_sha256(path: Path, mtime_ns: int, size: int) -> str:
 def read_files(
     row: dict, data: Path | str, parts: Parts | None = None
 ) -> tuple[dict[Path, bytes], dict[str, str], str]:
-    """Read each file that a row names once: that of its ``path``, and those of ``BESIDE``.
+    """Read the files that a row names, each once: that of its ``path``, and those of ``BESIDE``.
 
-    Where one file stands for several, ``parts`` gives them all (of volumes,
+    If one file stands for several, ``parts`` gives them all (for volumes,
     :func:`medlib.data.dicom.series_files`), and the hash covers them.
 
-    Returns the contents by file (but of no ``.npz``, which holds many samples), the hashes by
-    column (``sha256``, ``mask_sha256``, …; "" where no file is named), and a problem in words, or
-    "": a file that cannot be read, or that differs from the hash in the row.
+    Returns the contents by file (without ``.npz`` files, which hold many samples), the hashes by
+    column (``sha256``, ``mask_sha256``, …; "" if no file is named), and a problem in words: a file
+    cannot be read, or differs from the hash in the row. The problem is "" if there is none.
     """
     contents, hashes = {}, {}
     for column in ("path", *(c for c in BESIDE if c in row)):
@@ -293,7 +293,7 @@ def pointer_problem(content: bytes) -> str:
 
 
 def file_problem(data: Path | str, path: str) -> str:
-    """What keeps a manifest's path from being read below ``data``, in words; or nothing."""
+    """Why the file of a manifest's path cannot be read below ``data``, in words; "" if it can."""
     data, relative = Path(data), Path(sample_file(path))
     if relative.is_absolute() or ".." in relative.parts:
         return f"leads out of the data folder {data}: paths are relative to it, and go down"
@@ -309,11 +309,12 @@ def file_problem(data: Path | str, path: str) -> str:
 
 
 def drop_duplicates(rows: pd.DataFrame, twins: Iterable[Iterable[str]]) -> tuple[pd.DataFrame, ...]:
-    """Rows in which each group of sample ids, which are one image, is on one side of the split.
+    """Drop rows until no image is on two sides of the split.
 
-    Keep the test copy, else the validation copy, else the training copy (of several folds, the
-    first sample's), and what is on the same side. Returns (rows, dropped); dropped has name and
-    reason. Rows without a split lose nothing: :func:`assign_splits` keeps such patients together.
+    Each group in ``twins`` has the sample ids of one image. One side is kept: test, else
+    validation, else training; if the sides are folds, that of the first sample. The group's samples
+    on other sides are dropped. Returns (rows, dropped); dropped has name and reason. Rows without a
+    split lose nothing: :func:`assign_splits` keeps such patients together.
     """
     column, reasons = split_column(rows), {}
     sides = dict(zip(rows["sample_id"], rows[column], strict=True)) if column else {}
@@ -333,10 +334,10 @@ def assign_splits(rows: pd.DataFrame, card: Card, seed: int = 0, pairs: Pairs = 
     """Assign every row to a part of the split. Patients stay together; labels are stratified.
 
     Rows that come with a ``split`` keep it; if none is ``val``, a fifth of the training patients
-    become it. Other rows get a ``fold``. Patients who share an identical file (sha256), or one of
-    the ``pairs`` of sample ids, stay together. The result depends on patients, labels, such images
-    and ``seed`` only, so tasks on the same patients are split alike. With the card's
-    ``leave-one-site-out`` each site is a fold, and ``seed`` draws who validates where.
+    become ``val``. Other rows get a ``fold``. Patients who share an identical file (sha256), or one
+    of the ``pairs`` of sample ids, stay together. The result depends only on patients, labels,
+    shared images and ``seed``, so tasks on the same patients are split alike. With the card's
+    ``leave-one-site-out`` each site is a fold, and ``seed`` draws who validates in which rotation.
     """
     rows = rows.sort_values(["patient_id", "sample_id"]).reset_index(drop=True)
     if card.split == SITES:
@@ -357,8 +358,7 @@ def repeat_folds(
 ) -> pd.DataFrame:
     """Rows with the folds of ``repeats`` repetitions: each further one is a new draw.
 
-    The official split of a card, and sites, are not repeated: the rows come back as they are.
-    ``seed`` and
+    An official split and sites are not repeated: the rows come back as they are. ``seed`` and
     ``pairs`` are those of :func:`assign_splits`. Raises ManifestError for rows that come with a
     split which the card does not announce.
     """
@@ -383,7 +383,7 @@ def site_names(rows: pd.DataFrame, card: Card) -> pd.Series:
 
 
 def _site_problems(rows: pd.DataFrame, card: Card) -> list[str]:
-    """Why the folds of rows are not the sites of a card, or the wrong patients validate."""
+    """Problems of rows split by site: folds that are no sites, patients who validate wrongly."""
     sites = site_names(rows, card)
     problems = [f"{sample} has no site" for sample in rows["sample_id"][sites == ""]]
     for name, other in (("site", "fold"), ("fold", "site")):
@@ -517,7 +517,7 @@ def linked(pairs: Pairs) -> list[list[str]]:
 
 
 def split_column(rows: pd.DataFrame) -> str | None:
-    """``"split"`` or ``"fold"``: which of the two the manifest has; None unless it is just one."""
+    """``"split"`` or ``"fold"``, whichever the manifest has; None if it has neither or both."""
     there = [column for column in ("split", "fold") if column in rows]
     return there[0] if len(there) == 1 else None
 
@@ -540,7 +540,7 @@ def kept_columns(rows: pd.DataFrame) -> list[str]:
 def repetition(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Rows, or a pack's index, with the folds of one seed alone, as ``fold``.
 
-    Of R repetitions of cross-validation, seed s takes number s modulo R.
+    With R repetitions of cross-validation, seed s uses repetition s modulo R.
     """
     columns = fold_columns(rows)
     if len(columns) < 2:
@@ -557,14 +557,14 @@ def rotations(rows: pd.DataFrame, label_fraction: float = 1.0, seed: int = 0) ->
 
 
 def patients_by_side(rows: pd.DataFrame, parts: list[splits.Rotation]) -> pd.DataFrame:
-    """How many patients each rotation trains on, chooses with and tests: a row a fold."""
+    """How many patients train, validate and are tested in each rotation: one row per fold."""
     patients, folds = rows["patient_id"], pd.Index([part.fold for part in parts], name="fold")
     counts = [{side: patients[getattr(p, side)].nunique() for side in SPLITS} for p in parts]
     return pd.DataFrame(counts, index=folds)
 
 
 def read_samples(path: Path | str) -> pd.DataFrame:
-    """A table of samples: ids and labels stay text, so that "007" and "NA" are what they say."""
+    """A table of samples. Ids and labels stay text: "007" is no number, "NA" no missing value."""
     texts = dict.fromkeys(("sample_id", "patient_id", "label", "y_true"), str)
     samples = pd.read_csv(path, dtype=texts, keep_default_na=False)
     return samples.assign(**{n: samples[n].map(plain_text) for n in texts if n in samples})

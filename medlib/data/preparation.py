@@ -1,7 +1,7 @@
 """From a folder as it was downloaded to a manifest and packs for a sound comparison.
 
-Everything that would make it unsound is searched for before anything is written: files that cannot
-be read, samples without patient or label, and duplicate images.
+Before anything is written, everything is searched for that would make the comparison unsound: files
+that cannot be read, samples without patient or label, and duplicate images.
 """
 
 from itertools import combinations
@@ -44,13 +44,13 @@ class Stopped(ManifestError):
 class Prepared(NamedTuple):
     """A task's manifest, and what its passport reports.
 
-    ``rows``: the manifest, with sha256 and, where they are known, age, sex, site, body_part
-    and the columns of the card's ``subgroups``. ``excluded``:
-    name and reason of each sample left out. ``duplicates``: a row for each pair of samples that are
-    one image: first, second, kind (exact, near, or what was done to it, such as "mirrored and
-    cropped"), correlation, first_side, second_side, same_patient, same_label, action. ``stored``:
-    how image files are stored (sample_id, kind, bits, width, height, few_greys). ``notes``:
-    sentences about what was assumed. ``copies``: the pairs that a person should look at.
+    ``rows``: the manifest, with sha256 and, where they are known, age, sex, site, body_part and the
+    columns of the card's ``subgroups``. ``excluded``: name and reason of each sample left out.
+    ``duplicates``: a row for each pair of samples that are one image: first, second, kind (exact,
+    near, or what was done to it, such as "mirrored and cropped"), correlation, first_side,
+    second_side, same_patient, same_label, action. ``stored``: how image files are stored
+    (sample_id, kind, bits, width, height, few_greys). ``notes``: sentences about what was assumed.
+    ``copies``: the pairs that a person should look at.
     """
 
     rows: pd.DataFrame
@@ -78,15 +78,15 @@ def prepare(
 ) -> Prepared:
     """Read a task's data set below ``data``, check it, split it by patient and pack its images.
 
-    Each file is read and decoded once; ``folders`` says of each pack's folder how its images are
-    drawn. ``given`` is a manifest that fixes samples, labels and, if it has them,
-    splits: the committed one of a public data set, or a user's own CSV. If the card has a layout,
-    its files are then found in the folder by sample id, so that any distribution of the data set
-    will do. Without ``given`` the layout says which samples there are, and splits are drawn from
-    ``seed`` where the data have none. So are the folds of further ``repeats`` of cross-validation.
+    Each file is read and decoded once. ``folders`` maps each pack's folder to how its images are
+    drawn. ``given`` is a manifest that fixes samples, labels and, if it has them, splits: the
+    committed one of a public data set, or a user's own CSV. If the card has a layout, the files of
+    ``given`` are found in the folder by sample id, so any distribution of the data set can be used.
+    Without ``given`` the layout says which samples there are, and splits are drawn from ``seed`` if
+    the data have none. The folds of further ``repeats`` of cross-validation are drawn from it, too.
     Raises ManifestError that lists every sample that cannot be used, or else every image or
-    patient that stands on two sides of a split. With ``quarantine`` these are left out instead,
-    and listed with their reasons in ``excluded``. Of two sides, the training side is left out.
+    patient that is on two sides of a split. With ``quarantine`` these are left out instead, and
+    listed with their reasons in ``excluded``: of two sides, the training side is left out.
     """
     listing = _fixed(card, data, given) if given is not None else reader.read(card, data)
     used = {"mask": card.volumes and card.volumes.needs_mask, "reference": card.volumes}

@@ -551,7 +551,7 @@ def test_a_damaged_cache_is_made_again(tmp_path, damage):
     file.write_bytes(new.get(damage, b""))
     if damage == "gone":
         file.unlink()
-    told = "is empty or damaged" if damage == "meta" else "Not what was written"
+    told = "is empty or damaged" if damage == "meta" else "Damaged or missing"
     with pytest.warns(UserWarning, match=told):
         again = extract(pack, CNN, tmp_path / "f")
     np.testing.assert_array_equal(again.embeddings, whole)

@@ -164,7 +164,7 @@ def test_without_patients_it_is_said_that_each_image_is_one_and_likely_names_are
     found = reader.read(own(), tmp_path)
     assert found.rows["patient_id"].nunique() == 40
     first, likely = found.notes
-    assert first.startswith("Nothing tells whose an image is")
+    assert first.startswith("Patients are not known")
     assert "40 paths hold 20 names such as 'patient00000'" in likely
     option = "patient: '(patient\\d+).*/'"
     assert likely.endswith(option)

@@ -57,7 +57,7 @@ def test_damaged_embeddings_or_labels_are_refused(tmp_path, name):
     embeddings.extract(make_pack(tmp_path / "data"), CNN, tmp_path / "f")
     content = (tmp_path / "f" / name).read_bytes()
     (tmp_path / "f" / name).write_bytes(content.replace(b"yes", b"no_") + b" ")
-    with pytest.raises(ValueError, match=f"Not what was written: .*{name}. Remove the folder"):
+    with pytest.raises(ValueError, match=f"Damaged or missing: .*{name}. Remove the folder"):
         embeddings.load(tmp_path / "f")
 
 

@@ -181,7 +181,7 @@ def test_an_image_beyond_pillows_limit_is_refused_in_words(tmp_path, monkeypatch
     Image.new("L", (64, 64)).save(tmp_path / "x.png")
     for limit in (4000, 1000):  # Pillow itself refuses more than twice its limit
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        assert "to be made smaller first" in reason(tmp_path / "x.png")
+        assert "must be made smaller first" in reason(tmp_path / "x.png")
 
 
 # --------------------------------------------------------------------------------- within a task

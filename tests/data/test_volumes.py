@@ -423,7 +423,7 @@ def bad_masks():
         "empty": (np.zeros((14, 18, 7), np.uint8), "is empty, no voxel is above 0"),
         "below": (below, "is empty, no voxel is above 0"),
         "nan": (nan, "holds NaN or infinite values"),
-        "four": (np.stack([tumour()] * 2, -1), r"a 3-D volume is needed"),
+        "four": (np.stack([tumour()] * 2, -1), r"not one 3-D volume"),
     }
 
 
@@ -710,8 +710,8 @@ def bad_volumes():
     nan[1, 2, 3], infinite[1, 2, 3] = np.nan, np.inf
     flat = np.where(head() > 0, 1, 0).astype(np.float32)
     return {
-        "four": (head()[..., None].repeat(2, 3), "3-D volume is needed, its shape is (14, 18, 7, "),
-        "two": (head()[..., 3], "3-D volume is needed, its shape is (14, 18)"),
+        "four": (head()[..., None].repeat(2, 3), "which is needed: its shape is (14, 18, 7, "),
+        "two": (head()[..., 3], "one 3-D volume, which is needed: its shape is (14, 18)"),
         "empty": (head()[:0], "is empty, its shape is (0, 18, 7)"),
         "nan": (nan, "NaN or infinite"),
         "infinite": (infinite, "NaN or infinite"),

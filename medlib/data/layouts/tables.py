@@ -122,7 +122,7 @@ def _chosen(
             if told[column].lower() not in [value.lower() for value in values]:
                 reason = f"its {column} is {told[column]!r}, not {' or '.join(values)} (where)"
                 yield base.Excluded(row["sample_id"], reason)
-                places.find(row["path"])  # so that it is not listed as named by no row
+                places.find(row["path"])  # else its file would be listed as named by no row
                 break
         else:
             chosen.append(row)
