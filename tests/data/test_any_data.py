@@ -1,4 +1,4 @@
-"""Folders and tables that people really have: all is read rightly, or named with the way out."""
+"""Folders and tables that people really have: all is read correctly, or named with the way out."""
 
 import os
 import unicodedata
@@ -238,7 +238,7 @@ def test_a_quotation_mark_that_is_not_closed_is_refused_with_its_rows(tmp_path):
 
 
 def test_rows_that_a_text_has_swallowed_are_seen(tmp_path):
-    """The second mark stands where a text may end: the table is a valid CSV, of fewer rows."""
+    """The second quotation mark is where a text may end, so the CSV is valid but has fewer rows."""
     lines = ["1.png,a,fine", '2.png,a,"dark', "3.png,a,fine", '4.png,b,"', "5.png,b,fine"]
     write(tmp_path / "set", "path,label,note", *lines)
     touch(tmp_path / "set", *(f"{k}.png" for k in range(1, 6)))

@@ -1,4 +1,4 @@
-"""medlib.data.embeddings: a pack's embeddings, with its index, and never of other images."""
+"""medlib.data.embeddings: a pack's embeddings with its index, never those of other images."""
 
 import numpy as np
 import pandas as pd
@@ -102,7 +102,7 @@ def test_what_is_seen_where_is_kept_for_a_few_images_of_each_class(tmp_path, bac
     maps, whole = found["maps"].astype(float), made.embeddings[found["rows"]]
     d = maps.shape[-1]
     if row.embedding != "cls":
-        own = whole[:, -d:]  # of DINOv2 the second half
+        own = whole[:, -d:]  # for DINOv2, the second half
         np.testing.assert_allclose(maps.mean((1, 2)), own, rtol=0, atol=5e-3 * np.abs(maps).max())
     model, _ = networks.build(backbone, size, seed=3)
     inputs = networks.normalise(row, torch.from_numpy(pack.images[found["rows"]]))

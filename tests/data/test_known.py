@@ -31,7 +31,7 @@ def test_the_card_has_other_cut_points_and_columns():
     rows = pd.DataFrame({"age": ["8", "30"], "bmi": ["17", "unknown"], "room": ["2", "10"]})
     groups = known.groups(rows, {"age": (18.5,), "bmi": (18.5, 25.0), "room": (), "none": ()})
     assert of(groups, "age") == ["under 18.5", "18.5 and over"]
-    assert of(groups, "bmi") == ["under 18.5", "not known"]  # groups without patients are none
+    assert of(groups, "bmi") == ["under 18.5", "not known"]  # without groups that nobody is in
     assert list(groups["room"].cat.categories) == ["10", "2"]
     assert "none" not in groups
 

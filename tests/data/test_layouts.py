@@ -1,4 +1,4 @@
-"""Layouts: folders as they are distributed become rows; what gives none has a name and a reason."""
+"""Layouts: folders as they are distributed become rows; all else is listed with a reason."""
 
 import os
 import time

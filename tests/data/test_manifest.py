@@ -1,4 +1,4 @@
-"""Cards and manifests: every mistake is named, and no split lets a patient stand on two sides."""
+"""Cards and manifests: every mistake is named, and no split has a patient on two sides."""
 
 import hashlib
 
@@ -40,7 +40,7 @@ def samples(counts, images=lambda k: 1, **columns):
 
 
 def folded(n_folds=3, patients=2, images=lambda k: 1):
-    """`patients` of each class a fold: patient k stands in fold k % n_folds."""
+    """`patients` patients of each class in each fold: patient k is in fold k % n_folds."""
     rows = samples({"a": n_folds * patients, "b": n_folds * patients}, images)
     return rows.assign(fold=rows["patient_id"].str[1:].astype(int) % n_folds)
 
@@ -155,7 +155,7 @@ def test_committed_folds_hold_a_fifth_of_each_class(task):
     rows = manifest.read_rows(cards.FOLDER / f"{task}.csv")
     counts = pd.crosstab(rows["label"], rows["fold"])
     fifths = counts.sum(axis=1).to_numpy()[:, None] / 5
-    few = 1 + 0.003 * fifths  # patients of a copy that is found later move to one fold
+    few = 1 + 0.003 * fifths  # if a copy is found later, its patients move to one fold
     assert (np.abs(counts - fifths) < few).all(axis=None)
 
 
@@ -636,7 +636,7 @@ def test_patients_who_share_an_identical_file_stay_together():
         manifest.assign_splits(apart, toy(), s).groupby("patient_id")["fold"].first()[:3].nunique()
         for s in range(8)
     ]
-    assert max(seen) > 1  # without the hashes, chance parts them
+    assert max(seen) > 1  # without the hashes, some seed separates them
 
 
 def test_an_official_split_keeps_its_test_set_and_validates_on_a_fifth_of_patients():
@@ -776,7 +776,7 @@ def test_a_label_fraction_keeps_that_share_of_patients_and_two_of_each_class(fra
         kept = rows[mask].groupby("label")["patient_id"].nunique()
         assert kept.to_dict() == {"a": a, "b": b}
         whole = rows["patient_id"].isin(rows["patient_id"][mask])
-        assert (whole == mask).all()  # all images of whom it keeps
+        assert (whole == mask).all()  # a patient is kept with all images
     assert (part.test == (rows["split"] == "test")).all()
 
 

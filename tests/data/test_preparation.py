@@ -1,4 +1,4 @@
-"""Preparation: what would make a comparison unsound stops it, all at once, or is set aside."""
+"""Preparation: problems that would make a comparison unsound stop it, or are set aside."""
 
 import hashlib
 import shutil
@@ -188,7 +188,7 @@ def test_in_quarantine_the_training_side_of_an_unknown_copy_is_dropped(tmp_path)
 
 
 def test_a_chain_of_copies_leaves_none_on_another_side(tmp_path):
-    """Three identical files, in train, in train and in test: both of the former go."""
+    """Three identical files, two in train and one in test: both in train are dropped."""
     data = official(tmp_path)
     twin = (data / "own" / "test" / "a" / "testa1.png").read_bytes()
     for name in ("one.png", "two.png"):
@@ -616,7 +616,7 @@ def committed(task):
 @pytest.mark.real_data
 @pytest.mark.parametrize("task", [t for t in cards.tasks() if committed(t).is_file()])
 def test_real_folders_give_the_committed_manifest(real_data, task, tmp_path):
-    """What notebook 01 published is what it makes again, byte for byte."""
+    """Notebook 01 makes again what it has published, byte for byte."""
     card = cards.read(task)
     rows, excluded, *_ = preparation.prepare(card, real_data)
     facts = [*manifest.REQUIRED, manifest.split_column(rows)]

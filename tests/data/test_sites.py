@@ -1,4 +1,4 @@
-"""Leave one site out: each site is tested once, and no patient stands on two sides."""
+"""Leave one site out: each site is tested once, and no patient is on two sides."""
 
 import numpy as np
 import pandas as pd
