@@ -12,7 +12,7 @@ from medlib.core.fast import logistic
 
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)  # values of C that are tried
 
-Problems = Sequence[tuple[float, int]]  # what is fitted at once: candidate and seed of each
+Problems = Sequence[tuple[float, int]]  # fitted at once: each one's candidate and seed
 # Embeddings (m, d) and positions in the list of problems -> probabilities (positions, m, K). Its
 # keywords are what was learnt: tensors with a row for each problem, or one row for all of them.
 Predictor = partial[np.ndarray]

@@ -22,7 +22,7 @@ def auroc(y: np.ndarray, proba: np.ndarray, counts: np.ndarray | None = None) ->
     counts = np.take_along_axis(counts, order, axis=-1)
     hits = counts * (y[order] == ranked)
     misses = np.cumsum(counts - hits, axis=-1)
-    starts = np.ones((*score.shape[:-1], len(y) + 1), dtype=bool)  # of runs of equal scores
+    starts = np.ones((*score.shape[:-1], len(y) + 1), dtype=bool)  # of runs with equal scores
     starts[..., 1:-1] = ordered[..., 1:] != ordered[..., :-1]
     # Negative samples before the run of equal scores, and up to its end: a tie is half a pair.
     below = np.where(starts[..., :-1], misses - (counts - hits), 0)

@@ -76,7 +76,7 @@ def _on_several_sides(side: np.ndarray, patients: np.ndarray) -> list[str]:
     for patient, one in zip(patients.tolist(), side.tolist(), strict=True):
         sides.setdefault(patient, set()).add(str(one))
     return [
-        f"patient {patient!r} stands on several sides: {', '.join(sorted(several))}"
+        f"patient {patient!r} is on several sides: {', '.join(sorted(several))}"
         for patient, several in sorted(sides.items())
         if len(several) > 1
     ]

@@ -49,10 +49,10 @@ class Volumes(BaseModel):
     the slice with the ``largest_tumour`` (by its mask), or slices spread evenly over the whole head
     (``all_head``; with ``slices`` 0, every slice of it). With ``neighbours``, the slices below and
     above are the red and the blue channel. ``crop_margin`` crops to the box of the tumour's mask
-    and so many millimetres around it. Grey values are scaled between these ``percentiles`` of the
-    head. With ``resample``, a volume is resampled to its patient's reference volume; without, one
-    that differs from the reference in shape or position is refused. ``affine`` is needed if a NIfTI
-    file states no affine, or two that differ: it says which to trust, the ``sform`` or the
+    and this many millimetres around it. Grey values are scaled between two ``percentiles`` of the
+    head. With ``resample``, a volume is resampled to its patient's reference volume. Without it, a
+    volume that differs from the reference in shape or position is refused. ``affine`` is needed if
+    a NIfTI file states no affine, or two that differ: it says which to trust, the ``sform`` or the
     ``qform``. With ``mask_affine: volume``, a mask has the affine of its volume, and its own is
     ignored.
     """
@@ -161,7 +161,7 @@ class Card(BaseModel):
     def _once(cls, joined: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         sites = [site for several in joined.values() for site in several]
         if again := sorted({site for site in sites if sites.count(site) > 1}):
-            raise ValueError(f"but {', '.join(again)} stand in it twice")
+            raise ValueError(f"but it has {', '.join(again)} twice")
         return joined
 
     @field_validator("classes")

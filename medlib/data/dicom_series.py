@@ -17,7 +17,7 @@ from medlib.data import dicom
 from medlib.data.dicom import DicomError
 
 # Positions are rounded in some files; less than a tenth of a voxel is invisible.
-TOLERANCE = 0.1  # of the distance of two slices: how far a slice may lie from its place
+TOLERANCE = 0.1  # how far a slice may lie from its place, as a share of the slice distance
 PARALLEL = 1e-3  # how much two direction cosines of one orientation may differ
 SAME_PLACE = 0.01  # mm
 

@@ -31,7 +31,7 @@ REQUIRED = ("sample_id", "patient_id", "path", "label")
 BESIDE = ("mask", "reference")  # columns that name further files of a sample
 VALIDATES = "validates"
 FEWEST = 5  # patients of each class that a site needs to be a fold
-Pairs = Iterable[tuple[str, str]]  # of names
+Pairs = Iterable[tuple[str, str]]  # pairs of names
 # How the reason of a copy that was left out begins.
 COPY_REASONS = ("the same image as ", "a second copy of ")
 POINTER = b"version https://git-lfs.github.com/spec/"  # the first bytes of Git LFS's pointers
@@ -58,7 +58,7 @@ def read(
 
 
 def read_rows(path: Path | str) -> pd.DataFrame:
-    """A manifest's rows as they stand, not validated."""
+    """A manifest's rows as they are in the file, not validated."""
     # Everything is text: an id of "007" must not become 7, nor a label of "NA" missing.
     rows = pd.read_csv(path, dtype=str, keep_default_na=False).map(plain_text)
     for column in [*fold_columns(rows), *([VALIDATES] if VALIDATES in rows else [])]:
@@ -148,14 +148,14 @@ def _row_problems(
         if strange[number]:
             yield f"label {label!r} of {sample} is not a class of the card ({known})"
         if again[number]:
-            yield f"sample_id {sample!r} stands in several rows"
+            yield f"sample_id {sample!r} is in several rows"
     for row in rows.to_dict("records") if data else ():
         if problem := read_files(row, data, parts)[-1]:
             yield problem
 
 
 def _stands_problems(rows: pd.DataFrame, side: str) -> Iterator[str]:
-    """What is wrong with where the rows stand in a column: split, fold, or further folds."""
+    """Problems of the sides in a column: split, fold, or further folds."""
     rows = rows.fillna("").reset_index(drop=True)
     stands = rows[side].astype(str)
     allowed = stands.isin(SPLITS) if side == "split" else stands.str.fullmatch(r"\d+")
@@ -163,17 +163,17 @@ def _stands_problems(rows: pd.DataFrame, side: str) -> Iterator[str]:
     for sample, value in zip(rows["sample_id"][~allowed], rows[side][~allowed], strict=True):
         yield f"{side} {value!r} of {sample} is not {must}"
     for patient, several in _on_several(stands, rows["patient_id"]).items():
-        yield f"patient {patient!r} stands in several {side}s: {several}"
+        yield f"patient {patient!r} is in several {side}s: {several}"
     if "sha256" in rows:
         hashed = rows[rows["sha256"] != ""]
         ids = hashed.groupby("sha256")["sample_id"]
         for image, several in _on_several(stands[hashed.index], hashed["sha256"]).items():
             samples = ", ".join(sorted(set(ids.get_group(image))))
-            yield f"{samples} are one image but stand in several {side}s: {several}"
+            yield f"{samples} are one image but in several {side}s: {several}"
 
 
 def _on_several(stands: pd.Series, key: pd.Series) -> dict[str, str]:
-    """The keys whose rows stand on several sides, and these sides in words."""
+    """The keys whose rows are on several sides, and these sides in words."""
     pairs = pd.DataFrame({"key": key, "side": stands}).drop_duplicates()
     pairs = pairs[pairs["key"].duplicated(keep=False)]
     return {name: ", ".join(sorted(of)) for name, of in pairs.groupby("key")["side"]}
@@ -390,7 +390,7 @@ def _site_problems(rows: pd.DataFrame, card: Card) -> list[str]:
         pairs = pd.DataFrame({"site": sites, "fold": rows["fold"].astype(str)})
         several = pairs.groupby(name)[other].agg(lambda values: sorted(set(values)))
         problems += [
-            f"{name} {one} stands in {other}s {', '.join(of)}"
+            f"{name} {one} is in {other}s {', '.join(of)}"
             for one, of in several.items()
             if len(of) > 1
         ]
@@ -420,7 +420,7 @@ def _by_site(rows: pd.DataFrame, card: Card, seed: int, pairs: Pairs) -> pd.Data
     problems += [f"{sample} has no site" for sample in rows["sample_id"][sites == ""]]
     known = sites != ""
     for patient, of_one in _on_several(sites[known], rows["patient_id"][known]).items():
-        problems.append(f"patient {patient!r} stands at several sites: {of_one}")
+        problems.append(f"patient {patient!r} is at several sites: {of_one}")
     there = set(rows["site"]) if "site" in rows else set()
     asked = [site for several in card.joined_sites.values() for site in several]
     problems += [
@@ -533,7 +533,7 @@ def side_columns(rows: pd.DataFrame) -> list[str]:
 
 
 def kept_columns(rows: pd.DataFrame) -> list[str]:
-    """The columns that say where each row stands: :func:`side_columns`, and VALIDATES if there."""
+    """The columns of a row's sides: :func:`side_columns`, and VALIDATES if it is there."""
     return side_columns(rows) + [VALIDATES] * (VALIDATES in rows)
 
 

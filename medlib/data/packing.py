@@ -30,7 +30,7 @@ from medlib.errors import ManifestError, listed, unknown
 
 Place = Path | str
 Slicing = Volumes | None  # a card's volumes
-Folders = dict[Path, packs.Drawn]  # of packs: how the images of each are drawn
+Folders = dict[Path, packs.Drawn]  # folders of packs, and how the images of each are drawn
 
 
 class Reading(NamedTuple):

@@ -22,7 +22,7 @@ from medlib.errors import ManifestError, listed
 
 
 class Copies(NamedTuple):
-    """Pairs of images that tie two patients together, or stand on two sides of a split.
+    """Pairs of images that tie two patients together, or are on two sides of a split.
 
     ``pairs``: first, second, kind, correlation, first_side, second_side ("" before sides are
     drawn); pairs on two sides come first, then those with the lowest correlation. ``pictures``: the
@@ -131,10 +131,10 @@ def _checked_and_split(
     excluded = _joined(excluded, problems.assign(reason="set aside: " + problems["reason"]))
     rows = read.rows[~read.rows["sample_id"].isin(problems["name"])].reset_index(drop=True)
     if rows.empty:
-        raise ManifestError(f"{card.task}: of the samples in {data} none can be used.")
+        raise ManifestError(f"{card.task}: none of the samples in {data} can be used.")
 
     same = pairs[pairs["kind"].isin(["exact", "near"])]
-    if card.split == SITES and "fold" not in rows:  # sites say where copies stand
+    if card.split == SITES and "fold" not in rows:  # the side of a copy is its site
         rows = manifest.assign_splits(rows, card, seed, _ids(same))
     rows, known = manifest.drop_duplicates(rows, card.known_duplicates)
     excluded = _joined(excluded, known)
@@ -272,7 +272,7 @@ def _fixed(card: Card, data: Path | str, given: Path) -> base.Found:
     labels, problems = there["label"].to_dict(), {}
     for sample, label in zip(rows["sample_id"], rows["label"], strict=True):
         if sample not in labels:
-            problems[sample] = told.get(sample, f"it stands in {given.name}, but not in the folder")
+            problems[sample] = told.get(sample, f"it is in {given.name}, but not in the folder")
         elif label != labels[sample]:
             differs = f"it is {label!r} in {given.name}, but {labels[sample]!r} in the folder"
             problems[sample] = differs
@@ -354,7 +354,7 @@ def _one_side_each(
     if not quarantine:
         lines = [", ".join(f"{s} ({side} {sides[s]})" for s in group) for group in across]
         raise ManifestError(
-            f"{card.task}: {len(across)} image(s) stand on several sides of the split:\n"
+            f"{card.task}: {len(across)} image(s) are on several sides of the split:\n"
             f"{listed(lines, most=1000)}\nName each group in the card: under known_duplicates its "
             "training side is dropped, under not_duplicates it counts as different images. Or drop "
             "them all with quarantine=True in notebook 01_prepare_data."
@@ -380,7 +380,7 @@ def _patients_on_one_side(
             for patient, of_one in times.groupby(level=0)
         ]
         raise ManifestError(
-            f"{card.task}: {len(groups)} patient(s) stand on several sides of the split (in "
+            f"{card.task}: {len(groups)} patient(s) are on several sides of the split (in "
             f"parentheses, how many samples):\n{listed(lines, most=1000)}\nMove their files to one "
             "side, or correct the table. If equal names are different people, let `patient` in "
             "layout_options find the folder, too. Or set the training side aside with "
@@ -393,7 +393,7 @@ def _patients_on_one_side(
 
 
 def _sides(rows: pd.DataFrame, side: str | None, samples: pd.Series) -> list[str]:
-    """On which side each sample stands; "" if it has no row, or if no side is drawn yet."""
+    """The side of each sample; "" if it has no row, or if no side is drawn yet."""
     if side not in rows:
         return [""] * len(samples)
     return ["" if pd.isna(stands) else str(stands) for stands in rows[side].reindex(samples)]

@@ -23,7 +23,7 @@ from medlib.data.cards import Volumes
 from medlib.data.greys import window
 
 MAX_VOXELS = 2**28  # 1 GiB as float32; a header of 352 bytes may claim anything
-Contents = Mapping[Path, bytes]  # of files that were read already
+Contents = Mapping[Path, bytes]  # contents of files that were read already
 Trust = str | np.ndarray  # sform, qform, "" (what the header states), or an affine (4×4)
 IN_CARD = "under `volumes` in the card"
 

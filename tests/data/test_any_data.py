@@ -214,7 +214,7 @@ def test_patients_on_both_sides_of_an_official_split_are_all_named_or_leave_trai
     task = card(split="official", layout_options={"patient": r"^(p\d+)_"})
     task = task if by == "folders" else own().model_copy(update={"split": "official"})
     message = refusal(task, tmp_path)
-    assert "4 patient(s) stand on several sides" in message
+    assert "4 patient(s) are on several sides" in message
     assert all(f"p{k:02d}: split test (1), split train (1)" in message for k in range(4))
     assert "Move their files to one side, or correct the table" in message
     prepared = prepare(task, tmp_path, quarantine=True)
@@ -269,7 +269,7 @@ def test_images_that_no_row_names_are_listed(tmp_path):
 def test_two_columns_of_one_name_are_refused_if_that_name_is_asked_for(tmp_path):
     touch(tmp_path / "set", "1.png", "2.png")
     write(tmp_path / "set", "path,label,label,note,note", "1.png,a,b,,", "2.png,b,b,,")
-    with pytest.raises(ManifestError, match=r"stands several times: label\. Rename or remove"):
+    with pytest.raises(ManifestError, match=r"occurs several times: label\. Rename or remove"):
         reader.read(own(), tmp_path)
     write(tmp_path / "set", "path,label,note,note", "1.png,a,,", "2.png,b,,")
     assert len(reader.read(own(), tmp_path).rows) == 2

@@ -493,7 +493,7 @@ def test_a_sagittal_series_lies_where_it_was_taken(tmp_path):
 
 
 def enhanced(voxels, order, **tags):
-    """A multi-frame file whose frames stand in this order."""
+    """A multi-frame file whose frames are in this order."""
     frames = np.ascontiguousarray(voxels[:, :, order].T.transpose(0, 1, 2))
     groups = []
     for z in order:

@@ -52,7 +52,7 @@ def test_a_card_refuses_columns_that_mean_something_else_and_cuts_that_do_not_as
         cards.read("t", tmp_path)
     words = str(error.value)
     assert "label has another meaning; the cut points of bmi do not ascend: [30.0, 25.0]" in words
-    assert "B stand in it twice" in words
+    assert "it has B twice" in words
     assert "Did you mean 'leave-one-site-out'?" in words
 
 

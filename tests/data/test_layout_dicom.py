@@ -539,8 +539,8 @@ def test_rsna_images_whose_labels_or_patients_are_not_known_are_problems(tmp_pat
     labels.write_text(labels.read_text() + "id2,1,1,1,1,1\nid50,,,,,0\n")
     said = reasons(reader.read(cards.read("rsna_pneumonia"), tmp_path).problems)
     assert said == {
-        "id0": "its patient does not stand in pneumonia-challenge-dataset-mappings_2018.json",
-        "id2": "it stands in 2 rows of stage_2_train_labels.csv",
+        "id0": "its patient is not in pneumonia-challenge-dataset-mappings_2018.json",
+        "id2": "it is in 2 rows of stage_2_train_labels.csv",
         "id50": "it has a label in stage_2_train_labels.csv but no image",
     }
     mapping.write_text("{}")

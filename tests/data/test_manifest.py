@@ -315,7 +315,7 @@ def test_the_card_that_was_used_is_read_back_as_it_was(tmp_path):
 
 def test_a_manifest_that_is_not_sound_is_not_written(tmp_path):
     rows = folded().assign(patient_id="one")
-    with pytest.raises(ManifestError, match="patient 'one' stands in several folds"):
+    with pytest.raises(ManifestError, match="patient 'one' is in several folds"):
         manifest.write(rows, rows, tmp_path / "toy.csv", toy())
     assert list(tmp_path.iterdir()) == []
 
@@ -340,10 +340,10 @@ def test_validation_lists_every_offender_in_one_message():
     rows.loc[7, "path"] = ""
     message = complaint(rows)
     assert "path is empty in row 9" in message  # the header is row 1
-    assert "sample_id 'a0-0' stands in several rows" in message
-    assert "patient 'a1' stands in several splits: train, val" in message
+    assert "sample_id 'a0-0' is in several rows" in message
+    assert "patient 'a1' is in several splits: train, val" in message
     assert "label 'bb' of b1-0 is not a class of the card (a, b)" in message
-    assert "a0-0, a2-0 are one image but stand in several splits: test, train" in message
+    assert "a0-0, a2-0 are one image but in several splits: test, train" in message
     assert "class 'b' has no sample in split val" in message
     assert "6 problem(s)" in message
 
@@ -608,7 +608,7 @@ def test_each_repetitions_folds_are_checked():
     rows["fold_1"] = rows["fold"]
     manifest.validate(rows, toy())
     rows.loc[0, "fold_1"] = 2
-    assert "patient 'a0' stands in several fold_1s: 0, 2" in complaint(rows)
+    assert "patient 'a0' is in several fold_1s: 0, 2" in complaint(rows)
     rows["fold_1"] = rows["fold"] // 2
     assert "2 fold_1(s): three or more are needed" in complaint(rows)
 
@@ -806,12 +806,12 @@ def test_a_label_fraction_outside_its_range_is_refused(fraction):
 
 def test_rotations_refuse_a_patient_on_two_sides_and_a_class_without_samples():
     rows = folded()
-    rows.loc[1, "patient_id"] = "a0"  # fold 1, while a0 stands in fold 0
+    rows.loc[1, "patient_id"] = "a0"  # fold 1, while a0 is in fold 0
     rows.loc[(rows["fold"] == 2) & (rows["label"] == "b"), "label"] = "a"
     with pytest.raises(ManifestError) as caught:
         manifest.rotations(rows)
     message = str(caught.value)
-    assert "patient 'a0' stands on several sides: 0, 1" in message
+    assert "patient 'a0' is on several sides: 0, 1" in message
     assert "fold 2: no sample of class 'b' in test" in message
     assert "fold 1: no sample of class 'b' in val" in message
     assert "fold 0: no sample of class 'b' in train" in message

@@ -113,7 +113,7 @@ def test_what_cannot_be_used_is_set_aside_when_that_is_asked(spoiled):
 def test_when_nothing_can_be_used_that_is_said(tmp_path):
     (tmp_path / "own" / "a").mkdir(parents=True)
     (tmp_path / "own" / "a" / "x.png").write_bytes(b"")
-    assert "none can be used" in refusal(toy(), tmp_path, quarantine=True)
+    assert "none of the samples" in refusal(toy(), tmp_path, quarantine=True)
 
 
 def test_names_with_spaces_and_other_letters_and_capital_extensions_are_read(tmp_path):
@@ -447,7 +447,7 @@ def test_a_folder_that_contradicts_the_given_manifest_is_refused(own):
     message = refusal(toy(), own, given=csv)
     assert "2 problem(s)" in message
     assert "a-a0: it is 'b' in own.csv, but 'a' in the folder" in message
-    assert "b-b3: it stands in own.csv, but not in the folder" in message
+    assert "b-b3: it is in own.csv, but not in the folder" in message
     prepared = prepare(toy(), own, given=csv, quarantine=True)
     assert len(prepared.rows) == 10
     assert reasons(prepared.excluded)["b-new"] == "not in own.csv, which fixes the samples"

@@ -202,7 +202,7 @@ def read_columns(
     columns = columns | {ours: c for ours, c in (also or {}).items() if c in cells}
     times = Counter(cells.columns)
     if doubled := [name for name in dict.fromkeys(columns.values()) if times[name] > 1]:
-        what = f"columns whose name stands several times: {', '.join(doubled)}"
+        what = f"columns whose name occurs several times: {', '.join(doubled)}"
         raise ManifestError(f"{path}: {what}. Rename or remove all but one.")
     table = pd.DataFrame({ours: cells[theirs] for ours, theirs in columns.items()})
     table = known.in_one_way(known.without_missing(table))
@@ -232,7 +232,7 @@ def match(
         yield Problem(name, f"it has a {what} in {where} but no image")
     for sample, name in samples.items():
         if len(rows.get(name, ())) > 1:
-            yield Problem(sample, f"it stands in {len(rows[name])} rows of {where}")
+            yield Problem(sample, f"it is in {len(rows[name])} rows of {where}")
         elif name not in rows and complete:
             yield Problem(sample, f"it has no {what} in {where}")
     return {sample: rows[name][0] for sample, name in samples.items() if name in rows}

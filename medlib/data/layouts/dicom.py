@@ -247,7 +247,7 @@ def rsna_pneumonia(folder: Path, card: Card, *, patients: str = RSNA_PATIENTS) -
     for row in _public(folder, "stage_2_train_images", ".dcm", table, classes):
         if isinstance(row, dict) and patients:
             if row["sample_id"] not in whose:
-                row = base.Problem(row["sample_id"], f"its patient does not stand in {patients}")
+                row = base.Problem(row["sample_id"], f"its patient is not in {patients}")
             else:
                 row["patient_id"] = whose[row["sample_id"]]
         yield row
