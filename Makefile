@@ -31,11 +31,11 @@ LICENCES = .venv/tools/bin/pip-licenses --python=$(BIN)/python --from=mixed --wi
 	--format=markdown --order=name
 # Git keeps no output of a notebook: see .gitattributes.
 FILTER = git config filter.nbstripout
-# What runs alone uses all cores, unless you have set OMP_NUM_THREADS.
+# A command that runs alone uses all cores, unless you have set OMP_NUM_THREADS.
 ALL_CORES = $(if $(filter file,$(origin OMP_NUM_THREADS)),env -u OMP_NUM_THREADS)
 # Jobs are processes: one thread each is faster than several that wait for each other.
 export OMP_NUM_THREADS ?= 1
-# glibc keeps freed memory. Otherwise each batch's activations are returned and faulted in again.
+# glibc keeps freed memory. By default it would return and allocate each batch's activations again.
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
@@ -72,7 +72,7 @@ study: $(READY)
 plan status report: $(READY)
 	$(STUDY) $@ "$$GRID"
 
-# Where there is a network: all weights of a grid, into the folder WEIGHTS.
+# Needs a network: fetches all weights of a grid into the folder WEIGHTS.
 weights: $(READY)
 	$(STUDY) weights "$$GRID" $(if $(WEIGHTS),"$(abspath $(WEIGHTS))")
 

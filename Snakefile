@@ -3,10 +3,10 @@
     snakemake --cores all --config grid=demo
 
 Settings that do not change results (device, folders of data and weights) are not in `params`:
-changing them runs nothing again. Where files lie is known to medlib.grid.address alone.
+changing them runs nothing again. Only medlib.grid.address knows where files lie.
 
-Snakemake runs a job whose output is missing. Every input is `ancient`: times decide nothing. What
-has to run again is decided by medlib.grid.plan, by content, and handed over with --forcerun.
+Snakemake runs a job whose output is missing. Every input is `ancient`: times decide nothing.
+medlib.grid.plan compares contents, and hands over with --forcerun what has to run again.
 """
 
 import functools
@@ -70,11 +70,12 @@ def needs(minutes, gpu=0):
 def code(notebook):
     """The modules that a notebook uses: if their code changes, the notebook's jobs run again.
 
-    Modules that draw are left out before notebook 06: how things are drawn is no reason to train
-    again. So are those that run jobs, and those that fetch weights: a job depends on the file that
-    they write. The table of backbones is not among them either: a job depends on its own row only.
-    Nor is, before notebook 06, what describes a model that is saved beside a run: no prediction
-    depends on it.
+    These are left out:
+
+    - before notebook 06, modules that draw: new figures are no reason to train again;
+    - modules that run jobs, and modules that fetch weights: a job depends on the weights file;
+    - the table of backbones: a job depends on its own row only;
+    - before notebook 06, the module that describes a saved model: no prediction depends on it.
     """
     shows = int(notebook[:2]) > 5
     saving = set() if shows else {notebooks.MEDLIB / "grid" / "models.py"}
@@ -92,7 +93,7 @@ def made_by(notebook):
 
 
 def card_files(wildcards):
-    """The task's card and, of real data, the list of its samples."""
+    """The task's card and, for real data, the list of its samples."""
     return [
         os.path.relpath(path)
         for path in cards.files(wildcards.task)
@@ -101,7 +102,7 @@ def card_files(wildcards):
 
 
 def described(task):
-    """What says who is in a task: its manifest, and its cards. Of runs so far, what is there."""
+    """The files that describe a task's patients: cards and manifest. A partial grid may lack it."""
     files = [os.path.relpath(path) for path in cards.files(task) if path.suffix == ".yaml"]
     return files + [manifest(task)] * (not PARTIAL or os.path.exists(manifest(task)))
 
@@ -140,7 +141,7 @@ def features(task="{task}", backbone="{backbone}", seed="{seed}"):
 
 
 def embedded(task, backbone):
-    """The same for every draw of a backbone's weights."""
+    """The file of :func:`features` for every draw of a backbone's weights."""
     return [features(task, backbone, seed) for seed in gridfile.weight_seeds(grid, backbone)]
 
 
@@ -187,12 +188,12 @@ SUMMARIES = [f"{RESULTS}/{name}.csv" for name in ("summary", "summary_over_seeds
 
 
 def shown(rule):
-    """The files of the figures and tables of a rule, with {task} where there is one a task."""
+    """The files of the figures and tables of a rule; {task} is in the name if each task has one."""
     return [f"{FIGURES}/{name}" for name in registry.files(rule, frozen=bool(grid["frozen"]))]
 
 
 def reported(rule):
-    """The same as outputs, the figures for Snakemake's report as well."""
+    """The files of :func:`shown` as outputs. Figures go into Snakemake's report as well."""
     return [name if not name.endswith(".png") else report(name, category=rule) for name in shown(rule)]
 
 
@@ -237,8 +238,8 @@ REPORT = f"{FIGURES}/{page.page_name(grid, RESULTS) if PARTIAL else page.PAGE}"
 def everything():
     """Every file of a complete grid.
 
-    All are named here, not only the page at the end: if a file is there, Snakemake does not check
-    that the files it was made from are there, too.
+    All are named here, not only the page at the end: if a file exists, Snakemake does not check
+    that the files from which it was made exist, too.
     """
     if PARTIAL:
         return [REPORT]

@@ -1,13 +1,14 @@
 """5000 bootstrap resamples: all at once, against calls of scikit-learn in a Python loop.
 
-The peer is the way of the paper's released code: draw rows, gather them, call scikit-learn's
-function for each metric. It gets arrays of whole numbers, and its time is that of some resamples,
-scaled: each takes as long. Ours is ``bootstrap.bootstrap``, from the data frame of predictions to
-the values of every resample, on all cores; the loop runs on one, as such loops do.
+The peer does what the paper's released code does: draw rows, gather them, call scikit-learn's
+function for each metric. It gets arrays of whole numbers. Some resamples are timed, and their time
+is scaled, since all take equally long. Ours is ``bootstrap.bootstrap``, from the data frame of
+predictions to the values of every resample, on all cores. The loop runs on one core, as such loops
+do.
 
-Three questions: that code's four confusion metrics; macro AUROC; and seven metrics with two images
-a patient, as the summary of a study needs them. All draws are paired: a patient's counts follow
-from their id.
+Three sets of metrics are timed: that code's four confusion metrics; macro AUROC; and the seven
+metrics of a study's summary, with two images per patient. All draws are paired: a patient's counts
+follow from their id.
 """
 
 from collections.abc import Callable

@@ -2,12 +2,12 @@
 
     python benchmarks/copies.py [DATA] [--copies 500]
 
-Of each data set below DATA (or MEDLIB_DATA), all images are searched for copies: seconds, and the
-pairs that are found. Whether such a pair is a copy, a person has to see; their names go to a file.
-Then copies of some images are made (JPEG, quality 90) and added, and all are searched again. This
-is repeated until there are COPIES of each kind. It is counted how many are found, and how many
-pairs join images that the first search did not join. These are false, unless they show the same
-skin or eye.
+All images of each data set below DATA (or MEDLIB_DATA) are searched for copies. This gives seconds
+and the pairs that are found. Their names go to a file, since only a person can tell whether such a
+pair is a copy. Then copies of some images are made (JPEG, quality 90) and added, and all are
+searched again. This is repeated until there are COPIES of each kind. Two things are counted: the
+made copies that are found, and the pairs of images that the first search did not join. These pairs
+are false, unless they show the same skin or eye.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def same_group(pairs: pd.DataFrame, n: int) -> np.ndarray:
 
 
 def measured(paths: list[Path], most: int) -> tuple[dict, dict, pd.DataFrame]:
-    """Recall in percent by kind; seconds and counts; the pairs that stand there or are wrong."""
+    """Recall in percent by kind; seconds and counts; pairs within the data set, and wrong ones."""
     with ThreadPoolExecutor(2) as pool:
         small = np.stack(list(pool.map(lambda p: draw_thumbnail(opened(p)), paths)))
     pairs, taken = searched(small)
@@ -137,7 +137,7 @@ def table(results: dict[str, tuple[dict, dict]]) -> Iterable[str]:
     lines = {
         "images": "{:,.0f}",
         "seconds for all": "{:.0f}",
-        "changed copies that stand in the data set": "{:.0f}",
+        "changed copies within the data set itself": "{:.0f}",
         "pairs of made copies with other images, per 10,000 images": "{:.1f}",
     }
     keys = ["images", "seconds", "changed", "wrong"]

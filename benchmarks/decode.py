@@ -1,12 +1,13 @@
 """Decoding and resizing JPEGs for packing, against Pillow with torchvision's v1 transforms.
 
 Per core: both sides read the same files in one thread, in turn, and end with 224 × 224 × 3 uint8
-pixels; the peer is `Image.open(path).convert("RGB")`, `Resize(antialias=True)` and `PILToTensor`,
-as a plain data set class has them. "both" is what preparation does, a bilinear and a bicubic pack:
-there the peer, too, decodes once. The files are made here, with the spectrum of photographs, at
-the sizes of the original data sets; what counts is the geometric mean over them. A fourth set has
-JPEG quality 100: undoing its Huffman code, the same work for both sides, leaves little to gain.
-Beside it: `packing.pack` with a thread a core against one thread, and the images in MEDLIB_DATA.
+pixels. The peer is `Image.open(path).convert("RGB")`, `Resize(antialias=True)` and `PILToTensor`,
+as in a plain data set class. "both" is a bilinear and a bicubic pack, as preparation makes them;
+the peer, too, then decodes once. The files are made here, with the spectrum of photographs, at the
+sizes of the original data sets. The geometric mean over them is compared with the target. A fourth
+set has JPEG quality 100: both sides spend most time on its Huffman code, so little can be gained.
+Further timings: `packing.pack` with one thread per core against one thread, and the images in
+MEDLIB_DATA.
 """
 
 import contextlib

@@ -1,11 +1,11 @@
 """kaiko-eva's work for ``peers.py``, in its own environment: embeddings, then a linear head.
 
-Called with a folder that holds the images and ``rows.csv`` (path, label, split), the name of a
+Arguments: a folder that holds the images and ``rows.csv`` (path, label, split), the name of a
 backbone, the length of its embedding, and the largest number of steps. The settings are those of
-eva's own configuration for a task of two classes (MHIST, offline), but for three: it is told the
-test images as well, the head is trained once where five times are its default, and its loaders have
-no workers. Its four workers for each loader would be started anew, and each would import eva anew.
-The last line that it prints is what it spent on both parts, in seconds, and the test metrics.
+eva's own configuration for a task of two classes (MHIST, offline), with three exceptions. It gets
+the test images as well, the head is trained once instead of five times, and its loaders have no
+workers. (Each loader would start four workers anew, and each of them would import eva anew.)
+The last line that it prints has the seconds of both parts and the test metrics.
 """
 
 import csv

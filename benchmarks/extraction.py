@@ -1,15 +1,15 @@
-"""Frozen embeddings at 224 px, images a second, against what a good engineer writes in an hour.
+"""Frozen embeddings at 224 px, in images a second, against a plain loop with timm.
 
 The peer: timm in eager mode, a DataLoader with two workers, torchvision transforms, JPEG files of
 600 × 450 pixels, batches of 32. Ours: the batches, the layout and the engine that
 ``core.features.extract`` uses, on packed images. Both write embeddings to memory; both use all
-cores. Random weights take the same time. Where onnxruntime and OpenVINO are installed
-(``benchmarks/requirements.txt``) the same network, exported, runs beside them on ready tensors.
+cores. Random weights take the same time as pretrained ones. If onnxruntime and OpenVINO are
+installed (``benchmarks/requirements.txt``), they run the same exported network on ready tensors.
 On a CPU that has bfloat16, ours in that precision is timed against ours in float32.
 
-On a CUDA device ours is in float16, the peer in float32 with as many workers as there are cores,
-the limit is the bfloat16 matrix rate, which is that of float16, too, and beside it stands the share
-of the time in which the device computes.
+On a CUDA device ours is in float16, and the peer in float32 with as many workers as there are
+cores. The limit is the bfloat16 matrix rate, which is equal to that of float16. The share of the
+time in which the device computes is reported as well.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ PEER = "eager timm + DataLoader"
 
 
 def peers_loader(row: backbones.Backbone, paths: list[Path]) -> torch.utils.data.DataLoader:
-    """The peer's input; its workers go on from one time to the next."""
+    """The peer's input; its workers stay alive from one timing to the next."""
     workers = 2 if harness.DEVICE == "cpu" else os.cpu_count()
     files = harness.Files(paths, [0] * len(paths), harness.resized(row, SIZE))
     return torch.utils.data.DataLoader(
@@ -147,7 +147,7 @@ def one(name, title, target, paths, pack, options) -> np.ndarray:
         model, _ = suitable(row, model, "auto" if cuda else "float32", first)
         plain, rounds = embedder(row, model), 1
         size = find_batch_size(plain, first)
-        if cuda:  # what is over in a tenth of a second cannot be timed: two seconds of it
+        if cuda:  # a tenth of a second is too short to be timed: run for two seconds
             ours(plain, pack, size)
             rounds = math.ceil(2 / harness.seconds(lambda: ours(plain, pack, size)))
         for engine in engines:

@@ -74,7 +74,7 @@ def main() -> None:
     for path in found:
         summary = pd.DataFrame(json.loads(path.read_text("utf-8")))
         summary["target"] = summary["target"].astype(float)
-        # What has no target stands in the table alone.
+        # Rows without a target are in the table only.
         figure = draw(summary.dropna(subset="target"))
         stem = FIGURES / path.stem.replace("summary", "ratios")
         print(*style.save(figure, stem, summary), sep="\n")

@@ -1,18 +1,20 @@
 """A step of fine-tuning, augmentation included: ours, against an ordinary eager loop.
 
-On CPU cores, ResNet50 and DINOv2's ViT-S/14 at 224 px, random weights (they take the same time),
-batches of 16. Ours is `finetune.train` on packed images. The peer is what tutorials show: a Dataset
+On CPU cores: ResNet50 and DINOv2's ViT-S/14 at 224 px, batches of 16, random weights (they take the
+same time). Ours is `finetune.train` on packed images. The peer is what tutorials show: a Dataset
 over JPEG files (600 × 450 pixels, as dermoscopy has), torchvision's transforms, a DataLoader with
 two workers, timm's network as it is, Adam. Both draw a mirror image, a rotation, a shift, a scale,
-brightness and contrast; the peer's workers are running before it is timed, but its first batch has
-to be waited for, as in every epoch. Beside it stands the share of the rate at which the machine
-multiplies matrices, measured in the same minute, by the operations of forward and backward pass
-as torch counts them.
+brightness and contrast. The peer's workers are running before it is timed, but it waits for its
+first batch, as in every epoch. The speed is also reported as a share of the machine's matrix rate,
+measured in the same minute. torch counts the operations of the forward and backward pass.
 
-On a CUDA device: bfloat16 training, compiled and not, as a share of the bfloat16 matrix rate; CNNs
-also against eager float32, with and without TF32, on one batch that stays on the device, so that
-the peer waits for no input; the share of the time in which the device is at work; and after how
-many steps the time spent on compiling has come back.
+On a CUDA device four things are measured:
+
+- bfloat16 training, compiled and not, as a share of the bfloat16 matrix rate;
+- CNNs against eager float32, with and without TF32. The peer waits for no input: its one batch
+  stays on the device;
+- the share of the time in which the device is at work;
+- the number of steps after which compiling has saved more time than it took.
 """
 
 from __future__ import annotations
@@ -109,8 +111,8 @@ def eager_epoch(
 
 
 def eager_batch(backbone: str, size: int, batch: int, steps: int, tf32: bool) -> Callable[[], None]:
-    """On CUDA: the same batch again and again, in float32; with ``tf32``, as torch does unless
-    told otherwise, convolutions round what they multiply to 10 bits."""
+    """On CUDA: the same batch again and again, in float32. With ``tf32``, torch's default,
+    convolutions round their inputs to 10 bits."""
     network = plain_network(backbone, size).cuda()
     optimiser = torch.optim.Adam(network.parameters(), lr=RATE)
     inputs = torch.randn(batch, 3, size, size, device="cuda")

@@ -1,14 +1,14 @@
 """The frozen study of one task and one backbone, from image files to intervals.
 
-The peer is the way of the paper's released code: in each of 100 epochs every training and
+The peer does what the paper's released code does. In each of 100 epochs every training and
 validation image is opened, decoded, resized and passed through the frozen network (batches of 32,
-no loader workers) to train one linear layer with Adam; the test images are then predicted one by
-one, and 5000 resamples go through scikit-learn in a loop. One epoch and 100 resamples are measured,
-and scaled: the time of an epoch does not change over the epochs.
+no loader workers) to train one linear layer with Adam. Then the test images are predicted one by
+one, and 5000 resamples go through scikit-learn in a loop. One epoch and 100 resamples are measured
+and scaled, since every epoch takes the same time.
 
 Ours decodes once, embeds once, fits the linear head at every regularisation, chooses one on the
-validation images, predicts, and draws 5000 resamples. All of it is measured, file for
-file. Training again after redraws of the patients is left out: the released code does not do it.
+validation images, predicts, and draws 5000 resamples. All of this is measured in full. Training
+again after redraws of the patients is left out, since the released code does not do it.
 """
 
 from __future__ import annotations

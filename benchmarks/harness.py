@@ -1,8 +1,8 @@
 """What the benchmarks share: contestants timed in turn, the machine's own limit, the summary.
 
-A script times its contestants in one process, in turn, several times over; a ratio is the median
-over the repeats of the peer's time over ours in the same repeat. Every script takes ``--quick``:
-tiny sizes, to see that it runs; what it prints then means nothing and is not kept.
+A script times its contestants in one process, in turn, in several repeats. In each repeat the
+peer's time is divided by ours; the ratio is the median of these over the repeats. Every script
+takes ``--quick``: tiny sizes, to see that it runs. The numbers then mean nothing and are not kept.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SUMMARY = Path(f"results/bench/summary{'_cuda' if DEVICE == 'cuda' else ''}.json
 def arguments(
     description: str, backbones: bool = False, peers: Mapping[str, str] | None = None
 ) -> argparse.Namespace:
-    """What every script takes, ``--quick`` and ``--repeats``; with ``backbones``, ``--only``.
+    """Parse the options of a script: ``--quick``, ``--repeats``; with ``backbones``, ``--only``.
 
     ``peers`` are options that name a file of another environment, each with its explanation.
     """
@@ -91,7 +91,7 @@ def interleaved(
 
 
 def at_work(function: Callable[[], object]) -> float:
-    """The share of one call's time in which a CUDA device computes, copies to it not counted."""
+    """The share of one call's time in which a CUDA device computes. Copies to it do not count."""
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         taken = seconds(function)
     spent = {event.key: event.self_device_time_total for event in profiler.key_averages()}
@@ -159,9 +159,9 @@ LIMITS = ("torch.mm",) if DEVICE == "cuda" else ("torch.mm", "oneDNN")
 def matrix_rate(way: str = "torch.mm", dtype: torch.dtype = torch.float32) -> float:
     """The machine's rate of multiplying matrices, FLOP/s, measured now.
 
-    On a CPU torch gives matrix products to MKL, which on AMD's cores uses AVX2 alone. The same
-    product as a convolution of width one goes to oneDNN, which uses AVX-512 there too: where that
-    is faster it is the real limit. :data:`LIMITS` names the ways that there are on this machine.
+    On a CPU torch gives matrix products to MKL, which uses only AVX2 on AMD's cores. The same
+    product as a convolution of width one goes to oneDNN, which uses AVX-512 on these cores, too. If
+    that is faster, it is the real limit. :data:`LIMITS` names the ways of this machine.
     """
     cuda = DEVICE == "cuda"
     best, rounds, budget = 0.0, 50 if cuda else 1, 0.3  # seconds

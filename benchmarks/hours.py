@@ -2,9 +2,9 @@
 
     python benchmarks/hours.py [--grid paper] [--quick]
 
-The rates are those of this folder's README for an H200, compiled; what was not timed there takes
-the rate of the nearest network that was. Validation and test images are left out: they take a
-third of the time of a training image, and there are fewer.
+The rates are those of this folder's README for an H200, compiled. A network that was not timed
+gets the rate of the most similar one that was. Validation and test images are left out: they take
+a third of the time of a training image, and there are fewer of them.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """Peak resident memory of 100,000 packed images: ViT-S extraction, and reading for fine-tuning.
 
-The pack is a sparse file: it takes no room on the disk, and reads as any other. Extraction runs in
-a process of its own, whose peak is read when it ends. At 112 px the pack, 3.8 GB, is already larger
-than the bound, and the network a quarter of the work at 224 px, so that the whole of it can be run.
-Reading goes through all images of a pack at 224 px, 15 GB, in random order.
+The pack is a sparse file: it takes no room on the disk, and is read like any other. Extraction runs
+in a process of its own, whose peak is read when it ends. It runs at 112 px: there the pack (3.8 GB)
+is already larger than the bound, and the network takes a quarter of the time at 224 px, so all
+images can be embedded. Reading goes through all images of a pack at 224 px (15 GB) in random order.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python benchmarks/overhead.py [--grid demo]
 
-Nothing is run: the times come from the jobs of a grid that has been run. papermill writes those of
-each cell into the executed notebook; Snakemake writes when each job began and ended. A job's first
-two cells are its parameters and the cell that imports. The time between the cells is that of
-papermill and the kernel; the time outside papermill is that of Snakemake and the process.
+Nothing is run: the times come from the jobs of a finished grid. papermill writes the times of each
+cell into the executed notebook; Snakemake writes when each job began and ended. A job's first two
+cells are its parameters and the cell that imports. Time between the cells counts as papermill and
+kernel. Time outside papermill counts as Snakemake and process.
 """
 
 from __future__ import annotations

@@ -13,16 +13,16 @@ process that writes embeddings imports eva, and each embedding is a file. In its
 eva trains the head five times. Here it does so once; the line with five heads is calculated: it
 adds the time of the head four times.
 The labels are random. eva stops 70 epochs after its best epoch, so real labels may take longer.
-Ours is timed as it is ("auto": bfloat16 where the CPU has it and the embeddings bear it) and in
+Ours is timed as it is ("auto": bfloat16 if the CPU has it and the embeddings change little) and in
 float32, as eva computes.
 
 **Fine-tuning** (``--timm``: train.py of timm's repository; timm's package lacks it). Images a
 second in float32, ViT-S/16 and ResNet50, batches of 16. train.py gets AdamW, our weight decay and
-our bound on the gradient's norm, and two workers; all else is its default: a random crop, a mirror
-image, colours, label smoothing. The second of two epochs counts, by its own log. Judging and
-checkpoints are not in it. Ours is `finetune.train` with its own augmentation, on images packed
-before: train.py decodes every image in every epoch, ours once for a study, which is not in this
-time. ``finetuning.py`` has an eager loop with the same augmentation as ours.
+our bound on the gradient's norm, and two workers. All else is its default: a random crop, a mirror
+image, colours, label smoothing. The second of two epochs counts, by its own log, without validation
+and checkpoints. Ours is `finetune.train` with its own augmentation, on packed images. train.py
+decodes every image in every epoch. Ours decodes once for a study, which is not in this time.
+``finetuning.py`` has an eager loop with the same augmentation as ours.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def timm_epoch(script: Path, backbone: str, folder: Path, size: int, batch: int,
 
 
 def sorted_by_class(paths: list[Path], folder: Path) -> None:
-    """The folders that train.py reads: a side of the split, a class."""
+    """Make the folders that train.py reads: ``<side of the split>/<class>/``."""
     for number, path in enumerate(paths):
         for side in ("train", "validation") if number < 2 else ("train",):
             place = folder / side / str(number % finetuning.CLASSES)
@@ -154,7 +154,7 @@ def trained(options: argparse.Namespace) -> None:
     n = batch * steps
     for backbone, title in table.items():
         ours = finetuning.our_epoch(backbone, size, batch, steps)
-        ours()  # memory is first touched; in the peer its first epoch does it
+        ours()  # touches the memory once; the peer's first epoch does the same
 
         def peer(backbone=backbone) -> float:
             with tempfile.TemporaryDirectory() as folder:

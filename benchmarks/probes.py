@@ -4,20 +4,20 @@ First, 45 regularisations (C from 1e-6 to 1e5, as DINOv2's linear evaluation tri
 five folds of 5000 images. The features are correlated, with eigenvalues of 1/rank as embeddings
 have them, and the classes overlap. Both sides get the same standardised training parts, and both
 must come within 1e-6 of the lowest objective, relative to it. The peer is the fastest of
-scikit-learn's solvers, in float32 where a solver computes in that, at one tolerance for all C: the
-loosest power of ten at which every C of a subset (each ninth, five in all) reaches 1e-6, found on
-the first fold. Its time is that of this subset, on another fold in each repeat, times 9 times 5.
-scikit-learn's default solver (lbfgs) is shown beside it. Ours is everything from the embeddings to
-the weights of all 45: the eigenbasis, float32, the polish in float64.
+scikit-learn's solvers, in float32 if it can. It has one tolerance for all C: the loosest power of
+ten at which every C of a subset (each ninth, five in all) reaches 1e-6 on the first fold. Its time
+is that of this subset, on another fold in each repeat, times 9 times 5. scikit-learn's default
+solver (lbfgs) is shown as well. Ours is everything from the embeddings to the weights of all 45:
+the eigenbasis, the iterations in float32, and the last ones in float64.
 
-The reference that gaps are measured from is the lower of ours, driven on to 1e-12, and theirs.
+Gaps are measured from the lower of two objectives: ours, iterated to a gap of 1e-12, and theirs.
 
 Then the frozen half of one task and backbone: every head, setting and seed, from the embeddings
 to test predictions. The peer fits scikit-learn's heads and a PyTorch loop one at a time, on one
-fold; its time is scaled by five. Its regressions stop at the tolerance and the 300 iterations
-that a user would set, wherever that is.
+fold; its time is scaled by five. Its regressions stop at the tolerance or after the 300 iterations
+that a user would set, whether or not they have converged.
 
-All threads that the environment allows (OMP_NUM_THREADS), for both sides.
+Both sides use all threads that the environment allows (OMP_NUM_THREADS).
 """
 
 import argparse
@@ -88,7 +88,7 @@ def ours(x: np.ndarray, y: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def lowest(x: np.ndarray, y: np.ndarray, c: np.ndarray) -> list[float]:
-    """The objectives of our solver when it is not let go before a gap of 1e-12."""
+    """The objectives of our solver when it iterates to a gap of 1e-12."""
     usual, logistic._minimise = logistic._minimise, partial(logistic._minimise, enough=1e-12)
     try:
         return [objective(x, y, w, b, v) for w, b, v in zip(*ours(x, y, c), c, strict=True)]
@@ -257,7 +257,7 @@ def main() -> None:
     options = arguments(__doc__)
     sizes = [(400, 48)] if options.quick else [(5000, d) for d in (384, 768, 1024)]
     with warnings.catch_warnings():
-        # Solvers that run into their limits say so; whether they got there is measured here.
+        # Solvers warn at their limit of iterations. Here it is measured whether they converged.
         warnings.simplefilter("ignore")
         for n, d in sizes:
             for k in (2, 7):

@@ -4,9 +4,9 @@
 
 PACK is a folder of packed images, such as results/pocket/images/chest_xray/112-bicubic. Each seed
 draws the labelled patients, the first weights of the head and the order of training. A variant is
-compared with the plain one of the same seed. Learning rates are run apart; "chosen" is the rate
-with the better validation AUROC, of equal ones the smaller. The intervals are over seeds (paired
-t) and not corrected for the number of variants.
+compared with the plain one of the same seed. Each learning rate is run by itself. "chosen" is the
+rate with the higher validation AUROC, or the smaller rate if these are equal. The intervals are
+over seeds (paired t) and not corrected for the number of variants.
 """
 
 import argparse

@@ -2,12 +2,12 @@
 
 Planning is `make plan` of the paper's grid and of a grid of 10,000 jobs, in a copy of the
 repository without results. The larger one is planned again when all its jobs are finished, with
-files of a few bytes: first with no digest kept, then with those that the first plan has kept.
-Collecting is what notebook 05 does with 10,000 finished runs of six tasks with as many test samples
-as the real ones: records, costs, intervals, tables. The runs of one backbone are made and get their
-intervals (5000 resamples), which is timed as well. The runs of the others are links to them, with
-their own records. Planning and collecting are separate processes, whose peak memory is read when
-they end. The files that they read are in the page cache.
+files of a few bytes: first without stored digests, then with those that the first plan has stored.
+Collecting is what notebook 05 does (records, costs, intervals, tables) with 10,000 finished runs of
+six tasks, which have as many test samples as the real ones. The runs of one backbone are made and
+get their intervals (5000 resamples), which is timed as well. The runs of the others are links to
+them, with their own records. Planning and collecting are separate processes, whose peak memory is
+read when they end. The files that they read are in the page cache.
 """
 
 from __future__ import annotations

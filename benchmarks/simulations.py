@@ -1,16 +1,16 @@
 """Are the tests right? Simulations whose truth is known.
 
-Feature extractors of exactly equal worth (or of a known difference) get new training and test
+Feature extractors with exactly equal performance (or a known difference) get new training and test
 patients in every trial. The study's own code then fits the linear head, trains it again after
 redraws of the training patients, and tests the difference. Five questions:
 
-- how often two equal extractors are called different, and how often any of a family is;
-- how often the interval of the procedure holds the expected AUROC of a training of this size;
+- how often two equal extractors are called different, and how often at least one pair of a family;
+- how often the interval of the procedure contains the expected AUROC of a training of this size;
 - how often arms that differ by the margin are called equivalent;
 - how often a claim that is true is contradicted;
-- how often the intervals of all gaps between subgroups hold the true gaps at once.
+- how often the intervals of all gaps between subgroups contain the true gaps at once.
 
-The results of the old tests stand beside these. Their error was over test patients alone.
+The old tests, whose error was over test patients alone, are reported as well.
 
     python benchmarks/simulations.py [--quick] [--trials 400] [--only pair family …]
 """
@@ -36,9 +36,10 @@ OUT = Path("figures/bench/simulations.csv")
 
 
 def patients(n: int, signals: list[float], rng: np.random.Generator) -> tuple:
-    """Labels (n,) and the features (n, D) of each extractor, whose classes lie ``signal`` apart.
+    """Labels (n,) and the features (n, D) of each extractor.
 
-    All extractors share a third of the features. So their errors are correlated.
+    ``signals``: for each extractor, how far apart the means of its two classes are. All extractors
+    share a third of the features, so their errors are correlated.
     """
     y = rng.permutation(np.arange(n) % 2)
     shared = rng.normal(size=(n, SHARED))
@@ -133,9 +134,9 @@ def judged(number: int, design: dict) -> dict:
 def of_claims(number: int, truth: str) -> dict[str, float]:
     """Whether each claim is contradicted in one trial of arms in which all claims are true.
 
-    With ``truth`` "plain" DINOv2 is 0.03 lower on MRI and 0.03 higher elsewhere, there most of all
-    when frozen. With "small" it is 0.005 instead of 0.03. DINOv2's sizes are exactly equal. The
-    errors on MRI are those of about 100 patients, whom all modalities share.
+    With ``truth`` "plain", DINOv2 is 0.03 lower on MRI and 0.03 higher elsewhere (more if frozen,
+    less if fine-tuned). With "small", it is 0.005 instead of 0.03. DINOv2's sizes are exactly
+    equal. The errors on MRI are those of about 100 patients, the same for all modalities.
     """
     rng = np.random.default_rng([7, number])
     gap = {"plain": 0.03, "small": 0.005}[truth]
@@ -215,7 +216,7 @@ def of_sites(number: int, k: int, tau: float) -> dict[str, bool]:
     }
 
 
-EQUAL = 1.0  # the signal of extractors of equal worth
+EQUAL = 1.0  # the signal of extractors with equal performance
 QUESTIONS = ["pair", "family", "margin", "claims", "gaps"]
 DESIGNS = {
     "80 training, 400 test": {"train": 80, "test": 400},

@@ -7,7 +7,7 @@ MAX_LISTED = 20  # offenders named in one message before "… and n more"
 
 
 def listed(offenders: Sequence[object], most: int = MAX_LISTED) -> str:
-    """The offenders one a line, the rest of a long list as a count."""
+    """A line for each offender; the rest of a long list is a count."""
     lines = [f"  - {offender}" for offender in offenders[:most]]
     if len(offenders) > most:
         lines.append(f"  … and {len(offenders) - most} more")

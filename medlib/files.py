@@ -61,7 +61,7 @@ def save_json(path: Path | str, value: object) -> None:
     save_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-TEMPORARY = "MEDLIB_TEMPORARY"  # a folder for what is not whole yet; unset: that of the file
+TEMPORARY = "MEDLIB_TEMPORARY"  # a folder for unfinished files; if unset, that of the file
 FORMULA = re.compile(r"'*([=@\t\r]|[+-](?![\d.]))")  # what a spreadsheet would run
 
 
@@ -93,7 +93,7 @@ def read_json(path: Path | str) -> dict:
 
 
 def read_record(path: Path | str) -> dict:
-    """The same; empty if the file is not there, or, with a warning, if it cannot be read."""
+    """The object in a JSON file; {} if the file is missing or, with a warning, unreadable."""
     try:
         return read_json(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -113,7 +113,7 @@ def damaged(folder: Path | str, digests: dict[str, str]) -> list[str]:
     paths = {Path(folder) / name: digest for name, digest in digests.items()}
     found = [str(p) for p, digest in paths.items() if not p.is_file() or file_sha256(p) != digest]
     if found:
-        warnings.warn(f"Not what was written: {', '.join(found)}.", stacklevel=3)
+        warnings.warn(f"Damaged or missing: {', '.join(found)}.", stacklevel=3)
     return found
 
 

@@ -1,8 +1,8 @@
 """The table of backbones: how each is built, and where its weights come from.
 
-A backbone is one row of ``backbones.yaml``; its key carries its pretraining: ``vit_tiny-imagenet``.
-Its control arm has the same architecture at random initialisation: ``vit_tiny-random``. A key may
-end in an image size, where a study compares several: ``vit_tiny-imagenet@448``.
+A backbone is one row of ``backbones.yaml``. Its key names its pretraining: ``vit_tiny-imagenet``.
+Its control arm has the same architecture at random initialisation: ``vit_tiny-random``. If a study
+compares several image sizes, a key may end in one: ``vit_tiny-imagenet@448``.
 """
 
 import difflib
@@ -23,18 +23,18 @@ class Backbone:
     """One row: how to build a network and where its weights come from.
 
     ``timm_name`` is ``architecture.tag`` in timm; the weights file is ``<timm_name>.safetensors``.
-    ``embedding``: ``gap`` the mean over the last feature map, or over the tokens of a network
+    ``embedding``: ``gap`` is the mean over the last feature map, or over the tokens of a network
     without class token; ``cls`` the class token; ``cls+patches`` the class token joined with the
     mean of the patch tokens; ``cls4+patches`` the class tokens of the last four blocks joined with
-    that mean; ``pool`` what the published classifier reads (attention pooling, or pooling and a
-    norm). ``patch``: the image size must be a multiple of it, in pixels; the network is built for
-    the image size. ``position_offset``: see :func:`networks.positions`; ``rounded_periods``: see
-    :class:`networks.RoundedPeriods`. ``build`` are further arguments of the architecture;
-    ``config`` states mean, std and interpolation where they are not those of timm's
-    ``pretrained_cfg``: always without ``hub``, that is where timm does not publish the weights.
-    Then ``source`` names the repository that does, the file in it and, if one is to be kept, the
-    revision; without a source there is a file of one's own only. ``printed`` is the
-    architecture's name in figures, ``family`` its kind ("CNN", "ViT").
+    that mean; ``pool`` the input of the published classifier (attention pooling, or pooling and a
+    norm). The image size must be a multiple of ``patch`` (pixels). A network with a ``patch`` above
+    1 is built for one image size. ``position_offset``: see :func:`networks.positions`.
+    ``rounded_periods``: see :class:`networks.RoundedPeriods`. ``build``: further arguments of the
+    architecture. ``config``: mean, std and interpolation, if timm's ``pretrained_cfg`` has others.
+    With ``hub: false``, timm does not publish the weights. Then ``config`` must state all three,
+    and ``source`` names the repository, the file and, if it must not change, the revision. Without
+    a ``source``, the weights are a file of your own. ``printed`` is the architecture's name in
+    figures, ``family`` its kind ("CNN", "ViT").
     """
 
     name: str
@@ -46,8 +46,8 @@ class Backbone:
     family: str = field(repr=False)
     patch: int = 1
     hub: bool = True  # whether timm publishes these weights on the hub
-    source: Mapping = field(default_factory=dict, repr=False)  # of others: the file's digest counts
-    gated: bool = field(default=False, repr=False)  # the hub wants its licence accepted first
+    source: Mapping = field(default_factory=dict, repr=False)  # no part: the file's digest counts
+    gated: bool = field(default=False, repr=False)  # the hub asks to accept the licence first
     position_offset: float = 0.0
     rounded_periods: bool = False
     fixed_norm: bool = False  # batch norm is folded into the convolutions: see networks.load
@@ -74,7 +74,7 @@ def control(row: Backbone) -> str:
 def read_table(path: Path = TABLE_FILE) -> dict[str, Backbone]:
     """The rows of a table. Raises ValueError for fields that are unknown or missing.
 
-    What stands in the fields is checked by :mod:`medlib.zoo.rows`.
+    The values of the fields are checked by :mod:`medlib.zoo.rows`.
     """
     table, problems = {}, []
     for name, row in yaml.safe_load(path.read_text(encoding="utf-8")).items():
@@ -116,7 +116,7 @@ def get(name: str) -> Backbone:
     """The row of a key; raises ValueError, with the valid keys, for an unknown one."""
     key, at, size = name.partition("@")
     if at and not (size.isdecimal() and int(size)):
-        raise ValueError(f"{name}: after @ must stand an image size in pixels.")
+        raise ValueError(f"{name}: @ must be followed by an image size in pixels.")
     if at:
         return replace(get(key), name=name)
     if name in TABLE:
@@ -129,7 +129,7 @@ def get(name: str) -> Backbone:
 
 
 def check_image_size(backbone: Backbone, image_size: int) -> None:
-    """Raise ValueError for an image size that is not the key's, or that patches do not divide."""
+    """Raise ValueError for an image size that is not the key's, or no multiple of ``patch``."""
     if image_size != int(backbone.name.partition("@")[2] or image_size):
         raise ValueError(f"{backbone.name} is not for images of {image_size} pixels.")
     if image_size % backbone.patch:

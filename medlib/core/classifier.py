@@ -1,4 +1,4 @@
-"""A backbone and a linear head on its embedding, as it is trained."""
+"""The network that fine-tuning trains: a backbone and a linear head on its embedding."""
 
 import math
 from typing import Self
@@ -17,8 +17,8 @@ class Classifier(nn.Module):
     """A backbone and a linear head on its embedding: normalised (B, 3, H, W) -> logits (B, K).
 
     With ``frozen_norm``, and always with LoRA or ``fixed_norm``, batch norm keeps the statistics of
-    pretraining. ``lora_rank`` 0 trains all weights; a higher rank the head and what
-    :func:`add_lora` adds.
+    pretraining. ``lora_rank`` 0 trains all weights. A higher rank trains the head and the matrices
+    that :func:`add_lora` adds.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Classifier(nn.Module):
                 self._check_lora(torch.zeros(1, 3, image_size, image_size))
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode, but for batch norm that must keep its statistics."""
+        """Set training mode, except for batch norm that must keep its statistics."""
         super().train(mode)
         for module in self.modules():
             if self.frozen_norm and isinstance(module, nn.BatchNorm2d):
@@ -79,11 +79,11 @@ class Classifier(nn.Module):
 def add_lora(network: nn.Module, rank: int, alpha: float) -> None:
     """Freeze a network in place, and add to its layers the low-rank matrices that will be trained.
 
-    Their product is scaled by ``alpha / rank`` and starts at zero: at first the network computes
-    the same. They are added to every linear layer (qkv, proj, fc1, fc2 of a vision transformer); in
-    a network without linear layers, to every convolution that is not grouped. (A ResNet's random
-    control then learns little: each of its blocks ends in a batch norm whose weights are zero and
-    frozen.) Raises ImportError where peft is missing.
+    Their product is scaled by ``alpha / rank`` and starts at zero, so the output is unchanged at
+    first. They are added to every linear layer (qkv, proj, fc1, fc2 of a vision transformer). In a
+    network without linear layers, they are added to every convolution that is not grouped. (A
+    ResNet's random control then learns little: each of its blocks ends in a batch norm whose
+    weights are zero and frozen.) Raises ImportError if peft is missing.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -98,10 +98,10 @@ def add_lora(network: nn.Module, rank: int, alpha: float) -> None:
 
 
 def add_drop_path(network: nn.Module, rate: float) -> None:
-    """Leave residual branches out at random in training: up to ``rate`` of them in the last layer.
+    """Leave out residual branches at random in training (stochastic depth).
 
-    The rate grows linearly from 0 (stochastic depth: Huang et al., arXiv 1603.09382). A network in
-    which timm provides no place for it, such as VGG or DenseNet, stays as it is.
+    The rate grows linearly from 0 in the first layer to ``rate`` in the last one (Huang et al.,
+    arXiv 1603.09382). A network without timm's layers for it, such as VGG, stays as it is.
     """
     names = [name for name, _ in network.named_modules() if ".drop_path" in name]
     for number, name in enumerate(names if rate else ()):

@@ -1,10 +1,10 @@
 """Frozen embedding extraction, and its cache.
 
-Images are embedded once per backbone; every head, seed and label fraction reads the embeddings. A
-cache is a folder: ``embeddings.npy`` (n, d) float32, where asked for ``maps.npz`` (local features
-of a few images), and ``meta.json``, with a hash of all that the embeddings depend on. While it is
-being made, ``embeddings.partial.npy`` and ``progress.json`` are there instead, from which a killed
-extraction goes on.
+Images are embedded once per backbone. Every head, seed and label fraction reads these embeddings. A
+cache is a folder with ``embeddings.npy`` (n, d) float32, ``meta.json`` (with a hash of all that the
+embeddings depend on) and, if asked for, ``maps.npz`` (local features of a few images). Until it is
+complete, it holds ``embeddings.partial.npy`` and ``progress.json`` instead. A killed extraction
+continues from these.
 """
 
 import contextlib
@@ -45,8 +45,8 @@ def extract(
     interrupted one is completed, a damaged one is made again. ``seed`` initialises the weights of a
     random control arm; pretrained arms do not depend on it. Returns embeddings (n, d) float32,
     memory-mapped, and meta: what they depend on, how they were made, and the files' digests. Raises
-    what :func:`networks.build` raises, and FloatingPointError for embeddings that are not finite,
-    or that differ too much from those of float32 in a lower precision that was asked for.
+    what :func:`networks.build` raises, and FloatingPointError if embeddings are not finite, or if
+    the asked precision changes them too much against float32.
     """
     settings = Extraction() if settings is None else settings
     row, folder, start = backbones.get(backbone), Path(folder), time.perf_counter()
@@ -76,7 +76,7 @@ def extract(
 @torch.inference_mode()
 @torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)  # TF32 has 10 bits
 def _write(images, row, model, folder, wanted, settings: Extraction) -> dict:
-    """Write ``embeddings.npy`` in pieces, from where ``progress.json`` says; returns how."""
+    """Write ``embeddings.npy`` in pieces, continuing from ``progress.json``; returns how."""
     embed, how = engine.fastest(row, model, images, settings)
     n, size, device = len(images), how["batch_size"], next(model.parameters()).device
     partial, progress = folder / "embeddings.partial.npy", folder / "progress.json"
@@ -123,7 +123,7 @@ def _kept(partial: Path, record: dict, wanted: str) -> tuple[int, int]:
 
 
 def _save_piece(path: Path, values: np.ndarray, first: int, n: int) -> None:
-    """Write rows into a file of ``n`` rows; it is opened each time, so that it holds no memory."""
+    """Write rows into a file of ``n`` rows. Opened anew each time, it takes up no memory."""
     path.parent.mkdir(parents=True, exist_ok=True)
     mode, shape = "r+" if first else "w+", (n, values.shape[1])
     array = np.lib.format.open_memmap(path, mode, np.float32, shape)

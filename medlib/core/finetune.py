@@ -1,8 +1,8 @@
 """Fine-tuning: a backbone and a linear head on its embedding, trained together.
 
-Two regimes: ``finetuned`` trains all weights; ``lora`` (Hu et al., arXiv 2106.09685) trains the
-head and low-rank additions to the weights, which themselves stay as they are. AdamW with linear
-warm-up and cosine decay, light augmentation.
+There are two regimes. ``finetuned`` trains all weights. ``lora`` (Hu et al., arXiv 2106.09685)
+trains the head and low-rank additions to the weights; the weights themselves stay fixed. Both use
+AdamW with linear warm-up and cosine decay, and light augmentation.
 
 On a CPU everything is float32, and the same seed gives the same predictions, bit for bit. On CUDA
 the networks compute in bfloat16, images stay on the device where they fit, a long training is
@@ -80,7 +80,7 @@ def outputs(
 
 
 def _begin(model: Classifier, start: dict, data: Data, probed: Rotation | None) -> None:
-    """Give a model its first weights; its head, if a rotation is given, those of a linear probe."""
+    """Give a model its first weights. If a rotation is given, the head starts as a linear probe."""
     assign(learnt(model), start)
     if probed is None:
         return
@@ -106,11 +106,11 @@ def train(
 ) -> Iterator[tuple[int, float]]:
     """Train ``model`` on the images with these row numbers; yield (epoch, loss) after each epoch.
 
-    ``seed`` draws the order of the images and their augmentation. ``course`` is kept up to date; a
-    course that has begun is continued, from the model as it was then. ``progress`` is told the
+    ``seed`` draws the order of the images and their augmentation. ``course`` is kept up to date. A
+    course that has begun is continued; ``model`` must be as it was then. ``progress`` gets the
     number of images of each step. A step that does not fit the GPU is cut into micro-batches, half
-    as large each time, whose gradients add up to that of the whole. Raises FloatingPointError when
-    the loss is not finite; MemoryError when not even one image fits the GPU.
+    as large each time; their gradients add up to that of the whole batch. Raises FloatingPointError
+    if the loss is not finite, MemoryError if not even one image fits the GPU.
     """
     course = Course() if course is None else course
     device = next(model.parameters()).device
@@ -169,7 +169,7 @@ def _optimiser(
 
 
 def _class_weights(model: Classifier, y: np.ndarray) -> Tensor:
-    """A weight for each class (K,): all images over the images of the class, or 0 if none."""
+    """Weights (K,): the number of images divided by that of the class; 0 for an empty class."""
     counts = np.bincount(y, minlength=model.head.out_features)
     inverse = np.divide(len(y), counts, out=np.zeros(len(counts)), where=counts > 0)
     return torch.tensor(inverse, dtype=torch.float32, device=next(model.parameters()).device)
@@ -222,12 +222,12 @@ def run(
     AUROC is kept. The rate with the best mean of these AUROCs over rotations is chosen. Until then
     every rate predicts the test part; only the predictions of the chosen one are returned.
     ``regime`` is one of :data:`TRAINED`. ``seed`` draws the head, the order of the images, their
-    augmentation and, in a random control arm, the weights. ``kept`` names the files of each
-    training's weights, if they are wanted, and of a checkpoint after each epoch: a run of the same
-    data, settings and code continues from it, to the same predictions. Returns each rotation's
-    probabilities; a history, one dict per epoch (keys: :data:`HISTORY`); and how, with candidates
-    (learning rates times epochs), resumed and seconds_before (of earlier attempts). Raises
-    ValueError for an unknown regime, without a validation AUROC, what `train` and `build` raise.
+    augmentation and, in a random control arm, the weights. ``kept`` names files: a checkpoint after
+    each epoch and, if wanted, the weights of each training. A run of the same data, settings and
+    code continues from the checkpoint and gives the same predictions. Returns each rotation's
+    probabilities; a history, one dict per epoch (keys: :data:`HISTORY`); and a dict with candidates
+    (learning rates times epochs), resumed, seconds_before (of earlier attempts) and more. Raises
+    ValueError for an unknown regime or no validation AUROC, and what `train` and `build` raise.
     """
     if regime not in TRAINED:
         raise ValueError(unknown("regime", regime, TRAINED))
@@ -291,7 +291,7 @@ def _judge(model: Classifier, data: Data, rows: np.ndarray) -> tuple[float, floa
 
 
 def _score(row: dict) -> tuple[float, float]:
-    """By what epochs are compared: the validation AUROC, then minus the validation loss."""
+    """The score that compares epochs: the validation AUROC, then minus the validation loss."""
     # Small validation sets tie often in AUROC; the loss then decides.
     return WORST if math.isnan(row["val_auroc"]) else (row["val_auroc"], -row["val_loss"])
 

@@ -38,9 +38,10 @@ class Head(NamedTuple):
 
 
 def fit_knn(x: Tensor, y: Tensor, n_classes: int, problems: Problems) -> Predictor:
-    """k nearest neighbours by cosine similarity, at most all images; seeds have no effect.
+    """k nearest neighbours by cosine similarity; k is at most the number of images.
 
-    A class's probability is its share of the neighbours. One search serves every k.
+    A class's probability is its share of the neighbours. One search serves every k. Seeds have no
+    effect.
     """
     unit, hot = nn.functional.normalize(x), nn.functional.one_hot(y, n_classes).double()
     counts = torch.tensor([min(int(k), len(y)) for k, _ in problems], device=x.device)
@@ -134,7 +135,7 @@ def sweep(
 ) -> Iterator[tuple[int, list[Predicted], list[dict], float]]:
     """Every run's predictions, how its candidate was chosen, and its share of the time.
 
-    ``embeddings`` (n, d), which each training part standardises; ``y`` (n,) classes as numbers
+    ``embeddings`` (n, d) are standardised by each training part; ``y`` (n,) classes as numbers
     0 … n_classes - 1; ``samples`` (n,) ids: rows with one id are slices of one volume, and are
     judged together; ``runs``: (head, seed, rotations). Runs of one head that learn from the same
     rows are computed together. Each is yielded as soon as it is done: its position in ``runs``; the
@@ -183,8 +184,8 @@ def _fitted(
 ) -> tuple[Callable[[np.ndarray, Sequence[int]], np.ndarray], Callable[[int], dict]]:
     """Fit the problems on a training part.
 
-    Returns the functions from a mask (n,) of rows and positions to probabilities, and from a
-    position to a model, as :func:`predict` takes it.
+    Returns two functions. One gives probabilities for a mask (n,) of rows and positions of
+    problems. The other gives the model at a position, for :func:`predict`.
     """
     x, y, _ = data
     train = torch.as_tensor(rotation.train, device=x.device)
@@ -295,5 +296,5 @@ def redrawn(
 
 
 def _has_all(y: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """For each resample (R,) with ``counts`` (R, n): does it have every class of ``y`` (n,)?"""
+    """Whether each resample (R,), given by ``counts`` (R, n), has every class of ``y`` (n,)."""
     return np.all([counts[:, y == label].any(1) for label in np.unique(y)], axis=0)

@@ -1,4 +1,4 @@
-"""The linear head: of frozen embeddings, and as the layer that fine-tuning may begin with."""
+"""The linear head on frozen embeddings. Fine-tuning may begin with it as its last layer."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -12,7 +12,7 @@ from medlib.core.fast import logistic
 
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)  # values of C that are tried
 
-Problems = Sequence[tuple[float, int]]  # what is fitted at once: candidate and seed of each
+Problems = Sequence[tuple[float, int]]  # fitted at once: each one's candidate and seed
 # Embeddings (m, d) and positions in the list of problems -> probabilities (positions, m, K). Its
 # keywords are what was learnt: tensors with a row for each problem, or one row for all of them.
 Predictor = partial[np.ndarray]
@@ -40,7 +40,7 @@ def fit_linear(
     else:
         parts = logistic.resampled(x, codes, c, counts)
         weights, bias = (part.flatten(0, 1).double() for part in parts)
-    own = present[-bias.shape[1] :]  # of two classes, the first has logit 0
+    own = present[-bias.shape[1] :]  # with two classes, the first has logit 0
     weight = weights.new_zeros(len(bias), n_classes, x.shape[1])
     full = bias.new_full((len(bias), n_classes), -torch.inf)
     full[:, present] = 0

@@ -29,8 +29,8 @@ def batches(
 ) -> Iterator[torch.Tensor]:
     """The values with these row numbers, part by part, on the device.
 
-    ``values`` is a tensor on the device, or an array that may be memory-mapped: of an array, the
-    next parts are read, and copied to the device, while this one is in use.
+    ``values`` is a tensor on the device, or an array that may be memory-mapped. The next parts of
+    an array are read and copied to the device while the current one is in use.
     """
     if isinstance(values, torch.Tensor):
         for part in parts:

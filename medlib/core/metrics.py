@@ -22,7 +22,7 @@ def auroc(y: np.ndarray, proba: np.ndarray, counts: np.ndarray | None = None) ->
     counts = np.take_along_axis(counts, order, axis=-1)
     hits = counts * (y[order] == ranked)
     misses = np.cumsum(counts - hits, axis=-1)
-    starts = np.ones((*score.shape[:-1], len(y) + 1), dtype=bool)  # of runs of equal scores
+    starts = np.ones((*score.shape[:-1], len(y) + 1), dtype=bool)  # of runs with equal scores
     starts[..., 1:-1] = ordered[..., 1:] != ordered[..., :-1]
     # Negative samples before the run of equal scores, and up to its end: a tie is half a pair.
     below = np.where(starts[..., :-1], misses - (counts - hits), 0)
@@ -37,7 +37,7 @@ def auroc(y: np.ndarray, proba: np.ndarray, counts: np.ndarray | None = None) ->
 def log_loss(
     y: np.ndarray, proba: np.ndarray, counts: np.ndarray | None = None
 ) -> float | np.ndarray:
-    """The mean over samples of -log p of their class, in nats; arguments as of :func:`auroc`."""
+    """The mean over samples of -log p of their class, in nats; arguments as for :func:`auroc`."""
     own = np.take_along_axis(proba, np.broadcast_to(y[:, None], (*proba.shape[:-1], 1)), -1)[..., 0]
     losses = -np.log(np.clip(own, np.finfo(float).eps, 1))
     counts = np.ones(len(y)) if counts is None else counts
@@ -50,9 +50,9 @@ def choose(aurocs: np.ndarray, losses: np.ndarray, y: Sequence[np.ndarray]) -> n
 
     ``aurocs`` and ``losses`` (rotations, …, candidates) are those of the validation samples; ``y``
     holds their labels, an array for each rotation. The candidate with the highest mean AUROC over
-    rotations is the best. Those that are below it by less than one pair of samples in each rotation
-    and class tie with it: validation cannot tell them apart. Of these the one with the lowest mean
-    log-loss is chosen; where losses are equal, the first.
+    rotations is the best. Candidates that are below it by less than one pair of samples in each
+    rotation and class tie with it: validation cannot tell them apart. Among ties the lowest mean
+    log-loss is chosen; if losses are equal, the first candidate.
     """
     step = np.mean([np.mean([1 / pairs for pairs in _pairs(labels)]) for labels in y])
     aurocs = np.nan_to_num(np.mean(aurocs, axis=0), nan=-1.0)
@@ -62,7 +62,7 @@ def choose(aurocs: np.ndarray, losses: np.ndarray, y: Sequence[np.ndarray]) -> n
 
 
 def _pairs(y: np.ndarray) -> list[int]:
-    """The pairs of a sample of a class and one of the others, for each ranked class; at least 1."""
+    """For each ranked class, how many pairs one of its samples and another form; at least 1."""
     sizes = np.bincount(y)
     return [int(sizes[c] * (len(y) - sizes[c])) or 1 for c in ranked_classes(len(sizes))]
 

@@ -25,8 +25,8 @@ def build(name: str, image_size: int, seed: int = 0) -> tuple[nn.Module, str]:
 
     Pretrained weights are loaded strictly: a parameter without a value is an error. The control
     arm is initialised from ``seed``. The digest is the sha256 of the weights file, or ``random-``
-    and that of the initial values. Raises ValueError for an unknown name, and for an image size, an
-    embedding or weights that do not fit; FileNotFoundError when no weights are found.
+    and the digest of the initial values. Raises ValueError for an unknown name, and for an image
+    size, an embedding or weights that do not fit; FileNotFoundError if no weights are found.
     """
     backbone = get(name)
     check_image_size(backbone, image_size)
@@ -70,7 +70,7 @@ def _check(model: nn.Module, backbone: Backbone, image_size: int) -> None:
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"{backbone.name} cannot embed images of {image_size} pixels: {error}. If it is built "
-            f"for one image size, state in {row}, as patch, what must divide it."
+            f"for one image size, set patch in {row}: the image size is a multiple of it."
         ) from error
     tokens = features.ndim == 3 and getattr(model, "cls_token", None) is not None
     choices = ("cls", "cls+patches", "pool") if tokens else ("gap", "pool")
@@ -90,7 +90,7 @@ def _check(model: nn.Module, backbone: Backbone, image_size: int) -> None:
 def load(model: nn.Module, backbone: Backbone, path: Path) -> None:
     """Load a file of weights into a model of :func:`build`; raises ValueError if it does not fit.
 
-    Position embeddings come for the image size of pretraining: they are resampled for ours.
+    Position embeddings fit the image size of pretraining. They are resampled for the model's.
     """
     try:
         state = load_file(path)
@@ -132,7 +132,7 @@ def checkpoint_filter(model: nn.Module) -> Callable | None:
 def positions(embeddings: torch.Tensor, n: int, offset: float) -> torch.Tensor:
     """Position embeddings (1, 1 + m², d), class token first, resampled to (1, 1 + n², d).
 
-    As the code of DINOv2 without registers does it (arXiv 2304.07193; there offset is 0.1).
+    The code of DINOv2 without registers does the same, with an offset of 0.1 (arXiv 2304.07193).
     """
     first, patches = embeddings[:, :1], embeddings[:, 1:]
     m = round(patches.shape[1] ** 0.5)
@@ -144,7 +144,7 @@ def positions(embeddings: torch.Tensor, n: int, offset: float) -> torch.Tensor:
 
 
 class RoundedPeriods(RotaryEmbeddingDinoV3):
-    """DINOv3's rotary positions. As in its files, periods are rounded to bfloat16; not in timm."""
+    """DINOv3's rotary positions, with periods rounded to bfloat16 as in its files, not in timm."""
 
     def _compute_periods(self, *given, **named) -> torch.Tensor:
         periods = super()._compute_periods(*given, **named)
@@ -152,7 +152,7 @@ class RoundedPeriods(RotaryEmbeddingDinoV3):
 
 
 def round_periods(model: nn.Module, name: str) -> None:
-    """Give a network :class:`RoundedPeriods`; raises ValueError if its positions are others."""
+    """Give a network :class:`RoundedPeriods`; raises ValueError if it has other positions."""
     if not isinstance(rope := getattr(model, "rope", None), RotaryEmbeddingDinoV3):
         raise ValueError(f"{name}: rounded_periods is for the rotary positions of DINOv3.")
     rope.__class__ = RoundedPeriods
@@ -209,7 +209,7 @@ def _of_last_blocks(model: nn.Module, normalised: torch.Tensor, n: int = 4) -> t
 
 
 def _pooled(backbone: Backbone, model: nn.Module, features: torch.Tensor) -> torch.Tensor:
-    """Embeddings (B, d) in float32 of what ``forward_features`` gives."""
+    """Embeddings (B, d) in float32 from the output of ``forward_features``."""
     if backbone.embedding == "pool":
         return model.forward_head(features, pre_logits=True).float()
     if features.ndim == 4:

@@ -29,7 +29,7 @@ def _setting(default: object, help: str, must_be: str = "", choices: tuple[str, 
 class FineTuning:
     """The settings of a training: the grid file, notebook 04 and a run's record use these names.
 
-    Raises ValueError that lists every value of another type than its default's, or out of range.
+    Raises ValueError that lists every value that has a wrong type or is out of range.
     """
 
     learning_rates: tuple[float, ...] = _setting(
@@ -78,7 +78,7 @@ class FineTuning:
             raise ValueError(f"These settings of training cannot be used:\n{listed(problems)}")
 
 
-# "gentle" changes pretrained layers less: as MAE is fine-tuned (arXiv 2111.06377), and LP-FT.
+# "gentle" changes pretrained layers less, as MAE's fine-tuning (arXiv 2111.06377) and LP-FT do.
 RECIPES = {
     "plain": {},
     "gentle": {"layer_decay": 0.75, "warmup": 0.2, "drop_path": 0.1, "probe_first": True},

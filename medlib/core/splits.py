@@ -38,13 +38,13 @@ def rotations(
 ) -> list[Rotation]:
     """The train/val/test parts that a regime goes through; every patient is tested at most once.
 
-    ``side``, ``patients`` and ``labels`` (n,) say of each row where it stands, whose it is and its
-    class. A side is one of :data:`SPLITS` (an official split: one rotation) or the number of a
-    fold: of k folds, fold i is tested, fold i+1 validates and the others train. Or it is two
-    numbers (n, 2): the fold of a row, and the fold in whose rotation it validates. A
-    ``label_fraction`` < 1 keeps that share of the labelled patients, in training and in validation
-    alike; ``seed`` draws them. Raises ManifestError when a patient stands on two sides, or a class
-    is missing on one; ValueError for a label fraction outside (0, 1].
+    ``side``, ``patients`` and ``labels`` (n,) are the side of the split, the patient and the class
+    of each row. A side is one of :data:`SPLITS` (an official split: one rotation) or the number of
+    a fold. With k folds, fold i is tested, fold i+1 validates and the others train. Or ``side`` is
+    (n, 2): the fold of a row, and the fold in whose rotation it validates. A ``label_fraction`` < 1
+    keeps that share of the labelled patients, in training and in validation alike; ``seed`` draws
+    them. Raises ManifestError if a patient is on two sides, or a class is missing on one;
+    ValueError for a label fraction outside (0, 1].
     """
     side, patients, labels = (np.asarray(values) for values in (side, patients, labels))
     if not 0 < label_fraction <= 1:
@@ -76,7 +76,7 @@ def _on_several_sides(side: np.ndarray, patients: np.ndarray) -> list[str]:
     for patient, one in zip(patients.tolist(), side.tolist(), strict=True):
         sides.setdefault(patient, set()).add(str(one))
     return [
-        f"patient {patient!r} stands on several sides: {', '.join(sorted(several))}"
+        f"patient {patient!r} is on several sides: {', '.join(sorted(several))}"
         for patient, several in sorted(sides.items())
         if len(several) > 1
     ]

@@ -16,7 +16,7 @@ def weights_file(backbone: Backbone) -> Path | None:
 
 
 def find_weights(backbone: Backbone, reason: str = "they were not fetched") -> Path:
-    """The same. Raises FileNotFoundError, with the ``reason`` and the ways out, for none."""
+    """:func:`weights_file`, or FileNotFoundError with the ``reason`` and the ways out."""
     if path := weights_file(backbone):
         return path
     folder, file = os.environ.get("MEDLIB_WEIGHTS", ""), f"{backbone.timm_name}.safetensors"

@@ -36,7 +36,7 @@ STAND_INS = {
 # Nothing is converted: "3" is not 3, and true is not 1. YAML's lists become tuples.
 GEOMETRIES = ("squash", "crop")  # how a picture becomes a square: see decoding.resize
 GREY_VALUES = ("", "as_stored", "stretched", "window")
-# What no folder tells and a paper must report: the fields of a card that the checklist reads.
+# Fields of a card for the checklist: a paper must report them, and no folder tells them.
 FOR_A_PAPER = ("acquisition", "reference_standard", "annotators", "inclusion_dates", "ethics")
 GreyValues = str | tuple[float, float]  # how stored values become 8-bit ones: see Card
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -57,10 +57,10 @@ class Volumes(BaseModel):
     the slice with the ``largest_tumour`` (by its mask), or slices spread evenly over the whole head
     (``all_head``; with ``slices`` 0, every slice of it). With ``neighbours``, the slices below and
     above are the red and the blue channel. ``crop_margin`` crops to the box of the tumour's mask
-    and so many millimetres around it. Grey values are scaled between these ``percentiles`` of the
-    head. With ``resample``, a volume is resampled to its patient's reference volume; without, one
-    that differs from the reference in shape or position is refused. ``affine`` is needed if a NIfTI
-    file states no affine, or two that differ: it says which to trust, the ``sform`` or the
+    and this many millimetres around it. Grey values are scaled between two ``percentiles`` of the
+    head. With ``resample``, a volume is resampled to its patient's reference volume. Without it, a
+    volume that differs from the reference in shape or position is refused. ``affine`` is needed if
+    a NIfTI file states no affine, or two that differ: it says which to trust, the ``sform`` or the
     ``qform``. With ``mask_affine: volume``, a mask has the affine of its volume, and its own is
     ignored.
     """
@@ -180,7 +180,7 @@ class Card(BaseModel):
     def _once(cls, joined: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         sites = [site for several in joined.values() for site in several]
         if again := sorted({site for site in sites if sites.count(site) > 1}):
-            raise ValueError(f"but {', '.join(again)} stand in it twice")
+            raise ValueError(f"but it has {', '.join(again)} twice")
         return joined
 
     @field_validator("classes")
@@ -402,7 +402,7 @@ def data_folder(data: str, results: Path | str) -> Path:
     """The folder that holds the data sets.
 
     ``data`` is ``"phantoms"`` (drawn into the results folder), ``"real"`` (the folder named by the
-    environment variable ``MEDLIB_DATA``) or a folder; FileNotFoundError where that is not there.
+    environment variable ``MEDLIB_DATA``) or a folder. Raises FileNotFoundError if it is not there.
     """
     if data == "phantoms":
         return Path(results) / "phantoms"

@@ -27,7 +27,7 @@ from medlib.data.thumbnails import detail as detail_of
 
 NEAREST = 3  # pictures with which each is aligned
 # Least correlations of two aligned copies. Among 16,655 fundus, chest and skin images, the detail
-# of two different ones correlates by 0.82 at most. About 1 % of made copies (benchmarks/copies.py)
+# of two different ones correlates by at most 0.82. About 1 % of made copies (benchmarks/copies.py)
 # are below one of the two limits: they were turned, and their corners became black.
 SAME_PICTURE = 0.75
 SAME_DETAIL = 0.85
@@ -36,7 +36,7 @@ _MIDDLE = 48  # pixels a side of the pictures that are described
 # Pixels a side, scales of the detail (see `detail`), steps, and the least correlation after them.
 _STAGES = [(32, (0.6, 4, 3), 7, 0.4), (48, (0.6, 1.5, 1.5), 1, 0.35), (48, (0.6, 1.5, 1.5), 3, 0.7)]
 _BINS, _CELLS = 8, 6  # directions of gradients; cells a side
-_AXES = 64  # of the space in which descriptions are compared
+_AXES = 64  # dimensions of the space in which descriptions are compared
 _TAUGHT = 500  # pictures, at most, that are copied to measure what copying changes
 _LEAST_SIDE, _MOST_DEGREES = 0.88, 5.0  # how far these copies are cropped and turned
 _LEAST_SCALE, _LEAST_OVERLAP = 0.8, 0.6  # a pair beyond these is no copy

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
     Decoded = Image.Image | torch.Tensor
 
-# What a file's content may be, whatever its name is. Others could start a program: EPS Ghostscript.
+# The formats that are read, whatever a file's name is. Others could start a program, as EPS does.
 Image.init()  # Pillow knows some of these only after this call
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
-NEW_SUBFILE_TYPE, REDUCED = 254, 1  # TIFF: the tag, and its bit of a copy in lower resolution
+NEW_SUBFILE_TYPE, REDUCED = 254, 1  # TIFF: the tag, and its bit for a copy in lower resolution
 MAX_RATIO = 200  # unpacked size divided by packed size; images stay far below it
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _UNPACKING = Lock()  # threads that decode ask for the same .npz array at the same time
@@ -84,7 +84,7 @@ def stored(path: Path | str, content: bytes | None = None) -> Stored:
 def _opened(path: Path | str, content: bytes | None) -> Image.Image:
     """An image file of which the header has been read and checked, but no pixel yet."""
     limit = Image.MAX_IMAGE_PIXELS
-    way_out = f"more than {limit:,}: a decompression bomb, or to be made smaller first"
+    way_out = f"more than {limit:,}: a decompression bomb, or it must be made smaller first"
     try:
         image = Image.open(path if content is None else io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:
@@ -239,7 +239,7 @@ def _named_jpeg(path: Path | str) -> bool:
 
 
 def as_picture(decoded: Decoded) -> Image.Image:
-    """What :func:`decode_to_resize` gives, as Pillow's picture."""
+    """The result of :func:`decode_to_resize` as Pillow's picture."""
     is_picture = isinstance(decoded, Image.Image)
     return decoded if is_picture else Image.fromarray(decoded.permute(1, 2, 0).numpy())
 
@@ -260,10 +260,10 @@ def resize(picture: Decoded, size: int, interpolation: str, geometry: str = "squ
 
     ``squash`` keeps the whole field of view and changes its proportions. ``crop`` resizes the
     shorter side to 256/224 of the size and takes the centre, as torchvision's Resize(256) and
-    CenterCrop(224) do: what lies near the edges is lost.
-    Pillow resizes, except for a tensor that is no taller than wide and shrinks to half or less.
-    That is within one grey level of Pillow's (about 1 value in 500 differs); with bicubic and
-    patterns of pure black and white, 1 value in 100,000 is two levels off.
+    CenterCrop(224) do: what lies near the edges is lost. Pillow resizes, except for a tensor that
+    is no taller than wide and shrinks to half or less. torch resizes that one: its values are
+    within one grey level of Pillow's (about 1 value in 500 differs). With bicubic and patterns of
+    pure black and white, 1 value in 100,000 is two levels off.
     """
     is_picture = isinstance(picture, Image.Image)
     width, height = picture.size if is_picture else reversed(picture.shape[1:])

@@ -1,8 +1,8 @@
 """Read DICOM files: their headers, and single images as pictures.
 
-No name, date or UID leaves this module but in a :class:`Header`, which stays in memory: messages
-hold sizes, kinds and names of tags, never values that could tell a patient. pydicom's own warnings
-and log quote such values, so they are turned off.
+No name, date or UID leaves this module, except in a :class:`Header`, which stays in memory.
+Messages hold sizes, kinds and names of tags, never values that could identify a patient. pydicom's
+own warnings and log quote such values, so they are turned off.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module=r"pydicom|medlib\.data\.dicom")
 
 KEYS = ("sop_instance_uid", "series_instance_uid", "study_instance_uid", "accession_number")
-KEYS += ("patient_id",)  # what a table may name an image, a series or a patient by
+KEYS += ("patient_id",)  # by these a table may name an image, a series or a patient
 SEXES = {"M": "male", "F": "female", "O": "other"}
 NEEDED = ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel", "PhotometricInterpretation")
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
@@ -258,7 +258,7 @@ def read(content: bytes) -> pydicom.FileDataset:
         raise DicomError(f"holds no whole image: {', '.join(missing)} missing")
     if dataset.Rows * dataset.Columns > Image.MAX_IMAGE_PIXELS:
         many = f"{dataset.Columns} × {dataset.Rows} pixels, more than {Image.MAX_IMAGE_PIXELS:,}"
-        raise DicomError(f"has {many}: its header is damaged, or it is to be made smaller first")
+        raise DicomError(f"has {many}: its header is damaged, or it must be made smaller first")
     if not dataset.file_meta.get("TransferSyntaxUID"):  # pydicom has guessed it
         implicit, little = dataset.original_encoding
         plain = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
@@ -293,7 +293,7 @@ def stored_values(dataset: pydicom.FileDataset) -> np.ndarray:
         return pixel_array(dataset, decoding_plugin=plugin)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
-    except BaseException as error:  # each decoder has its own; that of RLE panics, in Rust's words
+    except BaseException as error:  # each decoder has its own; RLE's may be a panic of Rust
         why = " ".join(str(error).split()) or type(error).__name__
         raise DicomError(f"holds pixels that cannot be decoded ({why}): copy it again") from error
 

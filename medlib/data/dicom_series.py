@@ -17,7 +17,7 @@ from medlib.data import dicom
 from medlib.data.dicom import DicomError
 
 # Positions are rounded in some files; less than a tenth of a voxel is invisible.
-TOLERANCE = 0.1  # of the distance of two slices: how far a slice may lie from its place
+TOLERANCE = 0.1  # how far a slice may lie from its place, as a share of the slice distance
 PARALLEL = 1e-3  # how much two direction cosines of one orientation may differ
 SAME_PLACE = 0.01  # mm
 
@@ -98,7 +98,7 @@ def _frames(file: str, dataset: pydicom.FileDataset) -> list[Frame]:
     lost = "slices cannot be put in order: take the series out"
     if count > 1 and told_of != count:
         raise DicomError(
-            f"has {count} frames and tells where {told_of} of them lie, so that {lost}"
+            f"has {count} frames, but states the positions of {told_of}, so that {lost}"
         )
     for number in range(count):
         told = []
@@ -149,14 +149,14 @@ def _in_order(frames: list[Frame]) -> tuple[list[Frame], np.ndarray]:
     if gaps.min() < SAME_PLACE:
         twice = int((gaps < SAME_PLACE).sum())
         where = between[int(gaps.argmin())]
-        way_out = "it holds copies, or several volumes (echoes, phases): a folder for each"
+        way_out = "move copies and further volumes (echoes, phases) into folders of their own"
         raise DicomError(f"has {twice} slice(s) where another one lies ({where}): {way_out}")
     usual = float(np.median(gaps))
     wrong = np.flatnonzero(np.abs(gaps - usual) > TOLERANCE * usual)
     if len(wrong):
         where = f"{gaps[wrong[0]]:.4g} mm between {between[wrong[0]]}"
         way_out = "are slices missing? Get all files, or take the series out"
-        uneven = f"has slices {usual:.4g} mm apart, but at {len(wrong)} place(s) not: {where}"
+        uneven = f"has slices {usual:.4g} mm apart, but not at {len(wrong)} place(s): {where}"
         raise DicomError(f"{uneven} (more than {TOLERANCE:.0%} off): {way_out}")
     positions = np.array([frame.position for frame in frames])
     step = (positions[-1] - positions[0]) / (len(frames) - 1)

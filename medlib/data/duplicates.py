@@ -2,9 +2,9 @@
 
 Medical photographs look alike, so two correlations must be high: that of the pictures, and that of
 their detail. Candidates come from a perceptual hash, the lowest frequencies of a thumbnail's cosine
-transform (Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010), kept
-as numbers that bound the correlation. Cropped, turned and mirrored copies are found by
-:mod:`medlib.data.changed_copies`.
+transform (Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010). The
+hash is not rounded to bits, so it bounds the correlation. Cropped, turned and mirrored copies are
+found by :mod:`medlib.data.changed_copies`.
 """
 
 import hashlib
@@ -19,9 +19,10 @@ from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
 from medlib.data.thumbnails import FLAT, detail
 
-# Least correlations of two copies. On 16,655 fundus, chest and skin images: where different
-# pictures exceed the first, the second is up to 0.74; of copies of them all (JPEG quality 50, half
-# the size, 10 % brighter, 10 % less contrast) 2 in 66,620 are below either.
+# Least correlations of two copies, from 16,655 fundus, chest and skin images. If two different
+# pictures exceed the first limit, their detail correlates by at most 0.74. All images were copied
+# (JPEG quality 50, half the size, 10 % brighter, 10 % less contrast): 2 in 66,620 copies are below
+# one of the two limits.
 SAME_PICTURE = 0.97
 SAME_DETAIL = 0.8  # see _detail
 
@@ -36,17 +37,20 @@ def find(
     """Pairs of images that are the same picture, by their thumbnails (uint8 N×S×S) and hashes.
 
     Returns one row for each pair: positions ``first`` < ``second``, ``kind`` and ``correlation``
-    (of the detail). ``exact`` pairs have the same hash ("": unknown, equal to no other); each such
-    file is paired with the first of them, and only that one is compared further. ``near`` pairs
-    correlate by at least SAME_PICTURE, and their detail by at least SAME_DETAIL. FLAT thumbnails
-    are never near, those of ``tiny`` images (N bools) only if they are equal: at 28 pixels a side,
-    fundus photographs of different eyes correlate as copies do. A group of k images has k-1 near
-    pairs, those of its maximum spanning tree: every image with its best match, and always a pair
-    that crosses a split if the group does. In a group of more than a hundred, such as the frames of
-    a film, they are a spanning tree, but not the maximum one: the time does not grow with the
-    square of its size. Copies that were mirrored, turned or cropped follow, with kinds such as
-    ``mirrored and cropped`` (see :func:`medlib.data.changed_copies.find`): of them, too, only as
-    many as join what is apart. Raises ValueError for arrays that do not fit.
+    (of the detail). The kinds:
+
+    - ``exact``: equal hashes; "" is unknown and equals no other. Each file is paired with the first
+      one that is equal. Only that one is compared further.
+    - ``near``: correlated by at least SAME_PICTURE, and by SAME_DETAIL in detail. FLAT thumbnails
+      are never near. ``tiny`` images (N bools) are near only if their thumbnails are equal: at 28
+      pixels a side, fundus photographs of different eyes correlate as copies do.
+    - ``mirrored and cropped`` and the like: see :func:`medlib.data.changed_copies.find`.
+
+    A group of k near copies has k-1 pairs, its maximum spanning tree. So each image is paired with
+    its best match, and if the group crosses a split, a pair does. In a group of more than a
+    hundred, such as the frames of a film, the tree is not the maximum one, which would take time
+    with the square of k. Changed copies are listed only where they join groups. Raises ValueError
+    for arrays that do not fit.
     """
     thumbnails = np.asarray(thumbnails)
     if len(thumbnails) and (thumbnails.ndim != 3 or thumbnails.dtype != np.uint8):
@@ -135,7 +139,7 @@ def _near(thumbnails: np.ndarray, files: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _candidates(thumbnails: np.ndarray, files: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
-    """Pairs i < j block by block, among them all that correlate with at least SAME_PICTURE.
+    """Yield candidate pairs i < j. All pairs that correlate by SAME_PICTURE or more are included.
 
     The low frequencies are a part of a unit vector. The remainders of two vectors add to their
     correlation at most the product of the remainders' lengths (Parseval; Cauchy and Schwarz). With
@@ -156,7 +160,7 @@ def _low_frequencies(thumbnails: np.ndarray) -> np.ndarray:
     size = thumbnails.shape[1]
     waves = dctn(_unit(thumbnails).reshape(-1, size, size), axes=(1, 2), norm="ortho")
     low = waves[:, :_WAVES, :_WAVES].reshape(len(waves), -1).copy()
-    # The first is the mean, 0 in all: its place is taken by the length of what is left.
+    # The first frequency is the mean, always 0. The length of the remainder takes its place.
     low[:, 0] = 0
     low[:, 0] = np.sqrt(np.maximum(0, 1 - (low**2).sum(1)))
     return low

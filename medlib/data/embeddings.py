@@ -79,6 +79,6 @@ def load(folder: Path | str, pack_hash: str | None = None) -> Features:
         raise ValueError(f"The embeddings in {folder} {other}: {way_out}")
     if damaged := files.damaged(folder, meta["sha256"]):
         way_out = "Remove the folder and run notebook 02_extract_features again."
-        raise ValueError(f"Not what was written: {', '.join(damaged)}. {way_out}")
+        raise ValueError(f"Damaged or missing: {', '.join(damaged)}. {way_out}")
     index = manifest.read_samples(folder / "index.csv")
     return Features(np.load(folder / "embeddings.npy", mmap_mode="r"), index, meta)

@@ -1,6 +1,6 @@
 """The numbers of a participant flow: what was found, what was left out, and who is on which side.
 
-They come from what preparation wrote: the manifest, what was left out and why, and the notes.
+They come from the files of the preparation: the manifest, what was left out and why, and the notes.
 """
 
 import re
@@ -26,19 +26,22 @@ def table(
     stored: pd.DataFrame | None = None,
     notes: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """The numbers of a task's participant flow in long form: never a sample or a patient.
+    """The numbers of a task's participant flow in long form. No sample or patient is named.
 
     ``rows`` is a manifest (sample_id, patient_id, path, label, and split or fold), ``excluded`` has
     name and reason; ``stored`` is that of :class:`medlib.data.preparation.Prepared`, ``notes`` are
     sentences. Raises ValueError for a manifest that is not split.
 
-    Columns: stage, name, patients, count, unit (what is counted). The stages are found (the samples
-    and what was left out: an entry is a sample, or the file, patient or row of a table that stands
-    in its place); excluded and copies (first all of them, then by reason, the most frequent first);
-    kept; the sides (train, val, test, or fold 0, fold 1, …), each with all classes and then each
-    class; other files (that are no images, by reason; not among the found) and notes. ``patients``
-    is empty where nothing tells them. A patient with samples of two classes counts in both, once in
-    "all classes".
+    Columns: stage, name, patients, count, unit (what is counted). ``patients`` is empty if it is
+    not known. A patient with samples of two classes counts in both, and once in "all classes". The
+    stages, in this order:
+
+    - found: the samples and what was left out, which may be a file, a patient or a table's row;
+    - excluded, and copies: first all of them, then by reason, the most frequent first;
+    - kept;
+    - the sides (train, val, test, or fold 0, fold 1, …): all classes, then each class;
+    - other files: those that are no images, by reason; they do not count as found;
+    - notes.
     """
     side = manifest.split_column(rows)
     if side is None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-# Columns of a manifest: of a patient, and whether an image says that it has burnt-in text.
+# Columns of a manifest about a patient; burnt_in: whether an image's file states burnt-in text.
 KNOWN = ("age", "sex", "site", "manufacturer", "body_part", "burnt_in")
 # By these columns the patients of every task fall into groups; a card may name others.
 GROUPED = ("age", "sex", "site", "manufacturer", "body_part")
@@ -47,11 +47,11 @@ def in_one_way(table: pd.DataFrame) -> pd.DataFrame:
 def groups(rows: pd.DataFrame, subgroups: Mapping[str, Sequence[float]]) -> pd.DataFrame:
     """The group of each row by each attribute: a column of ordered categories for each.
 
-    ``rows`` are those of a manifest. ``subgroups``, a card's, maps further columns to their cut
-    points: with none, each value of the column is a group. Ages are cut at AGE_CUTS, if it does not
-    say otherwise. Of a column with cut points, a value that is no number (or no age) is
-    :data:`NOT_KNOWN`, as a missing one is. Values are ordered by name, and NOT_KNOWN comes last.
-    A column without any known value has no groups, and is left out.
+    ``rows`` are those of a manifest. ``subgroups`` is the card's: it maps further columns to their
+    cut points. Without cut points, each value of the column is a group. Ages are cut at AGE_CUTS,
+    unless ``subgroups`` has other cut points. In a column with cut points, a value that is no
+    number (or no age) counts as :data:`NOT_KNOWN`, as a missing one does. Values are ordered by
+    name, and NOT_KNOWN comes last. A column without any known value is left out.
     """
     cuts = {"age": AGE_CUTS} | dict(subgroups)
     found = {}

@@ -31,7 +31,7 @@ REQUIRED = ("sample_id", "patient_id", "path", "label")
 BESIDE = ("mask", "reference")  # columns that name further files of a sample
 VALIDATES = "validates"
 FEWEST = 5  # patients of each class that a site needs to be a fold
-Pairs = Iterable[tuple[str, str]]  # of names
+Pairs = Iterable[tuple[str, str]]  # pairs of names
 # How the reason of a copy that was left out begins.
 COPY_REASONS = ("the same image as ", "a second copy of ")
 POINTER = b"version https://git-lfs.github.com/spec/"  # the first bytes of Git LFS's pointers
@@ -58,7 +58,7 @@ def read(
 
 
 def read_rows(path: Path | str) -> pd.DataFrame:
-    """A manifest's rows as they stand, not validated."""
+    """A manifest's rows as they are in the file, not validated."""
     # Everything is text: an id of "007" must not become 7, nor a label of "NA" missing.
     rows = pd.read_csv(path, dtype=str, keep_default_na=False).map(plain_text)
     for column in [*fold_columns(rows), *([VALIDATES] if VALIDATES in rows else [])]:
@@ -148,14 +148,14 @@ def _row_problems(
         if strange[number]:
             yield f"label {label!r} of {sample} is not a class of the card ({known})"
         if again[number]:
-            yield f"sample_id {sample!r} stands in several rows"
+            yield f"sample_id {sample!r} is in several rows"
     for row in rows.to_dict("records") if data else ():
         if problem := read_files(row, data, parts)[-1]:
             yield problem
 
 
 def _stands_problems(rows: pd.DataFrame, side: str) -> Iterator[str]:
-    """What is wrong with where the rows stand in a column: split, fold, or further folds."""
+    """Problems of the sides in a column: split, fold, or further folds."""
     rows = rows.fillna("").reset_index(drop=True)
     stands = rows[side].astype(str)
     allowed = stands.isin(SPLITS) if side == "split" else stands.str.fullmatch(r"\d+")
@@ -163,17 +163,17 @@ def _stands_problems(rows: pd.DataFrame, side: str) -> Iterator[str]:
     for sample, value in zip(rows["sample_id"][~allowed], rows[side][~allowed], strict=True):
         yield f"{side} {value!r} of {sample} is not {must}"
     for patient, several in _on_several(stands, rows["patient_id"]).items():
-        yield f"patient {patient!r} stands in several {side}s: {several}"
+        yield f"patient {patient!r} is in several {side}s: {several}"
     if "sha256" in rows:
         hashed = rows[rows["sha256"] != ""]
         ids = hashed.groupby("sha256")["sample_id"]
         for image, several in _on_several(stands[hashed.index], hashed["sha256"]).items():
             samples = ", ".join(sorted(set(ids.get_group(image))))
-            yield f"{samples} are one image but stand in several {side}s: {several}"
+            yield f"{samples} are one image but in several {side}s: {several}"
 
 
 def _on_several(stands: pd.Series, key: pd.Series) -> dict[str, str]:
-    """The keys whose rows stand on several sides, and these sides in words."""
+    """The keys whose rows are on several sides, and these sides in words."""
     pairs = pd.DataFrame({"key": key, "side": stands}).drop_duplicates()
     pairs = pairs[pairs["key"].duplicated(keep=False)]
     return {name: ", ".join(sorted(of)) for name, of in pairs.groupby("key")["side"]}
@@ -248,14 +248,14 @@ def _file_sha256(path: Path, mtime_ns: int, size: int) -> str:
 def read_files(
     row: dict, data: Path | str, parts: Parts | None = None
 ) -> tuple[dict[Path, bytes], dict[str, str], str]:
-    """Read each file that a row names once: that of its ``path``, and those of ``BESIDE``.
+    """Read the files that a row names, each once: that of its ``path``, and those of ``BESIDE``.
 
-    Where one file stands for several, ``parts`` gives them all (of volumes,
+    If one file stands for several, ``parts`` gives them all (for volumes,
     :func:`medlib.data.dicom.series_files`), and the hash covers them.
 
-    Returns the contents by file (but of no ``.npz``, which holds many samples), the hashes by
-    column (``sha256``, ``mask_sha256``, …; "" where no file is named), and a problem in words, or
-    "": a file that cannot be read, or that differs from the hash in the row.
+    Returns the contents by file (without ``.npz`` files, which hold many samples), the hashes by
+    column (``sha256``, ``mask_sha256``, …; "" if no file is named), and a problem in words: a file
+    cannot be read, or differs from the hash in the row. The problem is "" if there is none.
     """
     contents, hashes = {}, {}
     for column in ("path", *(c for c in BESIDE if c in row)):
@@ -293,7 +293,7 @@ def pointer_problem(content: bytes) -> str:
 
 
 def file_problem(data: Path | str, path: str) -> str:
-    """What keeps a manifest's path from being read below ``data``, in words; or nothing."""
+    """Why the file of a manifest's path cannot be read below ``data``, in words; "" if it can."""
     data, relative = Path(data), Path(sample_file(path))
     if relative.is_absolute() or ".." in relative.parts:
         return f"leads out of the data folder {data}: paths are relative to it, and go down"
@@ -309,11 +309,12 @@ def file_problem(data: Path | str, path: str) -> str:
 
 
 def drop_duplicates(rows: pd.DataFrame, twins: Iterable[Iterable[str]]) -> tuple[pd.DataFrame, ...]:
-    """Rows in which each group of sample ids, which are one image, is on one side of the split.
+    """Drop rows until no image is on two sides of the split.
 
-    Keep the test copy, else the validation copy, else the training copy (of several folds, the
-    first sample's), and what is on the same side. Returns (rows, dropped); dropped has name and
-    reason. Rows without a split lose nothing: :func:`assign_splits` keeps such patients together.
+    Each group in ``twins`` has the sample ids of one image. One side is kept: test, else
+    validation, else training; if the sides are folds, that of the first sample. The group's samples
+    on other sides are dropped. Returns (rows, dropped); dropped has name and reason. Rows without a
+    split lose nothing: :func:`assign_splits` keeps such patients together.
     """
     column, reasons = split_column(rows), {}
     sides = dict(zip(rows["sample_id"], rows[column], strict=True)) if column else {}
@@ -333,10 +334,10 @@ def assign_splits(rows: pd.DataFrame, card: Card, seed: int = 0, pairs: Pairs = 
     """Assign every row to a part of the split. Patients stay together; labels are stratified.
 
     Rows that come with a ``split`` keep it; if none is ``val``, a fifth of the training patients
-    become it. Other rows get a ``fold``. Patients who share an identical file (sha256), or one of
-    the ``pairs`` of sample ids, stay together. The result depends on patients, labels, such images
-    and ``seed`` only, so tasks on the same patients are split alike. With the card's
-    ``leave-one-site-out`` each site is a fold, and ``seed`` draws who validates where.
+    become ``val``. Other rows get a ``fold``. Patients who share an identical file (sha256), or one
+    of the ``pairs`` of sample ids, stay together. The result depends only on patients, labels,
+    shared images and ``seed``, so tasks on the same patients are split alike. With the card's
+    ``leave-one-site-out`` each site is a fold, and ``seed`` draws who validates in which rotation.
     """
     rows = rows.sort_values(["patient_id", "sample_id"]).reset_index(drop=True)
     if card.split == SITES:
@@ -357,8 +358,7 @@ def repeat_folds(
 ) -> pd.DataFrame:
     """Rows with the folds of ``repeats`` repetitions: each further one is a new draw.
 
-    The official split of a card, and sites, are not repeated: the rows come back as they are.
-    ``seed`` and
+    An official split and sites are not repeated: the rows come back as they are. ``seed`` and
     ``pairs`` are those of :func:`assign_splits`. Raises ManifestError for rows that come with a
     split which the card does not announce.
     """
@@ -383,14 +383,14 @@ def site_names(rows: pd.DataFrame, card: Card) -> pd.Series:
 
 
 def _site_problems(rows: pd.DataFrame, card: Card) -> list[str]:
-    """Why the folds of rows are not the sites of a card, or the wrong patients validate."""
+    """Problems of rows split by site: folds that are no sites, patients who validate wrongly."""
     sites = site_names(rows, card)
     problems = [f"{sample} has no site" for sample in rows["sample_id"][sites == ""]]
     for name, other in (("site", "fold"), ("fold", "site")):
         pairs = pd.DataFrame({"site": sites, "fold": rows["fold"].astype(str)})
         several = pairs.groupby(name)[other].agg(lambda values: sorted(set(values)))
         problems += [
-            f"{name} {one} stands in {other}s {', '.join(of)}"
+            f"{name} {one} is in {other}s {', '.join(of)}"
             for one, of in several.items()
             if len(of) > 1
         ]
@@ -420,7 +420,7 @@ def _by_site(rows: pd.DataFrame, card: Card, seed: int, pairs: Pairs) -> pd.Data
     problems += [f"{sample} has no site" for sample in rows["sample_id"][sites == ""]]
     known = sites != ""
     for patient, of_one in _on_several(sites[known], rows["patient_id"][known]).items():
-        problems.append(f"patient {patient!r} stands at several sites: {of_one}")
+        problems.append(f"patient {patient!r} is at several sites: {of_one}")
     there = set(rows["site"]) if "site" in rows else set()
     asked = [site for several in card.joined_sites.values() for site in several]
     problems += [
@@ -517,7 +517,7 @@ def linked(pairs: Pairs) -> list[list[str]]:
 
 
 def split_column(rows: pd.DataFrame) -> str | None:
-    """``"split"`` or ``"fold"``: which of the two the manifest has; None unless it is just one."""
+    """``"split"`` or ``"fold"``, whichever the manifest has; None if it has neither or both."""
     there = [column for column in ("split", "fold") if column in rows]
     return there[0] if len(there) == 1 else None
 
@@ -533,14 +533,14 @@ def side_columns(rows: pd.DataFrame) -> list[str]:
 
 
 def kept_columns(rows: pd.DataFrame) -> list[str]:
-    """The columns that say where each row stands: :func:`side_columns`, and VALIDATES if there."""
+    """The columns of a row's sides: :func:`side_columns`, and VALIDATES if it is there."""
     return side_columns(rows) + [VALIDATES] * (VALIDATES in rows)
 
 
 def repetition(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Rows, or a pack's index, with the folds of one seed alone, as ``fold``.
 
-    Of R repetitions of cross-validation, seed s takes number s modulo R.
+    With R repetitions of cross-validation, seed s uses repetition s modulo R.
     """
     columns = fold_columns(rows)
     if len(columns) < 2:
@@ -557,14 +557,14 @@ def rotations(rows: pd.DataFrame, label_fraction: float = 1.0, seed: int = 0) ->
 
 
 def patients_by_side(rows: pd.DataFrame, parts: list[splits.Rotation]) -> pd.DataFrame:
-    """How many patients each rotation trains on, chooses with and tests: a row a fold."""
+    """How many patients train, validate and are tested in each rotation: one row per fold."""
     patients, folds = rows["patient_id"], pd.Index([part.fold for part in parts], name="fold")
     counts = [{side: patients[getattr(p, side)].nunique() for side in SPLITS} for p in parts]
     return pd.DataFrame(counts, index=folds)
 
 
 def read_samples(path: Path | str) -> pd.DataFrame:
-    """A table of samples: ids and labels stay text, so that "007" and "NA" are what they say."""
+    """A table of samples. Ids and labels stay text: "007" is no number, "NA" no missing value."""
     texts = dict.fromkeys(("sample_id", "patient_id", "label", "y_true"), str)
     samples = pd.read_csv(path, dtype=texts, keep_default_na=False)
     return samples.assign(**{n: samples[n].map(plain_text) for n in texts if n in samples})

@@ -30,20 +30,19 @@ from medlib.errors import ManifestError, listed, unknown
 
 Place = Path | str
 Slicing = Volumes | None  # a card's volumes
-Folders = dict[Path, packs.Drawn]  # of packs: how the images of each are drawn
+Folders = dict[Path, packs.Drawn]  # folders of packs, and how the images of each are drawn
 
 
 class Reading(NamedTuple):
-    """What one reading of the files of some rows has given.
+    """The result of reading the files of some rows once.
 
-    ``rows``: those whose files can be used, with their sha256. ``thumbnails`` (uint8 N×S×S; of a
+    ``rows``: those whose files can be used, with their sha256. ``thumbnails`` (uint8 N×S×S; for a
     volume, its middle slice) and ``tiny`` (N bools) are what :mod:`medlib.data.duplicates` takes.
-    ``unreadable`` and ``broken`` (name, reason): samples whose files are missing, empty or changed,
-    and samples that cannot be decoded. ``stored`` (sample_id, kind, bits, width,
-    height, few_greys): how image files are stored; empty for volumes. ``slices``: of each sample
-    id, where its images begin in the arrays and the numbers of its slices (0 for an image).
-    ``arrays``: for each pack's folder a file of the images in the order of reading, without a
-    header.
+    ``unreadable`` (name, reason): samples whose files are missing, empty or changed. ``broken``
+    (name, reason): samples that cannot be decoded. ``stored`` (sample_id, kind, bits, width,
+    height, few_greys): how image files are stored; empty for volumes. ``slices``: for each sample
+    id, where its images begin in the arrays, and the numbers of its slices (0 for an image).
+    ``arrays``: for each pack's folder, a file without header of the images in the order of reading.
     """
 
     rows: pd.DataFrame
@@ -119,10 +118,10 @@ def _each(
     grey_values: GreyValues,
     workers: int,
 ) -> Iterator[tuple[dict, tuple[str, object]]]:
-    """Every row, in order: ("unreadable" or "broken", the reason), or "read" and what was drawn.
+    """Every row, in order, with ("unreadable" or "broken", reason) or ("read", a dict).
 
-    That is its files' hashes, a thumbnail and whether it is tiny, how an image file is stored,
-    slice numbers, images by size.
+    The dict has the hashes of the files, a thumbnail, whether the image is tiny, how an image file
+    is stored, slice numbers, and the images by size.
     """
     sides = (decoding.shorter_side(how.size, how.geometry) for how in how_each)
     smallest = min(sides, default=math.inf)

@@ -18,7 +18,7 @@ from medlib.data import manifest
 from medlib.data.cards import GreyValues, Volumes
 from medlib.errors import ManifestError
 
-VERSION = 5  # raise when the same files would come out as other pixels
+VERSION = 5  # raise it when the same files would give other pixels
 
 
 class Pack(NamedTuple):
@@ -126,4 +126,4 @@ def load(
         except (OSError, ValueError, EOFError) as error:
             problem = str(error)
     way_out = f"Remove {folder} and run notebook 01_prepare_data for this task again."
-    raise ManifestError(f"Not what was written: {problem}. {way_out}")
+    raise ManifestError(f"The pack is damaged: {problem}. {way_out}")

@@ -29,7 +29,7 @@ def table(
     stored: pd.DataFrame | None = None,
     notes: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """The numbers of the split passport in long form: aggregates, never a sample or a patient.
+    """The numbers of the split passport in long form. No sample or patient is named.
 
     `manifest` has sample_id, patient_id, path, label, and `split` or `fold`; it may have age
     (years), sex, site, manufacturer and body_part, "" where unknown. `duplicates` has first, second
@@ -38,12 +38,15 @@ def table(
     and height; `notes` are sentences. Raises ValueError for a manifest that is not split.
 
     Columns: part, class (or "all classes"; "" in the last four parts), name, count, unit (what is
-    counted), share, correlation, detail. The parts are classes (share: of all), patients and images
-    by side, images per patient, what is known of patients (share: of the class, where it is known),
-    images by file type (with its bits) and by size in pixels, duplicates, pairs (up to six, the
-    gravest first; detail: what was done), left out (by reason) and notes. A patient with images of
-    two classes counts in both, once in "all classes"; of age, sex and so on a patient has the first
-    ones known.
+    counted), share, correlation, detail. A patient with images of two classes counts in both, and
+    once in "all classes". If a patient has several ages, sexes and so on, the first known one
+    counts. The parts, in this order:
+
+    - classes (share: of all), patients and images by side, images per patient;
+    - what is known of patients (share: of the patients of the class with a known value);
+    - images by file type (with its bits) and by size in pixels;
+    - duplicates, and pairs (up to six, the gravest first; detail: what was done);
+    - left out (by reason), and notes.
     """
     side = split_column(manifest)
     if side is None:
@@ -149,7 +152,7 @@ def _largest(values: pd.Series, most: int = 10) -> pd.Series:
 
 
 def _by_class(values: pd.Series, classes: Sequence[str]) -> pd.DataFrame:
-    """Long form of how often each category stands in each class; the index starts with labels."""
+    """Long form of how often each category occurs in each class; the index starts with labels."""
     counts = values.groupby(level="label").value_counts().unstack(fill_value=0)
     counts = counts.reindex([*classes, ALL], columns=values.cat.categories, fill_value=0)
     known = counts.drop(columns=UNKNOWN, errors="ignore")
@@ -169,7 +172,7 @@ def _class_rows(sizes: pd.Series, unit: str, classes: Sequence[str]) -> pd.DataF
 
 
 def ids_of(manifest: pd.DataFrame, *more: pd.Series) -> set[str]:
-    """The names of samples and patients that must not stand in what is shown."""
+    """The names of samples and patients that must not appear in what is shown."""
     ids = {*manifest["sample_id"], *manifest["patient_id"]}.union(*more)
     # A word or a small number may be meant as such: "fewer than 5 slices".
     return {name for name in ids if re.search(r"\d", name) and not re.fullmatch(r"\d{1,2}", name)}
@@ -254,6 +257,6 @@ def _excluded_rows(excluded: pd.DataFrame, ids: set[str]) -> pd.DataFrame:
 
 
 def by_reason(reasons: pd.Series, ids: set[str]) -> pd.DataFrame:
-    """How often each reason (name) stands there (count), without ids; the most frequent first."""
+    """How often each reason (name) occurs (count), without ids; the most frequent first."""
     counts = without_ids(reasons, ids).value_counts().rename_axis("name").reset_index(name="count")
     return counts.sort_values(["count", "name"], ascending=[False, True])

@@ -1,7 +1,7 @@
 """From a folder as it was downloaded to a manifest and packs for a sound comparison.
 
-Everything that would make it unsound is searched for before anything is written: files that cannot
-be read, samples without patient or label, and duplicate images.
+Before anything is written, everything is searched for that would make the comparison unsound: files
+that cannot be read, samples without patient or label, and duplicate images.
 """
 
 from itertools import combinations
@@ -22,7 +22,7 @@ from medlib.errors import ManifestError, listed
 
 
 class Copies(NamedTuple):
-    """Pairs of images that tie two patients together, or stand on two sides of a split.
+    """Pairs of images that tie two patients together, or are on two sides of a split.
 
     ``pairs``: first, second, kind, correlation, first_side, second_side ("" before sides are
     drawn); pairs on two sides come first, then those with the lowest correlation. ``pictures``: the
@@ -44,13 +44,13 @@ class Stopped(ManifestError):
 class Prepared(NamedTuple):
     """A task's manifest, and what its passport reports.
 
-    ``rows``: the manifest, with sha256 and, where they are known, age, sex, site, body_part
-    and the columns of the card's ``subgroups``. ``excluded``:
-    name and reason of each sample left out. ``duplicates``: a row for each pair of samples that are
-    one image: first, second, kind (exact, near, or what was done to it, such as "mirrored and
-    cropped"), correlation, first_side, second_side, same_patient, same_label, action. ``stored``:
-    how image files are stored (sample_id, kind, bits, width, height, few_greys). ``notes``:
-    sentences about what was assumed. ``copies``: the pairs that a person should look at.
+    ``rows``: the manifest, with sha256 and, where they are known, age, sex, site, body_part and the
+    columns of the card's ``subgroups``. ``excluded``: name and reason of each sample left out.
+    ``duplicates``: a row for each pair of samples that are one image: first, second, kind (exact,
+    near, or what was done to it, such as "mirrored and cropped"), correlation, first_side,
+    second_side, same_patient, same_label, action. ``stored``: how image files are stored
+    (sample_id, kind, bits, width, height, few_greys). ``notes``: sentences about what was assumed.
+    ``copies``: the pairs that a person should look at.
     """
 
     rows: pd.DataFrame
@@ -78,15 +78,15 @@ def prepare(
 ) -> Prepared:
     """Read a task's data set below ``data``, check it, split it by patient and pack its images.
 
-    Each file is read and decoded once; ``folders`` says of each pack's folder how its images are
-    drawn. ``given`` is a manifest that fixes samples, labels and, if it has them,
-    splits: the committed one of a public data set, or a user's own CSV. If the card has a layout,
-    its files are then found in the folder by sample id, so that any distribution of the data set
-    will do. Without ``given`` the layout says which samples there are, and splits are drawn from
-    ``seed`` where the data have none. So are the folds of further ``repeats`` of cross-validation.
+    Each file is read and decoded once. ``folders`` maps each pack's folder to how its images are
+    drawn. ``given`` is a manifest that fixes samples, labels and, if it has them, splits: the
+    committed one of a public data set, or a user's own CSV. If the card has a layout, the files of
+    ``given`` are found in the folder by sample id, so any distribution of the data set can be used.
+    Without ``given`` the layout says which samples there are, and splits are drawn from ``seed`` if
+    the data have none. The folds of further ``repeats`` of cross-validation are drawn from it, too.
     Raises ManifestError that lists every sample that cannot be used, or else every image or
-    patient that stands on two sides of a split. With ``quarantine`` these are left out instead,
-    and listed with their reasons in ``excluded``. Of two sides, the training side is left out.
+    patient that is on two sides of a split. With ``quarantine`` these are left out instead, and
+    listed with their reasons in ``excluded``: of two sides, the training side is left out.
     """
     listing = _fixed(card, data, given) if given is not None else reader.read(card, data)
     used = {"mask": card.volumes and card.volumes.needs_mask, "reference": card.volumes}
@@ -131,10 +131,10 @@ def _checked_and_split(
     excluded = _joined(excluded, problems.assign(reason="set aside: " + problems["reason"]))
     rows = read.rows[~read.rows["sample_id"].isin(problems["name"])].reset_index(drop=True)
     if rows.empty:
-        raise ManifestError(f"{card.task}: of the samples in {data} none can be used.")
+        raise ManifestError(f"{card.task}: none of the samples in {data} can be used.")
 
     same = pairs[pairs["kind"].isin(["exact", "near"])]
-    if card.split == SITES and "fold" not in rows:  # sites say where copies stand
+    if card.split == SITES and "fold" not in rows:  # the side of a copy is its site
         rows = manifest.assign_splits(rows, card, seed, _ids(same))
     rows, known = manifest.drop_duplicates(rows, card.known_duplicates)
     excluded = _joined(excluded, known)
@@ -272,7 +272,7 @@ def _fixed(card: Card, data: Path | str, given: Path) -> base.Found:
     labels, problems = there["label"].to_dict(), {}
     for sample, label in zip(rows["sample_id"], rows["label"], strict=True):
         if sample not in labels:
-            problems[sample] = told.get(sample, f"it stands in {given.name}, but not in the folder")
+            problems[sample] = told.get(sample, f"it is in {given.name}, but not in the folder")
         elif label != labels[sample]:
             differs = f"it is {label!r} in {given.name}, but {labels[sample]!r} in the folder"
             problems[sample] = differs
@@ -354,7 +354,7 @@ def _one_side_each(
     if not quarantine:
         lines = [", ".join(f"{s} ({side} {sides[s]})" for s in group) for group in across]
         raise ManifestError(
-            f"{card.task}: {len(across)} image(s) stand on several sides of the split:\n"
+            f"{card.task}: {len(across)} image(s) are on several sides of the split:\n"
             f"{listed(lines, most=1000)}\nName each group in the card: under known_duplicates its "
             "training side is dropped, under not_duplicates it counts as different images. Or drop "
             "them all with quarantine=True in notebook 01_prepare_data."
@@ -380,7 +380,7 @@ def _patients_on_one_side(
             for patient, of_one in times.groupby(level=0)
         ]
         raise ManifestError(
-            f"{card.task}: {len(groups)} patient(s) stand on several sides of the split (in "
+            f"{card.task}: {len(groups)} patient(s) are on several sides of the split (in "
             f"parentheses, how many samples):\n{listed(lines, most=1000)}\nMove their files to one "
             "side, or correct the table. If equal names are different people, let `patient` in "
             "layout_options find the folder, too. Or set the training side aside with "
@@ -393,7 +393,7 @@ def _patients_on_one_side(
 
 
 def _sides(rows: pd.DataFrame, side: str | None, samples: pd.Series) -> list[str]:
-    """On which side each sample stands; "" if it has no row, or if no side is drawn yet."""
+    """The side of each sample; "" if it has no row, or if no side is drawn yet."""
     if side not in rows:
         return [""] * len(samples)
     return ["" if pd.isna(stands) else str(stands) for stands in rows[side].reindex(samples)]

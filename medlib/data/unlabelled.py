@@ -14,12 +14,12 @@ from medlib.errors import ManifestError, listed
 def in_folder(folder: Path | str, settings: Volumes | None = None) -> base.Found:
     """Every image below a folder or, with the ``settings`` of volumes, every volume.
 
-    A DICOM file is known by its content, and a series is one volume; another file by its ending. A
-    sample's id is its path (of a series, that of its first file), and no label is known. Where the
-    settings need a mask, it is the only file in the volume's folder that is named as one
-    (``…_seg``). All other files are left out, each with the reason. Raises
-    ManifestError for a folder that is not there or holds no sample, and for volumes that lack the
-    mask; all of them are listed.
+    DICOM files are recognised by their content, and a series is one volume. Other files are
+    recognised by their ending. A sample's id is its path (for a series, that of its first file),
+    and no label is known. If the settings need a mask, it is the only file in the volume's folder
+    that is named as one (``…_seg``). All other files are left out, each with the reason. Raises
+    ManifestError for a folder that is not there or holds no sample, and one that lists all volumes
+    without a mask.
     """
     folder = Path(folder)
     if not folder.is_dir():

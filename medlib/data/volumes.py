@@ -23,7 +23,7 @@ from medlib.data.cards import Volumes
 from medlib.data.greys import window
 
 MAX_VOXELS = 2**28  # 1 GiB as float32; a header of 352 bytes may claim anything
-Contents = Mapping[Path, bytes]  # of files that were read already
+Contents = Mapping[Path, bytes]  # contents of files that were read already
 Trust = str | np.ndarray  # sform, qform, "" (what the header states), or an affine (4×4)
 IN_CARD = "under `volumes` in the card"
 
@@ -42,10 +42,10 @@ def slices(
     windowed to the percentiles of the whole volume's head. ``mask`` (any label above 0 is tumour)
     is read where the settings need one. ``reference`` is the patient's reference volume: a volume
     or a mask of another geometry is resampled to it where the settings say so. ``contents`` holds
-    files that were read already.
-    Raises ValueError, with the way out, for a file that is no whole 3-D volume, for values
-    that are not finite or all alike, for too few slices, for a mask that is missing or empty, and
-    for another geometry than the reference's. FileNotFoundError where there is no file.
+    files that were read already. Raises ValueError, with the way out, for a file that is no whole
+    3-D volume, for values that are not finite or all alike, for too few slices, for a mask that is
+    missing or empty, and for another geometry than the reference's. Raises FileNotFoundError if
+    there is no file.
     """
     if settings.needs_mask and not mask:
         needs = "crop_margin" if settings.choice != "largest_tumour" else "choice largest_tumour"
@@ -128,7 +128,7 @@ def _open(path: Path | str, what: str, contents: Contents, trust: Trust) -> tupl
         raise
     except dicom.DicomError as error:
         raise ValueError(f"{what} {error}") from error
-    except Exception as error:  # nibabel, gzip and zlib have each their own
+    except Exception as error:  # nibabel, gzip and zlib have errors of their own
         why = f"({_reason(error)}): copy or download it again"
         raise ValueError(f"{what} is not a NIfTI file {why}") from error
     # Analyze files, which nibabel reads as well, do not say which side is left.
@@ -137,8 +137,8 @@ def _open(path: Path | str, what: str, contents: Contents, trust: Trust) -> tupl
     shape, kind = image.shape, image.get_data_dtype()
     if len(shape) < 3 or set(shape[3:]) - {1}:
         way_out = "store the one that is meant as a file of its own"
-        problem = f"must be one volume, a 3-D volume is needed, its shape is {shape}"
-        raise ValueError(f"{what} {problem}: {way_out}")
+        problem = f"is not one 3-D volume, which is needed: its shape is {shape}"
+        raise ValueError(f"{what} {problem}; {way_out}")
     shape = shape[:3]
     if min(shape) < 1:
         raise ValueError(f"{what} is empty, its shape is {shape}: replace it")
@@ -151,7 +151,7 @@ def _open(path: Path | str, what: str, contents: Contents, trust: Trust) -> tupl
     affine = _affine(image, what, trust)
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     sound = np.isfinite(affine).all()
-    # With less than a millionth of its box's volume a voxel is flat: it has no orientation.
+    # A voxel with less than a millionth of its box's volume is flat, so it has no orientation.
     if not (sound and abs(np.linalg.det(affine[:3, :3])) > 1e-6 * math.prod(sizes) > 0):
         problem = f"has an affine that is singular or not finite, {affine[:3].tolist()}"
         way_out = "convert it from its DICOM series again"
@@ -194,7 +194,7 @@ def _read(
             pass
     except dicom.DicomError as error:
         raise ValueError(f"{what} {error}") from error
-    except Exception as error:  # truncated or damaged: nibabel, mmap, gzip and zlib say it each
+    except Exception as error:  # truncated or damaged: nibabel, mmap, gzip, zlib raise their own
         why = f"({_reason(error)}): copy or download it again"
         raise ValueError(f"{what} cannot be read to its end {why}") from error
     if not np.isfinite(values).all():
@@ -220,9 +220,9 @@ def _agree(a: Geometry, b: Geometry) -> bool:
 def _onto(
     wanted: Geometry, values: np.ndarray, own: Geometry, settings: Volumes, both: str, order: int
 ) -> np.ndarray:
-    """Values in the geometry ``wanted``: as they are, resampled, or refused with the text ``both``.
+    """Values in the geometry ``wanted``, resampled if needed. ``order``: of the spline (mask: 0).
 
-    ``order`` is that of the spline: 1 for a volume, 0 for a mask.
+    Raises ValueError that begins with ``both`` if the settings do not allow to resample.
     """
     if _agree(own, wanted):
         return values

@@ -74,7 +74,7 @@ def vit(tensors: Tensors) -> Tensors:
 
 
 def eva(tensors: Tensors) -> Tensors:
-    """The same for networks that timm builds with its class Eva, such as DINOv3.
+    """Rename tensors to timm's names for networks of its class Eva, such as DINOv3.
 
     So the original files of DINOv3 can be read as well. Their biases are multiplied by a mask.
     """

@@ -1,4 +1,4 @@
-"""Backbones: the table tells the truth, and weights are the right ones or a clear refusal."""
+"""Backbones: the table is true, and weights are the right ones or are refused with the reason."""
 
 import copy
 import dataclasses
@@ -40,7 +40,7 @@ def weights(monkeypatch, tmp_path):
 
 
 def trained(architecture, num_classes=0, moved=0.1, **arguments):
-    """The state of a network whose every value, batch statistics included, is its own."""
+    """The state of a network in which all values differ, batch statistics included."""
     torch.manual_seed(1)
     model = timm.create_model(architecture, num_classes=num_classes, **arguments)
     state = model.state_dict()
@@ -159,7 +159,7 @@ def test_a_key_may_end_in_an_image_size():
     with pytest.raises(ValueError, match="dinov2_small-random@56 is not for images of 28 pixels"):
         networks.build(control.name, 28)
     for wrong in ("dinov2_small@", "dinov2_small@-5", "dinov2_small@0", "dinov2_small@56@28"):
-        with pytest.raises(ValueError, match="after @ must stand an image size in pixels"):
+        with pytest.raises(ValueError, match="@ must be followed by an image size in pixels"):
             backbones.get(wrong)
 
 
@@ -516,7 +516,7 @@ def test_nothing_is_ever_unpickled(weights, tmp_path, how):
     assert not mark.exists()
     if how == "pickle":
         pickle.loads(path.read_bytes()).close()
-        assert mark.exists()  # as it would have been
+        assert mark.exists()  # an ordinary read does run the code
 
 
 def test_position_embeddings_are_resampled_to_the_image_size(weights):
@@ -599,7 +599,7 @@ def test_the_offset_of_dinov2s_positions_matters():
 
 @pytest.fixture
 def a_row(monkeypatch):
-    """Adds a row to the table: a network with weights of one's own."""
+    """Adds a row to the table: a network with the user's own weights."""
 
     def add(architecture, embedding, **more):
         row = made_rows.row(architecture, embedding, **more)

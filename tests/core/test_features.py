@@ -1,4 +1,4 @@
-"""medlib.core.features: the frozen network's own embeddings, made once and never stale."""
+"""medlib.core.features: embeddings of the frozen network, made once and never out of date."""
 
 import contextlib
 import os
@@ -63,7 +63,7 @@ def holding(monkeypatch):
 
 
 def break_off(monkeypatch, call):
-    """The network is interrupted in this call; returns the sizes of the batches it was given."""
+    """Interrupt the network in this call. Returns the sizes of the batches that it got."""
     embed, sizes = networks.embed, []
 
     def counted(row, model, normalised):
@@ -215,7 +215,7 @@ def cosines(one, other):
 
 
 def probed(made, names):
-    """What heads make of embeddings whose classes take turns, in three folds."""
+    """The runs of heads on embeddings whose classes alternate, in three folds."""
     number = np.arange(len(made.embeddings))
     parts = splits.rotations(number // 2 % 3, number, number % 2)
     runs = [(name, 0, parts) for name in names]
@@ -223,7 +223,7 @@ def probed(made, names):
 
 
 def linear_auroc(made):
-    """Out of fold, each image predicted once."""
+    """The AUROC of the linear head; each image is predicted once, by the rotation that tests it."""
     ((_, parts, *_),) = probed(made, ["linear"])
     number = np.arange(len(made.embeddings))
     y = np.concatenate([number[number // 2 % 3 == fold] % 2 for fold in range(3)])
@@ -264,7 +264,7 @@ def test_a_cpu_has_bfloat16_where_the_kernel_lists_it(monkeypatch):
 
 
 class Rounded(torch.nn.Module):
-    """An image's colours as features; in less than float32 the third is off by ``off`` × red."""
+    """An image's colours as features. In lower precision the third is wrong by ``off`` × red."""
 
     def __init__(self, off):
         super().__init__()
@@ -282,7 +282,7 @@ class Rounded(torch.nn.Module):
 def test_a_lower_precision_is_used_where_the_network_bears_it(
     monkeypatch, off, cosine, auto, allowed
 ):
-    # What the device is asked for is CUDA's; computed is on the CPU.
+    # The device is named CUDA, but everything is computed on the CPU.
     name = engine.precision_name
     monkeypatch.setattr(engine, "precision_name", lambda asked, _: name(asked, "cuda"))
     monkeypatch.setattr(networks, "normalise", lambda row, pixels: pixels)
@@ -335,7 +335,7 @@ def test_whether_to_compile_follows_from_the_number_of_images(tmp_path, monkeypa
 
 
 def test_a_batch_on_a_cuda_device_is_held_until_its_work_is_done(monkeypatch):
-    """Stand-ins for CUDA, whose work is done when it is waited for, and no sooner."""
+    """Stand-ins for CUDA: work is done only when it is waited for."""
     done, released = [], []
 
     class Event:
@@ -551,7 +551,7 @@ def test_a_damaged_cache_is_made_again(tmp_path, damage):
     file.write_bytes(new.get(damage, b""))
     if damage == "gone":
         file.unlink()
-    told = "is empty or damaged" if damage == "meta" else "Not what was written"
+    told = "is empty or damaged" if damage == "meta" else "Damaged or missing"
     with pytest.warns(UserWarning, match=told):
         again = extract(pack, CNN, tmp_path / "f")
     np.testing.assert_array_equal(again.embeddings, whole)

@@ -106,7 +106,7 @@ def run(data, *args, **settings):
 
 
 def train(model, pixels, y, rows, learning_rate=1e-3, **settings):
-    """The training of a model on images with labels, short unless a test wants it otherwise."""
+    """The training of a model on images with labels. It is short unless a test asks for more."""
     own = {name: settings.pop(name) for name in ("seed", "course", "progress") if name in settings}
     settings = FineTuning(**({"epochs": 1, "batch_size": 8, "weight_decay": 0} | settings))
     data = finetune.Data(pixels, np.asarray(y), np.arange(len(y)), 2)
@@ -121,7 +121,7 @@ def probabilities(frame):
 
 @pytest.fixture(scope="module")
 def learnt():
-    """A problem, and what fine-tuning makes of it."""
+    """A problem, and the result of fine-tuning on it."""
     data = problem()
     return data, run(data, **LEARNT)
 
@@ -158,7 +158,7 @@ def test_batch_norm_that_must_keep_its_statistics_keeps_them_while_all_else_lear
     y = metrics.codes(index["label"], CLASSES)
     rows = np.flatnonzero(rotations[0].train)
     for _ in train(model, pixels, y, rows, learning_rate=3e-3, weight_decay=0.05):
-        finetune.predict(model, pixels, rows)  # evaluation in between changes nothing of it
+        finetune.predict(model, pixels, rows)  # evaluation in between changes no statistics
     same = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
     statistics = {name for name, _ in model.named_buffers()}
     assert statistics and same == statistics
@@ -423,7 +423,7 @@ def test_the_kept_weights_are_those_of_the_chosen_epoch_and_not_of_the_last(lear
 
 
 def test_validation_is_judged_by_the_model_as_it_will_be_used(learnt):
-    # Batch statistics of the validation images must not enter: one image at a time is the same.
+    # Batch statistics of validation images must not be used: one image at a time gives the same.
     pixels, index, _ = learnt[0]
     model = classifier.Classifier(CNN, 32, 2).train()
     together = finetune.predict(model, pixels, np.arange(10))
@@ -652,7 +652,7 @@ def test_a_step_that_is_replayed_trains_as_one_that_is_launched(cuda, monkeypatc
 def test_every_batch_is_trained_on_once_whether_its_step_is_launched_or_replayed(
     monkeypatch, recordable
 ):
-    """Stand-ins for CUDA: what is recorded reads its inputs when it is replayed, not before."""
+    """Stand-ins for CUDA: a recorded step reads its inputs when it is replayed, not before."""
     seen, tape, recording, restored = [], [], [False], []
 
     class Stream:
@@ -711,7 +711,7 @@ def test_every_batch_is_trained_on_once_whether_its_step_is_launched_or_replayed
 
 @pytest.mark.gpu
 def test_a_network_that_cannot_be_recorded_is_trained_all_the_same(cuda):
-    # In a process of its own: torch's allocator gives nothing back after a recording that failed.
+    # In a process of its own: torch's allocator frees no memory after a recording that failed.
     code = """
 import sys, warnings
 import numpy as np, torch
@@ -821,7 +821,7 @@ def test_bfloat16_and_compilation_stay_near_float32_on_a_cpu(cuda, monkeypatch, 
 
 
 def bare(width=12, outputs=2):
-    """The least that training asks of a model: a row, a head and, on 2 × 2 images, logits."""
+    """The smallest model that can be trained: a row, a head and, on 2 × 2 images, logits."""
     head = nn.Linear(width, outputs)
     model = nn.Sequential(nn.Flatten(), nn.LayerNorm(width), head)
     model.row = backbones.get(CNN)
@@ -1001,7 +1001,7 @@ def test_layer_decay_is_that_of_timm(decay):
 
 
 def awaken(model):
-    """As after pretraining: timm starts at zero the last batch norm of each block of a ResNet."""
+    """Set batch norm as after pretraining. (timm starts the last one of each block at zero.)"""
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.ones_(layer.weight)
@@ -1069,7 +1069,7 @@ def test_drop_path_leaves_out_more_of_the_higher_branches_and_nothing_in_evaluat
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_a_head_that_is_probed_first_is_the_linear_probe(classes):
-    """The layer on raw embeddings gives what scikit-learn's regression on standard ones gives."""
+    """The layer on raw embeddings predicts as scikit-learn's regression on standardised ones."""
     pixels, y = stripes(40)
     y = y if classes == 2 else np.arange(40) % 3
     sides = [np.arange(40) < 24, (np.arange(40) >= 24) & (np.arange(40) < 36), np.arange(40) >= 36]
@@ -1330,7 +1330,7 @@ def test_checkpointing_is_left_alone_on_a_cpu_unless_it_is_asked_for():
 
 
 def holding(model, n_images):
-    """The model, on a device whose memory holds a training step of so many images."""
+    """The model, on a device with memory for a training step of ``n_images`` images."""
 
     def hook(module, inputs):
         if module.training and len(inputs[0]) > n_images:
@@ -1391,11 +1391,11 @@ def test_a_run_says_into_how_many_micro_batches_its_steps_were_cut(monkeypatch):
 
 
 class Killed(BaseException):
-    """What ends a run as a kill would: nothing of the run itself catches it."""
+    """Ends a run as a kill would: no code of the run catches it."""
 
 
 def killed_after(monkeypatch, epochs):
-    """The run dies after the checkpoint of so many epochs, in the middle of the next epoch."""
+    """The run dies after the checkpoint of ``epochs`` epochs, in the middle of the next epoch."""
     keep, kept = resume.keep, []
 
     def counted(*arguments):

@@ -1,4 +1,4 @@
-"""medlib.core.heads: heads that reach their optimum, chosen without a look at the test part."""
+"""medlib.core.heads: heads reach their optimum, and are chosen without the test part."""
 
 import warnings
 from functools import partial
@@ -32,7 +32,7 @@ def cloud(n, d, k, seed=0, spread=1.5):
 
 
 def problem(k=3, per_side=30, d=4, seed=0, spread=1.0):
-    """Embeddings, index and the one rotation of an official split; a row a patient."""
+    """Embeddings, index and the one rotation of an official split; one row per patient."""
     x, y = cloud(3 * per_side, d, k, seed, spread)
     index = pd.DataFrame({"sample_id": [f"s{i}" for i in range(len(y))]})
     index["patient_id"] = index["sample_id"]
@@ -104,8 +104,8 @@ def choice(aurocs, losses, labels):
 def optimum(x, y, c, k):
     """Weights, bias and value of the linear head's objective at its minimum, in float64.
 
-    Mean cross-entropy + |W|²/(2C), the bias free. For two classes W is one vector, of the second
-    class; for more it has a row a class.
+    Mean cross-entropy + |W|²/(2C), without a penalty on the bias. With two classes W is one vector,
+    that of the second class. With more it has a row for each class.
     """
     n, d = x.shape
     outputs = 1 if k == 2 else k
@@ -196,7 +196,7 @@ def objective(x, y, w, b, c, counts=None):
 
 
 def peer(x, y, c, counts=None):
-    """scikit-learn's optimum, by its most exact solver; nothing is left to its tolerance."""
+    """scikit-learn's optimum, by its most exact solver with a tolerance of 1e-10."""
     n = len(y) if counts is None else counts.sum()
     solver = LogisticRegression(C=c / n, solver="newton-cholesky", tol=1e-10, max_iter=1000)
     with warnings.catch_warnings():
@@ -471,7 +471,7 @@ def test_a_class_that_is_not_in_the_training_part_keeps_its_column(head, missing
     assert proba.shape == (90, 3)
     np.testing.assert_allclose(proba.sum(1), 1, atol=1e-6)
     assert roc_auc_score(y[seen] == y[seen].max(), proba[seen, y[seen].max()]) > 0.8
-    if head != "mlp":  # it has an output for every class, and no label to push it to zero
+    if head != "mlp":  # its output for a class without labels is not exactly zero
         assert (proba[:, missing] == 0).all()
 
 
@@ -490,7 +490,7 @@ def test_a_feature_that_is_constant_changes_nothing_but_is_no_error(head):
 def test_embeddings_are_standardised_by_the_training_part_alone():
     x, index, rotations = problem()
     x = x * [1, 100, 1e-2, 5] + [0, 30, 1, -8]
-    x[rotations[0].test] += 3.0  # what only the test part has, the scaler must not see
+    x[rotations[0].test] += 3.0  # only in the test part: the scaler must not see it
     found, history = swept("linear", x, index, CLASSES)
     c = history.loc[history["chosen"], "value"].item()
     y = index["label"].map(CLASSES.index).to_numpy()
@@ -535,7 +535,7 @@ def fake(fit, values):
 
 
 def test_the_setting_with_the_best_validation_auroc_predicts_the_test_part(monkeypatch):
-    # One feature holds the answer, in the validation part; how well it is seen is the setting.
+    # In the validation part, one feature is the label. The candidate sets how well it is predicted.
     y = np.tile([0, 1], 30)
     index = pd.DataFrame({"sample_id": np.arange(60).astype(str), "label": np.array(CLASSES)[y]})
     index["patient_id"], index["split"] = index["sample_id"], np.repeat(SIDES, 20)
@@ -596,7 +596,7 @@ def test_on_a_tie_the_lower_loss_is_chosen_and_of_equal_ones_the_first(monkeypat
 def test_of_k_that_predict_alike_the_largest_is_chosen():
     x, index, _ = problem(spread=0.01)
     _, history = swept("knn", x, index, CLASSES)
-    # Of 10 training images a class, k = 20 neighbours are 10 right ones and 10 of another class.
+    # With 10 training images per class, k = 20 takes 10 right neighbours and 10 of another class.
     assert (history["val_auroc"] == 1).tolist() == [*[False] * 3, *[True] * 4]
     expected = [np.log(3), np.log(3), np.log(2), 0, 0, 0, 0]
     assert history["val_loss"].tolist() == pytest.approx(expected, abs=1e-12)
@@ -734,7 +734,7 @@ def test_runs_that_share_their_rows_are_what_each_is_alone():
     for position, predictions, history, _ in results:
         head, *drawn = runs[position]
         alone, own_history = swept(head, x, index, CLASSES, *drawn)
-        # What is summed in another order may differ in the last digits, and 30 epochs on more.
+        # Sums in another order may differ in the last digits, and by more after 30 epochs.
         np.testing.assert_allclose(probabilities(predictions), probabilities(alone), atol=1e-3)
         pd.testing.assert_frame_equal(history, own_history, atol=0.01)
     by_run = {runs[position]: probabilities(found) for position, found, *_ in results}

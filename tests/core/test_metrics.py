@@ -1,4 +1,4 @@
-"""medlib.core.metrics: how one chooses, labels as numbers, the mean over a volume's slices."""
+"""medlib.core.metrics: the choice of a candidate, labels as numbers, the mean over slices."""
 
 import numpy as np
 import pandas as pd

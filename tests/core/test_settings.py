@@ -11,7 +11,7 @@ from medlib.core.settings import FineTuning
 
 
 def parameters(repository):
-    """Of each parameter of notebook 04 its default, type and comment."""
+    """The default, type and comment of each parameter of notebook 04."""
     notebook = repository / "notebooks" / "04_fine_tune.ipynb"
     cells = json.loads(notebook.read_text("utf-8"))["cells"]
     (cell,) = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]

@@ -1,4 +1,4 @@
-"""Folders and tables that people really have: all is read rightly, or named with the way out."""
+"""Folders and tables that people really have: all is read correctly, or named with the way out."""
 
 import os
 import unicodedata
@@ -164,7 +164,7 @@ def test_without_patients_it_is_said_that_each_image_is_one_and_likely_names_are
     found = reader.read(own(), tmp_path)
     assert found.rows["patient_id"].nunique() == 40
     first, likely = found.notes
-    assert first.startswith("Nothing tells whose an image is")
+    assert first.startswith("Patients are not known")
     assert "40 paths hold 20 names such as 'patient00000'" in likely
     option = "patient: '(patient\\d+).*/'"
     assert likely.endswith(option)
@@ -214,7 +214,7 @@ def test_patients_on_both_sides_of_an_official_split_are_all_named_or_leave_trai
     task = card(split="official", layout_options={"patient": r"^(p\d+)_"})
     task = task if by == "folders" else own().model_copy(update={"split": "official"})
     message = refusal(task, tmp_path)
-    assert "4 patient(s) stand on several sides" in message
+    assert "4 patient(s) are on several sides" in message
     assert all(f"p{k:02d}: split test (1), split train (1)" in message for k in range(4))
     assert "Move their files to one side, or correct the table" in message
     prepared = prepare(task, tmp_path, quarantine=True)
@@ -238,7 +238,7 @@ def test_a_quotation_mark_that_is_not_closed_is_refused_with_its_rows(tmp_path):
 
 
 def test_rows_that_a_text_has_swallowed_are_seen(tmp_path):
-    """The second mark stands where a text may end: the table is a valid CSV, of fewer rows."""
+    """The second quotation mark is where a text may end, so the CSV is valid but has fewer rows."""
     lines = ["1.png,a,fine", '2.png,a,"dark', "3.png,a,fine", '4.png,b,"', "5.png,b,fine"]
     write(tmp_path / "set", "path,label,note", *lines)
     touch(tmp_path / "set", *(f"{k}.png" for k in range(1, 6)))
@@ -269,7 +269,7 @@ def test_images_that_no_row_names_are_listed(tmp_path):
 def test_two_columns_of_one_name_are_refused_if_that_name_is_asked_for(tmp_path):
     touch(tmp_path / "set", "1.png", "2.png")
     write(tmp_path / "set", "path,label,label,note,note", "1.png,a,b,,", "2.png,b,b,,")
-    with pytest.raises(ManifestError, match=r"stands several times: label\. Rename or remove"):
+    with pytest.raises(ManifestError, match=r"occurs several times: label\. Rename or remove"):
         reader.read(own(), tmp_path)
     write(tmp_path / "set", "path,label,note,note", "1.png,a,,", "2.png,b,,")
     assert len(reader.read(own(), tmp_path).rows) == 2

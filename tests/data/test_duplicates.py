@@ -72,7 +72,7 @@ def find(thumbnails, sha256=None):
 
 
 def correlations(thumbnails):
-    """All pairs' correlations, as N×N, by another road than the module's."""
+    """The correlations of all pairs, N×N, computed in another way than in the module."""
     return np.corrcoef(thumbnails.reshape(len(thumbnails), -1).astype(float))
 
 

@@ -1,4 +1,4 @@
-"""medlib.data.embeddings: a pack's embeddings, with its index, and never of other images."""
+"""medlib.data.embeddings: a pack's embeddings with its index, never those of other images."""
 
 import numpy as np
 import pandas as pd
@@ -57,7 +57,7 @@ def test_damaged_embeddings_or_labels_are_refused(tmp_path, name):
     embeddings.extract(make_pack(tmp_path / "data"), CNN, tmp_path / "f")
     content = (tmp_path / "f" / name).read_bytes()
     (tmp_path / "f" / name).write_bytes(content.replace(b"yes", b"no_") + b" ")
-    with pytest.raises(ValueError, match=f"Not what was written: .*{name}. Remove the folder"):
+    with pytest.raises(ValueError, match=f"Damaged or missing: .*{name}. Remove the folder"):
         embeddings.load(tmp_path / "f")
 
 
@@ -102,7 +102,7 @@ def test_what_is_seen_where_is_kept_for_a_few_images_of_each_class(tmp_path, bac
     maps, whole = found["maps"].astype(float), made.embeddings[found["rows"]]
     d = maps.shape[-1]
     if row.embedding != "cls":
-        own = whole[:, -d:]  # of DINOv2 the second half
+        own = whole[:, -d:]  # for DINOv2, the second half
         np.testing.assert_allclose(maps.mean((1, 2)), own, rtol=0, atol=5e-3 * np.abs(maps).max())
     model, _ = networks.build(backbone, size, seed=3)
     inputs = networks.normalise(row, torch.from_numpy(pack.images[found["rows"]]))

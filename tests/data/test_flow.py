@@ -1,4 +1,4 @@
-"""The participant flow: its numbers are those counted by hand, and each of them is drawn."""
+"""The participant flow: its numbers equal a count by hand, and each of them is drawn."""
 
 import matplotlib
 

@@ -1,4 +1,4 @@
-"""Stored values become 8-bit ones in one way within a task, or the image is refused."""
+"""Within a task all stored values become 8-bit values in one way, or the image is refused."""
 
 import struct
 import zlib
@@ -51,7 +51,7 @@ def reason(path, *how):
 
 @pytest.mark.parametrize("bits", [16, 8])
 def test_white_is_zero_is_not_inverted(tmp_path, bits):
-    """Pillow inverts 8-bit values when it writes such a TIFF, and 16-bit ones not."""
+    """When Pillow writes such a TIFF, it inverts 8-bit values, but no 16-bit values."""
     values = np.rint(RAMP * (30 if bits == 16 else 255 / 1824))
     stored = (65535 - values).astype(np.uint16) if bits == 16 else values.astype(np.uint8)
     tags = TiffImagePlugin.ImageFileDirectory_v2()
@@ -100,7 +100,7 @@ def test_the_same_drawing_in_8_and_16_bits_gives_the_same_greys_under_either_rul
     Image.fromarray(eight).save(tmp_path / "8.png")
     Image.fromarray(eight.astype(np.uint16) * 257).save(tmp_path / "16.png")
     for rule in ("as_stored", "stretched", (10.0, 200.0)):
-        if rule == (10.0, 200.0):  # values as they are stored, of whatever depth
+        if rule == (10.0, 200.0):  # these are stored values, whatever the depth
             assert np.abs(grey(tmp_path / "8.png", rule) - (eight - 10.0) / 190 * 255).max() <= 0.5
         else:
             assert (grey(tmp_path / "8.png", rule) == grey(tmp_path / "16.png", rule)).all()
@@ -181,7 +181,7 @@ def test_an_image_beyond_pillows_limit_is_refused_in_words(tmp_path, monkeypatch
     Image.new("L", (64, 64)).save(tmp_path / "x.png")
     for limit in (4000, 1000):  # Pillow itself refuses more than twice its limit
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        assert "to be made smaller first" in reason(tmp_path / "x.png")
+        assert "must be made smaller first" in reason(tmp_path / "x.png")
 
 
 # --------------------------------------------------------------------------------- within a task

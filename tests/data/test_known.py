@@ -31,7 +31,7 @@ def test_the_card_has_other_cut_points_and_columns():
     rows = pd.DataFrame({"age": ["8", "30"], "bmi": ["17", "unknown"], "room": ["2", "10"]})
     groups = known.groups(rows, {"age": (18.5,), "bmi": (18.5, 25.0), "room": (), "none": ()})
     assert of(groups, "age") == ["under 18.5", "18.5 and over"]
-    assert of(groups, "bmi") == ["under 18.5", "not known"]  # groups without patients are none
+    assert of(groups, "bmi") == ["under 18.5", "not known"]  # without groups that nobody is in
     assert list(groups["room"].cat.categories) == ["10", "2"]
     assert "none" not in groups
 
@@ -52,7 +52,7 @@ def test_a_card_refuses_columns_that_mean_something_else_and_cuts_that_do_not_as
         cards.read("t", tmp_path)
     words = str(error.value)
     assert "label has another meaning; the cut points of bmi do not ascend: [30.0, 25.0]" in words
-    assert "B stand in it twice" in words
+    assert "it has B twice" in words
     assert "Did you mean 'leave-one-site-out'?" in words
 
 

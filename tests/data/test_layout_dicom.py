@@ -437,7 +437,7 @@ def test_no_name_date_or_uid_leaves_the_files(tmp_path, kind, capfd, recwarn, ca
 
 
 def test_no_name_date_or_uid_stands_in_a_message(tmp_path, capfd, recwarn, caplog):
-    """Everything that can be wrong with a file, once, with marks in all its tags."""
+    """One file for each thing that can be wrong, with marks in all its tags."""
     data = tmp_path / "data"
     folder = data / "set"
     for number in range(12):
@@ -492,7 +492,7 @@ def test_no_name_date_or_uid_stands_in_a_message(tmp_path, capfd, recwarn, caplo
 
 
 def write_rsna(folder):
-    """As Kaggle ships stage 2: a row for each box, test images without labels."""
+    """Write stage 2 as Kaggle ships it: a row for each box, test images without labels."""
     (folder / "stage_2_test_images").mkdir(parents=True)
     for number in range(8):
         tags = {"PatientID": f"id{number}", "PatientAge": "51", "PatientSex": "F"}
@@ -539,8 +539,8 @@ def test_rsna_images_whose_labels_or_patients_are_not_known_are_problems(tmp_pat
     labels.write_text(labels.read_text() + "id2,1,1,1,1,1\nid50,,,,,0\n")
     said = reasons(reader.read(cards.read("rsna_pneumonia"), tmp_path).problems)
     assert said == {
-        "id0": "its patient does not stand in pneumonia-challenge-dataset-mappings_2018.json",
-        "id2": "it stands in 2 rows of stage_2_train_labels.csv",
+        "id0": "its patient is not in pneumonia-challenge-dataset-mappings_2018.json",
+        "id2": "it is in 2 rows of stage_2_train_labels.csv",
         "id50": "it has a label in stage_2_train_labels.csv but no image",
     }
     mapping.write_text("{}")
@@ -550,7 +550,7 @@ def test_rsna_images_whose_labels_or_patients_are_not_known_are_problems(tmp_pat
 
 
 def write_vindr(folder, votes, consensus):
-    """As PhysioNet ships it; ``votes``: of each training image, who says "No finding"."""
+    """Write it as PhysioNet ships it. ``votes``: who says "No finding" of each training image."""
     columns = "Aortic enlargement,Pneumonia,Other diseases,No finding"
     lines = [f"image_id,rad_id,{columns}"]
     for image_id, told in votes.items():

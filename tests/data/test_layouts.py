@@ -1,4 +1,4 @@
-"""Layouts: folders as they are distributed become rows; what gives none has a name and a reason."""
+"""Layouts: folders as they are distributed become rows; all else is listed with a reason."""
 
 import os
 import time
@@ -375,10 +375,10 @@ def test_each_disagreement_of_labels_and_images_has_its_own_reason_and_the_rest_
     assert column(found, "label")["V0007"] == "pathologic_myopia"
     assert reasons(found.problems) == {
         "V0002": "labelled '2' in labels.csv, not one of 0, 1",
-        "V0003": "it stands in 2 rows of labels.csv",
+        "V0003": "it is in 2 rows of labels.csv",
         "V0004": "it has no label in labels.csv",
         "V0005": "it has no label in labels.csv",
-        "V0006": "it stands in 3 rows of labels.csv",
+        "V0006": "it is in 3 rows of labels.csv",
         "V0008": "it has no label in labels.csv",
         "V0009": "it has a label in labels.csv but no image",
         "row 11 of labels.csv": "it names no image",
@@ -535,8 +535,7 @@ def test_isic_2018_rows_of_no_or_several_classes_and_images_without_a_lesion_are
         "ISIC_2": f"labelled 'mel+nv' in {where}, not one of {known}",
         "ISIC_3": f"labelled 'none' in {where}, not one of {known}",
         "ISIC_4": f"it has no lesion in {lesions}; its patient_id is empty",
-        "ISIC_5": f"it stands in 2 rows of {lesions}; labelled 'nv=0.5' in {where}, "
-        f"not one of {known}",
+        "ISIC_5": f"it is in 2 rows of {lesions}; labelled 'nv=0.5' in {where}, not one of {known}",
         "ISIC_6": f"it has a lesion in {lesions} but no image",
     }
 
@@ -749,7 +748,7 @@ def test_a_case_that_stands_twice_in_the_mapping_is_a_problem(tmp_path):
     found = reader.read(brats(), tmp_path)
     assert found.rows["sample_id"].tolist() == ["BraTS20_Training_002"]
     assert reasons(found.problems) == {
-        "BraTS20_Training_001": "it stands in 2 rows of name_mapping.csv"
+        "BraTS20_Training_001": "it is in 2 rows of name_mapping.csv"
     }
 
 
@@ -1042,7 +1041,7 @@ def test_glioma_patients_without_all_modalities_or_a_grade_are_left_out_with_the
         "TCGA_DU_5": "no known grade in data.csv",
     }
     assert reasons(found.problems) == {
-        "TCGA_DU_6": "it stands in 2 rows of data.csv",
+        "TCGA_DU_6": "it is in 2 rows of data.csv",
         "TCGA_DU_7": "it has a label in data.csv but no image",
     }
 
@@ -1073,9 +1072,7 @@ def test_the_grades_of_2021_stand_in_a_row_a_slide_that_must_agree(tmp_path):
     ]
     reason = "no known grade in tcga_2021_who_labels.csv"
     assert reasons(found.excluded) == {"TCGA_CS_3": reason, "TCGA_CS_5": reason}
-    assert reasons(found.problems) == {
-        "TCGA_CS_4": "it stands in 2 rows of tcga_2021_who_labels.csv"
-    }
+    assert reasons(found.problems) == {"TCGA_CS_4": "it is in 2 rows of tcga_2021_who_labels.csv"}
     with pytest.raises(ManifestError, match=r"'who2012'\. Did you mean 'who2021'\?"):
         reader.read(tcga("t1", "who2012"), tmp_path)
 
@@ -1223,7 +1220,7 @@ def test_every_row_that_cannot_be_used_has_its_reasons(tmp_path):
     found = reader.read(own(), tmp_path)
     assert column(found, "path") == {"s1": "set/1.png", "s10": "elsewhere.png"}
     assert reasons(found.problems) == {
-        "s2": "it stands in 2 rows of table.csv",
+        "s2": "it is in 2 rows of table.csv",
         "s3": "labelled 'c' in table.csv, not one of a, b; gone.png is not there: "
         "looked in set, and for its name below",
         "s4": "its path is empty",

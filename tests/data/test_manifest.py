@@ -1,4 +1,4 @@
-"""Cards and manifests: every mistake is named, and no split lets a patient stand on two sides."""
+"""Cards and manifests: every mistake is named, and no split has a patient on two sides."""
 
 import hashlib
 
@@ -40,7 +40,7 @@ def samples(counts, images=lambda k: 1, **columns):
 
 
 def folded(n_folds=3, patients=2, images=lambda k: 1):
-    """`patients` of each class a fold: patient k stands in fold k % n_folds."""
+    """`patients` patients of each class in each fold: patient k is in fold k % n_folds."""
     rows = samples({"a": n_folds * patients, "b": n_folds * patients}, images)
     return rows.assign(fold=rows["patient_id"].str[1:].astype(int) % n_folds)
 
@@ -155,7 +155,7 @@ def test_committed_folds_hold_a_fifth_of_each_class(task):
     rows = manifest.read_rows(cards.FOLDER / f"{task}.csv")
     counts = pd.crosstab(rows["label"], rows["fold"])
     fifths = counts.sum(axis=1).to_numpy()[:, None] / 5
-    few = 1 + 0.003 * fifths  # patients of a copy that is found later move to one fold
+    few = 1 + 0.003 * fifths  # if a copy is found later, its patients move to one fold
     assert (np.abs(counts - fifths) < few).all(axis=None)
 
 
@@ -315,7 +315,7 @@ def test_the_card_that_was_used_is_read_back_as_it_was(tmp_path):
 
 def test_a_manifest_that_is_not_sound_is_not_written(tmp_path):
     rows = folded().assign(patient_id="one")
-    with pytest.raises(ManifestError, match="patient 'one' stands in several folds"):
+    with pytest.raises(ManifestError, match="patient 'one' is in several folds"):
         manifest.write(rows, rows, tmp_path / "toy.csv", toy())
     assert list(tmp_path.iterdir()) == []
 
@@ -340,10 +340,10 @@ def test_validation_lists_every_offender_in_one_message():
     rows.loc[7, "path"] = ""
     message = complaint(rows)
     assert "path is empty in row 9" in message  # the header is row 1
-    assert "sample_id 'a0-0' stands in several rows" in message
-    assert "patient 'a1' stands in several splits: train, val" in message
+    assert "sample_id 'a0-0' is in several rows" in message
+    assert "patient 'a1' is in several splits: train, val" in message
     assert "label 'bb' of b1-0 is not a class of the card (a, b)" in message
-    assert "a0-0, a2-0 are one image but stand in several splits: test, train" in message
+    assert "a0-0, a2-0 are one image but in several splits: test, train" in message
     assert "class 'b' has no sample in split val" in message
     assert "6 problem(s)" in message
 
@@ -608,7 +608,7 @@ def test_each_repetitions_folds_are_checked():
     rows["fold_1"] = rows["fold"]
     manifest.validate(rows, toy())
     rows.loc[0, "fold_1"] = 2
-    assert "patient 'a0' stands in several fold_1s: 0, 2" in complaint(rows)
+    assert "patient 'a0' is in several fold_1s: 0, 2" in complaint(rows)
     rows["fold_1"] = rows["fold"] // 2
     assert "2 fold_1(s): three or more are needed" in complaint(rows)
 
@@ -636,7 +636,7 @@ def test_patients_who_share_an_identical_file_stay_together():
         manifest.assign_splits(apart, toy(), s).groupby("patient_id")["fold"].first()[:3].nunique()
         for s in range(8)
     ]
-    assert max(seen) > 1  # without the hashes, chance parts them
+    assert max(seen) > 1  # without the hashes, some seed separates them
 
 
 def test_an_official_split_keeps_its_test_set_and_validates_on_a_fifth_of_patients():
@@ -776,7 +776,7 @@ def test_a_label_fraction_keeps_that_share_of_patients_and_two_of_each_class(fra
         kept = rows[mask].groupby("label")["patient_id"].nunique()
         assert kept.to_dict() == {"a": a, "b": b}
         whole = rows["patient_id"].isin(rows["patient_id"][mask])
-        assert (whole == mask).all()  # all images of whom it keeps
+        assert (whole == mask).all()  # a patient is kept with all images
     assert (part.test == (rows["split"] == "test")).all()
 
 
@@ -806,12 +806,12 @@ def test_a_label_fraction_outside_its_range_is_refused(fraction):
 
 def test_rotations_refuse_a_patient_on_two_sides_and_a_class_without_samples():
     rows = folded()
-    rows.loc[1, "patient_id"] = "a0"  # fold 1, while a0 stands in fold 0
+    rows.loc[1, "patient_id"] = "a0"  # fold 1, while a0 is in fold 0
     rows.loc[(rows["fold"] == 2) & (rows["label"] == "b"), "label"] = "a"
     with pytest.raises(ManifestError) as caught:
         manifest.rotations(rows)
     message = str(caught.value)
-    assert "patient 'a0' stands on several sides: 0, 1" in message
+    assert "patient 'a0' is on several sides: 0, 1" in message
     assert "fold 2: no sample of class 'b' in test" in message
     assert "fold 1: no sample of class 'b' in val" in message
     assert "fold 0: no sample of class 'b' in train" in message

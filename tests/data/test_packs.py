@@ -1,4 +1,4 @@
-"""Images: whatever the file, an upright 8-bit RGB picture; packed once, and never stale."""
+"""Images: any file becomes an upright 8-bit RGB picture; it is packed once, never out of date."""
 
 import io
 import itertools
@@ -195,7 +195,7 @@ def test_a_progressive_jpeg_is_decoded_whole(tmp_path):
 
 @pytest.mark.parametrize("kind", ["P", "L", "RGB", "RGBA", "CMYK", "I;16"])
 def test_every_kind_of_file_comes_out_as_the_same_upright_picture(tmp_path, kind):
-    """One grey picture, saved in every way: within rounding (JPEG's, for CMYK) it is one."""
+    """One grey picture, saved in every way, is the same within rounding (for CMYK, JPEG's)."""
     y, x = np.mgrid[0:48, 0:64]
     grey = ((x * 3 + y) % 256).astype(np.uint8)
     grey[0, :20], grey[0, 20:40] = 0, 255  # so that the 16-bit window is the whole range
@@ -392,7 +392,7 @@ def test_what_is_called_a_jpeg_but_is_not_plain_is_left_to_pillow(tmp_path, kind
 
 
 def turned(stored, orientation):
-    """A stored picture as its EXIF orientation wants it shown, after the standard's table."""
+    """A stored picture as its EXIF orientation says it is shown, by the standard's table."""
     return {
         1: stored,
         2: stored[:, ::-1],

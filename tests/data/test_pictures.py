@@ -1,4 +1,4 @@
-"""medlib.data.pictures: the image of a sample, and of a volume its central slice."""
+"""medlib.data.pictures: the image of a sample, or the central slice of a volume."""
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ INDEX = pd.DataFrame(
 
 
 def test_of_a_volume_it_is_the_slice_in_the_middle_whatever_the_order_of_rows():
-    # b: 10, 20, 30 in rows 2, 3, 0. c: 1, 2, 3, 4; of an even number the later one, as thumbnails.
+    # b: 10, 20, 30 in rows 2, 3, 0. c: 1, 2, 3, 4: of two central slices the later, as thumbnails.
     assert pictures.central(INDEX, ["c", "a", "b", "a"]).tolist() == [5, 1, 3, 1]
 
 

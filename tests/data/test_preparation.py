@@ -1,4 +1,4 @@
-"""Preparation: what would make a comparison unsound stops it, all at once, or is set aside."""
+"""Preparation: problems that would make a comparison unsound stop it, or are set aside."""
 
 import hashlib
 import shutil
@@ -113,7 +113,7 @@ def test_what_cannot_be_used_is_set_aside_when_that_is_asked(spoiled):
 def test_when_nothing_can_be_used_that_is_said(tmp_path):
     (tmp_path / "own" / "a").mkdir(parents=True)
     (tmp_path / "own" / "a" / "x.png").write_bytes(b"")
-    assert "none can be used" in refusal(toy(), tmp_path, quarantine=True)
+    assert "none of the samples" in refusal(toy(), tmp_path, quarantine=True)
 
 
 def test_names_with_spaces_and_other_letters_and_capital_extensions_are_read(tmp_path):
@@ -188,7 +188,7 @@ def test_in_quarantine_the_training_side_of_an_unknown_copy_is_dropped(tmp_path)
 
 
 def test_a_chain_of_copies_leaves_none_on_another_side(tmp_path):
-    """Three identical files, in train, in train and in test: both of the former go."""
+    """Three identical files, two in train and one in test: both in train are dropped."""
     data = official(tmp_path)
     twin = (data / "own" / "test" / "a" / "testa1.png").read_bytes()
     for name in ("one.png", "two.png"):
@@ -447,7 +447,7 @@ def test_a_folder_that_contradicts_the_given_manifest_is_refused(own):
     message = refusal(toy(), own, given=csv)
     assert "2 problem(s)" in message
     assert "a-a0: it is 'b' in own.csv, but 'a' in the folder" in message
-    assert "b-b3: it stands in own.csv, but not in the folder" in message
+    assert "b-b3: it is in own.csv, but not in the folder" in message
     prepared = prepare(toy(), own, given=csv, quarantine=True)
     assert len(prepared.rows) == 10
     assert reasons(prepared.excluded)["b-new"] == "not in own.csv, which fixes the samples"
@@ -616,7 +616,7 @@ def committed(task):
 @pytest.mark.real_data
 @pytest.mark.parametrize("task", [t for t in cards.tasks() if committed(t).is_file()])
 def test_real_folders_give_the_committed_manifest(real_data, task, tmp_path):
-    """What notebook 01 published is what it makes again, byte for byte."""
+    """Notebook 01 makes again what it has published, byte for byte."""
     card = cards.read(task)
     rows, excluded, *_ = preparation.prepare(card, real_data)
     facts = [*manifest.REQUIRED, manifest.split_column(rows)]

@@ -1,4 +1,4 @@
-"""Leave one site out: each site is tested once, and no patient stands on two sides."""
+"""Leave one site out: each site is tested once, and no patient is on two sides."""
 
 import numpy as np
 import pandas as pd
@@ -70,7 +70,7 @@ def test_every_site_that_cannot_be_tested_is_named_with_the_way_out():
         manifest.assign_splits(rows, card(joined_sites={"x": ["QQ"]}))
     words = str(error.value)
     assert "N-a0-0 has no site" in words
-    assert "patient 'N-a1' stands at several sites: N, W" in words
+    assert "patient 'N-a1' is at several sites: N, W" in words
     assert "site EZ has fewer than 5 patients of a class: a 1, b 0" in words
     assert "site FG has fewer than 5 patients of a class: a 8, b 4" in words
     assert "joined_sites names 'QQ', which no sample has" in words
@@ -87,7 +87,7 @@ def test_small_sites_are_joined_as_the_card_says():
     joined = rows[rows["site"].isin(["EZ", "FG"])]
     assert joined["fold"].nunique() == 1 and rows["fold"].nunique() == 5
     manifest.validate(rows, how)
-    with pytest.raises(ManifestError, match="fold 4 stands in sites EZ, FG"):
+    with pytest.raises(ManifestError, match="fold 4 is in sites EZ, FG"):
         manifest.validate(rows, card())
 
 
@@ -97,7 +97,7 @@ def test_a_manifest_whose_folds_are_not_the_sites_is_refused(tmp_path):
     back = manifest.read(tmp_path / "t.csv", card())
     assert back["validates"].tolist() == rows["validates"].tolist()
     swapped = rows.assign(fold=(rows["fold"] + (rows.index == 0)) % 4)
-    with pytest.raises(ManifestError, match="site E stands in folds 0, 1"):
+    with pytest.raises(ManifestError, match="site E is in folds 0, 1"):
         manifest.validate(swapped, card())
     with pytest.raises(ManifestError, match="is not another fold"):
         manifest.validate(rows.assign(validates=rows["fold"]), card())
@@ -115,9 +115,7 @@ def test_the_core_refuses_patients_who_would_train_and_validate():
     masks = [mask.tolist() for mask in (first.train, first.val, first.test)]
     assert masks == [[k // 2 == side for k in range(6)] for side in (1, 2, 0)]
     stands[0] = [0, 2]
-    with pytest.raises(
-        ManifestError, match=r"patient 'a' stands on several sides: \[0, 1\], \[0, 2\]"
-    ):
+    with pytest.raises(ManifestError, match=r"patient 'a' is on several sides: \[0, 1\], \[0, 2\]"):
         splits.rotations(stands, patients, labels)
     stands[0] = stands[1] = [0, 0]  # never validates where it is tested
     with pytest.raises(ManifestError, match="fold 1: no sample of class 0 in train|no sample of"):
@@ -167,7 +165,7 @@ def test_a_copy_at_another_site_stops(tmp_path):
     for path, image in zip(rows["path"], pixels, strict=True):
         Image.fromarray(image).save(tmp_path / path)
     rows.to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(ManifestError, match="1 image.s. stand on several sides") as error:
+    with pytest.raises(ManifestError, match="1 image.s. are on several sides") as error:
         preparation.prepare(card(), tmp_path, given=tmp_path / "t.csv", workers=1)
     assert rows["sample_id"][first] in str(error.value)
     assert rows["sample_id"][other] in str(error.value)

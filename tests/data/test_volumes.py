@@ -16,8 +16,8 @@ LARGEST = Volumes(slices=3, choice="largest_tumour")
 def head():
     """A RAS volume (x to the patient's right, y to the front, z up), marked at known places.
 
-    The air is 0 and the head 100; 200 stands at the patient's right in front, in all slices, and
-    150 at the left behind in the lowest slice.
+    The air is 0 and the head 100. In all slices there is 200 at the front of the patient's right,
+    and in the lowest slice 150 at the back of the left.
     """
     volume = np.zeros((14, 18, 7), np.float32)
     volume[2:12, 2:16] = 100
@@ -85,7 +85,7 @@ def drawn(path, settings=None, **files):
 
 
 def grey(path, settings=None, **files):
-    """The same where all three channels are alike: rows × columns."""
+    """The slices as rows × columns, if all three channels are equal."""
     found = drawn(path, settings, **files)
     assert all((rgb == rgb[..., :1]).all() for rgb in found.values())
     return {z: rgb[..., 0] for z, rgb in found.items()}
@@ -208,7 +208,7 @@ def test_a_head_in_a_background_brighter_than_itself_is_found(tmp_path):
 def test_negative_values_within_the_head_are_shown_below_the_others(tmp_path):
     volume, inside = ramp()  # the same head, from -200 to 199: some of it as the air
     found = grey(save(tmp_path / "x.nii.gz", np.where(inside, volume - 300, 0)), Volumes(slices=1))
-    picture = upright(found[0])  # its own inverse but for the axes' order
+    picture = upright(found[0])  # its own inverse, except for the order of the axes
     assert (picture[5, 5], picture[24, 24]) == (0, 255)
     assert 120 <= picture[0, 0] <= 135  # the air lies in the middle of the window
     assert (np.diff(picture[5:25, 5:25].ravel()) >= 0).all()
@@ -295,7 +295,7 @@ def test_a_mask_may_be_stored_along_other_axes_than_its_volume(tmp_path, codes, 
 
 
 def head_of_areas(areas):
-    """A volume whose head, of 100 to 199, covers so many voxels of each slice."""
+    """A volume whose head (100 to 199) covers the given number of voxels in each slice."""
     volume = np.zeros((14, 14, len(areas)), np.float32)
     for z, area in enumerate(areas):
         row = np.zeros(100)
@@ -355,7 +355,7 @@ def test_a_volume_of_one_slice_is_its_own_neighbour(tmp_path):
 
 
 def checkered():
-    """A head whose every voxel tells its x and y: 10 (x + 14 y) + 5, in air of 0, 7 slices."""
+    """A head in which a voxel's value tells x and y: 10 (x + 14 y) + 5; air 0; 7 slices."""
     x, y = np.mgrid[0:14, 0:18]
     volume = np.where((x > 1) & (x < 12) & (y > 1) & (y < 16), 10.0 * (x + 14 * y) + 5, 0)
     return np.repeat(volume[..., None], 7, 2).astype(np.float32)
@@ -423,7 +423,7 @@ def bad_masks():
         "empty": (np.zeros((14, 18, 7), np.uint8), "is empty, no voxel is above 0"),
         "below": (below, "is empty, no voxel is above 0"),
         "nan": (nan, "holds NaN or infinite values"),
-        "four": (np.stack([tumour()] * 2, -1), r"a 3-D volume is needed"),
+        "four": (np.stack([tumour()] * 2, -1), r"not one 3-D volume"),
     }
 
 
@@ -454,7 +454,7 @@ def test_a_mask_of_another_geometry_is_refused_with_both_or_resampled_to_the_nea
     assert "`resample: true` under `volumes` in the card" in message
     settings = Volumes(slices=1, choice="largest_tumour", crop_margin=0, resample=True)
     found = grey(path, settings, mask=mask)
-    # x 4 lies on the voxel, and one of 3 and 5, half way to its neighbours, is as near.
+    # x 4 lies on the voxel. 3 and 5 are half way to its neighbours; rounding adds one of them.
     assert list(found) == [4]
     assert found[4].shape == (2, 2)
 
@@ -644,7 +644,7 @@ def test_a_volume_that_is_moved_fills_what_it_does_not_reach_with_its_background
 
 
 def test_voxels_at_the_border_of_the_same_lattice_are_kept(tmp_path):
-    """A reference that is the volume less some planes: nothing is interpolated, nothing lost."""
+    """The reference is the volume without some planes: nothing is interpolated, nothing lost."""
     affine = np.array([[0.7, 0, 0, -31.3], [0, 0.7, 0, 12.1], [0, 0, 1.3, 5.7], [0, 0, 0, 1]])
     volume = checkered() + np.arange(7, dtype=np.float32)
     path = save(tmp_path / "x.nii.gz", *stored_as("LPS", volume, affine))
@@ -710,8 +710,8 @@ def bad_volumes():
     nan[1, 2, 3], infinite[1, 2, 3] = np.nan, np.inf
     flat = np.where(head() > 0, 1, 0).astype(np.float32)
     return {
-        "four": (head()[..., None].repeat(2, 3), "3-D volume is needed, its shape is (14, 18, 7, "),
-        "two": (head()[..., 3], "3-D volume is needed, its shape is (14, 18)"),
+        "four": (head()[..., None].repeat(2, 3), "which is needed: its shape is (14, 18, 7, "),
+        "two": (head()[..., 3], "one 3-D volume, which is needed: its shape is (14, 18)"),
         "empty": (head()[:0], "is empty, its shape is (0, 18, 7)"),
         "nan": (nan, "NaN or infinite"),
         "infinite": (infinite, "NaN or infinite"),
@@ -840,7 +840,7 @@ def test_real_gliomas_have_slices_with_contrast_around_a_tumour_of_one_geometry(
 
 @pytest.mark.real_data
 def test_a_real_tumour_is_brighter_on_flair_than_the_other_side_of_the_head(real_data, tmp_path):
-    """It would not be, were the mask read mirrored, or the crop drawn elsewhere."""
+    """It would not be if the mask were read mirrored, or the crop were drawn elsewhere."""
     patients = sorted(path for path in (real_data / "tcga_lgg").iterdir() if path.is_dir())[::4]
     settings, brighter = Volumes(slices=1, crop_margin=0), []
     for patient in patients:

@@ -407,7 +407,7 @@ def test_a_geometry_is_of_the_whole_grid_and_stands_in_every_caption(tmp_path):
         ({"image_size": []}, "image_size is missing"),
         ({"image_size": [28, "56"]}, r"image_size\[1\] is '56', but must be a valid integer"),
         ({"backbones": ["dinov2_small", "dinov2_small@28"]}, "backbones hold 'dinov2_small' more"),
-        ({"backbones": ["dinov2_small@x"]}, "after @ must stand an image size in pixels"),
+        ({"backbones": ["dinov2_small@x"]}, "@ must be followed by an image size in pixels"),
         ({"backbones": ["dino@28"]}, "Unknown backbone 'dino'"),
     ],
 )

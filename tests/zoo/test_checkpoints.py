@@ -22,7 +22,7 @@ VIT = row("vit_tiny_patch16_224", patch=16, build=SMALL)
 
 
 def values(own, **given):
-    """Values for all tensors of a network, each its own."""
+    """Values for all tensors of a network; all values differ."""
     torch.manual_seed(0)
     state = timm.create_model(own.architecture, **own.build, **given).state_dict()
     return {name: value + 0.1 * torch.rand_like(value) for name, value in state.items()}

@@ -132,7 +132,7 @@ def test_a_hub_of_which_only_the_front_page_answers_is_given_up_too(hub, monkeyp
 def test_offline_means_that_nothing_is_asked(hub, monkeypatch, variable, constant):
     with serving(lambda *_: reply(404)) as (endpoint, asked):
         hub(endpoint)
-        # Either says so: the library reads the variable once, and takes other words for 1.
+        # Both mean offline: the library reads the variable once, and accepts other words for 1.
         monkeypatch.setenv("HF_HUB_OFFLINE", variable)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", constant)
         message = missing(RESNET, seconds=5)

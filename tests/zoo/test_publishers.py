@@ -13,8 +13,9 @@ from medlib import files
 from medlib.core import backbones, networks
 from medlib.zoo import checkpoints
 
-# By kind of network: what its publisher's code gave on weights made by made_values.numbers, the
-# names and shapes of the tensors in the published file, and what makes timm's network as small.
+# For each kind of network: the embeddings that its publisher's code gave on weights made by
+# made_values.numbers, the names and shapes of the tensors in the published file, and the arguments
+# that make timm's network as small.
 KINDS = files.read_json(Path(__file__).with_name("publishers.json"))
 ROWS = {row: kind for kind in KINDS.values() for row in kind["rows"]}
 

@@ -1,4 +1,4 @@
-"""The table of backbones: every row is what its network needs, or all that is wrong is listed."""
+"""The table of backbones: every row fits its network, or all that is wrong is listed."""
 
 import pytest
 import yaml

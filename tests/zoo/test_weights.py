@@ -1,4 +1,4 @@
-"""The command line for files of weights: what a file is, and the file that a row reads."""
+"""The command line for files of weights: it describes them, and converts them for a row."""
 
 import pytest
 import timm

@@ -50,7 +50,7 @@ def precision_name(precision: str, device: str) -> str:
     """What ``"auto"`` tries first on the device: float16 on CUDA, bfloat16 on a CPU that has it.
 
     On CUDA float16 is as fast as bfloat16 and has eight times its resolution. Raises ValueError for
-    an unknown precision, and for one that the device has not: it would be slower than float32.
+    an unknown precision, and for one that the device lacks: it would be slower than float32.
     """
     cuda = torch.device(device).type == "cuda"
     own = list(PRECISIONS) if cuda else ["float32", "bfloat16"][: 1 + cpu_has_bfloat16()]
@@ -130,11 +130,11 @@ def find_batch_size(embed: Callable, sample: torch.Tensor) -> int:
 def suitable(
     row: Backbone, model: torch.nn.Module, asked: str, batch: torch.Tensor
 ) -> tuple[torch.nn.Module, dict]:
-    """The model in the precision to compute in; that precision, and its least cosine similarity to
-    float32 in a batch of uint8 images (B, H, W, 3).
+    """The model in the precision to compute in, and a dict with that precision and its least cosine
+    similarity to float32 in a batch of uint8 images (B, H, W, 3).
 
     "auto" keeps float32 if lower precision changes the embeddings too much. Raises
-    FloatingPointError where a precision that was asked for does so.
+    FloatingPointError if another precision was asked for and does so.
     """
     precision = precision_name(asked, batch.device)
     if precision == "float32":

@@ -81,7 +81,7 @@ def fold_scales(model: nn.Module, images: torch.Tensor) -> nn.Module:
                     layer.bias.mul_(scaling.gamma)
             else:
                 folded.set_submodule(names[layer], nn.utils.fuse_conv_bn_eval(layer, scaling))
-            # timm's BatchNormAct2d ends in an activation; what is left of the others is nothing.
+            # timm's BatchNormAct2d ends in an activation, which stays. Of the others nothing stays.
             folded.set_submodule(names[scaling], getattr(scaling, "act", nn.Identity()))
         return folded if _close(folded.forward_features(images), expected, 1e-3) else model
 
@@ -114,8 +114,11 @@ def lowered(model: nn.Module, dtype: torch.dtype, images: torch.Tensor) -> nn.Mo
 def _followers(
     model: nn.Module, images: torch.Tensor, kinds: Mapping[type, type]
 ) -> tuple[dict[nn.Module, nn.Module], torch.Tensor]:
-    """Which modules of a key's type take the output of a layer of its value's type as input, by a
-    forward pass; and its feature maps. Modules that are used more than once are left out."""
+    """Find modules (type: a key of ``kinds``) that directly follow a layer (type: its value).
+
+    Returns that layer for each such module, and the feature maps of the forward pass that shows
+    it. Modules and layers that are used more than once are left out.
+    """
     outputs, sources, calls, hooks = {}, {}, Counter(), []
 
     def after(module, inputs, output):

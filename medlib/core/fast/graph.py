@@ -46,7 +46,7 @@ def replayed(step: Callable[..., None], stream: torch.cuda.Stream) -> Callable[.
                 words = f"No CUDA graph of this network, going on without: {reason}"
                 warnings.warn(words, stacklevel=3)
                 graph = False
-                random.graphsafe_set_state(usual)  # what failed has left it recording
+                random.graphsafe_set_state(usual)  # the failure left it recording
                 return plainly(*inputs)
         for own, given in zip(held, inputs, strict=True):
             own.copy_(given, non_blocking=True)

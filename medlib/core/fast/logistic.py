@@ -19,11 +19,11 @@ AT_ONCE = 1 << 24  # resamples are solved in blocks of about this many logits
 def logistic_regression(x: Tensor, y: Tensor, c: Sequence[float]) -> tuple[Tensor, Tensor]:
     """L2-regularised logistic regressions on one training set, for every value of C at once.
 
-    ``x`` (n, d) standardised embeddings, ``y`` (n,) labels 0 … K-1, all of which occur. Minimised
-    is the mean cross-entropy + ``|W|² / (2 C)``, the bias free: a value of C means the same at
-    every number of images (scikit-learn's C, which weighs the sum, is C / n). Returns weights
-    (len(c), K, d) and biases (len(c), K) in float64; for two classes one row, the log-odds of the
-    second, instead of K.
+    ``x`` (n, d) standardised embeddings, ``y`` (n,) labels 0 … K-1, all of which occur. The
+    objective is the mean cross-entropy + ``|W|² / (2 C)``, without a penalty on the bias. So C
+    means the same for every number of images (scikit-learn's C, which weighs the sum, is C / n).
+    Returns weights (len(c), K, d) and biases (len(c), K) in float64. For two classes there is one
+    row instead of K: the log-odds of the second class.
 
     In the eigenbasis of the embeddings' Gram matrix the penalty is unchanged and the Hessian nearly
     diagonal over features; there L-BFGS (Nocedal & Wright 2006, algorithm 7.4) solves all problems
@@ -128,7 +128,7 @@ def _minimise(
             turn, curvature = _hessian(proba, proba * share, squares, penalty)
         direction = _lbfgs(gradient, turn, curvature, history)
         slope = _dot(gradient, direction)
-        # The own class's probability by what it lacks of 1: exact where it lacks little.
+        # -log p of the own class, computed from 1 - p: exact where p is nearly 1.
         losses = -torch.log1p(-residual.abs().amax(1).clamp(max=1 - eps))
         objective = (losses * share[:, 0]).sum(1) + _dot(penalty * weights, weights) / 2
         decrement = _dot(gradient, _solve(gradient, turn, curvature))
@@ -159,7 +159,7 @@ def _minimise(
 
 
 def probabilities(logits: Tensor, dim: int = 1) -> Tensor:
-    """Softmax over ``dim``, or the sigmoid where that holds the log-odds of the second class."""
+    """Softmax over ``dim``; the sigmoid if there is one row, the log-odds of the second class."""
     return logits.sigmoid() if logits.shape[dim] == 1 else logits.softmax(dim)
 
 

@@ -42,7 +42,7 @@ def checkpoint(model: Classifier, checkpointing: str, image_size: int, batch_siz
     if checkpointing == "auto" and device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        # A gradient and AdamW's two moments in float32, a copy in bfloat16.
+        # Bytes per weight: a gradient and AdamW's two moments in float32, a copy in bfloat16.
         step = 14 * trained + batch_size * activation_bytes(model, image_size)
         wanted = step > 0.8 * free
     if wanted:
@@ -90,12 +90,12 @@ def fitted(
 
 
 def _runs(step: Callable[..., None], inputs: tuple[torch.Tensor, ...]) -> bool:
-    """Run a step; False where the GPU's memory did not hold it, and nothing has been learnt."""
+    """Run a step. Returns False if it did not fit the GPU's memory: then nothing was learnt."""
     try:
         step(*inputs)
         return True
     except torch.OutOfMemoryError:
         pass
-    # Only here, where the error no longer holds the step's tensors, is there anything to free.
+    # The error no longer holds the step's tensors. So their memory can be freed here, not before.
     torch.cuda.empty_cache()
     return False

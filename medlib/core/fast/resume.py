@@ -112,7 +112,7 @@ def save(path: Path, tensors: Mapping[str, torch.Tensor], words: dict | None = N
 def keep(
     path: Path | None, identity: str, at: Progress, model: Classifier, best: dict[str, torch.Tensor]
 ) -> None:
-    """Write a checkpoint after an epoch: one safetensors file, under a temporary name, renamed.
+    """Write a checkpoint after an epoch: a safetensors file, renamed when it is complete.
 
     After a checkpoint that took longer than :data:`LONG` to write, no epoch is saved for ten times
     as long. (A large network may train on few images faster than it is saved.)
@@ -136,7 +136,7 @@ def keep(
 def restored(
     path: Path | None, identity: str, model: Classifier, best_state: dict[str, torch.Tensor]
 ) -> Progress:
-    """What :func:`keep` wrote, put into ``model`` and ``best_state``; else a new beginning."""
+    """Load what :func:`keep` wrote into ``model`` and ``best_state``; else begin anew."""
     if path is None or not path.is_file():
         return Progress()
     from safetensors import SafetensorError, safe_open

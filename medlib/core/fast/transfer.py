@@ -72,7 +72,7 @@ def _copying_stream(device: torch.device) -> torch.cuda.Stream:
 def resident(images: np.ndarray, device: torch.device) -> np.ndarray | torch.Tensor:
     """The images on the device, where that is CUDA and a third of its free memory holds them.
 
-    Otherwise as they are: ``loading.batches`` then reads them as they are needed.
+    Otherwise they are returned as they are, and ``loading.batches`` reads them when needed.
     """
     if device.type != "cuda" or images.nbytes > torch.cuda.mem_get_info(device)[0] / 3:
         return images

@@ -112,7 +112,7 @@ def stem(name: str) -> str:
 
 
 def read_cells(path: Path, encoding: str = "") -> pd.DataFrame:
-    """A CSV, TSV or Excel table as text: "007" stays as it is; of "1.0", as Excel has it, "1".
+    """A CSV, TSV or Excel table as text: "007" stays as it is, Excel's "1.0" becomes "1".
 
     A CSV is UTF-8, or UTF-16 with a byte order mark, unless ``encoding`` says otherwise. The index
     counts the rows from 0; empty rows are left out. Raises ManifestError for a file that is no such
@@ -190,9 +190,9 @@ def _csv_rows(path: Path, text: str) -> list[list[str]]:
 def read_columns(
     path: Path, columns: dict, also: dict | None = None, encoding: str = ""
 ) -> pd.DataFrame:
-    """A table's ``columns`` under our names (ours: theirs), and of ``also`` those that it has.
+    """A table's ``columns`` (ours: theirs) under our names, and those of ``also`` that it has.
 
-    Raises ManifestError for columns that are missing, or whose name stands twice in the header.
+    Raises ManifestError for columns that are missing, or whose name is twice in the header.
     """
     cells = read_cells(path, encoding)
     missing = [theirs for theirs in columns.values() if theirs not in cells]
@@ -202,7 +202,7 @@ def read_columns(
     columns = columns | {ours: c for ours, c in (also or {}).items() if c in cells}
     times = Counter(cells.columns)
     if doubled := [name for name in dict.fromkeys(columns.values()) if times[name] > 1]:
-        what = f"columns whose name stands several times: {', '.join(doubled)}"
+        what = f"columns whose name occurs several times: {', '.join(doubled)}"
         raise ManifestError(f"{path}: {what}. Rename or remove all but one.")
     table = pd.DataFrame({ours: cells[theirs] for ours, theirs in columns.items()})
     table = known.in_one_way(known.without_missing(table))
@@ -218,9 +218,9 @@ def find_table(folder: Path, pattern: str, columns: dict, also: dict | None = No
 def match(
     table: pd.DataFrame, samples: dict[str, str], what: str = "label", complete: bool = True
 ) -> Generator[Problem, None, dict[str, dict]]:
-    """The row of every sample, by the column ``image``; what does not fit is a problem.
+    """Find the row of every sample by the column ``image``. Yields a Problem for what does not fit.
 
-    ``samples``: what the table calls each sample. Without ``complete`` it may lack some.
+    ``samples`` maps samples to their names in the table. Without ``complete`` it may lack some.
     """
     where, rows = table.attrs["name"], {}
     for index, record in zip(table.index, table.to_dict("records"), strict=True):
@@ -232,7 +232,7 @@ def match(
         yield Problem(name, f"it has a {what} in {where} but no image")
     for sample, name in samples.items():
         if len(rows.get(name, ())) > 1:
-            yield Problem(sample, f"it stands in {len(rows[name])} rows of {where}")
+            yield Problem(sample, f"it is in {len(rows[name])} rows of {where}")
         elif name not in rows and complete:
             yield Problem(sample, f"it has no {what} in {where}")
     return {sample: rows[name][0] for sample, name in samples.items() if name in rows}
@@ -258,7 +258,7 @@ def no_class(code: str, classes: Iterable[str], where: str) -> str:
 
 
 def classes_of(card: Card, option: str, given: dict | None) -> dict[str, str]:
-    """The classes by the codes that an option gives them; without it, by their own names."""
+    """Classes by their codes. Without an option that gives codes, a class's name is its code."""
     for label in (given or {}).values():
         if label not in card.all_classes:
             way_out = f"Correct {option} in layout_options."
@@ -323,7 +323,7 @@ def in_class_folders(
 
 
 def one_hot(table: pd.DataFrame, classes: Iterable[str]) -> list[str]:
-    """Of each row the class that is 1; "none", and several joined by a plus, are no class."""
+    """For each row the class whose column is 1; "none", or several names joined by a plus."""
     told = table.to_dict("records")
     named = ([c if t[c] == "1" else f"{c}={t[c]}" for c in classes if t[c] != "0"] for t in told)
     return ["+".join(names) or "none" for names in named]

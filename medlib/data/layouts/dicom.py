@@ -1,7 +1,7 @@
 """DICOM files, labelled by folders or by a table; RSNA Pneumonia and VinDr-CXR as distributed.
 
-No name, date or UID of a file gets into a row: samples and patients are named by hashes. What is
-wrong is named by the file's path or by the table's row.
+No name, date or UID of a file gets into a row: samples and patients are named by hashes. Problems
+are named by the file's path or by the table's row.
 """
 
 import json
@@ -48,13 +48,13 @@ def dicom_folder(
     classes: dict | None = None,
     patient: str = "patient_id",
 ) -> base.Items:
-    """DICOM files whatever their names are: each an image or, if the card has volumes, of a series.
+    """DICOM files of any name. Each is an image or, if the card has volumes, part of a series.
 
-    Labels are told by folders, ``<class>/…`` or ``{train,test}/<class>/…``, and ``classes`` maps
-    names of folders to classes. Or by a ``table``, whose rows name an image, a series or all of a
-    study by ``key`` (one of KEYS); ``columns`` maps ``label``, the key, ``patient_id``, ``split``
-    and what is known of patients to the table's columns, ``names`` its labels to classes. Several
-    rows with one label count as one. ``patient`` is the key by which a patient is known.
+    Labels come from folders, ``<class>/…`` or ``{train,test}/<class>/…``; ``classes`` maps names of
+    folders to classes. Or they come from a ``table``, whose rows name an image, a series or all of
+    a study by ``key`` (one of KEYS). ``columns`` maps ``label``, the key, ``patient_id``, ``split``
+    and what is known of patients to the table's columns; ``names`` maps its labels to classes.
+    Several rows with one label count as one. ``patient`` is the key by which a patient is known.
     """
     for option, value in {"key": key, "patient": patient}.items():
         if value not in KEYS:
@@ -247,7 +247,7 @@ def rsna_pneumonia(folder: Path, card: Card, *, patients: str = RSNA_PATIENTS) -
     for row in _public(folder, "stage_2_train_images", ".dcm", table, classes):
         if isinstance(row, dict) and patients:
             if row["sample_id"] not in whose:
-                row = base.Problem(row["sample_id"], f"its patient does not stand in {patients}")
+                row = base.Problem(row["sample_id"], f"its patient is not in {patients}")
             else:
                 row["patient_id"] = whose[row["sample_id"]]
         yield row
@@ -273,8 +273,8 @@ def vindr_cxr(folder: Path, card: Card) -> base.Items:
     """Chest radiographs of VinDr-CXR, ``{train,test}/<image_id>.dicom`` (Nguyen et al. 2022).
 
     Three radiologists read each training image. It is of the card's first class if most of them
-    say "No finding". Test images carry the consensus of five. The patient is not told, so each
-    image is one patient.
+    say "No finding". Test images have the consensus of five. Patients are not known, so each image
+    is one patient.
     """
     for split in ("train", "test"):
         columns = {"image": "image_id", "label": "No finding"}

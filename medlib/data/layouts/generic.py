@@ -13,7 +13,7 @@ from medlib.data.layouts import base, patients
 from medlib.data.layouts.mri import modalities
 from medlib.errors import ManifestError, unknown
 
-MAX_LABELS = 10**7  # of a set of MedMNIST: its header may claim anything
+MAX_LABELS = 10**7  # more are refused: the header of a MedMNIST file may claim any number
 # A mask or another drawing has one of these words in its name, or lies in a folder called so.
 WORD = "(mask|seg|segmentation|superpixel|label|gt|overlay|contour|annotation|roi)s?"
 DRAWN = re.compile(rf"(.+?)[ _-]+{WORD}([ _-]?\d+)?", re.IGNORECASE)

@@ -11,7 +11,7 @@ from medlib.data.cards import Card
 from medlib.data.layouts import base
 from medlib.errors import ManifestError, unknown
 
-# By what a file's name ends in, in upper or lower case, after _ or -.
+# How the name of a modality's file ends, in upper or lower case, after _ or -.
 MODALITIES = {"t1": "t1|t1n", "t1ce": "t1ce|t1c|t1gd", "t2": "t2|t2w", "flair": "flair|t2f|fla"}
 ENDINGS = MODALITIES | {"mask": "seg|segm|tumor_segmentation"}
 REQUIRED = ["t1", "t1ce", "flair"]  # so that tasks on each of them are about the same patients
@@ -93,11 +93,11 @@ def brats(
 ) -> base.Items:
     """MRI volumes of the BraTS challenges, ``<case>/<case>_{t1,t1ce,t2,flair,seg}.nii.gz``.
 
-    The grade is told by a folder HGG or LGG (2018, 2019) or by ``name_mapping.csv`` (2018 to
-    2020). Later years have none: ``labels`` names a table, ``id`` and ``label`` its columns and
-    ``names`` what its codes mean; an id is a case's or a patient's, 00495 or 495.
-    ``BraTS-GLI-00495-001`` (2023) is a further scan of patient ``BraTS-GLI-00495``. Two patients
-    have a second number.
+    The grade comes from a folder HGG or LGG (2018, 2019) or from ``name_mapping.csv`` (2018 to
+    2020). Later years have no grade. Then ``labels`` names a table, ``id`` and ``label`` its
+    columns, and ``names`` maps its codes to classes. An id is that of a case or a patient, 00495 or
+    495. ``BraTS-GLI-00495-001`` (2023) is a further scan of patient ``BraTS-GLI-00495``. Two
+    patients have a second number.
     """
     folders = _case_folders(folder, "BraTS??_*_*", "BraTS2021_?????", "BraTS-*-?????-???")
     above = {(c.name, p.upper()) for c in folders for p in c.relative_to(folder).parts}
@@ -157,8 +157,9 @@ def ucsf_pdgm(
 ) -> base.Items:
     """MRI volumes ``UCSF-PDGM-0004_nifti/UCSF-PDGM-0004_{T1,T1c,FLAIR,T2}[_bias].nii.gz``.
 
-    The WHO grade stands in ``*metadata*.csv`` (Calabrese et al. 2022), whose ids have three
-    digits. Follow-up scans, under an id of their own or as ``0433_FU007d``, are of one patient.
+    The WHO grade is in ``*metadata*.csv`` (Calabrese et al. 2022), whose ids have three digits.
+    Follow-up scans have an id of their own, or one like ``0433_FU007d``. They belong to the patient
+    of the first scan.
     """
     columns = {"image": "ID", "label": "WHO CNS Grade"}
     table = base.find_table(folder, "*metadata*.csv", columns, {"age": "Age at MRI", "sex": "Sex"})

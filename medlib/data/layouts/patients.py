@@ -47,8 +47,8 @@ def none(pattern: str) -> str:
 
 
 def one_image_each(paths: Iterable[str], columns: Iterable[str] = ()) -> Iterator[base.Note]:
-    """Notes: each image counts as one patient; and which names in the paths may be patients."""
-    yield base.Note("Nothing tells whose an image is: each image is taken as a patient of its own.")
+    """Notes: each image counts as one patient, and some names in the paths may be patients."""
+    yield base.Note("Patients are not known: each image is taken as a patient of its own.")
     names = {path: match[0] for path in paths if (match := LIKELY.search(path))}
     times = Counter(names.values())
     if len(times) > 1 and max(times.values()) > 1:

@@ -20,11 +20,11 @@ LESIONS = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 def kermany(folder: Path, card: Card) -> base.Items:
     """Paediatric chest radiographs, ``{train,test}/{NORMAL,PNEUMONIA}/`` (Kermany et al. 2018).
 
-    As Kaggle ships them (``chest_xray/chest_xray/`` once more within, 16 images in ``val``) or
-    Mendeley (``CellData/chest_xray/``). The patient is in the file name. ``person7_…`` and
-    ``IM-0115-…`` restart in the test folder, so the folder is part of the patient's id; nothing
-    published says whether equal numbers are the same child. ``BACTERIA-1008087-0001``, of
-    Mendeley's later versions, is one patient wherever it stands.
+    Kaggle's and Mendeley's archives can be read. Kaggle's has ``chest_xray/chest_xray/`` once more
+    within, and 16 images in ``val``; Mendeley's has ``CellData/chest_xray/``. The patient is in the
+    file name. ``person7_…`` and ``IM-0115-…`` restart in the test folder, so the folder is part of
+    the patient's id. Nothing published says whether equal numbers are the same child. In Mendeley's
+    later versions, ``BACTERIA-1008087-0001`` is one patient in any folder.
     """
     roots = [p for p in base.folders(folder) if (p / "train").is_dir() and (p / "test").is_dir()]
     # Beside the radiographs, Mendeley's archive has retinal scans: other classes.
@@ -52,10 +52,10 @@ def ichallenge(
 ) -> base.Items:
     """Fundus photographs of iChallenge-PM (PALM) and iChallenge-AMD (ADAM).
 
-    ``*Training400`` trains, ``*Validation400`` is the test set. The class of a training image is
-    told by its name's first letter (``letters``: P → pathologic_myopia) or, where that tells
-    nothing, by its folder (``folders``: Non-AMD → other); that of a validation image, as 0, 1, …
-    in the order of the card's classes, by a table. One image is one patient.
+    ``*Training400`` trains, ``*Validation400`` is the test set. The class of a training image comes
+    from its name's first letter (``letters``: P → pathologic_myopia). If that gives none, it comes
+    from its folder (``folders``: Non-AMD → other). The class of a validation image comes from a
+    table: 0, 1, … in the order of the card's classes. One image is one patient.
     """
     by_letter = {k.upper(): v for k, v in base.classes_of(card, "letters", letters).items()}
     by_folder = base.classes_of(card, "folders", folders).items() if folders else ()
@@ -85,7 +85,7 @@ def _photographs(folder: Path, pattern: str) -> list[Path]:
 
 
 def _validation_table(folder: Path, photos: list[Path]) -> pd.DataFrame:
-    """The first table that names validation images and labels; those beside them come first."""
+    """The first table that names validation images and labels; tables beside them come first."""
     beside, ids = {p.parent for p in photos}, {base.stem(p.name) for p in photos}
     looked_at = []
     for path in sorted(base.files(folder, base.TABLES), key=lambda p: p.parent not in beside):
@@ -112,9 +112,9 @@ def _validation_table(folder: Path, photos: list[Path]) -> pd.DataFrame:
 def ham10000(folder: Path, card: Card) -> base.Items:
     """Dermoscopy, from Dataverse or Kaggle, or as ISIC 2018 Task 3 (Tschandl et al. 2018).
 
-    The first has ``HAM10000_metadata`` and folders ``ham10000_images*`` (Kaggle ships every image
-    twice), the other a one-hot ground truth, lesion groupings and one folder of images. A lesion
-    is what must not cross a split, so ``patient_id`` is the lesion.
+    Dataverse and Kaggle have ``HAM10000_metadata`` and folders ``ham10000_images*`` (Kaggle ships
+    every image twice). ISIC has a one-hot ground truth, lesion groupings and one folder of images.
+    A lesion must not cross a split, so ``patient_id`` is the lesion.
     """
     metadata = [p for p in base.files(folder) if base.like(p, *HAM_TABLES)]
     truth = base.files(folder, pattern="*Training_GroundTruth.csv")
@@ -161,8 +161,8 @@ def _with(table: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 def isic2017(folder: Path, card: Card) -> base.Items:
     """Dermoscopy of ISIC 2017 Part 3, ``ISIC-2017_{Training,Validation,Test_v2}_…`` (Codella 2018).
 
-    The ground truth has columns melanoma and seborrheic_keratosis; neither is a nevus. Which
-    images show one lesion is not told, so one image is one patient.
+    The ground truth has columns melanoma and seborrheic_keratosis. An image that is neither is a
+    nevus. It is not known which images show one lesion, so one image is one patient.
     """
     columns = {name: name for name in ("melanoma", "seborrheic_keratosis")}
     for part, split in {"Training": "train", "Validation": "val", "Test_v2": "test"}.items():

@@ -131,7 +131,7 @@ def _row_problems(row: dict, card: Card) -> Iterator[base.Problem]:
 
 
 def _one_file_an_id(rows: list[dict], data: Path) -> tuple[list[dict], list[Left]]:
-    """The first row of every id, and what becomes of further ones: copies, or other images."""
+    """The first row of every id; further rows are left out as copies, or are problems."""
     groups, further = {}, []
     for row in rows:
         groups.setdefault(row["sample_id"], []).append(row)

@@ -122,7 +122,7 @@ def _chosen(
             if told[column].lower() not in [value.lower() for value in values]:
                 reason = f"its {column} is {told[column]!r}, not {' or '.join(values)} (where)"
                 yield base.Excluded(row["sample_id"], reason)
-                places.find(row["path"])  # so that it is not listed as named by no row
+                places.find(row["path"])  # else its file would be listed as named by no row
                 break
         else:
             chosen.append(row)
@@ -132,7 +132,7 @@ def _chosen(
 def _wrong(row: dict, times: Counter, table: str) -> Iterator[str]:
     """What is wrong with a row's id, split or fold."""
     if (n := times[row["sample_id"]]) > 1:
-        yield f"it stands in {n} rows of {table}"
+        yield f"it is in {n} rows of {table}"
     if (split := row.get("split", "")) and split.lower() not in base.SPLIT_WORDS:
         yield f"its split is {split!r}, not one of {', '.join(SPLITS)}"
     if row.get("fold") == "":
