@@ -31,7 +31,7 @@ def bootstrap(
 
     All samples of a patient are drawn together. Each patient gets the same counts in every frame,
     so that frames and metrics are paired by draw. The values are the same, to the bit, for any
-    number of ``threads`` (default: one a core). In addition to the sorted samples, each thread
+    number of ``threads`` (default: one per core). In addition to the sorted samples, each thread
     holds at most 100 bytes times :data:`CHUNK`, or times the number of samples if that is larger.
     Raises ValueError as :func:`metrics.compute` does.
     """

@@ -195,8 +195,8 @@ def deviations(found: Effect, rng: np.random.Generator) -> np.ndarray:
     """Deviations of an effect from its mean, (resamples,), from both sources of its error.
 
     Each one is a sum: the deviation in a resample of test patients, plus the deviation in a redraw
-    of training patients. If the error due to training comes from seeds, the second term is a normal
-    random number with this error.
+    of training patients. If the error due to training comes from seeds, alone or in part, the
+    second term is a normal random number with this error.
     """
     at = np.arange(len(found.draws))
     apart = found.draws - np.nanmean(found.draws)

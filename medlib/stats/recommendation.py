@@ -111,7 +111,7 @@ def with_the_best(
     candidate is judged, for this reason. Raises ValueError for several metrics.
     """
     if len({one.metric for one in candidates}) > 1:
-        raise ValueError("All candidates must have the same metric.")
+        raise ValueError("Only candidates of one metric can be compared with the best of them.")
     rows = [one.cell | {"metric": one.metric, "value": one.value} for one in candidates]
     table = pd.DataFrame(rows, columns=COLUMNS)
     table["n_patients"] = [one.patients for one in candidates]

@@ -43,7 +43,7 @@ def summarise(
     ``training_share`` is its share of the variance.
 
     ``ordered`` names the tasks whose classes are ordered grades. ``threads`` cells are read or made
-    at once (None: one a core).
+    at once (None: one per core).
 
     ``kept(task, backbone)`` is the file that keeps the rows of a backbone on a task. Rows are kept
     under a hash of the predictions and of everything else that they depend on. If the hash is the

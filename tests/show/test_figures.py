@@ -327,7 +327,7 @@ def test_a_forest_has_a_row_a_pair_and_a_mark_for_what_was_shown():
     assert marks[f"o{style.VERMILION}"] == mri["different"].sum()
     assert marks[f"s{style.BLUE}"] == mri["equivalent"].sum()
     assert sum(marks.values()) == 15
-    said = "Frozen, 95 % intervals. Without a thin line: one training only."
+    said = "Frozen, 95 % intervals. Without a thin line: only one training."
     assert said in " ".join(fig.get_supxlabel().split())
     names = ["other test patients", "other test and training patients"]
     assert legend_words(fig)[3:5] == names
@@ -463,15 +463,15 @@ def test_without_a_sample_that_all_get_wrong_there_is_a_sentence():
     counts = pd.DataFrame({"label": ["a", "b"], "n": [3, 4], "wrong": [0, 0], "expected": [0.5, 1]})
     said = failures.shared_words(counts, judges=2, unit="volumes")
     assert said == (
-        "All 2 pretrained backbones get the same 0 of 7 volumes wrong; 1.5 would be expected if "
-        "their errors were independent within each class."
+        "All 2 pretrained backbones get the same 0 of 7 volumes wrong. If their errors were "
+        "independent within each class, 1.5 would be expected."
     )
     fig = failures.wrong_by_all(pictures[:0], cases[:0], answers, said)
     assert said in " ".join(all_words(fig).split())
     some = failures.shared_words(counts.assign(wrong=[1, 2]), judges=3, pretrained=False)
-    assert some.startswith("All 3 random backbones get the same 3 of 7 images wrong; 1.5 would")
+    assert some.startswith("All 3 random backbones get the same 3 of 7 images wrong. If their")
     assert some.endswith(
-        "Such images are often mislabelled or hard, or the backbones share a bias."
+        "These images may be mislabelled or hard, or the backbones may share a bias."
     )
     one = failures.shared_words(counts.assign(wrong=[1, 2]), judges=1)
     assert one == "The one pretrained backbone gets 3 of 7 images wrong."

@@ -99,7 +99,7 @@ def test_long_names_and_many_rows_stay_on_the_page_and_repeat_to_the_byte(tmp_pa
     words = all_words(fig)
     assert "3 smaller groups are in the table" in words
     assert "body part, b against the rest" in words
-    controls = "3 random controls are in the table alone" in " ".join(words.split())
+    controls = "3 random controls are only in the table" in " ".join(words.split())
     assert controls == (backbones is MANY)
     first, again = (style.save(drawn(), tmp_path / name, asked.table) for name in ("a", "b"))
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in again]
