@@ -11,7 +11,7 @@ from medlib.core import backbones
 METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}  # as printed
 METRICS |= {"precision_weighted": "precision (weighted)", "recall_weighted": "recall (weighted)"}
 METRICS |= {"f1_weighted": "F1 (weighted)", "auroc": "AUROC"}
-PAPER_METRICS = list(METRICS)  # so far: the paper's, and two that a majority class does not raise
+PAPER_METRICS = list(METRICS)  # so far: the paper's, and two that are robust to class imbalance
 METRICS |= {"auprc": "AUPRC", "precision_macro": "precision (macro)"}
 METRICS |= {"recall_macro": "recall (macro)", "f1_macro": "F1 (macro)"}
 METRICS |= {"kappa": "kappa", "kappa_quadratic": "kappa (quadratic)"}

@@ -1,4 +1,4 @@
-"""The answer in words, as a table and as a figure: each says what the comparison shows."""
+"""The answer in words, as a table and as a figure."""
 
 import matplotlib
 
