@@ -66,8 +66,8 @@ def _choice(table: pd.DataFrame) -> Iterator[str]:
         if pd.notna(needed):
             n = f"{row['n_patients']:,.0f}"
             yield (
-                f"About {needed:,.0f} test patients would be needed to tell (now {n}), and more "
-                "training patients by the same factor."
+                f"About {needed:,.0f} test patients would be needed to tell (now {n}), with "
+                "training patients increased by the same factor."
             )
     if len(best) > 1:
         some = "; ".join(arm_name(row) for _, row in best.head(MOST).iterrows())
