@@ -32,11 +32,11 @@ def sentences(
 ) -> dict[str, list[str]]:
     """Sentences by title of the task, "All tasks together" first if there are several.
 
-    Where only random controls were run, one sentence holds for every task.
+    If only random controls were run, there is one sentence for all tasks.
 
     ``table`` is `recommendation.recommend`. ``regimes`` are the rows of `differences.differences`
     whose contrast is "regimes": both arms of a row have the same labels. ``costs`` is
-    `summaries.costs`. Phantoms say that they are.
+    `summaries.costs`. If the data are phantoms, a sentence says so.
     """
     together = [ALL_TASKS] if (table["task"] == ALL_TASKS).any() else []
     phantoms = any("(phantoms)" in card["title"] for card in tasks.values())
@@ -66,8 +66,8 @@ def _choice(table: pd.DataFrame) -> Iterator[str]:
         if pd.notna(needed):
             n = f"{row['n_patients']:,.0f}"
             yield (
-                f"About {needed:,.0f} test patients would tell (now {n}), with as many times more "
-                "training patients."
+                f"About {needed:,.0f} test patients would be needed to tell (now {n}), with "
+                "training patients increased by the same factor."
             )
     if len(best) > 1:
         some = "; ".join(arm_name(row) for _, row in best.head(MOST).iterrows())
@@ -85,7 +85,7 @@ def spent(row: Mapping) -> str:
 def _tuning(pairs: pd.DataFrame, costs: pd.DataFrame) -> Iterator[str]:
     """Whether training the backbone pays, on the same labels, with a linear head in either regime.
 
-    What it costs is the mean time of these arms, and of the same arms frozen.
+    Its cost is the mean time of the trained arms, beside that of the same arms frozen.
     """
     pairs = pairs[pairs["one_pretraining"] != "random"]
     for regime, own in pairs.groupby("one_regime"):
@@ -105,14 +105,14 @@ def _tuning(pairs: pd.DataFrame, costs: pd.DataFrame) -> Iterator[str]:
 
 
 def _seconds(pairs: pd.DataFrame, costs: pd.DataFrame) -> Iterator[str]:
-    """How long the arms of these pairs took, as means; nothing where it is not known."""
+    """How long the arms of these pairs took, as means; nothing if it is not known."""
     means = []
     for side in ("one", "other"):
         sides = {f"{side}_{name}": name for name in ("backbone", "pretraining", "regime")}
         cells = pairs[["task", "head", "label_fraction", *sides]].rename(columns=sides)
         means.append(cells.merge(costs, on=runs.CELL)["seconds"].mean())
     if pd.notna(means).all():
-        yield "On these labels it took {:,.3g} s a backbone; freezing took {:,.3g} s.".format(
+        yield "On these labels it took {:,.3g} s per backbone; freezing took {:,.3g} s.".format(
             *means
         )
 
@@ -125,7 +125,7 @@ def table(said: Mapping[str, list[str]]) -> pd.DataFrame:
 
 
 def text(answered: pd.DataFrame) -> str:
-    """Such a table as plain text, for a terminal."""
+    """The table of :func:`table` as plain text, for a terminal."""
     lines = [
         f"{row.task}:\n{textwrap.fill(row.answer, 98, initial_indent='  ', subsequent_indent='  ')}"
         for row in answered.itertuples()

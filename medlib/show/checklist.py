@@ -1,6 +1,6 @@
 """What a paper must report: the items of CLAIM 2024 and TRIPOD+AI, and what fills them.
 
-The items are rows of ``checklist.yaml``; a new item or another fact is a line there, and no code.
+The items are rows of ``checklist.yaml``; a new item or fact needs a line there, and no code.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -15,14 +15,14 @@ from medlib.data.cards import FOR_A_PAPER, Card
 
 FILE = Path(__file__).with_suffix(".yaml")
 FILLED, WRITE, OPEN, NOT_DONE = "filled", "you must write", "open", "not done"
-STATES = (FILLED, WRITE, OPEN, NOT_DONE)  # of two that hold, the later one counts
+STATES = (FILLED, WRITE, OPEN, NOT_DONE)  # if several hold, the last one counts
 PHANTOMS = "These are phantoms: a card describes the real data set, which was not used"
 
 
 class Fact(NamedTuple):
-    """What the study knows of itself: short words, "" for nothing, and what they lack.
+    """What the study knows about itself: short words ("" for nothing), and what is missing.
 
-    ``state`` is that of an item that needs the fact, where it lacks something.
+    If something is missing (``lacks``), an item that needs the fact gets the ``state``.
     """
 
     words: str
@@ -36,8 +36,8 @@ class Item:
 
     ``facts`` are names of facts. ``shows`` are names of figures and tables of the registry; with
     ``{task}`` there must be one for each task. ``card`` are fields that every task's card must
-    have. ``says`` is what holds of every study, at ``where``. ``write`` is what only the author can
-    write. What an item lacks of these decides its state.
+    have. ``says`` is true of every study, and ``where`` is where to find it. ``write`` is what only
+    the author can write. The state of an item depends on which of these are missing.
     """
 
     list: str
@@ -55,8 +55,8 @@ class Item:
 class Checklist(NamedTuple):
     """What ``checklist.yaml`` holds.
 
-    ``lists``: the citation of each list. ``places``: where each fact stands. ``undone``: what was
-    not done where a figure or table is not there.
+    ``lists``: the citation of each list. ``places``: where to find each fact. ``undone``: what was
+    not done if a figure or table is missing.
     """
 
     lists: dict[str, str]
@@ -74,7 +74,7 @@ class Study(NamedTuple):
     """What is known of a grid: its name, facts, cards by task, and the figures that are there.
 
     ``stems`` are names of figures and tables without their endings. ``phantoms``: the data are
-    phantoms, of which the fields of a card tell nothing.
+    phantoms, so the fields of the cards do not apply.
     """
 
     grid: str
@@ -156,7 +156,7 @@ def _of_cards(field: str, study: Study) -> tuple[str, str]:
 
 
 def by_task(words: Mapping[str, str]) -> str:
-    """Words of each task in one text; tasks with the same words stand together."""
+    """The words of each task in one text; tasks with the same words are named together."""
     groups: dict[str, list[str]] = {}
     for task, of_task in words.items():
         groups.setdefault(of_task, []).append(task)
@@ -164,18 +164,18 @@ def by_task(words: Mapping[str, str]) -> str:
 
 
 def caption(items: pd.DataFrame, words: str = "") -> str:
-    """What stands above the table: how many items have each state."""
+    """The caption of the table: how many items have each state."""
     counts = items["state"].value_counts()
     numbers = ", ".join(f"{counts.get(state, 0)} {state}" for state in STATES)
     return f"What a paper must report: of {len(items)} items {numbers}. {words}".strip()
 
 
 def note(checklist: Checklist | None = None) -> str:
-    """What stands beneath the table: which lists these are, and what the states mean."""
+    """The note of the table: which lists these are, and what the states mean."""
     checklist = checklist or read()
     return (
         "The items are paraphrased here; submit the guidelines' own forms. filled: the study knows "
         "it; check it. you must write: the study cannot know it. open: a field of a card is "
-        f"missing ({', '.join(FOR_A_PAPER)}), or the data do not tell. not done: the study could "
+        f"missing ({', '.join(FOR_A_PAPER)}), or the data do not say it. not done: the study could "
         f"have done it. {'. '.join(checklist.lists.values())}."
     )

@@ -10,12 +10,12 @@ from medlib.data.passport import ALL
 from medlib.show.names import spoken
 from medlib.show.style import PAGE, styled, wrapped
 
-MOST_REASONS, MOST_CLASSES, MOST_NOTES = 6, 10, 3  # that are named
-SIZE, LINE, EDGE = 6.5, 0.12, 0.07  # points of the letters; inches of a line, and of a margin
+MOST_REASONS, MOST_CLASSES, MOST_NOTES = 6, 10, 3  # at most so many are named
+SIZE, LINE, EDGE = 6.5, 0.12, 0.07  # font size in points; a line and a margin in inches
 GAP, APART = 0.25, 0.12  # inches between boxes, and between sides
 LEFT = (PAGE - 2 * EDGE - 2 * APART) / 3  # inches: boxes on the left, as wide as one of three sides
-FILLED = 0.92  # of a box: on a screen, letters are up to 8 % wider than they are measured
-A_LINE = 5  # sides beside each other
+FILLED = 0.92  # of a box is used: on a screen, letters are up to 8 % wider than measured
+A_LINE = 5  # sides in a row
 HEADINGS = {"train": "training", "val": "validation"}
 KEPT, LEAVES = "white", "0.94"  # colours of boxes
 ARROW = {"arrowstyle": "-|>", "color": "0.3", "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
@@ -48,9 +48,9 @@ class _Box(NamedTuple):
 def draw(numbers: pd.DataFrame, title: str = "", more: str = "its .excluded.csv") -> plt.Figure:
     """Draw a participant flow: found, excluded by reason, copies dropped, kept, and each side.
 
-    `numbers` is what `data.flow.table` returns. Of many reasons the most frequent are named; of the
-    others the box says how many there are, and that they stand in the file ``more``. Of many
-    classes those with the most patients in all are named.
+    `numbers` is what `data.flow.table` returns. If there are many reasons, the most frequent ones
+    are named. For the others, the box says how many there are and names the file ``more`` that
+    lists them. If there are many classes, those with the most patients are named.
     """
     numbers, classes_left = _largest(numbers)
     title = wrapped(title, FILLED * PAGE, 8, weight="bold")
@@ -90,7 +90,7 @@ def _largest(numbers: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         return numbers, []
     order = kept.sort_values("patients", ascending=False, kind="stable")
     left_out = numbers["name"].isin(order["name"].iloc[MOST_CLASSES:]) & numbers["patients"].notna()
-    words = f"Named are the {MOST_CLASSES} classes with the most patients, of {len(kept):,}."
+    words = f"Only the {MOST_CLASSES} classes with the most patients are named, of {len(kept):,}."
     return numbers[~left_out], [words]
 
 
@@ -156,12 +156,12 @@ def _counts(rows: pd.DataFrame, one_each: bool, width: float) -> list[str]:
 
 
 def _note(numbers: pd.DataFrame) -> list[str]:
-    """What stands beneath the boxes."""
+    """The text beneath the boxes."""
     unit = numbers["unit"][numbers["stage"] == flow.KEPT].iloc[0]
     one, each = unit.removesuffix("s"), f"Beside a class: patients / {unit}."
     lines = [
-        f"An entry is {'an' if one == 'image' else 'a'} {one}, or what stands in its place: a "
-        "file, a patient or a row of a table that cannot be used. "
+        f"An entry is {'an' if one == 'image' else 'a'} {one}, or a file, a patient or a row of a "
+        "table that cannot be used. "
         + (f"Each patient has one {one}." if _one_each(numbers) else each)
     ]
     if numbers["stage"].str.startswith("fold ").any():
@@ -176,7 +176,7 @@ def _note(numbers: pd.DataFrame) -> list[str]:
 
 
 def _arrows(ax: plt.Axes, upper: list[_Box], rows: list[list[_Box]]) -> None:
-    """From found to used, to what leaves, and to each side."""
+    """Draw arrows from found to used, to the boxes of what leaves, and to each side."""
 
     def arrow(start: tuple[float, float], end: tuple[float, float]) -> None:
         ax.annotate("", end, start, arrowprops=ARROW)

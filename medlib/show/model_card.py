@@ -1,7 +1,7 @@
 """The card of a saved model, in Markdown, under the headings of Hugging Face's model cards.
 
-Everything in it comes from the model's facts, its task's card and the run's metrics. What those do
-not say is marked :data:`UNKNOWN`; nothing is made up.
+Everything in it comes from the model's facts, its task's card and the run's metrics. What they do
+not state is marked :data:`UNKNOWN`; nothing is made up.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def text(facts: dict, metrics: Mapping[str, float]) -> str:
         "How to Get Started with the Model": _start(run),
         "Training Details": _training(facts),
         "Evaluation": _evaluation(facts, metrics),
-        "Environmental Impact": "Seconds and hardware stand in the run's `run.json`.",
+        "Environmental Impact": "Seconds and hardware are in the run's `run.json`.",
         "Technical Specifications": _technical(facts),
         "Citation": f"Data: {_stated(card['citation'])}",
         "Model Card Contact": UNKNOWN,
@@ -89,9 +89,9 @@ def _details(facts: dict) -> str:
 def _uses(facts: dict) -> str:
     direct = "Research: to predict new images of the same kind, and to test them elsewhere."
     out = "Diagnosis, triage or any other decision about a patient. It is no medical device. "
-    out += "Images of another kind than those that it was trained on: predictions mark an image "
-    out += "as unusual whose embedding lies farther from the training images' than 95 % of the "
-    out += "validation images do. An image that is not marked may still be unlike them."
+    out += "Images of another kind than its training images: predictions mark an image as unusual "
+    out += "if its embedding is farther from those of the training images than 95 % of the "
+    out += "validation images are. An image that is not marked may still be unlike them."
     return f"### Direct Use\n\n{direct}\n\n### Out-of-Scope Use\n\n{out}"
 
 
@@ -105,7 +105,7 @@ def _limits(facts: dict) -> str:
         lines.append("It needs a mask of the tumour for every new volume.")
     if facts["run"]["head"] == "knn":
         lines.append(
-            "It holds the embeddings of its training patients: share it as you share those."
+            "It holds the embeddings of its training patients: share it as you share their data."
         )
     if facts["card"]["volumes"]:
         lines.append("A volume's probabilities are the mean over its slices.")
@@ -137,7 +137,7 @@ def _training(facts: dict) -> str:
     data = {"Source": card["source"], "Split": card["split"]}
     data |= {"Share of the labels": run["label_fraction"], "Seed": run["seed"]}
     data |= {"Manifest": f"sha256 {facts['manifest_sha256']}"}
-    words = "Patients / images (of a volume, its slices) by class:"
+    words = "Patients / images (slices of volumes) by class:"
     return f"### Training Data\n\n{_listed(data)}\n\n{words}\n\n{table}"
 
 
@@ -146,9 +146,9 @@ def _evaluation(facts: dict, metrics: Mapping[str, float]) -> str:
     rows = [[name, f"{value:.3f}"] for name, value in known.items() if value == value]
     how = "On the official test set."
     if _several(facts):
-        how = "Means over folds, each weighted by its test patients: each fold's model on its own "
-        how += "test patients. The ensemble itself was not tested."
-    how += " These are point values; intervals stand in the study's tables."
+        how = "Means over folds, weighted by their test patients. Each fold's model is tested on "
+        how += "its own test patients. The ensemble itself was not tested."
+    how += " These are point values; intervals are in the study's tables."
     chosen = [
         [rotation["fold"], t["class"], _rule(t), f"{t['threshold']:.3f}"]
         for rotation in facts["rotations"]

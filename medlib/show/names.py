@@ -11,7 +11,7 @@ from medlib.core import backbones
 METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}  # as printed
 METRICS |= {"precision_weighted": "precision (weighted)", "recall_weighted": "recall (weighted)"}
 METRICS |= {"f1_weighted": "F1 (weighted)", "auroc": "AUROC"}
-PAPER_METRICS = list(METRICS)  # so far: the paper's, and two that a majority class cannot flatter
+PAPER_METRICS = list(METRICS)  # so far: the paper's, and two that are robust to class imbalance
 METRICS |= {"auprc": "AUPRC", "precision_macro": "precision (macro)"}
 METRICS |= {"recall_macro": "recall (macro)", "f1_macro": "F1 (macro)"}
 METRICS |= {"kappa": "kappa", "kappa_quadratic": "kappa (quadratic)"}
@@ -22,7 +22,7 @@ HEADS = {"linear": "linear head", "knn": "nearest neighbours", "mlp": "MLP head"
 REGIMES = {"frozen": "frozen", "finetuned": "fine-tuned", "lora": "LoRA"}
 METHODS = {"dinov2": "DINOv2", "dinov3": "DINOv3", "mae": "MAE", "eva02": "EVA-02"}
 METHODS |= {"clip": "CLIP", "siglip2": "SigLIP 2", "biomedclip": "BiomedCLIP"}
-METHODS |= {"raddino": "RAD-DINO", "retfound": "RETFound"}  # names of pretrained ViTs already
+METHODS |= {"raddino": "RAD-DINO", "retfound": "RETFound"}  # these already name pretrained ViTs
 PRETRAININGS = {"imagenet": "ImageNet"} | METHODS  # any other is printed as its key
 Tasks = Mapping[str, Mapping]  # a task's key -> its card: {"title": as printed, …}
 RANDOM, UNKNOWN = "random weights", "family unknown"
@@ -50,7 +50,7 @@ def display_names(backbone: str) -> str:
     """The printed name of a backbone's key: `vit_tiny-imagenet@448` → `ViT-Ti (ImageNet), 448 px`.
 
     An unknown key is returned as it is, except that a key with "random" in it always ends in
-    "(random weights)": an untrained network must not be able to pass for a pretrained one.
+    "(random weights)": an untrained network must never look like a pretrained one.
     """
     row, (key, _, size) = _row(backbone), backbone.partition("@")
     bare = stem(key)
@@ -109,7 +109,8 @@ def spoken(label: str) -> str:
 def full_name(backbone: str, pretraining: str) -> str:
     """The printed name, checked against a table's column `pretraining`.
 
-    Raises ValueError where only one of the two says "random".
+    A pretrained key with pretraining "random" gets the name of its random control. Raises
+    ValueError if the key says "random" and the column does not, or if the column is empty.
     """
     name = display_names(backbone)
     if pretraining == "random" and "random" not in name:
@@ -123,7 +124,8 @@ def full_name(backbone: str, pretraining: str) -> str:
 def shown_rows(table: pd.DataFrame, tasks: Tasks, metrics: Sequence[str]) -> pd.DataFrame:
     """The rows of the tasks and metrics, with the columns `name` and `random`.
 
-    From here on a backbone goes by `name`, as printed, so that random weights always show.
+    From here on a backbone is identified by its printed `name`, so that random weights always show.
+    Raises ValueError if there are no such rows, or several for one cell.
     """
     cell = ["task", "backbone", "pretraining", "regime", "head", "label_fraction", "metric"]
     ends = ["ci_low", "ci_high", "procedure_low", "procedure_high"]
@@ -146,8 +148,9 @@ def in_order(table: pd.DataFrame) -> pd.DataFrame:
     """Each backbone of a table (backbone, pretraining) once, in the order that every figure has.
 
     The order is that of the rows of `backbones.yaml`, unknown keys last; a random control follows
-    its pretrained twins, and a larger image size a smaller one. Columns: backbone, pretraining,
-    `name` (as printed), `architecture` (the key's stem) and `random` (whether its weights are).
+    its pretrained twins, and a larger image size follows a smaller one. Columns: backbone,
+    pretraining, `name` (as printed), `architecture` (the key's stem) and `random` (whether its
+    weights are).
     """
     networks = table[["backbone", "pretraining"]].drop_duplicates()
     position = {key: at for at, key in enumerate(backbones.TABLE)}
@@ -169,7 +172,7 @@ def in_order(table: pd.DataFrame) -> pd.DataFrame:
 def series_names(rows: pd.DataFrame) -> pd.Series:
     """Each row's regime and share of the labels, as the legend names them.
 
-    A task's own share in fine-tuning, which may differ between tasks, is named in its panel.
+    The share of labels in fine-tuning may differ between tasks. It is named in the task's panel.
     """
     regime, fraction = rows["regime"].map(REGIMES), rows["label_fraction"]
     if (fraction == 1).all():

@@ -18,11 +18,11 @@ MOST = 40  # classes that are drawn: thousands would take minutes, and nobody co
 def draw(numbers: pd.DataFrame, title: str = "") -> plt.Figure:
     """Draw the split passport: who is in which part of the split, and how the classes differ.
 
-    `numbers` is what `data.passport.table` returns. There is a row for each class and one for all;
-    a panel each for patients and images by side, images per patient, and the patients' age, sex
-    and site where the manifest knows them. Below are the duplicates that were found, and what was
-    left out and why. Bars show shares, so that classes of different size can be compared. Of more
-    than :data:`MOST` classes those with the most patients are drawn, and a note says so.
+    `numbers` is what `data.passport.table` returns. There is a row for each class and one for all
+    classes. There are panels for patients and images by side, for images per patient, and for age,
+    sex and site if the manifest knows them. Below are the duplicates that were found, and what was
+    left out and why. Bars show shares, so that classes of different size can be compared. If there
+    are more than :data:`MOST` classes, those with the most patients are drawn, and a note says so.
     """
     numbers, left_out = _largest(numbers)
     numbers, same = _without_what_is_same(numbers)
@@ -52,8 +52,8 @@ def draw(numbers: pd.DataFrame, title: str = "") -> plt.Figure:
         bottom.text(x, below, text, va="top", fontsize=6.5, parse_math=False)
     title_above(fig, title)
     note = (
-        "Beside a class: its patients, and their share of all. Numbers: patients, or what the "
-        "panel names.\nBars: their share of the class, among known values; one scale per panel."
+        "Beside a class: its patients, and their share of all patients. Numbers: patients, or what "
+        "the panel's title says.\nBars: shares of a class among known values; one scale per panel."
         + same
         + left_out
         + "".join(f"\n{wrapped(text, PAGE - 0.2, 6.5)}" for text in _notes(numbers))
@@ -71,7 +71,7 @@ def _largest(numbers: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     if len(patients) <= MOST:
         return numbers, ""
     drawn = {"", ALL, *patients.sort_values(ascending=False, kind="stable").index[:MOST]}
-    words = f"\nDrawn are the {MOST} classes with the most patients, of {len(patients):,}."
+    words = f"\nOnly the {MOST} classes with the most patients are drawn, of {len(patients):,}."
     return numbers[numbers["class"].isin(drawn)], words
 
 
@@ -112,7 +112,7 @@ def _class_labels(table: pd.DataFrame) -> list[str]:
 
 
 def _panels_of_passport(table: pd.DataFrame, room: float) -> list[_Panel]:
-    """The tables that a passport has, without those of images if each patient has one."""
+    """The tables of a passport, without those of images if each patient has one image."""
     tables = table[(table["class"] != "") & (table["part"] != "classes")]
     patients, images, each = tables["part"].unique()[:3]
     if set(tables["name"][tables["part"] == each]) == {"1"}:
@@ -134,7 +134,7 @@ def _panels_of_passport(table: pd.DataFrame, room: float) -> list[_Panel]:
 
 
 def _in_bands(panels: list[_Panel], room: float) -> list[list[_Panel]]:
-    """The panels in lines of at most `room` inches, as words are set in lines."""
+    """The panels in lines of at most `room` inches, like the words of a text."""
     bands, used = [[]], 0.0
     for panel in panels:
         if bands[-1] and used + panel.width > room:

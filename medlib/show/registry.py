@@ -31,7 +31,7 @@ class Entry:
     rule: str
     heading: str
     kind: str = "figure"
-    frozen: bool = False  # made only where the grid has a frozen regime
+    frozen: bool = False  # made only if the grid has a frozen regime
     promised: bool = True  # False: whether it can be made is known only when its rule runs
     patients: bool = False  # shows patients' images, so it is never committed
     folded: bool = False  # a long table: the page shows its caption, and a click opens it
@@ -74,31 +74,31 @@ ENTRIES = (  # in the order of the page
     Entry("checklist", "checklist", "What a paper must report", "table", folded=True),
     Entry("full_table", "compare", "All metrics, all heads", "table"),
 )
-WORDS = {  # under a heading, where it needs some
-    "The answer": "Which backbone, in which regime, with which head.",
-    "The comparison": "Thick bars: other test patients; thin lines: other training patients, too.",
-    "In numbers": "Linear heads. Bold: the best of a task, and its equivalents.",
-    "The paper's claims": "Written down beforehand; judged only where every arm is there.",
+WORDS = {  # the text under a heading
+    "The answer": "The backbone, the regime and the head that are recommended for each task.",
+    "The comparison": "Thick bars: other test patients. Thin lines: also other training patients.",
+    "In numbers": "Linear heads. Bold: the best value of a task, and values equivalent to it.",
+    "The paper's claims": "Written down before any result; judged only if every arm was run.",
     "Ranks over tasks": "A bar joins backbones that cannot be told apart.",
-    "Paired differences": "On the same patients, over the equivalence margin.",
-    "Architecture or pretraining?": "What DINOv2 minus the CNNs is made of.",
-    "What freezing costs": "From frozen to fine-tuned, on the same labels.",
-    "Does size pay?": "Within vision transformers of one pretraining.",
-    "How many labels does it take?": "A seed draws patients, and the weights of a random control.",
-    "What does it cost?": "Time, parameters and memory of a result, means over tasks.",
-    "Curves": "ROC and precision-recall, with bands over patients.",
-    "Confusions": "Which class is taken for which.",
-    "Thresholds": "Chosen on validation patients, and what they give on test patients.",
-    "Each class against the others": "AUROC, sensitivity and specificity, over test patients.",
-    "Where they go wrong": "What every backbone gets wrong, surest errors, and least sure images.",
-    "Calibration": "How often a backbone is right, against how sure it is.",
-    "Subgroups and sites": "For whom a backbone works, and where.",
+    "Paired differences": "Differences on the same patients. Grey: the equivalence margin.",
+    "Architecture or pretraining?": "The parts of the difference between DINOv2 and CNNs.",
+    "What freezing costs": "Each backbone frozen and fine-tuned, on the same labels.",
+    "Does size pay?": "Vision transformers of different sizes with the same pretraining.",
+    "How many labels does it take?": "A seed draws patients, and the weights of random controls.",
+    "What does it cost?": "Results against time, parameters and memory, as means over tasks.",
+    "Curves": "ROC and precision-recall curves, with 95 % bands over test patients.",
+    "Confusions": "Confusion matrices: labels against predicted classes.",
+    "Thresholds": "Chosen on validation patients, and applied to test patients.",
+    "Each class against the others": "AUROC, sensitivity and specificity on test patients.",
+    "Where they go wrong": "Images that all backbones get wrong, surest errors, least sure images.",
+    "Calibration": "Accuracy against confidence.",
+    "Subgroups and sites": "Results in groups of patients and at sites.",
     "Tests elsewhere": "The same models on another data set, on which none was trained.",
     "Embeddings": "Frozen embeddings on two principal components.",
-    "What they see": "The same images through several backbones.",
-    "Who was included": "What was found and left out, and who is on which side.",
-    "Split passports": "What the numbers of a task rest on.",
-    "What a paper must report": "Items of CLAIM 2024 and TRIPOD+AI, and what fills them.",
+    "What they see": "Local features of several backbones on the same images.",
+    "Who was included": "Images that were found and excluded, and the patients of each side.",
+    "Split passports": "Patients, images and classes of each side of the split.",
+    "What a paper must report": "The items of CLAIM 2024 and TRIPOD+AI, with an answer to each.",
 }
 
 

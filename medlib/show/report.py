@@ -28,8 +28,8 @@ def write(
     """Write the page, whole or not at all, with the figures and tables that lie beside it.
 
     ``states`` has a row for each task, backbone and regime, and the counts of its runs: ``done``,
-    then a column for each state of runs that are not. ``environment`` is any table, ``citations``
-    those of the data sets.
+    then a column for each state of runs that are not done. ``environment`` is any table.
+    ``citations`` are those of the data sets.
     """
     counts = states.drop(columns=CELL).sum()
     lacking = states.ne(0) & ~states.columns.isin([*CELL, "done"])
@@ -55,7 +55,7 @@ def write(
 
 
 def _shown(stem: Path) -> Markup:
-    """The figure and the table of that name, as far as they are there."""
+    """The figure and the table of that name, if they exist."""
     shown, picture, table = Markup(), stem.with_suffix(".png"), stem.with_suffix(".html")
     if picture.is_file():
         data = base64.b64encode(picture.read_bytes()).decode()

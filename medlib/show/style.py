@@ -86,7 +86,7 @@ def styled(draw: Callable[..., plt.Figure]) -> Callable[..., plt.Figure]:
 def legend_above(fig: plt.Figure, entries: Mapping[str, object], title: str = "") -> None:
     """A legend above the panels, in as many columns as fit; the figure grows by its height.
 
-    With a title it stands under that, as :func:`title_above` would print it.
+    A title stands above the entries and looks like that of :func:`title_above`.
     """
     look = {"loc": "outside upper center", "columnspacing": 1.4}
     if title:

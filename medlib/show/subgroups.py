@@ -12,8 +12,8 @@ PRINTED = ("auroc", "balanced_accuracy", "brier")  # metrics of the table
 NOTHING = "Nothing is known of these patients: no age, no sex, no site."
 ABOUT = (
     "The 95 % intervals are about these trained models on other test patients. The interval of a "
-    "largest gap holds for all pairs of groups of this attribute at once, and not over attributes "
-    "and backbones."
+    "largest gap holds for all pairs of groups of one attribute at once, but not for several "
+    "attributes or backbones at once."
 )
 
 
@@ -48,9 +48,9 @@ def left_out(found: Subgroups) -> str:
 def table(found: Subgroups, metrics: Sequence[str] = PRINTED) -> pd.DataFrame:
     """`subgroups.shown` as printed: a row for each attribute, group and backbone.
 
-    After the groups of an attribute stand the largest gap of each backbone in the first metric and,
-    of sites, what they have in common. A group of too few patients has one row that says so. One
-    sentence stands in place of rows where there is no attribute.
+    After the groups of an attribute come the largest gaps of the backbones in the first metric. For
+    sites, their pooled values and heterogeneity follow. A group of too few patients has one row
+    that says so. Without any attribute the table is one sentence.
     """
     if found.table.empty:
         return pd.DataFrame({"attribute": [NOTHING]})
@@ -63,7 +63,7 @@ def table(found: Subgroups, metrics: Sequence[str] = PRINTED) -> pd.DataFrame:
             lines += _group_lines(start | {"group": group}, of_group, metrics[0])
         first = (of[of["metric"] == metrics[0]] for of in (found.gaps, found.sites))
         gaps, sites = (of[of["attribute"] == attribute] for of in first)
-        if (gaps["why"] != "").all():  # of the same patients: one sentence for all
+        if (gaps["why"] != "").all():  # all backbones have the same patients: one sentence for all
             lines.append(start | {"group": "largest gap", metrics[0]: gaps["why"].iloc[0]})
         for name, of_one in names.by_backbone(gaps[gaps["why"] == ""]).items():
             words = gap_words(of_one.iloc[0])

@@ -14,14 +14,14 @@ from medlib.files import save_csv, save_text
 from medlib.show import answers, names
 from medlib.stats.metrics import LOSSES
 
-LONG = 44  # letters; a longer column is set in lines
+LONG = 44  # letters; a longer column is wrapped
 WIDE, TALL = 150, 60  # letters and lines of a LaTeX table; a larger one becomes several
 ONE_TRAINING, FEW, ENOUGH = "†", "‡", 20  # patients of a class: with fewer it is marked
 FEW_WORDS = f"{FEW}: a class has fewer than {ENOUGH} patients"
 MARKS = (
-    f"{ONE_TRAINING}: the interval is over test patients alone, because there was one training, or "
-    f"the head was not trained again, or draws of so few patients lacked a class; {FEW_WORDS}; "
-    "due to training: the share of training in the variance of the AUROC."
+    f"{ONE_TRAINING}: the interval is over test patients alone, because training was not repeated, "
+    f"or because draws of so few patients lacked a class; {FEW_WORDS}; due to training: the share "
+    "of the variance of the AUROC that is due to training."
 )
 AIMS = ("sensitivity", "specificity")  # of thresholds
 OVER_CLASSES = (
@@ -46,15 +46,16 @@ HTML.globals["wide"] = lambda cell: Markup(" class=long" if len(cell) > 70 else 
 def main_table(
     table: pd.DataFrame, tasks: names.Tasks, metrics: Sequence[str] = names.PAPER_METRICS
 ) -> pd.DataFrame:
-    """The long table made wide: one row per task, backbone, regime, head and label fraction.
+    """Make the long table wide: one row per task, backbone, regime, head and label fraction.
 
     Columns: task (its title), backbone (its printed name), pretraining, regime, head,
     label_fraction, n_patients, candidates, one per metric, and training (the share of training in
     the variance of the AUROC). A cell reads `value [low, high]`, with the interval of the
     procedure. Where that is unknown, the interval is over test patients alone, and
     :data:`ONE_TRAINING` follows it. A cell ends in :data:`FEW` if it is a mean over classes and one
-    of them has fewer than 20 patients. It is empty where there is no result. Rows come in the order
-    of `tasks`, then of the figure's backbones, then regimes, heads, and the larger fraction first.
+    of them has fewer than 20 patients. It is empty where there is no result. Rows are sorted by
+    task (in the order of `tasks`), backbone (in the order of figures), regime and head; larger
+    label fractions come first.
     """
     rows = names.shown_rows(table, tasks, metrics)
     known, cells = rows["procedure_low"].notna(), []
@@ -77,10 +78,11 @@ def main_table(
 def ties(
     table: pd.DataFrame, tasks: names.Tasks, metrics: Sequence[str] = names.PAPER_METRICS
 ) -> pd.DataFrame:
-    """Which cells of :func:`main_table` hold the best of their task, or what is equivalent to it.
+    """Which cells of :func:`main_table` have the best value of their task or one equivalent to it.
 
-    `table` has, beside the columns that :func:`main_table` takes, the column `tied` (bool) of
-    `differences.tied_with_best`. A column a metric; rows in the order of :func:`main_table`.
+    `table` has the columns that :func:`main_table` takes, and the column `tied` (bool) of
+    `differences.tied_with_best`. The result has a column per metric, and rows in the order of
+    :func:`main_table`.
     """
     rows = names.shown_rows(table, tasks, metrics).assign(cell=table["tied"])
     return _wide(rows, tasks, metrics, False)[list(metrics)].astype(bool)
@@ -89,7 +91,7 @@ def ties(
 def _wide(
     rows: pd.DataFrame, tasks: names.Tasks, metrics: Sequence[str], empty: object
 ) -> pd.DataFrame:
-    """The column `cell` of long rows, a column a metric, in the order of tables."""
+    """Long rows as a wide table: the column `cell` as one column per metric, rows in order."""
     order = {"task": list(tasks), "name": list(names.in_order(rows)["name"])}
     order |= {"regime": list(names.REGIMES), "head": list(names.HEADS)}
     for column, categories in order.items():
@@ -114,7 +116,7 @@ def claims_table(verdicts: pd.DataFrame) -> pd.DataFrame:
     """`claims.verdicts` as printed: a row for each part of a claim, its effect and verdict."""
     words = {"within the margin": "within ± {:g}", "above -margin": "above −{:g}"}
     pairs = zip(verdicts["expected"], verdicts["margin"], strict=True)
-    # of "task: backbone, regime; …" the backbones, each once
+    # each backbone once, out of "task: backbone, regime; …"
     missing = [dict.fromkeys(re.findall(": (.*?),", a)) or [a] for a in verdicts["missing"]]
     expected = [words.get(expected, expected).format(margin) for expected, margin in pairs]
     columns = {"claim": verdicts["claim"], "contrast": verdicts["part"], "expected": expected}
@@ -125,7 +127,7 @@ def claims_table(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_arms(table: pd.DataFrame, tasks: names.Tasks, metric: str) -> pd.DataFrame:
-    """`recommendation.recommend` as printed: a row an arm, the best of a task first.
+    """`recommendation.recommend` as printed: a row per arm, the best of a task first.
 
     Where only random controls were run, one row says so.
     """
@@ -151,10 +153,11 @@ def best_arms(table: pd.DataFrame, tasks: names.Tasks, metric: str) -> pd.DataFr
 
 
 def calibration_table(beside: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `calibration.beside_raw` as printed: a row for each kind of probabilities.
+    """`calibration.beside_raw` as printed: a row for each backbone and kind of probabilities.
 
-    `beside` also has the columns backbone and pretraining. Of more than two classes the slope is
-    the mean over them; intercepts by class, which cancel each other in a mean, are not printed.
+    `beside` also has the columns backbone and pretraining. With more than two classes, the slope is
+    the mean over classes. The intercepts are then left out, because the intercepts of the classes
+    cancel each other in a mean.
     """
     whole, coefficient = beside["class"] == "", beside["metric"].isin(["slope", "intercept"])
     if (whole & coefficient).any():
@@ -174,7 +177,7 @@ def thresholds_table(points: pd.DataFrame) -> pd.DataFrame:
     """`operating.operating_points` as printed: a row for each backbone, class and rule.
 
     `points` also has the columns backbone and pretraining. PPV and NPV at a stated prevalence have
-    columns of their own.
+    separate columns.
     """
     points = points.reset_index(drop=True)
     own = points.groupby(["class", "backbone"])["prevalence"].transform("first")
@@ -199,10 +202,10 @@ def thresholds_table(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def classes_table(rates: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    """The rows of `diagnostics.by_class` as printed: a row for each class and backbone.
+    """`diagnostics.by_class` as printed: a row for each class and backbone.
 
-    `rates` also has the columns backbone and pretraining. :data:`FEW` follows the number of
-    patients of a class that has fewer than :data:`ENOUGH`.
+    `rates` also has the columns backbone and pretraining. A class with fewer than :data:`ENOUGH`
+    patients has :data:`FEW` after their number.
     """
     order = names.in_order(rates)
     named = rates.assign(cell=with_ends(rates, "{:.3f}")).merge(
@@ -232,7 +235,7 @@ def with_ends(
 
 
 def confounds_table(parts: pd.DataFrame, tasks: names.Tasks) -> pd.DataFrame:
-    """`claims.confounds` as printed: a row for each task, regime and size, a column a part."""
+    """`claims.confounds` as printed: rows are task, regime and size, and columns are parts."""
     titles = {task: card["title"] for task, card in tasks.items()} | {"all": "mean over all tasks"}
     titles = [titles.get(task, task) for task in parts["task"]]
     cells = parts.assign(cell=_effects(parts), task=titles)
@@ -244,7 +247,7 @@ def confounds_table(parts: pd.DataFrame, tasks: names.Tasks) -> pd.DataFrame:
 
 
 def _percent(shares: pd.Series) -> pd.Series:
-    """Whole percent, empty where a share is unknown."""
+    """Whole percent; empty if a share is unknown."""
     return shares.map("{:.0%}".format).where(shares.notna(), "")
 
 
@@ -265,13 +268,12 @@ def save_table(
 ) -> list[Path]:
     """Write a table as `<stem>.csv`, `.md` (pipes), `.tex` (booktabs) and `.html` (a fragment).
 
-    The CSV holds `data`, or else the frame as it is. The .tex needs only
-    `\\usepackage{booktabs}`. If the frame has a column `task` (or `attribute`), a line
-    separates the tasks. Cells
-    where `best` (of the same rows, columns as in `df`) is true are bold. Without it, the best of
-    each task is bold in every column of `METRICS`, and so are ties. Cells are compared by the
-    number that they start with. The note ends with the licences of the backbones of the column
-    `backbone`. Each file is written whole or not at all; returns their paths.
+    The CSV holds `data`, or else the frame as it is. The .tex needs only `\\usepackage{booktabs}`.
+    If the frame has a column `task` (or `attribute`), a line separates the tasks. Cells where
+    `best` (with the same rows and columns as `df`) is true are bold. Without `best`, the best value
+    of each task and its ties are bold in every column of `METRICS`. Cells are compared by the
+    number that they start with. The note ends with the licences of the backbones in the column
+    `backbone`. Each file is written whole or not at all. Returns the paths.
     """
     readable = _readable(df)
     note = f"{note} {names.licences(df.get('backbone', ()))}".strip()
@@ -288,7 +290,7 @@ def save_table(
 
 
 def _best_cells(df: pd.DataFrame) -> pd.DataFrame:
-    """Where the readable `df` holds the best of at least two cells of its task, by metric."""
+    """Mark the best cell of each task and metric, if the task has at least two values."""
     best = pd.DataFrame(False, df.index, df.columns)
     if "task" in df:
         for column in df.columns.intersection(list(names.METRICS.values())):
@@ -372,7 +374,7 @@ def _latex(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str, label:
 
 
 def _apart(df: pd.DataFrame) -> str:
-    """The column whose values a line separates; "" for none."""
+    """The column whose values are separated by a line; "" for none."""
     return next((column for column in ("task", "attribute") if column in df), "")
 
 

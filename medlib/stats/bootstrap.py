@@ -13,7 +13,7 @@ from scipy import special, stats
 
 from medlib.stats import draws, metrics, prediction
 
-CHUNK = 1 << 17  # elements of weights that a thread holds at once: its arrays fit the cache
+CHUNK = 1 << 17  # elements of weights that a thread holds at once, so that they fit the cache
 LEVEL = 0.95  # of all intervals
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 Z = float(stats.norm.ppf(TAILS[1]))
@@ -31,10 +31,10 @@ def bootstrap(
     """Metrics on ``resamples`` draws of patients: arrays (resamples,) by name.
 
     All samples of a patient are drawn together. Each patient gets the same counts in every frame,
-    so that differences between frames are paired, and so are the metrics of one frame. The values
-    are the same, to the bit, for any number of ``threads`` (default: one a core). Beside the sorted
-    samples each thread holds at most 100 bytes times :data:`CHUNK`, or times the number of samples
-    if that is larger. Raises ValueError as :func:`metrics.compute` does.
+    so that frames and metrics are paired by draw. The values are the same, to the bit, for any
+    number of ``threads`` (default: one per core). In addition to the sorted samples, each thread
+    holds at most 100 bytes times :data:`CHUNK`, or times the number of samples if that is larger.
+    Raises ValueError as :func:`metrics.compute` does.
     """
     evaluate, patients = prediction.evaluator(predictions, classes, names)
     at_once = max(1, CHUNK // len(predictions))
@@ -136,10 +136,10 @@ def ends(name: str, ends: tuple[float, float]) -> dict[str, float]:
 
 
 def logit_interval(value: float, error: float, n: int, reach: float = Z) -> tuple[float, float]:
-    """The interval of a share (0 to 1) with standard error ``error``, on the logit scale.
+    """The interval of a proportion (0 to 1) with standard error ``error``, on the logit scale.
 
-    ``reach`` standard errors wide to each side. Where the value is 0 or 1 there is no such scale:
-    then it is Wilson's (JASA 22, 1927) for ``n`` patients, of the rarer class.
+    It is ``reach`` standard errors wide to each side. A value of 0 or 1 has no logit. It gets
+    Wilson's interval (JASA 22, 1927) for ``n`` patients, those of the rarer class.
     """
     if not np.isfinite(value):
         return np.nan, np.nan
@@ -152,7 +152,7 @@ def logit_interval(value: float, error: float, n: int, reach: float = Z) -> tupl
 
 
 def takes_bca(name: str) -> bool:
-    """Whether a metric is no share of something: a loss, or a kappa, which may be negative."""
+    """Whether a metric gets a BCa interval: losses and kappas, which are not proportions."""
     return name in metrics.LOSSES or name.startswith("kappa")
 
 
@@ -161,10 +161,10 @@ def interval(
 ) -> tuple[float, float]:
     """The 95 % interval over patients of the metric ``name``, from its resamples ``values``.
 
-    Shares from 0 to 1 get the logit interval with the bootstrap's standard deviation, losses and
-    kappas BCa. The expected calibration error is biased upwards, and resampling adds to it: no
-    interval covers, so it has none. ``rarest``: patients of the rarest class; ``left_out`` as in
-    :func:`bca_interval`. NaN where there is no interval.
+    Proportions get the logit interval with the bootstrap's standard deviation. Losses and kappas
+    get BCa. The expected calibration error has no interval: it is biased upwards, resampling adds
+    to the bias, and so no interval covers the truth. ``rarest`` is the number of patients of the
+    rarest class; ``left_out`` is as in :func:`bca_interval`. NaN where there is no interval.
     """
     if name == "ece" or np.isfinite(values).sum() < 2:
         return np.nan, np.nan
@@ -198,10 +198,10 @@ def delong(
 ) -> tuple[np.ndarray, np.ndarray]:
     """AUROCs (m,) of ``scores`` (m, n) on the same samples, and their covariance (m, m).
 
-    ``y`` (n,) is 1 for positive samples, else 0. DeLong et al. (Biometrics 44, 1988), in the form
-    for clustered data of Obuchowski (Biometrics 53, 1997): samples of the same patient, by
-    ``patients`` (n,), may depend on each other. With one sample a patient it is DeLong's. NaN where
-    a class has fewer than two patients.
+    ``y`` (n,) is 1 for positive samples, else 0. The method is that of DeLong et al. (Biometrics
+    44, 1988), extended to clustered data by Obuchowski (Biometrics 53, 1997): samples of the same
+    patient, by ``patients`` (n,), may depend on each other. With one sample per patient the two are
+    the same. NaN where a class has fewer than two patients.
     """
     y, scores = np.asarray(y, dtype=bool), np.asarray(scores, dtype=np.float64)
     owner, names = pd.factorize(np.asarray(patients))
@@ -234,10 +234,10 @@ def delong(
 def delong_of_frames(
     frames: list[pd.DataFrame], classes: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """:func:`delong` of predictions of the same samples in the same order.
+    """:func:`delong` for several predictions of the same samples in the same order.
 
-    In cross-validation of the mean over folds, as :func:`prediction.evaluator` weighs them. NaN for
-    more than two classes.
+    In cross-validation, the AUROC is the mean over folds, weighted as in
+    :func:`prediction.evaluator`. NaN for more than two classes.
     """
     m = len(frames)
     if len(classes) != 2:

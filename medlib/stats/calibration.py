@@ -42,9 +42,10 @@ def fitted(y: np.ndarray, proba: np.ndarray, method: str = TEMPERATURE) -> Scali
     """The scaling with the lowest log-loss on labels (n,) in 0 … K-1 and probabilities (n, K).
 
     ``method`` is TEMPERATURE (Guo et al., ICML 2017), or OFFSETS: a temperature, and an offset for
-    each class (Alexandari et al., ICML 2020; of two classes this is Platt scaling). The temperature
-    lies between exp(-5) and exp(5). Targets lie a little inside of 0 and 1 (Platt, in Smola et al.,
-    Advances in Large Margin Classifiers, 1999), so that separable classes have an optimum.
+    each class (Alexandari et al., ICML 2020; with two classes this is Platt scaling). The
+    temperature lies between exp(-5) and exp(5). Targets are a little above 0 and a little below 1
+    (Platt, in Smola et al., Advances in Large Margin Classifiers, 1999), so that separable classes
+    have an optimum.
     """
     logs, k = _logs(proba), proba.shape[1]
     own = (np.bincount(y, minlength=k) + 1) / (np.bincount(y, minlength=k) + 2)
@@ -83,7 +84,7 @@ def calibrated(
 
 
 def of_arm(arm: Arm, method: str = TEMPERATURE) -> list[pd.DataFrame]:
-    """The calibrated predictions of each seed of an arm, as :attr:`Arm.frames` are."""
+    """The calibrated predictions of an arm, one frame for each seed (see :attr:`Arm.frames`)."""
     both = zip(arm.frames, arm.validated, strict=True)
     return [calibrated(frame, validation, arm.classes, method) for frame, validation in both]
 
@@ -112,13 +113,14 @@ def beside_raw(arm: Arm, resamples: int = 5000) -> pd.DataFrame:
 def coefficients(frames: Sequence[pd.DataFrame], classes: list[str]) -> pd.DataFrame:
     """Calibration intercept and slope with 95 % intervals: means over the seeds' predictions.
 
-    The slope is that of a logistic regression of the class on the log odds of its probability; it
-    is below 1 if probabilities are too extreme. The intercept is that of the same regression with
-    a slope of 1; it is below 0 if the class is predicted too often (Van Calster et al., J. Clin.
-    Epidemiol. 74, 2016). Of two classes it is the second one; of more, each against the others, and
-    the mean over them (class ""). Samples of a patient may depend on each other. Columns: metric
-    ("slope", "intercept"), class, value, ci_low, ci_high. NaN where probabilities separate the
-    classes, a class is missing, or the regression diverges: then there is no such slope.
+    The slope is that of a logistic regression of the class on the log odds of its probability. It
+    is below 1 if probabilities are too extreme. The intercept is that of the same regression with a
+    slope of 1. It is below 0 if the class is predicted too often (Van Calster et al., J. Clin.
+    Epidemiol. 74, 2016). With two classes, the second class is judged. With more, each class is
+    judged against the others, and class "" has the mean over classes. The intervals allow for
+    dependence between the samples of a patient. Columns: metric ("slope", "intercept"), class,
+    value, ci_low, ci_high. NaN if a class is missing, or if the regression has no solution:
+    probabilities separate the classes, or it diverges.
     """
     ranked, rows = ranked_classes(len(classes)), []
     owner = pd.factorize(frames[0]["patient_id"])[0]
@@ -143,7 +145,8 @@ def _coefficient(
 ) -> tuple[float, np.ndarray]:
     """The intercept or the slope of class ``c``, and each patient's influence on it (patients,).
 
-    The sum of the squares of the influences is its variance (the sandwich estimator by patient).
+    The variance of the coefficient is the sum of the squared influences (the sandwich estimator by
+    patient).
     """
     import statsmodels.api as sm
 
@@ -159,7 +162,7 @@ def _coefficient(
     design, given = (ones, odds) if name == "intercept" else (np.column_stack([ones, odds]), None)
     model = sm.GLM(hit.astype(float), design, family=sm.families.Binomial(), offset=given)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of probabilities that round to 0 or 1
+        warnings.simplefilter("ignore")  # about probabilities that round to 0 or 1
         found = model.fit(maxiter=100)
     if not found.converged or np.abs(found.params).max() > DIVERGED:
         return float("nan"), none

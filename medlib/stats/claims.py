@@ -1,27 +1,27 @@
 """The paper's claims, written down before any result was seen, and the verdict on each.
 
-A part of a claim is a contrast, and what the claim expects of it: a weighted sum of the AUROC of
-backbones, taken in each regime and task, averaged over tasks. It gets an effect with its interval
-and p-values, for and against the claim. A claim is
+A claim has one or more parts. A part is a contrast and its expected result. The contrast is a
+weighted sum of AUROCs over backbones and regimes, averaged over tasks. It gets an effect with its
+interval, and p-values for and against the claim. A claim is
 
-- **supported** when all its parts are: the effect is shown to lie on the claimed side of zero, or
-  within the margin where the claim is that nothing differs;
+- **supported** when all its parts are: the effect is shown to lie on the claimed side of zero, or,
+  if the claim is that nothing differs, within the margin;
 - **right direction, smaller than the margin** when all its parts are shown to have the claimed
   side, and one of them is shown to be smaller than the margin;
-- **contradicted** when one part is: the effect is shown to lie on the other side of zero, or beyond
-  the margin where the claim is that nothing differs;
+- **contradicted** when one part is: the effect is shown to lie on the other side of zero, or, if
+  the claim is that nothing differs, beyond the margin;
 - **inconclusive** when none of these is shown;
-- **not tested** when an arm is missing, or was trained only once. Only the weights that a claim
-  names count: random initialisation and other sizes never replace them.
+- **not tested** when an arm is missing, or was trained only once. An arm of random weights or of
+  another size never replaces a missing arm.
 
-All this is shown of the procedure, not only of the trained models: the standard error is over test
-patients, training patients and seeds. P-values are corrected by Holm's method for the number of
-claims. C3 says that all sizes differ by less than the margin. C4 says that the small one is not
-worse by more than the margin. Both are tested one-sided at the same level, so that C4 is supported
-wherever C3 is.
+These verdicts are about the procedure, not only about the trained models: the standard error is
+over test patients, training patients and seeds. P-values are corrected by Holm's method for the
+number of claims. C3 says that all sizes differ by less than the margin. C4 says that the small one
+is not worse by more than the margin. Both are tested one-sided at the same level, so that C4 is
+supported whenever C3 is.
 
-A claim is judged on the paper's tasks. A task that was not run gives its place to its stand-in, and
-the row's note names the stand-in.
+A claim is judged on the paper's tasks. If a task was not run, its stand-in takes its place, and the
+row's note names the stand-in.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -43,7 +43,7 @@ CNNS = ("vgg16-imagenet", "resnet50-imagenet", "densenet121-imagenet")
 DINOV2 = {"S": "dinov2_small", "B": "dinov2_base", "L": "dinov2_large"}
 BOTH = {"frozen": 0.5, "finetuned": 0.5}  # the mean of the two regimes
 APART = {"frozen": 1, "finetuned": -1}
-SUPERVISED = {"S": "vit_small-imagenet", "B": "vit_base-imagenet"}  # as large as DINOv2's
+SUPERVISED = {"S": "vit_small-imagenet", "B": "vit_base-imagenet"}  # of the same sizes as DINOv2's
 
 
 def mean_of(backbones: Collection[str], weight: float = 1.0) -> dict[str, float]:
@@ -68,7 +68,7 @@ class Part(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """What is claimed, of which tasks; a difference in AUROC below ``margin`` counts as none."""
+    """A claim about some tasks; differences in AUROC below ``margin`` do not matter."""
 
     name: str
     words: str
@@ -117,9 +117,10 @@ def contrast(
 ) -> tuple[Effect | None, list[str]]:
     """The mean over tasks of weighted sums of arms, and what is missing.
 
-    ``places`` comes from :func:`by_place`. All arms of a task are taken at one label fraction, the
-    largest at which none is missing: frozen and fine-tuned backbones have seen the same labels.
-    ``weighting`` of the tasks: "equal", or "precision", by the inverse of their variance.
+    ``places`` comes from :func:`by_place`. All arms of a task have the same label fraction: the
+    largest one at which no arm is missing. So frozen and fine-tuned backbones have seen the same
+    labels. Tasks are weighted by ``weighting``: "equal", or "precision" (the inverse of their
+    variance). The effect is None if something is missing.
     """
     weights = {(b, r): x * y for b, x in backbones.items() for r, y in regimes.items()}
     missing, of_tasks = [], []
@@ -154,9 +155,8 @@ def verdicts(
     Columns: claim, words, part, expected, tasks, regimes, metric, margin, weighting, the columns of
     :func:`differences.evidence`, ``power``, the verdict on the whole claim, the missing arms, and a
     note that names the stand-ins among the tasks. ``power`` is the probability that the part is
-    shown, at the level of Holm's first step: that an effect as large as the margin is told from
-    zero, or that an effect of zero is shown to lie within it. Of ``arms`` only those of linear
-    heads are used.
+    shown at the level of Holm's first step. For a direction, the true effect is as large as the
+    margin; for equivalence it is zero. Only the arms with linear heads are used.
     """
     arms, claims = list(arms), list(claims)
     places, judged = by_place(arms, metric), []
@@ -199,8 +199,9 @@ def verdicts(
 def with_stand_ins(arms: Iterable[Arm]) -> pd.DataFrame:
     """The claims table, and under it the claims judged again on stand-ins.
 
-    In the second part a stand-in that was run takes the place of the paper's task, even if that was
-    run too. P-values are corrected within each part. Claims that change no task are left out.
+    In the second part, each stand-in that was run replaces the paper's task, even if that task was
+    run too. P-values are corrected within each part. Claims whose tasks stay the same are left out
+    of the second part.
     """
     arms = list(arms)
     table, present = verdicts(arms), by_place(arms)
@@ -210,10 +211,10 @@ def with_stand_ins(arms: Iterable[Arm]) -> pd.DataFrame:
 
 
 def _sides(expected: str, found: Effect | None, margin: float) -> dict[str, float]:
-    """P-values for and against what a claim expects, and that a direction is below the margin.
+    """P-values of a part: for the claim, against it, and for an effect below the margin.
 
-    For a direction they are two-sided, so that they agree with the 95 % interval; for equivalence
-    ``p_for`` is one-sided (two of them for both sides).
+    For a direction they are two-sided, so that they agree with the 95 % interval. For equivalence
+    ``p_for`` is one-sided; if the effect is bounded on both sides, it is the larger of two.
     """
     if found is None:
         return dict.fromkeys(["p_for", "p_against", "p_small"], float("nan"))
@@ -233,7 +234,7 @@ def _sides(expected: str, found: Effect | None, margin: float) -> dict[str, floa
 
 
 def _power(expected: str, found: Effect | None, margin: float, n_claims: int) -> float:
-    """The probability that a part is shown where it is so: see :func:`verdicts`."""
+    """The probability that a part is shown if it is true: see :func:`verdicts`."""
     if found is None or not found.error > 0:
         return float("nan")
     level, of = differences.ALPHA / n_claims, stats.t(found.df)
@@ -244,7 +245,7 @@ def _power(expected: str, found: Effect | None, margin: float, n_claims: int) ->
 
 
 def sensitivity(arms: Iterable[Arm], margins: Sequence[float] = (0.01, 0.02, 0.05)) -> pd.DataFrame:
-    """The verdict on each claim, where it is judged otherwise: a row for each way.
+    """The verdicts under other metrics, weightings and margins: a row for each combination.
 
     Columns: metric (also the paper's own, accuracy and weighted F1), weighting of the tasks
     ("equal", "precision"), margin, and a column for each claim.
@@ -261,14 +262,14 @@ def sensitivity(arms: Iterable[Arm], margins: Sequence[float] = (0.01, 0.02, 0.0
 
 
 def confounds(arms: Iterable[Arm]) -> pd.DataFrame:
-    """What the difference between DINOv2 and CNNs consists of, by task, regime and size.
+    """The parts of the difference between DINOv2 and CNNs, by task, regime and size.
 
-    ``part`` is "total", DINOv2 minus the mean of the CNNs. It is the sum of "pretraining", DINOv2
-    minus the supervised ViT of its size, and "architecture", this ViT minus the CNNs, both
-    pretrained on ImageNet with labels. "architecture, random weights" is the same for untrained
-    networks, with one CNN. The last rows are means over the tasks. DINOv2 L has no supervised ViT
-    of its size. ``missing`` names the arms without which a part is not tested. The tasks are those
-    of :func:`verdicts`.
+    The ``part`` "total" is DINOv2 minus the mean of the CNNs. It is the sum of two parts.
+    "pretraining" is DINOv2 minus the supervised ViT of its size. "architecture" is this ViT minus
+    the CNNs, both pretrained on ImageNet with labels. "architecture, random weights" is the same
+    for untrained networks, with one CNN. The last rows are means over the tasks. DINOv2 L has no
+    supervised ViT of its size. ``missing`` names the arms without which a part is not tested. The
+    tasks are those of :func:`verdicts`.
     """
     places, effects = by_place(arms), []
     tasks = of_paper(places)

@@ -1,7 +1,7 @@
 """Details behind one number: curves, confusion matrices, calibration, and what a network sees.
 
-Functions of predictions take those of one arm, a frame for each seed, and return the tidy frame of
-a figure. Bands and intervals are pointwise 95 % percentiles over draws of patients.
+Functions of predictions take the predictions of one arm, a frame for each seed, and return the tidy
+frame of a figure. Bands are pointwise 95 % percentile intervals over draws of patients.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,11 @@ Frames = Sequence[pd.DataFrame]
 def roc_and_pr(frames: Frames, classes: list[str], resamples: int = 500) -> pd.DataFrame:
     """ROC and precision-recall curves with bands: curve ("roc", "pr"), x, y, low, high.
 
-    ``x`` is the false positive rate, or the recall; ``y`` the sensitivity (linear between points),
-    or the precision at the first threshold that reaches this recall (as average precision counts
-    it). With more than two classes, the mean of the curves of each class against the others; with
-    several seeds, their mean. The band leaves out resamples that lack a class.
+    For "roc", ``x`` is the false positive rate and ``y`` the sensitivity (linear between points).
+    For "pr", ``x`` is the recall and ``y`` the precision at the first threshold that reaches this
+    recall, as in average precision. With more than two classes, ``y`` is the mean over the curves
+    of each class against the others. With several seeds, it is the mean over seeds. The band leaves
+    out resamples that lack a class.
     """
     owner, counts = _draws(frames[0], resamples)
     weights = np.vstack([np.ones_like(counts[:1]), counts])[:, owner]  # first the sample itself
@@ -52,7 +53,7 @@ def _curves_of(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> 
         if not hits[-1] or not misses[-1]:
             continue
         x, y = np.append(0, misses / misses[-1]), np.append(0, hits / hits[-1])
-        roc[row] = np.interp(RATES, x, y)  # on a vertical step its upper end
+        roc[row] = np.interp(RATES, x, y)  # at a vertical step: its upper end
         called = hits + misses
         precision = np.divide(hits, called, out=np.ones(len(hits)), where=called > 0)
         first = np.searchsorted(y[1:], np.maximum(RATES, 1e-12), side="left")
@@ -77,11 +78,12 @@ def by_class(frames: Frames, classes: list[str], resamples: int = 500) -> pd.Dat
     """Each class against the rest: label, n_patients, metric, value, ci_low, ci_high.
 
     The metrics are "auroc" (of the class's probability), "sensitivity" (recall: the share of the
-    class that is called so) and "specificity" (the share of the rest that is not). The class with
-    the highest probability is called. In cross-validation each is a mean over folds, as in
-    :func:`prediction.evaluator`; with several seeds, their mean. The intervals are those of
-    :func:`bootstrap.interval`, with the same draws of test patients as everywhere. ``n_patients``
-    have a sample of the class. NaN where the class, or the rest, has no sample.
+    class that is predicted as this class) and "specificity" (the share of the rest that is not).
+    The predicted class is the one with the highest probability. In cross-validation each is a mean
+    over folds, as in :func:`prediction.evaluator`; with several seeds, their mean. The intervals
+    are those of :func:`bootstrap.interval`, on the same draws of test patients as everywhere.
+    ``n_patients`` is the number of patients with a sample of the class. NaN where the class, or the
+    rest, has no sample.
     """
     rows, label, patient = [], frames[0]["y_true"], frames[0]["patient_id"]
     for name in classes:
@@ -119,7 +121,7 @@ def _against_rest(
 
 
 def reliability(frames: Frames, classes: list[str], resamples: int = 500) -> pd.DataFrame:
-    """How often the called class is right, by bins of confidence: a row for each filled bin.
+    """The accuracy of the predicted class by bins of confidence: a row for each filled bin.
 
     Columns: confidence (the mean in the bin), accuracy, low, high, count (mean over seeds).
     """
@@ -148,9 +150,10 @@ def interval_widths(frame: pd.DataFrame, classes: list[str], resamples: int = 50
     """The 95 % interval of a run's accuracy, drawn in three ways.
 
     Columns: way, value, ci_low, ci_high, ratio (the width by patient over the width of this way).
-    By patient, as in this study; by image, as if a patient's images were independent; and as the
-    paper's released code does it, from means of resamples of the bootstrap values. This last one is
-    an interval of the bootstrap's mean, too narrow by the square root of the number of values.
+    The first way draws patients, as in this study. The second draws images, as if a patient's
+    images were independent. The third is that of the paper's released code: it resamples the
+    bootstrap values and takes their means. This is an interval of the bootstrap's mean, which is
+    too narrow by a factor of the square root of the number of values.
     """
     alone = frame.assign(patient_id=frame["sample_id"])
     how = {"resamples": resamples, "names": ["accuracy"]}
@@ -168,8 +171,8 @@ def interval_widths(frame: pd.DataFrame, classes: list[str], resamples: int = 50
 def principal_colours(maps: np.ndarray) -> np.ndarray:
     """Local features (n, h, w, d) as colours (n, h, w, 3) in 0 to 1: three principal components.
 
-    The components are computed over all places of all images together, so that a colour means the
-    same in each image (as Oquab et al., DINOv2, TMLR 2024, show patch tokens).
+    The components are computed over all positions of all images together, so that a colour means
+    the same in each image (as Oquab et al., DINOv2, TMLR 2024, show patch tokens).
     """
     from sklearn.decomposition import PCA
 
@@ -184,11 +187,11 @@ def principal_colours(maps: np.ndarray) -> np.ndarray:
 def class_activation(
     maps: np.ndarray, embeddings: np.ndarray, y: np.ndarray, of: np.ndarray
 ) -> np.ndarray:
-    """Class-activation maps (n, h, w) of a linear head: positive where a place speaks for a class.
+    """Class-activation maps (n, h, w) of a linear head: positive at evidence for the class.
 
-    For networks whose embedding is the mean of ``maps`` (n, h, w, d) over their places (Zhou et
-    al., CVPR 2016). The head is a logistic regression on standardised ``embeddings`` (m, d) with
-    labels ``y`` (m,); ``of`` (n,) names the class in question for each image.
+    They apply to networks whose embedding is the mean of ``maps`` (n, h, w, d) over positions (Zhou
+    et al., CVPR 2016). The head is a logistic regression on standardised ``embeddings`` (m, d) with
+    labels ``y`` (m,). ``of`` (n,) names the class of each image's map.
     """
     from sklearn.linear_model import LogisticRegression
 

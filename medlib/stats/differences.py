@@ -14,9 +14,9 @@ from medlib.errors import listed
 from medlib.stats import bootstrap, metrics, runs
 from medlib.stats.effects import Arm, Effect, effect, of_runs
 
-MARGIN = 0.02  # AUROC: a smaller difference counts as none
-ALPHA, POWER = 0.05, 0.8  # of tests, and of the minimum detectable difference
-CEILING, FEW = 0.97, 100  # above this AUROC, equivalence needs at least so many test patients
+MARGIN = 0.02  # of the AUROC: smaller differences do not matter
+ALPHA, POWER = 0.05, 0.8  # level of tests, and power of the detectable difference
+CEILING, FEW = 0.97, 100  # above this AUROC, equivalence is only tested with so many test patients
 OF_A_SIDE = ("backbone", "pretraining", "regime")
 SIDES = [f"{side}_{name}" for side in ("one", "other") for name in OF_A_SIDE]
 EVIDENCE = ["difference", "ci_low", "ci_high", "procedure_low", "procedure_high", "error", "df"]
@@ -30,10 +30,11 @@ def arms(
     resamples: int = 5000,
     head: str = "linear",
 ) -> list[Arm]:
-    """The main cells (:func:`runs.is_main`) with this head ("": any), resampled together.
+    """The arms of the main cells (:func:`runs.is_main`), all on the same draws of patients.
 
-    An arm for each cell and each metric of ``names``; with ``resamples`` 0 it has no draws. Raises
-    ValueError as :func:`summaries.summarise` does.
+    There is an arm for each cell and each metric of ``names``. Cells have this ``head``; with ""
+    they have any. With ``resamples`` 0 an arm has no draws. Raises ValueError as
+    :func:`summaries.summarise` does.
     """
     cells = [c for c in runs.runs_by_cell(folders) if c[0].main]
     cells = [c for c in cells if c[0].named()["head"] == (head or c[0].named()["head"])]
@@ -42,7 +43,7 @@ def arms(
 
 
 def on_most_labels(arms: Iterable[Arm], regime: str) -> list[Arm]:
-    """The arms in a regime on the largest share of the labels that this regime has."""
+    """The arms of a regime on the largest label fraction that any of its arms has."""
     own = [arm for arm in arms if arm.cell["regime"] == regime]
     most = max((arm.cell["label_fraction"] for arm in own), default=1)
     return [arm for arm in own if arm.cell["label_fraction"] == most]
@@ -51,14 +52,15 @@ def on_most_labels(arms: Iterable[Arm], regime: str) -> list[Arm]:
 def evidence(found: Effect | None, margin: float = MARGIN) -> dict[str, float | str]:
     """Intervals and tests of a difference: the columns :data:`EVIDENCE`.
 
-    ``ci`` is the 95 % interval over test patients: it is about these trained models on other
-    patients. ``procedure`` is the interval over test patients, training patients and seeds.
-    ``error`` is its standard error, and ``training`` names what tells how training varies;
-    ``training_share`` is the share of training in the variance. ``p_value`` (two-sided) and
-    ``p_equivalence`` (two one-sided tests, against -margin and margin) come from ``error``, and
-    need it above zero. All these are NaN where the error of training is unknown: one training says
-    nothing about backbones. ``p_bootstrap`` is a check. It is the two-sided p-value over patients
-    alone, from the share of resamples beyond zero.
+    ``ci_low`` and ``ci_high`` are the 95 % interval over test patients: it is about these trained
+    models on other patients. ``procedure_low`` and ``procedure_high`` are the interval over test
+    patients, training patients and seeds. ``error`` is the standard error of the second interval.
+    ``training`` names the source of its part that is due to training, and ``training_share`` is the
+    share of this part in the variance. ``p_value`` (two-sided) and ``p_equivalence`` (two one-sided
+    tests, against -margin and margin) come from ``error``, and need it above zero. If the error due
+    to training is unknown, ``error`` and everything that comes from it are NaN: a single training
+    says nothing about backbones. ``p_bootstrap`` is a check. It is the two-sided p-value over test
+    patients alone, from the share of resamples beyond zero.
     """
     if found is None or not np.isfinite(found.value):
         return dict.fromkeys(EVIDENCE, float("nan")) | {"training": "", "n_seeds": 0}
@@ -77,7 +79,7 @@ def evidence(found: Effect | None, margin: float = MARGIN) -> dict[str, float | 
 
 
 def one_sided(found: Effect, bound: float, side: str) -> float:
-    """The p-value of the claim that an effect lies ``side`` ("above", "below") of a bound."""
+    """The p-value of the claim that an effect is "above" or "below" (``side``) a bound."""
     if not found.error > 0:
         return float("nan")
     t = (found.value - bound) / found.error
@@ -85,11 +87,11 @@ def one_sided(found: Effect, bound: float, side: str) -> float:
 
 
 def difference(one: Arm, other: Arm, margin: float = MARGIN) -> dict[str, float | str]:
-    """``one`` minus ``other``, paired by patient, redraw and seed: :func:`evidence`.
+    """The :func:`evidence` on ``one`` minus ``other``, paired by patient, redraw and seed.
 
-    Equivalence is not tested if one of the two AUROCs is above :data:`CEILING` and there are fewer
-    than :data:`FEW` test patients: there the test is wrong too often. Raises ValueError for arms
-    that cannot be paired.
+    If one of the two AUROCs is above :data:`CEILING`, equivalence is only tested with at least
+    :data:`FEW` test patients, because the test is wrong too often with fewer. Raises ValueError for
+    arms that cannot be paired.
     """
     return _compared(one, other, margin)[0]
 
@@ -113,16 +115,17 @@ def differences(
 ) -> pd.DataFrame:
     """All paired differences, ``one`` minus ``other``: between backbones and between regimes.
 
-    ``contrast`` is "backbones" (any two in one regime, head and label fraction) or "regimes" (one
-    backbone, trained minus frozen, with the same head and on the same labelled patients: those of
-    the seeds that both have). P-values are corrected by Holm's method within a ``family``. The
-    ``primary`` one is declared before the grid runs: all pairs of pretrained backbones in the
-    regime ``primary``, over all tasks, at the largest label fraction of each. The others are
-    secondary: the further pairs of a task and regime, and the regimes of a task. ``different`` and
-    ``equivalent`` say what holds at the 5 % level after the correction. ``detectable`` is the
-    smallest true difference that would be found with a power of 80 %, at the level of the
-    correction's first step. ``simultaneous`` is the interval that holds for all of a family at
-    once (:func:`simultaneous_reach`).
+    ``contrast`` is "backbones" or "regimes". "backbones" are two backbones with the same regime,
+    head and label fraction. "regimes" is one backbone, trained minus frozen, with the same head and
+    label fraction. Both arms have the same labelled patients, because only their common seeds
+    count. P-values are corrected by Holm's method within a ``family``. The ``primary`` family is
+    declared before the grid runs: all pairs of pretrained backbones in the regime ``primary``, over
+    all tasks, at the largest label fraction of each. All other families are secondary: the other
+    pairs of a task and regime, and the regimes of a task. ``different`` and ``equivalent`` say what
+    is shown at the 5 % level after the correction. ``detectable`` is the smallest true difference
+    that would be found with a power of 80 %, at the level of the correction's first step.
+    ``simultaneous_low`` and ``simultaneous_high`` are an interval that is simultaneous over the
+    family (:func:`simultaneous_reach`).
     """
     arms = list(arms)
     most: dict = {}
@@ -172,12 +175,13 @@ def differences(
 def simultaneous_reach(
     effects: Sequence[Effect | None], level: float = bootstrap.LEVEL, one_sided: bool = False
 ) -> float:
-    """How many standard errors a simultaneous interval of a family reaches to each side.
+    """How many standard errors the simultaneous intervals of a family reach to each side.
 
-    It is the quantile of the largest deviation over the family, in standard errors
-    (:func:`deviations`); with ``one_sided``, of the largest upwards. The errors are taken as known.
-    An interval with few degrees of freedom reaches to the same quantile of its t distribution. NaN
-    for a family without any error.
+    For each draw, the deviation of every effect is divided by the effect's standard error
+    (:func:`deviations`), and the largest one is taken: by absolute value, or with ``one_sided`` by
+    value. The reach is the quantile of these maxima at ``level``. It treats the standard errors as
+    known. For an effect with few degrees of freedom, callers take the same quantile of its t
+    distribution. NaN if no effect of the family has an error above zero.
     """
     rng, largest = np.random.default_rng(0), -np.inf
     for found in effects:
@@ -188,10 +192,11 @@ def simultaneous_reach(
 
 
 def deviations(found: Effect, rng: np.random.Generator) -> np.ndarray:
-    """Deviations of an effect from its mean, (resamples,), over both sources of its error.
+    """Deviations of an effect from its mean, (resamples,), from both sources of its error.
 
-    Each is the sum of two: of a resample of test patients, and of a redraw of training patients.
-    Where seeds tell how training varies, a normal random number takes the place of the second.
+    Each one is a sum: the deviation in a resample of test patients, plus the deviation in a redraw
+    of training patients. If the error due to training comes from seeds, alone or in part, the
+    second term is a normal random number with this error.
     """
     at = np.arange(len(found.draws))
     apart = found.draws - np.nanmean(found.draws)
@@ -205,8 +210,8 @@ def on_same_labels(by_seed: pd.DataFrame) -> pd.DataFrame:
     """Each backbone frozen and fine-tuned on the same labelled patients, with a linear head.
 
     `by_seed` has the rows of one metric of `summary.csv`. Columns: task, backbone, pretraining,
-    label_fraction, n_patients, n_images, frozen and finetuned (means over the seeds that both
-    have) and n_seeds. A frozen arm that no seed changes counts for every seed.
+    label_fraction, n_patients, n_images, frozen and finetuned (means over the seeds that both have)
+    and n_seeds. A frozen arm that does not depend on the seed counts for every seed.
     """
     rows = by_seed[by_seed["head"] == "linear"]
     keys = ["task", "backbone", "pretraining", "label_fraction", "n_patients", "n_images"]
@@ -234,12 +239,13 @@ def holm(p: pd.Series | np.ndarray) -> np.ndarray:
 
 
 def mean_ranks(values: pd.DataFrame) -> tuple[pd.Series, dict]:
-    """Backbones (columns) ranked in every task (rows), as the mean over tasks; 1 is the highest.
+    """Mean ranks of the backbones (columns) over tasks (rows); rank 1 is the highest value.
 
-    Ties share their rank. The second value holds ``n_tasks``; ``p_friedman``, the p-value of
-    Friedman's test that all are alike; and ``critical_difference``: two mean ranks at least this
-    far apart differ at the 5 % level by Nemenyi's test (Demšar, JMLR 7, 2006). Raises ValueError
-    when a value is missing, because ranks among fewer backbones mean something else.
+    Ties share their rank. The second result is a dict. ``n_tasks`` is the number of tasks.
+    ``p_friedman`` is the p-value of Friedman's test that all backbones are alike.
+    ``critical_difference`` is from Nemenyi's test (Demšar, JMLR 7, 2006): two mean ranks that are
+    at least this far apart differ at the 5 % level. Raises ValueError when a value is missing,
+    because ranks among fewer backbones cannot be compared.
     """
     holes = values.isna().stack()
     if missing := [f"{task} × {name}" for (task, name), hole in holes.items() if hole]:
@@ -269,10 +275,11 @@ def ranks_by_regime(arms: Iterable[Arm]) -> dict[str, tuple[pd.Series, dict]]:
 
 
 def tied_with_best(arms: Iterable[Arm], margin: float = MARGIN) -> pd.DataFrame:
-    """Which arms are the best of their task or equivalent to it: runs.CELL, metric and ``tied``.
+    """Whether each arm is the best of its task or equivalent to it: runs.CELL, metric and ``tied``.
 
-    For each metric, two one-sided tests of the difference to the best arm, corrected by Holm's
-    method within the task. An arm whose error of training is unknown ties with none.
+    For each metric, equivalence to the best arm is tested by two one-sided tests, corrected by
+    Holm's method within the task. An arm is not tied with the best if an error due to training is
+    unknown.
     """
     together, ties = defaultdict(list), []
     for arm in arms:

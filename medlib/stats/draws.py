@@ -1,8 +1,8 @@
-"""Draws of patients: of those who are tested, and of those who train and validate.
+"""Draws of test patients, and draws of training and validation patients.
 
 In a resample each patient counts Poisson(1) times (the Poisson bootstrap: Hanley & MacGibbon,
-Comput. Methods Programs Biomed. 83, 2006). A patient's counts follow from their id alone. So all
-tasks about the same people share their draws, also where some lack a modality.
+Comput. Methods Programs Biomed. 83, 2006). A patient's counts depend on the patient's id alone. So
+all tasks about the same people share their draws, even if some people lack a modality.
 """
 
 import functools
@@ -20,8 +20,8 @@ COUNTS = stats.poisson.ppf((np.arange(1 << 16) + 0.5) / (1 << 16), 1).astype(np.
 def counts(patients: Sequence, first: int, last: int, seed: int = TEST) -> np.ndarray:
     """How often each patient is drawn in the resamples ``first`` to ``last`` - 1: (B, n) uint8.
 
-    Each patient has a random stream of their own (SplitMix64: Steele et al., OOPSLA 2014), begun by
-    their id and ``seed``; one number gives the counts of four resamples.
+    Each patient has a separate random stream (SplitMix64: Steele et al., OOPSLA 2014) that starts
+    from the patient's id and ``seed``. One random number gives the counts of four resamples.
     """
     start = _starts(tuple(patients), seed)
     steps = np.arange(first // 4, -(-last // 4), dtype=np.uint64)

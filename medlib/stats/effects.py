@@ -1,8 +1,9 @@
-"""Arms, and weighted sums of them, with two standard errors.
+"""Arms, and weighted sums of arms, with two standard errors.
 
-One error is over test patients: it is about these trained models on other patients. The other is
-over training patients and seeds: it is about the same procedure, trained again. Their variances add
-up. Conclusions about backbones need both.
+The first error is over test patients. It says how far the result varies if these trained models are
+tested on other patients. The second error is over training patients and seeds. It says how far the
+result varies if the same procedure is trained again. Their variances are added. Conclusions about
+backbones need both.
 """
 
 from collections.abc import Sequence
@@ -16,17 +17,17 @@ from medlib.stats import bootstrap, metrics, prediction, runs
 
 
 class Arm(NamedTuple):
-    """One arm on one task, and one metric of it.
+    """One arm on one task, with one metric.
 
-    ``values``, ``draws`` and ``redraws`` map each seed to its own. The i-th draw is of the same
-    patients in all arms and seeds, and so is the i-th redraw.
+    ``values``, ``draws`` and ``redraws`` have an entry for each seed. The i-th draw has the same
+    test patients in all arms and seeds, and the i-th redraw the same training patients.
     """
 
     cell: dict  # the columns of runs.CELL
     metric: str
     values: dict[int, float]
     draws: dict[int, np.ndarray]  # (resamples,) on draws of the test patients
-    redraws: dict[int, np.ndarray]  # (redraws,) after draws of the training patients, if any
+    redraws: dict[int, np.ndarray]  # (redraws,) after redraws of the training patients, if any
     frames: list[pd.DataFrame]  # predictions of each seed, sorted by sample id
     classes: list[str]
     validated: Sequence[pd.DataFrame] = ()  # predictions of the validation patients, of each seed
@@ -37,13 +38,16 @@ class Arm(NamedTuple):
 
     @property
     def seeded(self) -> bool:
-        """Whether a seed draws weights or an order: of training, a random control or the MLP."""
+        """Whether the seed draws weights or the order of training.
+
+        It does so in trained regimes, in random controls and in the MLP head.
+        """
         drawn = self.cell["pretraining"] == "random" or self.cell["head"] == "mlp"
         return drawn or self.cell["regime"] != "frozen"
 
     @property
     def fixed(self) -> bool:
-        """Whether the arm is the same for every seed: its one run then stands for all of them."""
+        """Whether no seed changes the arm. Its single run then counts for every seed."""
         return not self.seeded and self.cell["label_fraction"] == 1
 
     def at(self, seed: int, field: str) -> np.ndarray:
@@ -57,12 +61,12 @@ class Effect(NamedTuple):
 
     value: float
     draws: np.ndarray  # (resamples,)
-    redraws: np.ndarray  # (redraws,); empty where seeds alone tell how training varies
+    redraws: np.ndarray  # (redraws,); empty if only seeds show how training varies
     patients: float  # the standard error over test patients
-    training: float  # over training patients and seeds; NaN: unknown, from one training
-    df: float  # degrees of freedom of both together (Satterthwaite)
+    training: float  # over training patients and seeds; NaN if there was one training
+    df: float  # degrees of freedom of the total error (Satterthwaite)
     n_seeds: int
-    source: str  # of the error of training: "redraws", "seeds", both, or ""
+    source: str  # of ``training``: "redraws", "seeds", "redraws and seeds" or ""
 
     @property
     def error(self) -> float:
@@ -70,7 +74,7 @@ class Effect(NamedTuple):
 
     @property
     def training_share(self) -> float:
-        """The share of training in the variance; NaN where there is none, or it is unknown."""
+        """The share of training in the variance; NaN if the variance is 0 or unknown."""
         return self.training**2 / self.error**2 if self.error > 0 else float("nan")
 
     def reach(self, level: float = bootstrap.LEVEL) -> float:
@@ -83,7 +87,7 @@ def of_runs(
 ) -> tuple[list[Arm], str]:
     """The arms of a cell, one for each metric, and the hash of its samples.
 
-    ``names`` None: all metrics that the task has.
+    If ``names`` is None, these are all metrics of the task.
     """
     frames, classes, samples = runs.read(of_cell)
     names = names or metrics.applicable(len(classes), ordered)
@@ -102,13 +106,15 @@ def of_runs(
 
 
 def effect(terms: Sequence[tuple[float, Arm]]) -> Effect | None:
-    """The sum of weight × arm over ``terms``, on the seeds that all arms have; None if none.
+    """The weighted sum of arms, on the seeds that all arms have; None without a common seed.
 
-    A seed draws the labelled patients, so arms on few labels are compared on the same ones. The
-    variance of training is that over redraws of the training patients (frozen arms) plus that of
-    the mean over seeds (arms with drawn weights or order). If arms are trained on a share of the
-    labels, seeds draw the patients of all arms, and their variance alone is taken. It is unknown
-    where a drawn arm has a single seed, or a frozen one no redraws.
+    ``terms`` are pairs (weight, arm). A seed draws the labelled patients, so arms on few labels are
+    compared on the same patients. The variance due to training has two parts: the variance over
+    redraws of the training patients (frozen arms), and the variance of the mean over seeds (arms
+    with drawn weights or order). If a trained arm is among the terms and no arm has all labels,
+    seeds draw the patients of all arms. Then only the variance over seeds is used. The variance is
+    unknown (NaN) if there is a single seed where seeds are needed, or if a frozen arm has no
+    redraws.
     """
     of_seeds = [set(arm.values) for _, arm in terms if not arm.fixed]
     seeds = sorted(set.intersection(*of_seeds)) if of_seeds else [0]
@@ -116,7 +122,7 @@ def effect(terms: Sequence[tuple[float, Arm]]) -> Effect | None:
         return None
 
     def total(chosen: Sequence[tuple[float, Arm]], field: str) -> list[np.ndarray]:
-        """The weighted sum for each seed; of redraws, the first that all arms have."""
+        """The weighted sum for each seed; redraws are cut to the number that all arms have."""
         sums = []
         for seed in seeds:
             parts = [(weight, arm.at(seed, field)) for weight, arm in chosen]

@@ -1,8 +1,9 @@
 """Where backbones go wrong: errors that all of them share, the surest errors, the least sure cases.
 
-An answer is the class with the highest probability, uncalibrated, as in the confusion matrices; of
-equal ones it is the first class. Seeds of an arm are averaged before, and so are backbones where
-samples are chosen. So each backbone is shown on the same samples.
+An answer is the class with the highest uncalibrated probability, as in the confusion matrices. If
+two classes are equal, it is the first one. Probabilities are averaged over the seeds of an arm. To
+choose samples, they are also averaged over backbones, so that every backbone is shown on the same
+samples.
 """
 
 from collections.abc import Sequence
@@ -42,8 +43,8 @@ def wrong_by_all(judges: Sequence[pd.DataFrame]) -> np.ndarray:
 def shared_errors(judges: Sequence[pd.DataFrame], classes: list[str]) -> pd.DataFrame:
     """How many samples of each class every backbone gets wrong: label, n, wrong, expected.
 
-    ``expected`` is the number if their errors were independent within each class: ``n`` times the
-    product of the backbones' error rates in this class.
+    ``expected`` is the number that would be expected if the backbones' errors were independent
+    within each class: ``n`` times the product of the backbones' error rates in this class.
     """
     label = judges[0]["y_true"]
     wrong = pd.DataFrame({i: judge["called"] != label for i, judge in enumerate(judges)})
@@ -58,10 +59,11 @@ def cases(
 ) -> pd.DataFrame:
     """The samples to look at, by the mean of ``judges``: the columns of :func:`answers`, and why.
 
-    First come up to ``shared`` samples that every backbone gets wrong, by class. The classes take
-    turns, and the highest mean probability of a wrong class comes first. Then come ``per_class``
-    samples of each class that the mean gets wrong, in the same order, and ``per_class`` whose
-    answer has the lowest mean probability. A patient is shown once. Ties go by sample id.
+    First come up to ``shared`` samples that every backbone gets wrong, sorted by class. They are
+    chosen from the classes in turn; within a class, the sample with the highest mean probability of
+    a wrong class is chosen first. Then each class has up to ``per_class`` samples that the mean
+    gets wrong, in the same order, and up to ``per_class`` samples whose answer has the lowest mean
+    probability. A patient is shown once. Ties are broken by sample id.
     """
     mean = answers(judges, classes)
     mean["place"] = mean["y_true"].map(classes.index)

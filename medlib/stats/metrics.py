@@ -24,8 +24,11 @@ BINS = 15  # of the expected calibration error
 
 
 def applicable(n_classes: int, ordered: bool = False) -> tuple[str, ...]:
-    """The metrics that a task has: sensitivity at 95 % specificity for two classes, quadratic kappa
-    for three or more that are ``ordered`` grades (for two it equals kappa)."""
+    """The metrics that a task has.
+
+    Sensitivity at 95 % specificity is for two classes. Quadratic kappa is for three or more classes
+    that are ``ordered`` grades; for two classes it equals kappa.
+    """
     left_out = ["sensitivity_at_95_specificity"] * (n_classes > 2)
     left_out += ["kappa_quadratic"] * (n_classes == 2 or not ordered)
     return tuple(name for name in NAMES if name not in left_out)
@@ -39,16 +42,23 @@ def compute(
 ) -> dict[str, np.ndarray]:
     """Every metric of ``names`` (None: all that are :func:`applicable`), once per row of weights.
 
-    ``y`` (n,) labels in 0 … K-1; ``proba`` (n, K); ``weights`` (B, n), or None for one row of
-    ones. Returns arrays (B,), as scikit-learn defines them: precision is 0 for a class that is
-    never predicted; balanced accuracy is the mean over the classes present, macro means are over
-    those present or predicted; AUROC and AUPRC (average precision) are one-versus-rest means over
-    classes, for two classes of the second class; the Brier score is between 0 and 1 for two
-    classes, and the sum over classes (0 to 2) for more; log-loss is in nats. Sensitivity at 95 %
-    specificity is the highest on the points of the ROC curve. The expected calibration error is of
-    the predicted class, in :data:`BINS` bins of equal width (Guo et al., ICML 2017). NaN where a
-    class without weight makes a metric undefined. Raises ValueError for a name that is not in
-    :data:`NAMES`, or not defined for so many classes.
+    ``y`` (n,) labels in 0 … K-1; ``proba`` (n, K); ``weights`` (B, n), or None for one row of ones.
+    Returns arrays (B,). The definitions are those of scikit-learn:
+
+    - precision is 0 for a class that is never predicted;
+    - balanced accuracy is the mean over the classes present; macro means are over the classes
+      present or predicted;
+    - AUROC and AUPRC (average precision) are those of the second class if there are two classes,
+      else one-versus-rest means over classes;
+    - the Brier score is between 0 and 1 for two classes, and the sum over classes (0 to 2) for
+      more;
+    - log-loss is in nats;
+    - sensitivity at 95 % specificity is the highest one among the points of the ROC curve;
+    - the expected calibration error is of the predicted class, in :data:`BINS` bins of equal width
+      (Guo et al., ICML 2017).
+
+    NaN where a class without weight makes a metric undefined. Raises ValueError for a name that is
+    not in :data:`NAMES`, or not defined for so many classes.
     """
     names = checked(names, np.shape(proba)[1])
     weights = np.ones((1, len(y)), dtype=np.int64) if weights is None else np.asarray(weights)
@@ -73,7 +83,7 @@ def evaluator(
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """Sort the samples once; returns the function from weights (B, owners) to metrics (B,).
 
-    ``owner`` (n,) is the column of the weights that holds for each sample.
+    ``owner`` (n,) is the column of the weights for each sample.
     """
     y, proba = np.asarray(y), np.asarray(proba, dtype=np.float64)
     k = proba.shape[1]
@@ -139,8 +149,11 @@ def confusion_metrics(confusion: np.ndarray, names: Sequence[str]) -> dict[str, 
 
 
 def _loss_sums(y: np.ndarray, proba: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """For every owner the sums over its samples (owners, 3 + BINS): their number, log-loss, Brier
-    score and, per bin of confidence, correct ones minus confidence."""
+    """Sums over the samples of each owner: (owners, 3 + BINS).
+
+    Columns: the number of samples, log-loss, Brier score; then, for each bin of confidence, the sum
+    of correct (0 or 1) minus confidence.
+    """
     n, k = proba.shape
     kept = np.clip(proba[np.arange(n), y], np.finfo(float).eps, 1 - np.finfo(float).eps)
     brier = ((proba - np.eye(k)[y]) ** 2).sum(1) * (0.5 if k == 2 else 1)
@@ -159,10 +172,11 @@ def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _ranking(positive: np.ndarray, score: np.ndarray, owner: np.ndarray) -> tuple | None:
-    """The order of the scores for :func:`_areas`; None when one is not finite.
+    """The order of the scores for :func:`_areas`; None if a score is not finite.
 
-    The owners of the samples, highest score first (n,); then for every positive sample (P,): its
-    place, the first and the last place with its score, and the last positive sample with its score.
+    Returns the owners of the samples, highest score first (n,). Then it returns four arrays with a
+    value for each positive sample (P,): its place, the first and the last place with the same
+    score, and the number of the last positive sample with the same score.
     """
     if not np.isfinite(score).all():  # NaN would be ranked by the order of its rows
         return None

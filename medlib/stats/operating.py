@@ -1,9 +1,9 @@
-"""Operating points and decision curves: what a threshold gives on patients who did not choose it.
+"""Operating points and decision curves: thresholds are chosen on validation, judged on test data.
 
-A threshold is one class against the rest: a sample is called positive if the probability of the
+A threshold is for one class against the rest: a sample is called positive if the probability of the
 class is at least the threshold. Each model's threshold is chosen on its own validation patients, by
-a rule that is stated beforehand, and applied to its test patients unchanged. In cross-validation
-each rotation has a threshold of its own; calls are then counted over all rotations.
+a rule that is stated beforehand. It is then applied to the model's test patients unchanged. In
+cross-validation each rotation has its own threshold, and calls are counted over all rotations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ class Rule(NamedTuple):
     """How a threshold is chosen: ``kind`` LIKELIEST, YOUDEN, "sensitivity" or "specificity".
 
     LIKELIEST has no threshold: the class with the highest probability is called (for two classes
-    that is a threshold of 0.5). The last two reach at least ``aim``.
+    that is a threshold of 0.5). "sensitivity" and "specificity" reach at least ``aim``.
     """
 
     kind: str
@@ -40,11 +40,12 @@ class Rule(NamedTuple):
 
 
 def threshold(positive: np.ndarray, score: np.ndarray, rule: Rule) -> float:
-    """The threshold that a rule chooses on these samples, one of their scores (or above 1: never).
+    """The threshold that a rule chooses on these samples.
 
-    ``positive`` (n,) is boolean, ``score`` (n,) from 0 to 1. With YOUDEN sensitivity + specificity
-    is the highest (Youden, Cancer 3, 1950). With a sensitivity as aim, it is the highest threshold
-    that reaches it; with a specificity, the lowest. Raises ValueError if a class is missing.
+    ``positive`` (n,) is boolean, ``score`` (n,) from 0 to 1. The threshold is one of the scores, or
+    above 1 if no sample is to be called. YOUDEN takes the highest sensitivity + specificity
+    (Youden, Cancer 3, 1950). "sensitivity" takes the highest threshold that reaches the aim,
+    "specificity" the lowest one. Raises ValueError if a class is missing.
     """
     from sklearn.metrics import roc_curve
 
@@ -52,7 +53,7 @@ def threshold(positive: np.ndarray, score: np.ndarray, rule: Rule) -> float:
         raise ValueError("A threshold needs validation samples of the class and of the others.")
     wrong, right, at = roc_curve(positive, score, drop_intermediate=False)
     places = {
-        YOUDEN: np.argmax(np.round(right - wrong, 12)),  # ties despite rounding: the highest
+        YOUDEN: np.argmax(np.round(right - wrong, 12)),  # rounded to find ties; the highest of them
         "sensitivity": np.argmax(right >= rule.aim),
         "specificity": len(at) - 1 - np.argmax((1 - wrong >= rule.aim)[::-1]),
     }
@@ -90,14 +91,14 @@ def operating_points(
 ) -> pd.DataFrame:
     """Sensitivity, specificity, PPV and NPV of an arm on its test samples, by class and rule.
 
-    Of two classes the second one is the positive; of more, each against the others. Values are
-    means over seeds; the 95 % intervals are about other test patients, for these trained models and
-    these thresholds. ``prevalence`` states the share of a class where the model is to be used: PPV
-    and NPV have a row for the prevalence of the test set, and one for this. Columns: class, rule,
-    threshold, threshold_low, threshold_high (mean and range over rotations and seeds), metric,
-    prevalence, value, ci_low, ci_high, validation (the same rate on the validation samples) and
-    n_patients (those with samples of which the value is a share). Raises ValueError for a
-    prevalence of an unknown class, or one that is not between 0 and 1.
+    With two classes, the second class is judged. With more, each class is judged against the
+    others. Values are means over seeds. The 95 % intervals are about other test patients, for these
+    trained models and these thresholds. ``prevalence`` maps a class to its share where the model is
+    to be used. PPV and NPV then have two rows: one for the prevalence of the test set, and one for
+    this share. Columns: class, rule, threshold, threshold_low, threshold_high (mean and range over
+    rotations and seeds), metric, prevalence, value, ci_low, ci_high, validation (the same rate on
+    the validation samples) and n_patients (patients with samples in the denominator of the rate).
+    Raises ValueError for a prevalence of an unknown class, or one that is not between 0 and 1.
     """
     prevalence = _checked(prevalence or {}, arm.classes)
     owner, patients = pd.factorize(arm.frames[0]["patient_id"], sort=True)
@@ -131,7 +132,7 @@ def _checked(prevalence: Mapping[str, float], classes: list[str]) -> Mapping[str
 
 
 def _counts(positive: pd.Series, calls: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """Of each owner: true positives, false negatives, false positives, true negatives (owners, 4).
+    """True positives, false negatives, false positives, true negatives by owner: (owners, 4).
 
     ``owner`` (n,) holds a number for each sample.
     """
@@ -141,9 +142,9 @@ def _counts(positive: pd.Series, calls: np.ndarray, owner: np.ndarray) -> np.nda
 
 
 def _drawn(counts: np.ndarray, patients: list, resamples: int) -> np.ndarray:
-    """The sums of ``counts`` (patients, …) in each resample of the patients: (resamples, …).
+    """The sums of ``counts`` (patients, asked, seeds, 4) in each resample of the patients.
 
-    The resamples stand on the second axis from the right but one: (asked, resamples, seeds, 4).
+    Returns (asked, resamples, seeds, 4).
     """
     flat, sums = counts.reshape(len(patients), -1), []
     for first in range(0, resamples, AT_ONCE):
@@ -180,10 +181,10 @@ def _predictive(
 def _rows(
     counts: np.ndarray, validated: np.ndarray, drawn: np.ndarray, share: float | None
 ) -> list[dict]:
-    """A row for each rate; with a stated prevalence for PPV and NPV alone.
+    """A row for each rate; at a stated prevalence, only for PPV and NPV.
 
     ``counts`` (patients, seeds, 4), ``validated`` (seeds, 4), ``drawn`` (resamples, seeds, 4). At a
-    stated prevalence a PPV or NPV of 0 or 1 has the interval that follows from those of sensitivity
+    stated prevalence, a PPV or NPV of 0 or 1 gets its interval from the intervals of sensitivity
     and specificity.
     """
     of_test, of_validation, of_draws = (
@@ -218,11 +219,12 @@ def net_benefit(
 ) -> pd.DataFrame:
     """Decision curves: the net benefit of calling a class at each threshold probability.
 
-    True positives minus false positives × odds of the threshold, as a share of all samples (Vickers
-    & Elkin, Med. Decis. Making 26, 2006). It needs calibrated probabilities. Of two classes the
-    second one; of more, each against the others. Columns: class, threshold, net_benefit (mean over
-    seeds), low, high (a pointwise 95 % band over test patients), all: the net benefit of calling
-    every sample. Calling none has a net benefit of 0.
+    Net benefit is true positives minus false positives × odds of the threshold, as a share of all
+    samples (Vickers & Elkin, Med. Decis. Making 26, 2006). It needs calibrated probabilities. With
+    two classes, the second class is judged. With more, each class is judged against the others.
+    Columns: class, threshold, net_benefit (mean over seeds), low, high (a pointwise 95 % band over
+    test patients), all (the net benefit of calling every sample). Calling none has a net benefit of
+    0.
     """
     owner, patients = pd.factorize(frames[0]["patient_id"], sort=True)
     weights = np.vstack([np.ones(len(patients)), draws.counts(list(patients), 0, resamples)])

@@ -1,10 +1,10 @@
-"""Does an image lie outside of what a model was trained on? Its embedding's distance says it.
+"""Find images that are unlike the training images, by the distance of their embeddings.
 
-The training embeddings, standardised, are described by a normal distribution: its variances along
-the first principal components, and one variance for all other directions (probabilistic PCA:
-Tipping & Bishop, J. R. Stat. Soc. B 61, 1999). The distance is the Mahalanobis distance, which Lee
-et al. (NeurIPS 2018, arXiv 1807.03888) take for features of networks; here all classes are one.
-So little is stored: no embedding of a patient.
+A normal distribution is fitted to the standardised training embeddings. It has one variance for
+each of the first principal components, and one variance for all other directions (probabilistic
+PCA: Tipping & Bishop, J. R. Stat. Soc. B 61, 1999). The distance is the Mahalanobis distance, as
+Lee et al. (NeurIPS 2018, arXiv 1807.03888) use it for features of networks, but with one
+distribution for all classes. Only this distribution is stored, and no embedding of a patient.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,16 @@ import numpy as np
 import pandas as pd
 from scipy.sparse.linalg import svds
 
-# Principal components that have a variance of their own. On the real tasks 4, 16 and 32 do alike.
+# Principal components that have a variance of their own. On real tasks 4, 16 and 32 perform alike.
 COMPONENTS = 8
-USUAL = 0.95  # the share of samples like those of validation that counts as usual
+USUAL = 0.95  # the share of samples from the source of the validation samples that is usual
 Arrays = Mapping[str, np.ndarray]
 
 
 def fitted(x: np.ndarray, shift: np.ndarray, scale: np.ndarray) -> dict[str, np.ndarray]:
-    """The distribution of training embeddings (n, d): what :func:`distances` takes.
+    """Fit the distribution of training embeddings (n, d) that :func:`distances` takes.
 
-    ``shift`` and ``scale`` (d,) standardise them. Holds components (q, d) in float16 and variances
+    ``shift`` and ``scale`` (d,) standardise them. Returns components (q, d) in float16, variances
     (q,) in float32, ``rest`` (the variance of all other directions), shift and scale.
     """
     z = (np.asarray(x, np.float32) - shift) / scale
@@ -56,11 +56,11 @@ def by_sample(distances: np.ndarray, samples: Sequence) -> np.ndarray:
 
 
 def usual(distances: np.ndarray) -> float:
-    """The distance up to which a sample is usual, by those of validation samples (n,).
+    """The largest distance that counts as usual, from the distances of validation samples (n,).
 
-    A new sample from where they come is farther away with a probability of at most 5 % (split
-    conformal prediction: Vovk et al., Algorithmic Learning in a Random World, 2005); with fewer
-    than 19 samples, of 1 / (n + 1).
+    A new sample from the same source is farther away with a probability of at most 5 % (split
+    conformal prediction: Vovk et al., Algorithmic Learning in a Random World, 2005). With fewer
+    than 19 samples this probability is at most 1 / (n + 1).
     """
     n = len(distances)
     return float(np.sort(distances)[min(n, int(np.ceil(USUAL * (n + 1) - 1e-9))) - 1])

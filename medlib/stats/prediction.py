@@ -1,4 +1,4 @@
-"""Predictions as a table: a row for each sample, a column of probabilities for each class."""
+"""Tables of predictions: one row per sample, one column of probabilities per class."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -16,10 +16,11 @@ def probability_columns(classes: list[str]) -> list[str]:
 
 
 def prediction_frame(index: pd.DataFrame, proba: np.ndarray, classes: list[str]) -> pd.DataFrame:
-    """Predictions by sample: the mean probability over its rows (the slices of a volume).
+    """Average the probabilities over the rows of each sample (the slices of a volume).
 
     ``index`` has a row for each row of ``proba`` (n, K): sample_id, patient_id, label, and split or
-    fold.
+    fold. The result has one row per sample: these columns (``label`` becomes ``y_true``) and one
+    column of probabilities per class.
     """
     columns = probability_columns(classes)
     keys = ["sample_id", "patient_id", "split" if "split" in index else "fold", "y_true"]
@@ -31,7 +32,10 @@ def prediction_frame(index: pd.DataFrame, proba: np.ndarray, classes: list[str])
 def out_of_fold(
     index: pd.DataFrame, rotations: list, probabilities: list[np.ndarray], classes: list[str]
 ) -> pd.DataFrame:
-    """Predictions of all rotations, from the probabilities (m, K) of each one's test rows."""
+    """One table of the test predictions of all rotations.
+
+    ``probabilities`` has an array (m, K) for the test rows of each rotation.
+    """
     parts = zip(rotations, probabilities, strict=True)
     frames = [prediction_frame(index[part.test], proba, classes) for part, proba in parts]
     return pd.concat(frames, ignore_index=True)
@@ -40,9 +44,10 @@ def out_of_fold(
 def tables(
     index: pd.DataFrame, rotations: list, predicted: list[Predicted], classes: list[str]
 ) -> dict[str, pd.DataFrame]:
-    """The files of a run's predictions: predictions.csv of the test rows, and validation.csv.
+    """The tables of a run's predictions, by file name.
 
-    In validation.csv, ``rotation`` is the fold on which the model of the row is tested.
+    predictions.csv has the test samples, validation.csv the validation samples. In validation.csv,
+    ``rotation`` is the fold on which the model of the row is tested.
     """
     validated = [
         prediction_frame(index[part.val], own.val, classes).assign(rotation=part.fold)
@@ -59,7 +64,7 @@ def arrays(predictions: pd.DataFrame, classes: list[str]) -> tuple[np.ndarray, n
 
 
 def against_rest(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Predictions of one class against all others: "not <name>" comes first."""
+    """Predictions with two classes: "not <name>" first, then ``name``."""
     own = frame[probability_columns([name])[0]]
     rest = f"not {name}"
     columns = [c for c in frame if not c.startswith("prob_")]
@@ -68,9 +73,9 @@ def against_rest(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def folds(predictions: pd.DataFrame) -> Iterator[tuple[np.ndarray, float]]:
-    """The rows (n,) of each fold, as a mask, and its share of the test patients.
+    """Yield for each fold the mask (n,) of its rows, and its share of the test patients.
 
-    One with all rows where there is an official test set.
+    With an official test set there is a single fold, with all rows.
     """
     if "fold" not in predictions:
         yield np.ones(len(predictions), dtype=bool), 1.0
@@ -84,11 +89,11 @@ def folds(predictions: pd.DataFrame) -> Iterator[tuple[np.ndarray, float]]:
 def by_rotation(
     predictions: pd.DataFrame, validation: pd.DataFrame
 ) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
-    """For each rotation: its test rows (n,), as a mask, and the rows of its validation patients.
+    """For each rotation: the mask (n,) of its test rows, and the rows of its validation patients.
 
-    Both tables are those of :func:`tables`. Where there is an official test set, there is one
-    rotation, and all rows of ``predictions`` are its own. Raises ValueError if there are no
-    predictions of validation patients.
+    Both tables are those of :func:`tables`. With an official test set there is one rotation, which
+    tests all rows of ``predictions``. Raises ValueError if there are no predictions of validation
+    patients.
     """
     if validation.empty:
         raise ValueError("This run has no predictions of validation patients: run it again.")
@@ -102,12 +107,13 @@ def by_rotation(
 def evaluator(
     predictions: pd.DataFrame, classes: list[str], names: Sequence[str] | None = None
 ) -> tuple[Callable[[np.ndarray], dict[str, np.ndarray]], list]:
-    """The function from weights (B, patients) to metrics (B,) by name, and the sorted patients.
+    """A function from weights (B, patients) to metrics (B,), and the sorted patients.
 
-    In cross-validation a metric is the mean over folds, weighted by their test patients: each fold
-    has a model of its own, whose scores are not on the scale of the others. A fold in which a draw
-    leaves a metric undefined, for want of a class, is left out of that draw's mean. Raises
-    ValueError as :func:`metrics.compute` does.
+    The function returns an array (B,) for each name. In cross-validation a metric is the mean over
+    folds, weighted by their numbers of test patients. Scores are not pooled, because each fold has
+    its own model and the models' scores are on different scales. If a draw lacks a class in a fold,
+    so that a metric is undefined there, this fold is left out of the draw's mean. Raises ValueError
+    as :func:`metrics.compute` does.
     """
     names = metrics.checked(names, len(classes))
     (y, proba), parts = arrays(predictions, classes), []
@@ -125,7 +131,7 @@ def evaluator(
 
 
 def over_folds(values: Sequence[np.ndarray], shares: Sequence[float]) -> np.ndarray:
-    """The mean of each fold's ``values``, weighted by ``shares``, without undefined ones (NaN)."""
+    """The mean of ``values`` over folds, weighted by ``shares``, without undefined values (NaN)."""
     values = np.array(values)
     weights = np.reshape(shares, (-1, *[1] * (values.ndim - 1))) * np.isfinite(values)
     return ratio_or_nan((weights * np.nan_to_num(values)).sum(0), weights.sum(0))

@@ -1,14 +1,14 @@
-"""Which arm to take: multiple comparisons with the best, and a rule that is stated.
+"""Which arm to take: multiple comparisons with the best, and a rule for the choice.
 
-The best arm of a task is not known. For each arm, the difference from the best of the others has an
-interval, and all these intervals hold at once (Hsu, Ann. Statist. 9, 1981; constrained as in Hsu,
-Multiple Comparisons, 1996, chapter 4). Their width comes from the paired draws: it is the largest
-studentised difference. They are about the procedure: other test patients, other training patients
-and seeds. Arms that were trained once have no such interval and are not judged.
+The truly best arm of a task is not known. So each arm gets an interval for its difference from the
+best of the other arms. All these intervals hold at once (Hsu, Ann. Statist. 9, 1981; constrained as
+in Hsu, Multiple Comparisons, 1996, chapter 4). Their width comes from the largest studentised
+difference in the paired draws. They are about the procedure: other test patients, other training
+patients and other seeds. Arms that were trained once have no such interval and are not judged.
 
-The rule: of the arms that are shown to be no worse than the best by more than the margin, the
-cheapest, in seconds. Where no arm is shown to be so, nothing is recommended. Random controls are
-never candidates.
+The rule considers the arms that are shown to be no worse than the best by more than the margin. The
+cheapest of them, in seconds, is recommended. If there is no such arm, nothing is recommended.
+Random controls are never candidates.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,10 +23,10 @@ from medlib.stats.effects import Arm, Effect, effect
 
 ALL_TASKS = "all tasks"
 RULE = (
-    "Recommended: of the arms that are shown to be no worse than the best by more than the margin, "
-    "the cheapest in seconds."
+    "Recommended: the cheapest arm (in seconds) among those that are shown to be no worse than the "
+    "best by more than the margin."
 )
-ONCE = "no other training of it is known"
+ONCE = "training was not repeated"
 FEWER = "run on fewer labels"
 COLUMNS = [*runs.CELL, "metric", "value", "n_patients", "seconds", "parameters", "memory"]
 COLUMNS += ["difference", "best_low", "best_high", "among_best", "share_best", "no_worse"]
@@ -34,7 +34,7 @@ COLUMNS += ["recommended", "patients_needed", "margin", "why"]
 
 
 class Candidate(NamedTuple):
-    """An arm of one task, or the mean of one arm over several."""
+    """An arm of one task, or the mean of one arm over several tasks."""
 
     cell: dict  # the columns of runs.CELL
     metric: str
@@ -52,12 +52,13 @@ class Candidate(NamedTuple):
 def recommend(
     arms: Iterable[Arm], costs: pd.DataFrame, margin: float = differences.MARGIN
 ) -> pd.DataFrame:
-    """The arms of each task against the best of them, and of all tasks together.
+    """Compare the arms of each task with the best of them, and the arms over all tasks together.
 
-    ``arms`` are of one metric, with any heads. Of each task those on the largest label fraction are
-    compared, and the others follow. ``costs`` is :func:`summaries.costs`. Over all tasks (``task``
-    is ALL_TASKS) the mean of an arm over tasks is compared, if every task has it, and its seconds
-    are added up. The columns are COLUMNS: see :func:`with_the_best`.
+    ``arms`` are of one metric, with any heads. In each task the arms on the largest label fraction
+    are compared; the other arms follow in the table, not judged. Over all tasks (``task`` is
+    ALL_TASKS), the mean of an arm over tasks is compared if every task has this arm, and its
+    seconds are added up. ``costs`` is :func:`summaries.costs`. The columns are COLUMNS: see
+    :func:`with_the_best`.
     """
     arms = [arm for arm in arms if arm.cell["pretraining"] != "random"]
     most = {}
@@ -96,20 +97,21 @@ def _alone(arm: Arm) -> Candidate:
 def with_the_best(
     candidates: Sequence[Candidate], costs: pd.DataFrame, margin: float, why: str = ""
 ) -> pd.DataFrame:
-    """Candidates of one metric against the best of them: a row each, the best value first.
+    """Compare candidates of one metric with the best of them: a row each, the best value first.
 
     ``costs`` has seconds, parameters and memory, by runs.CELL. ``difference`` is a candidate minus
-    the best of the others (for a loss, of the opposite sign: above 0 is better), ``best_low`` and
-    ``best_high`` its simultaneous 95 % interval. It is ``among_best`` if the interval reaches above
-    0: it cannot be told from the best. ``share_best`` is the share of draws in which it is the
-    best. ``no_worse``: shown to be no worse than the best by more than ``margin``.
-    ``patients_needed`` stands where nothing is recommended: with so many test patients, and as many
-    times more training patients, the one with the best value would be shown to be so, if the values
-    stay as they are. ``why`` says why one is not judged; where it is given, none is. Raises
-    ValueError for several metrics.
+    the best of the others. For a loss the sign is reversed, so that above 0 is always better.
+    ``best_low`` and ``best_high`` are its simultaneous 95 % interval. A candidate is ``among_best``
+    if this interval reaches above 0: it cannot be told from the best. ``share_best`` is the share
+    of draws in which it is the best. ``no_worse`` means that it is shown to be no worse than the
+    best by more than ``margin``. ``patients_needed`` is given if nothing is recommended. It is the
+    number of test patients with which the candidate with the best value would be shown to be no
+    worse, if the number of training patients grows by the same factor and the values stay as they
+    are. The column ``why`` says why a candidate is not judged. With the argument ``why`` no
+    candidate is judged, for this reason. Raises ValueError for several metrics.
     """
     if len({one.metric for one in candidates}) > 1:
-        raise ValueError("Candidates of one metric can be compared with the best of them.")
+        raise ValueError("Only candidates of one metric can be compared with the best of them.")
     rows = [one.cell | {"metric": one.metric, "value": one.value} for one in candidates]
     table = pd.DataFrame(rows, columns=COLUMNS)
     table["n_patients"] = [one.patients for one in candidates]
@@ -138,7 +140,7 @@ def with_the_best(
 
 
 def _judged(candidates: Sequence[Candidate], margin: float) -> dict[str, list]:
-    """The columns of candidates whose error of training is known."""
+    """The columns of candidates whose error due to training is known."""
     sign, k = (-1 if candidates[0].metric in metrics.LOSSES else 1), len(candidates)
     terms = [[(sign * weight, arm) for weight, arm in one.terms] for one in candidates]
     pairs = {}
@@ -150,7 +152,7 @@ def _judged(candidates: Sequence[Candidate], margin: float) -> dict[str, list]:
     reach = np.array([_reach([f for (_, j), f in pairs.items() if j == i]) for i in range(k)])
     values = sign * np.array([one.value for one in candidates])
     gap, error = values[:, None] - values, np.full((k, k), np.inf)  # of i minus j
-    for (i, j), found in pairs.items():  # the others have no seed in common: nothing is known
+    for (i, j), found in pairs.items():  # for all other pairs the error is not known
         gap[i, j], error[i, j] = found.value, found.error
     apart, first = ~np.eye(k, dtype=bool), int(gap.sum(1).argmax())
     upper = [min((gap[i] + reach[i] * error[i])[apart[i]]) for i in range(k)]
@@ -177,9 +179,10 @@ def _negative(found: Effect) -> Effect:
 
 
 def _reach(found: Sequence[Effect]) -> float:
-    """How many standard errors an arm's lead over all others may be too small at once.
+    """The reach of one arm's simultaneous one-sided bounds, in standard errors.
 
-    ``found`` are the differences of the others from it. With the fewest degrees of freedom.
+    ``found`` are the differences of the other arms from this arm. The t distribution has the fewest
+    degrees of freedom among them.
     """
     if not found:
         return 1.0

@@ -1,4 +1,4 @@
-"""What the linear head would have reached after other draws of its training patients."""
+"""Test metrics of the linear head after other draws of its training patients."""
 
 import numpy as np
 import pandas as pd

@@ -18,7 +18,7 @@ from medlib.data import manifest
 from medlib.errors import MAX_LISTED, listed
 
 IDENTITY = ["sample_id", "patient_id", "y_true"]
-# A cell is one arm on one task: its runs differ in the seed alone.
+# A cell is one arm on one task: its runs differ only in the seed.
 CELL = ["task", "backbone", "pretraining", "regime", "head", "label_fraction"]
 
 
@@ -54,8 +54,8 @@ def read_predictions(source: Path | io.BytesIO) -> tuple[pd.DataFrame, list[str]
 def read_records(folders: list[Path]) -> list[dict]:
     """The content of each run's ``run.json``.
 
-    Raises ValueError when ``folders`` is empty, and one that names all runs that are not complete
-    and all records that cannot be read.
+    Raises ValueError if ``folders`` is empty, and also if runs are not complete or records cannot
+    be read; the message names them all.
     """
     if not folders:
         raise ValueError("There is no complete run: run notebooks 03 and 04 first.")
@@ -154,7 +154,7 @@ def each(runs: list[Run], function: Callable[[Run], object]) -> list:
 
 
 def content(run: Run, file: str = "predictions.csv") -> bytes:
-    """The bytes of a run's file; ValueError when they are not those that it recorded."""
+    """The bytes of a run's file. Raises ValueError if their hash is not the recorded one."""
     data = (run.folder / file).read_bytes()
     if hashlib.sha256(data).hexdigest() != run.sha256.get(file):
         raise ValueError(f"{file} is not the one that run.json records; run it again")
@@ -208,11 +208,12 @@ def _differing(folder: Path, other: Path) -> str:
 
 
 def is_main(cells: pd.DataFrame, trained: Collection[tuple[str, float]] = ()) -> pd.Series:
-    """Which rows are of the main comparison: on all labels, or on those of a trained regime.
+    """Which rows are of the main comparison.
 
-    ``cells`` has the columns task, regime and label_fraction. Where they are a part of a grid
-    file's runs, ``trained`` holds the (task, label_fraction) of the regimes that train in the rest.
-    Other label fractions only show how a backbone's result grows with the labels.
+    These are the rows on all labels, and those on a label fraction at which a trained regime was
+    run on the task. Other label fractions only show how a backbone's result grows with the labels.
+    ``cells`` has the columns task, regime and label_fraction. If ``cells`` are only a part of a
+    grid file's runs, ``trained`` has the (task, label_fraction) of the trained regimes in the rest.
     """
     keys = ["task", "label_fraction"]
     here = cells.loc[cells["regime"] != "frozen", keys].itertuples(index=False, name=None)

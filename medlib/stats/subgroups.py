@@ -1,9 +1,9 @@
-"""For whom does a model work, and where? Metrics of groups of the test patients.
+"""Metrics in groups of the test patients, for example by age, sex or site.
 
-They come from existing predictions: nothing is trained again. All intervals are about these
-trained models on other test patients, and not about other training patients. In cross-validation a
-metric is the mean over folds, as in :func:`prediction.evaluator`. A fold in which a group lacks a
-class does not count for metrics that need it.
+They are computed from existing predictions; no model is trained again. All intervals are about
+these trained models on other test patients, and not about other training patients. In
+cross-validation a metric is the mean over folds, as in :func:`prediction.evaluator`. A fold in
+which a group lacks a class is left out of the metrics that need every class.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,10 +44,14 @@ class Subgroups(NamedTuple):
 
 
 class Group(NamedTuple):
-    """A group of one arm: its row without a metric, and its metrics."""
+    """One group of one arm.
+
+    ``row`` has the counts of the group, ``found`` its metrics by name. The i-th draw is of the same
+    patients in all arms.
+    """
 
     row: dict
-    found: dict[str, Estimate]  # on draws of the same patients in all arms
+    found: dict[str, Estimate]
 
 
 def compare(
@@ -57,30 +61,33 @@ def compare(
     resamples: int = 5000,
     ordered: bool = False,
 ) -> Subgroups:
-    """Every applicable metric in each group of the test patients, gaps, and heterogeneity.
+    """Metrics in each group of the test patients, the largest gaps, and heterogeneity over sites.
 
-    ``arms`` are of one task, with any metric; ``groups`` has a column of categories for each
-    attribute (:func:`known.groups`), by sample id. A sample counts in the group of its own value. A
-    group with fewer than ``few`` patients of a class has no value: ``why`` says so. With more than
-    two classes, each class against the rest is judged by its AUROC as well (``of_class``); then the
-    rest counts as one class. The other columns:
+    ``arms`` are of one task. Their own metric plays no part: all applicable metrics are computed.
+    ``groups`` has a row for each sample id and a categorical column for each attribute
+    (:func:`known.groups`). A sample counts in the group of its own value. A group with fewer than
+    ``few`` patients of a class has no value, and ``why`` says so. With more than two classes, the
+    AUROC of each class against the rest is computed as well (``of_class``); the rest then counts as
+    one class. The other columns:
 
-    - ``value`` is the mean over seeds; ``ci`` its 95 % interval (:func:`bootstrap.interval`);
-    - ``rarest`` and ``by_class`` count patients; ``folds`` of ``n_folds`` count for the value;
-    - ``gap`` is the largest difference between two groups with a value, without NOT_KNOWN;
-      ``gap_low`` and ``gap_high`` hold for all pairs of groups of the attribute at once
-      (:func:`differences.simultaneous_reach`);
-    - ``pooled`` and the like: :func:`heterogeneity` over sites, without NOT_KNOWN; ``left_out``
-      names the sites that have no value, or one of exactly 0 or 1.
+    - ``value``: the mean over seeds; ``ci_low`` and ``ci_high``: its 95 % interval
+      (:func:`bootstrap.interval`);
+    - ``rarest`` and ``by_class``: numbers of patients; ``folds``: how many of ``n_folds`` the value
+      is a mean over;
+    - ``gap``: the largest difference between two groups with a value, without NOT_KNOWN;
+      ``gap_low`` and ``gap_high``: its interval, simultaneous over all pairs of groups of the
+      attribute (:func:`differences.simultaneous_reach`);
+    - ``pooled`` and the columns after it: :func:`heterogeneity` over sites, without NOT_KNOWN;
+      ``left_out`` names the sites without a value, or with a value of exactly 0 or 1.
 
-    Raises ValueError that lists the samples that ``groups`` does not have.
+    Raises ValueError that lists the samples that ``groups`` lacks.
     """
     tables: dict[str, list] = {"table": [], "gaps": [], "sites": []}
     for arm in arms:
         ids = arm.frames[0]["sample_id"]
         if missing := sorted(set(ids) - set(groups.index)):
             raise ValueError(
-                f"{len(missing)} predicted samples do not stand in the manifest. Run notebook "
+                f"{len(missing)} predicted samples are not in the manifest. Run notebook "
                 f"01_prepare_data and the notebooks after it again:\n{listed(missing)}"
             )
         of_arm = groups.loc[ids]
@@ -102,11 +109,12 @@ def compare(
 
 
 def shown(found: Subgroups, one_class: str = "") -> Subgroups:
-    """Of each attribute the rows of all classes, or those of ``one_class`` against the rest.
+    """For each attribute, the rows of all classes together or of one class against the rest.
 
-    Where fewer than two groups have enough patients of every class, the class takes their place
-    that has the most groups with enough patients, the first of several: results play no part in
-    that choice. Raises ValueError for a class that was not judged against the rest.
+    ``one_class`` chooses the class. Without it, the rows of all classes together are taken if at
+    least two groups have enough patients of every class. Otherwise the class is taken for which the
+    most groups have enough patients (the first such class). Results play no part in this choice.
+    Raises ValueError for a class that was not judged against the rest.
     """
     judged = [name for name in dict.fromkeys(found.table["of_class"]) if name]
     if one_class and one_class not in judged:
@@ -126,11 +134,11 @@ def joined(found: Subgroups) -> pd.DataFrame:
     """The three tables as one, with a column ``part``: "group", "gap" or "sites"."""
     parts = zip(("group", "gap", "sites"), found, strict=True)
     table = pd.concat([table.assign(part=name) for name, table in parts], ignore_index=True)
-    return table.astype(dict.fromkeys(COUNTS, "Int64"))  # whole, also beside empty cells
+    return table.astype(dict.fromkeys(COUNTS, "Int64"))  # integers, also beside empty cells
 
 
 def _questions(arm: Arm, ordered: bool) -> Iterator[tuple[str, list, list[str], Sequence[str]]]:
-    """What is judged: all classes and, of more than two, each against the rest.
+    """What is judged: all classes together and, with more than two, each against the rest.
 
     Yields the class ("" for all), the predictions of each seed, their classes and the metrics.
     """
@@ -141,7 +149,7 @@ def _questions(arm: Arm, ordered: bool) -> Iterator[tuple[str, list, list[str], 
 
 
 def _masks(named: pd.Series) -> Iterator[tuple[str, np.ndarray]]:
-    """Each group that has a row here, in their order, and its rows."""
+    """Yield each group that has rows here, in order, with the mask of its rows."""
     for name in named.cat.categories:
         mask = (named == name).to_numpy()
         if mask.any():
@@ -200,24 +208,25 @@ def pairwise(
     draws: Mapping[str, np.ndarray],
     rarest: Mapping[str, int] | None = None,
 ) -> pd.DataFrame:
-    """The gap between any two groups, with 95 % intervals that hold for all pairs at once.
+    """The gaps between all pairs of groups, with simultaneous 95 % intervals.
 
-    ``values`` has a metric of each group, ``draws`` its values (resamples,) on draws of patients,
-    in the same order for all groups. Columns: higher and lower (groups), gap (0 or more), gap_low
-    and gap_high. An interval reaches as many standard errors to each side as the largest of all
-    deviations, in standard errors, does in 95 % of the draws.
+    ``values`` has the metric of each group, ``draws`` its values (resamples,) on draws of patients;
+    the i-th draw is the same for all groups. Columns: higher and lower (groups), gap (0 or more),
+    gap_low and gap_high. All intervals reach the same number of standard errors to each side
+    (:func:`differences.simultaneous_reach`).
 
-    Metrics that are shares of something are skewed where they are close to 1. For them ``rarest``
-    says how many patients the rarest class of each group has. Then each group has an interval on
-    the logit scale, that wide, and the two of a pair are combined with their correlation
-    (:func:`bootstrap.difference`). None: the interval of a gap is symmetric.
+    Metrics that are proportions have a skewed distribution near 1. For them ``rarest`` is the
+    number of patients of the rarest class in each group. Each group then gets an interval on the
+    logit scale with the same reach, and the intervals of a pair are combined with their correlation
+    (:func:`bootstrap.difference`). If ``rarest`` is None, the interval of a gap is
+    symmetric.
     """
     order = sorted(values, key=values.get)
     pairs = [(higher, lower) for at, higher in enumerate(order) for lower in order[:at]]
     found = []
     for higher, lower in pairs:
         gap, apart = values[higher] - values[lower], draws[higher] - draws[lower]
-        # Over test patients alone: the trained models are as they are.
+        # Over test patients alone: the trained models are fixed.
         error = bootstrap.error(apart)
         found.append(Effect(gap, apart, np.array([]), error, 0.0, np.inf, 1, ""))
     reach = differences.simultaneous_reach(found)
@@ -241,7 +250,7 @@ def _apart(one: Estimate, other: Estimate) -> tuple[float, float]:
     both = np.isfinite(one.draws) & np.isfinite(other.draws)
     drawn = np.stack([one.draws[both], other.draws[both]])
     varying = (drawn.std(axis=1) > 0).all()
-    r = np.corrcoef(drawn)[0, 1] if varying else 0.0  # of groups of other people about 0
+    r = np.corrcoef(drawn)[0, 1] if varying else 0.0  # about 0 if no patient is in both
     return bootstrap.difference(one, other, r)
 
 
@@ -258,14 +267,15 @@ def _pooled(found: dict[str, Group], name: str) -> dict:
 
 
 def heterogeneity(values: Sequence[float], errors: Sequence[float]) -> dict[str, float]:
-    """Random-effects meta-analysis of shares (0 to 1) of several sites, with standard errors.
+    """Random-effects meta-analysis of the proportions (0 to 1) of several sites.
 
-    On the logit scale, by DerSimonian and Laird (Control. Clin. Trials 7, 1986), as statsmodels
-    computes it. ``pooled`` is the mean over sites, with its 95 % interval after Hartung, Knapp,
-    Sidik and Jonkman, which is never narrower than the one without this correction. ``new_site`` is
-    the 95 % prediction interval for one more site (Higgins et al., J. R. Stat. Soc. A 172, 2009);
-    it needs three sites, otherwise it is NaN. ``tau2`` is the variance between sites (logit scale),
-    ``i2`` its share of the whole (0 to 1), ``q`` Cochran's Q with its ``p_value``.
+    ``errors`` are the standard errors of ``values``. The model is that of DerSimonian and Laird
+    (Control. Clin. Trials 7, 1986) on the logit scale, as statsmodels computes it. ``pooled`` is
+    the mean over sites. Its 95 % interval has the correction of Hartung, Knapp, Sidik and Jonkman,
+    and is never narrower than without it. ``new_site`` is the 95 % prediction interval for one more
+    site (Higgins et al., J. R. Stat. Soc. A 172, 2009); it is NaN for fewer than three sites.
+    ``tau2`` is the variance between sites (logit scale), ``i2`` its share of the total variance (0
+    to 1), ``q`` Cochran's Q with its ``p_value``.
     """
     # Imported here: it takes a second or more.
     from statsmodels.stats.meta_analysis import combine_effects
@@ -274,7 +284,7 @@ def heterogeneity(values: Sequence[float], errors: Sequence[float]) -> dict[str,
     effects, variances = special.logit(values), (errors / (values * (1 - values))) ** 2
     with np.errstate(invalid="ignore"):  # roots of a negative tau², which are not used
         found = combine_effects(effects, variances, method_re="dl")
-    # Below 0 the estimate of tau² is cut to 0; what is left is the model of one effect for all.
+    # A negative estimate of tau² is set to 0: this is the model with one common effect.
     between, kind = max(found.tau2, 0.0), "re" if found.tau2 > 0 else "fe"
     mean, k = getattr(found, f"mean_effect_{kind}"), len(values)
     plain = float(getattr(found, f"sd_eff_w_{kind}"))

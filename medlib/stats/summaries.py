@@ -38,19 +38,20 @@ def summarise(
     patients of the rarest class, ``candidates`` the number of settings that a run chose among.
 
     The table over seeds has more columns. ``sd`` is the spread over seeds. ``procedure_low`` and
-    ``procedure_high`` are about the procedure, when it is trained on other patients and from other
-    seeds as well (:func:`effects.effect`). ``training`` names what tells how training varies;
-    ``training_share`` is the share of training in the variance.
+    ``procedure_high`` are about the procedure: it is also trained on other patients and from other
+    seeds (:func:`effects.effect`). ``training`` names the source of the error due to training;
+    ``training_share`` is its share of the variance.
 
     ``ordered`` names the tasks whose classes are ordered grades. ``threads`` cells are read or made
-    at once (None: one a core).
+    at once (None: one per core).
 
-    ``kept(task, backbone)`` is the file that keeps the rows of a backbone on a task, under a hash
-    of the predictions and of all else that they depend on: rows with this hash are read, others
-    made again. With None nothing is kept.
+    ``kept(task, backbone)`` is the file that keeps the rows of a backbone on a task. Rows are kept
+    under a hash of the predictions and of everything else that they depend on. If the hash is the
+    same, they are read from the file; otherwise they are made again. With None nothing is kept.
 
-    Raises ValueError that names all runs that are incomplete or unreadable, whose predictions are
-    not those of their record, or that were judged on other samples than most runs of their task.
+    Raises ValueError that names all runs that cannot be used. These runs are incomplete or
+    unreadable, or their predictions differ from their record, or they were judged on other samples
+    than most runs of their task.
     """
 
     @functools.lru_cache(16)  # a few are enough: the cells of one backbone follow each other
@@ -84,7 +85,7 @@ def summarise(
 
 @functools.cache
 def _code() -> list[str]:
-    """Hashes of the modules that make rows: after an edit, rows are made again."""
+    """Hashes of the modules that make rows: rows are made again after an edit of a module."""
     modules = (runs, effects, bootstrap, draws, prediction, metrics, core_metrics)
     return [files.file_sha256(path) for path in (__file__, *(m.__file__ for m in modules))]
 
@@ -103,7 +104,7 @@ def _read_or_make(
 
 
 def _summarise_cell(of_cell: list[runs.Run], in_order: bool, resamples: int) -> dict:
-    """The columns of a cell's rows, for each seed and metric and for each metric; ``samples``."""
+    """The columns of a cell's rows by seed and over seeds, and the hash of its ``samples``."""
     arms, samples = effects.of_runs(of_cell, None, resamples, in_order)
     frames, classes = arms[0].frames, arms[0].classes
     names = [arm.metric for arm in arms if bootstrap.takes_bca(arm.metric)]
@@ -141,8 +142,8 @@ def _summarise_cell(of_cell: list[runs.Run], in_order: bool, resamples: int) -> 
 def _procedure(arm: effects.Arm, rarest: int) -> dict[str, float | str]:
     """The interval of a procedure over test patients, training patients and seeds.
 
-    Shares from 0 to 1 get the logit interval, as in :func:`bootstrap.interval`. The interval of a
-    loss or a kappa is symmetric. NaN where the error of training is unknown.
+    Proportions get the logit interval, as in :func:`bootstrap.interval`. The interval of a loss or
+    a kappa is symmetric. NaN if the error due to training is unknown.
     """
     found = effects.effect([(1, arm)])
     error, reach = found.error, found.reach()
@@ -156,12 +157,13 @@ def _procedure(arm: effects.Arm, rarest: int) -> dict[str, float | str]:
 
 
 def costs(folders: list[Path]) -> pd.DataFrame:
-    """What each cell took, as the mean over its seeds.
+    """Time, number of parameters and memory of each cell.
 
-    Beside the columns of :data:`runs.CELL`: ``seconds`` (of a frozen backbone: to embed all images
-    once, and to fit the head), ``parameters`` of the backbone, ``memory``, the peak in bytes (of
-    the GPU where there was one, else resident), and ``device``. Raises ValueError when a run is not
-    complete, or a frozen one does not record what its embedding took.
+    Columns beside :data:`runs.CELL`: ``seconds``, the mean over seeds; ``parameters`` of the
+    backbone; ``memory``, the highest peak in bytes (of the GPU if there was one, else resident);
+    and ``device``. The seconds of a frozen backbone are those of embedding all images once and of
+    fitting the head. Raises ValueError if a run is not complete, or if a frozen one does not record
+    what its embedding took.
     """
     costs, lacking = [], []
     for folder, record in zip(folders, runs.read_records(folders), strict=True):
@@ -177,7 +179,7 @@ def costs(folders: list[Path]) -> pd.DataFrame:
         took["memory"] = max(peak["gpu"] or peak["resident"] for peak in peaks)
         costs.append({name: cell[name] for name in runs.CELL} | took)
     if n := len(lacking):
-        words = f"{n} records do not say what embedding took. Run again:\n{listed(lacking)}"
+        words = f"{n} records do not say how long embedding took. Run again:\n{listed(lacking)}"
         raise ValueError(words)
     of_cell = {"seconds": "mean", "parameters": "first", "memory": "max", "device": "first"}
     return pd.DataFrame(costs).groupby(runs.CELL, as_index=False).agg(of_cell)

@@ -132,7 +132,7 @@ def test_of_many_reasons_and_classes_the_most_frequent_are_drawn_and_the_others_
     words = all_words(flow_figure.draw(numbers, more="t.excluded.csv"))
     assert "excluded: 44 entries" in words and "4 × reason fff" in words
     assert "reason ggg" not in words and "5 for 2 more reasons: t.excluded.csv" in words
-    assert "Named are the 10 classes with the most patients, of 13." in words
+    assert "Only the 10 classes with the most patients are named, of 13." in words
     assert "class k" not in words and "26 patients" in words
 
 

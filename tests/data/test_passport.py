@@ -339,7 +339,7 @@ def test_of_many_classes_only_the_largest_are_drawn_and_a_note_says_so():
     ticks = [tick.get_text() for tick in fig.subfigs[0].axes[0].get_yticklabels()]
     assert len(ticks) == passport_figure.MOST + 1 and "class" in ticks[0] and "150" in ticks[0]
     words = " ".join(text.get_text() for text in fig.findobj(matplotlib.text.Text))
-    assert "Drawn are the 40 classes with the most patients, of 200." in words
+    assert "Only the 40 classes with the most patients are drawn, of 200." in words
 
 
 def test_a_passport_of_1600_drops_stays_a_page_whatever_their_names(tmp_path):

@@ -1,4 +1,4 @@
-"""The answer in words, as a table and as a figure: each says what the comparison shows."""
+"""The answer in words, as a table and as a figure."""
 
 import matplotlib
 
@@ -71,13 +71,13 @@ def test_the_answer_names_what_to_take_what_cannot_be_told_from_it_and_whether_t
     assert f"1 arm is not judged: {ONCE}." in chest
     assert "Fine-tuning is shown to help 1 of 1 backbones, and to harm 0." in chest
     assert "+0.030 [+0.010, +0.050] (ResNet50 (ImageNet))" in chest
-    assert "On these labels it took 300 s a backbone; freezing took 12 s." in chest
+    assert "On these labels it took 300 s per backbone; freezing took 12 s." in chest
 
 
 def test_where_the_data_cannot_tell_the_answer_says_so_and_how_many_patients_would():
     (*_, mri) = answers.sentences(best(), NO_PAIRS, NO_COSTS, TASKS).values()
     assert mri[0] == "The data cannot tell: no arm is shown to be within 0.02 of the best."
-    assert "About 4,321 test patients would tell (now 200)" in mri[2]
+    assert "About 4,321 test patients would be needed to tell (now 200)" in mri[2]
     assert "Take" not in " ".join(mri)
 
 

@@ -1,4 +1,4 @@
-"""The checklist: its items are complete, and their states are those worked out by hand."""
+"""The checklist: its items are complete, and their states are worked out by hand."""
 
 import re
 
@@ -10,10 +10,10 @@ from medlib.data.cards import FOR_A_PAPER
 from medlib.show import checklist, registry
 from medlib.show.checklist import FILLED, NOT_DONE, OPEN, WRITE, Checklist, Fact, Item, Study
 
-# The items of TRIPOD+AI that have letters, and how many; 27 items, 52 with their letters.
+# The items of TRIPOD+AI that have letters. It has 27 items, and 52 if letters are counted.
 LETTERS = {3: "abc", 5: "ab", 6: "abc", 8: "abc", 9: "abc", 12: "abcdefg", 18: "abcdef"}
 LETTERS |= {20: "abc", 23: "ab", 27: "abc"}
-# Stems that no entry of the registry has yet, and who brings them.
+# Stems that no entry of the registry has yet, and what they will show.
 PENDING = {
     "external_{task}": "tests on other data sets",
 }
@@ -54,7 +54,7 @@ FACTS |= {"age": Fact("age 40", "x tells no age", OPEN)}
 CARDS = {"x": card(task="x", ethics="Approved"), "y": card(task="y", ethics="Approved")}
 CARDS |= {"z": card(task="z")}
 MADE = Study("small", FACTS, CARDS, {"a", "b_x", "b_y", "c_x", "c_y", "c_z"})
-# An item, its state, its answer and its places, as worked out by hand.
+# An item, then its state, its answer and its places.
 CASES = {
     "a fact": (
         {"facts": ["sizes"]},

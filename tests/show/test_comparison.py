@@ -1,4 +1,4 @@
-"""The main figure: its panels, rows, series and notes are those of its table."""
+"""The main figure: its panels, rows, series and notes agree with its table."""
 
 import itertools
 
@@ -144,7 +144,7 @@ def test_main_comparison_takes_one_to_ten_tasks_and_gaps(n):
     tasks = {f"t{i}": {"title": f"Task {i}", "chance": None} for i in range(n)}
     table = long_table({task: [FROZEN_ALL, TUNED_10] for task in tasks})
     table = table.drop(table.index[::3])
-    table = table[(table["task"] != f"t{n - 1}") | (n == 1)]  # the last task has nothing yet
+    table = table[(table["task"] != f"t{n - 1}") | (n == 1)]  # the last task has no results yet
     fig = comparison.main_comparison(table, tasks)
     fig.draw_without_rendering()
     shown = [ax.get_title("left") for ax in fig.axes if ax.get_title("left")]

@@ -1,4 +1,4 @@
-"""Figures: each shows what its frame says, names random weights, and repeats to the byte."""
+"""Figures: they show what their frames say, name random weights, and repeat to the byte."""
 
 import itertools
 
@@ -35,7 +35,7 @@ def table(tasks=TASKS, backbones=BACKBONES):
 
 
 def pairs(tasks=TASKS, backbones=BACKBONES):
-    """What `on_same_labels` would return: all backbones of each task, at one share of labels."""
+    """A table like that of `on_same_labels`: all backbones of each task, at one label fraction."""
     rows = long_table(dict.fromkeys(tasks, [ARMS[2]]), backbones, metrics=("auroc",))
     rows = rows.rename(columns={"value": "finetuned"})
     rows["frozen"] = rows["finetuned"] - 0.02 + 0.01 * (np.arange(len(rows)) % 5)
@@ -44,7 +44,7 @@ def pairs(tasks=TASKS, backbones=BACKBONES):
 
 
 def by_seed():
-    """Three seeds at three shares of the labels."""
+    """Results of three seeds at three label fractions."""
     parts = []
     for share, patients in ((0.1, 7), (0.5, 33), (1.0, 66)):
         for seed in range(3):
@@ -146,7 +146,7 @@ LESIONS = ["naevus", "a_lesion_with_a_very_long_name"]
 
 
 def looked_at(why):
-    """Pictures of samples that are chosen for these reasons, the samples, and all answers."""
+    """Pictures of samples with these values of ``why``, the samples, and all answers."""
     kept = [(sample, kind) for kind in why for sample in KINDS[kind]]
     cases = pd.DataFrame(kept, columns=["sample_id", "why"])
     cases["y_true"] = [LESIONS[sample != "s1"] for sample in cases["sample_id"]]
@@ -236,7 +236,7 @@ def test_slopes_lead_from_frozen_to_fine_tuned_on_the_same_labels():
         assert drawn == set(part[["frozen", "finetuned"]].itertuples(index=False, name=None))
         assert len(ax.lines) == len(part) == len(BACKBONES)
         assert {tuple(line.get_xdata()) for line in ax.lines} == {(0, 1)}
-        # No intervals: that of one value does not tell how far the two values are apart.
+        # There are no intervals: those of single values say nothing about the difference.
         assert not ax.collections
     words = all_words(fig)
     assert "10 % of labels" in words and "DINOv2 B" in words and "40 test patients" in words
@@ -327,7 +327,7 @@ def test_a_forest_has_a_row_a_pair_and_a_mark_for_what_was_shown():
     assert marks[f"o{style.VERMILION}"] == mri["different"].sum()
     assert marks[f"s{style.BLUE}"] == mri["equivalent"].sum()
     assert sum(marks.values()) == 15
-    said = "Frozen, 95 % intervals. Without a thin line: one training only."
+    said = "Frozen, 95 % intervals. Without a thin line: only one training."
     assert said in " ".join(fig.get_supxlabel().split())
     names = ["other test patients", "other test and training patients"]
     assert legend_words(fig)[3:5] == names
@@ -435,7 +435,7 @@ def test_what_every_backbone_gets_wrong_has_label_answers_and_probabilities():
     wrong, right = coloured(first)[style.VERMILION], coloured(second)["black"]
     order = [list(BACKBONES).index("resnet50-imagenet"), list(BACKBONES).index("vit_tiny-imagenet")]
     assert wrong[0] == f"naevus 0.{50 + order[0]}" and f"naevus 0.{50 + order[1]}" in wrong
-    assert len(wrong) == 6 and right == wrong  # the second is a naevus: there the answer is right
+    assert len(wrong) == 6 and right == wrong  # the second is a naevus: "naevus" is right
     assert set(coloured(first)["black"]) == {""}
     words = " ".join(all_words(fig).split())
     assert "Both are wrong." in words and "Every backbone that counts" in words
@@ -463,15 +463,15 @@ def test_without_a_sample_that_all_get_wrong_there_is_a_sentence():
     counts = pd.DataFrame({"label": ["a", "b"], "n": [3, 4], "wrong": [0, 0], "expected": [0.5, 1]})
     said = failures.shared_words(counts, judges=2, unit="volumes")
     assert said == (
-        "All 2 pretrained backbones get the same 0 of 7 volumes wrong; 1.5 would be expected if "
-        "their errors were independent within each class."
+        "All 2 pretrained backbones get the same 0 of 7 volumes wrong. If their errors were "
+        "independent within each class, 1.5 would be expected."
     )
     fig = failures.wrong_by_all(pictures[:0], cases[:0], answers, said)
     assert said in " ".join(all_words(fig).split())
     some = failures.shared_words(counts.assign(wrong=[1, 2]), judges=3, pretrained=False)
-    assert some.startswith("All 3 random backbones get the same 3 of 7 images wrong; 1.5 would")
+    assert some.startswith("All 3 random backbones get the same 3 of 7 images wrong. If their")
     assert some.endswith(
-        "Such images are often mislabelled or hard, or the backbones share a bias."
+        "These images may be mislabelled or hard, or the backbones may share a bias."
     )
     one = failures.shared_words(counts.assign(wrong=[1, 2]), judges=1)
     assert one == "The one pretrained backbone gets 3 of 7 images wrong."

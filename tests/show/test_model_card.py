@@ -1,4 +1,4 @@
-"""The card of a saved model says what is known, under the usual headings, and makes nothing up."""
+"""The card of a saved model states what is known, under the usual headings, and nothing else."""
 
 import copy
 import re

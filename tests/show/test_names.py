@@ -46,7 +46,7 @@ def test_every_metric_has_a_printed_name():
 def test_random_weights_never_look_pretrained():
     for row in backbones.TABLE.values():
         assert display_names(backbones.control(row)).endswith("(random weights)")
-    # a key that hides it is found out by the pretraining column, and the reverse is refused
+    # the column shows random weights that the key hides; the reverse is refused
     hidden = long_table({"mri": [FROZEN_ALL]}, {"dinov2_small": "random"})
     fig = comparison.main_comparison(hidden, TASKS)
     assert row_names(fig) == ["DINOv2 S architecture (random weights)"]
@@ -106,7 +106,7 @@ ours_small: {printed: Ours S, family: ViT, pretraining: ours, TIMM}
 
 @pytest.fixture
 def four_more(monkeypatch, tmp_path):
-    """The table of backbones with new rows at its end: new architectures, new pretrainings."""
+    """The table of backbones with four new rows: new architectures and new pretrainings."""
     file = tmp_path / "backbones.yaml"
     file.write_text(NEW.replace("TIMM", "timm_name: resnet18.x, embedding: gap, licence: MIT"))
     for key, row in backbones.read_table(file).items():
@@ -118,7 +118,7 @@ def test_a_new_row_is_a_name_a_family_and_a_place_in_the_order(four_more):
     families |= {"vit_small-theirs": "ViT, theirs", "ours_small": "ViT, ours"}
     for key, family in families.items():
         assert names.family(key, backbones.get(key).pretraining) == family
-    # The families of today keep their looks; the new ones have looks of their own.
+    # Existing families keep their looks, and each new family has another look.
     assert names.families()[:3] == ["CNN, ImageNet", "ViT, ImageNet", "DINOv2"]
     looks = [parts.look(family) for family in [*names.families(), names.RANDOM, names.UNKNOWN]]
     assert len({(look["color"], look["marker"]) for look in looks}) == len(looks)

@@ -44,7 +44,7 @@ def test_slice_strip_shows_one_volume_per_class_in_slice_order_with_its_orientat
     axes = np.array(fig.axes).reshape(2, 8)
     assert [ax.get_ylabel() for ax in axes[:, 0]] == ["low grade\nb", "high grade\na"]
     shown = [[int(ax.images[0].get_array().max()) for ax in row if ax.images] for row in axes]
-    assert shown == [[1, 2, 0], [3, 6, 8, 11, 14, 17, 19, 22]]  # of twenty slices, eight
+    assert shown == [[1, 2, 0], [3, 6, 8, 11, 14, 17, 19, 22]]  # eight of twenty slices
     numbers = [[ax.texts[0].get_text() for ax in row if ax.images] for row in axes]
     assert numbers == [["69", "70", "71"], ["0", "3", "5", "8", "11", "14", "16", "19"]]
     letters = {text.get_text(): text.get_position() for text in axes[0, 0].texts[1:]}
@@ -65,7 +65,7 @@ def test_projection_separates_what_is_separate_and_states_the_variance():
     low, high = (points.get_offsets()[:, 0] for points in ax.collections)
     assert max(low) < min(high) or max(high) < min(low)
     share = float(re.search(r"\((\d+\.\d) % of variance\)", ax.get_xlabel())[1])
-    assert 85 < share < 100  # standardised: else the third column alone would make it 99
+    assert 85 < share < 100  # columns are standardised: otherwise the third one alone would give 99
     assert legend_words(fig) == ["low grade (40)", "high grade (40)"]
 
 
@@ -107,7 +107,7 @@ def test_learning_curves_show_losses_and_mark_what_was_kept():
     dashed = [line for line in curves if line.is_dashed()]
     assert len(dashed) == 4
     for line in curves:
-        first = 1 if line in dashed else 1.1  # training losses are the dashed ones
+        first = 1 if line in dashed else 1.1  # training losses are dashed
         np.testing.assert_allclose(line.get_ydata(), [first, first / 2, first / 3])
     assert len([line for line in auroc.lines if len(line.get_xdata()) == 3]) == 4
     stars = auroc.lines[-1]
@@ -148,7 +148,7 @@ def test_copies_are_side_by_side_with_names_sides_and_kind_and_the_rest_is_count
     numbers = np.arange(8, dtype=np.uint8).reshape(4, 2, 1, 1, 1)
     pictures = np.broadcast_to(numbers, (4, 2, 8, 6, 3))
     fig = copies(pairs, pictures, title="Pairs")
-    assert len(fig.axes) == 8  # of four pairs, in their order
+    assert len(fig.axes) == 8  # four pairs, in their order
     values = [ax.images[0].get_array()[0, 0, 0] for ax in fig.axes]
     assert values == list(range(8))
     words = all_words(fig)
@@ -193,9 +193,9 @@ def test_the_auroc_of_a_cross_validation_is_the_mean_over_folds_by_their_patient
     truth = ["low grade", "high grade", "high grade", "low grade", "high grade"]
     frame = pd.DataFrame({"y_true": [*truth, "high grade", "high grade"], "prob_high grade": risk})
     frame["prob_low grade"] = 1 - frame["prob_high grade"]
-    frame["fold"] = [0, 0, 0, 1, 1, 2, 2]  # the last fold lacks a class: it has no AUROC
+    frame["fold"] = [0, 0, 0, 1, 1, 2, 2]  # the last fold lacks a class, so it has no AUROC
     frame["patient_id"] = ["a", "b", "c", "d", "d", "e", "f"]
-    # Fold 0: one of two pairs is in order, three patients. Fold 1: one of one, one patient.
+    # Fold 0: three patients, and one of two pairs is in order. Fold 1: one patient, one of one.
     fig = predictions.roc_curves(frame, CLASSES)
     assert legend_words(fig) == ["high grade: AUROC 0.625"]
     # Without folds all ten pairs count: 0.1 is below four of the scores, 0.6 below two.

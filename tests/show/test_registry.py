@@ -1,5 +1,7 @@
-"""Notebooks save exactly the figures and tables of the registry. README lists them all, and git
-ignores those that show patients."""
+"""Notebooks save exactly the figures and tables of the registry.
+
+README lists them all, and git ignores those that show patients.
+"""
 
 import ast
 import re
@@ -49,7 +51,7 @@ def test_the_snakefile_has_these_rules_and_runs_these_notebooks(repository):
 
 def test_readme_lists_every_figure_and_table(repository):
     text = (repository / "README.md").read_text("utf-8").split("## What comes out")[1]
-    table = text.split("\n\n**")[0]  # another one, of the files of models, follows
+    table = text.split("\n\n**")[0]  # another table, of the files of models, follows
     first = re.findall(r"^\| (`.*?) \|", table, re.M)
     listed = {
         name.replace("<", "{").replace(">", "}") for name in re.findall("`(.*?)`", str(first))
@@ -67,7 +69,8 @@ def test_what_shows_patients_is_never_committed(repository):
 
 def test_a_passport_of_phantoms_says_so_in_its_title(repository):
     text = notebooks.code(repository / "notebooks" / "01_prepare_data.ipynb")
-    assert "phantoms=is_phantom" in text  # a caption of the grid would prepare all data again
+    # If the caption came from the grid, all data would be prepared again.
+    assert "phantoms=is_phantom" in text
     card = cards.read("chest_xray")
     assert card.with_settings(phantoms=True).title == f"{card.title} (phantoms)"
 

@@ -1,4 +1,4 @@
-"""The page of a grid: it holds everything, and opens in a browser without a network."""
+"""The page of a grid: it contains everything, and opens in a browser without a network."""
 
 import json
 import os
@@ -18,7 +18,7 @@ ENVIRONMENT = pd.DataFrame({"what": ["torch"], "value": ["2 <cpu>"], "runs": [3]
 
 @pytest.fixture
 def page(tmp_path):
-    """The path of a page, beside two figures and a table; and what is said of its grid."""
+    """The path of a page; beside it lie two figures and a table."""
     predictions = pd.DataFrame({"y_true": ["a", "b"], "prob_a": [0.9, 0.2], "prob_b": [0.1, 0.8]})
     style.save(roc_curves(predictions, ["a", "b"]), tmp_path / "main_comparison")
     style.save(roc_curves(predictions, ["a", "b"]), tmp_path / "curves_fundus_pm")
@@ -56,7 +56,7 @@ def test_what_is_not_complete_is_said_on_top_and_marked(page):
     text = write(page)
     top = text.split("<nav>")[0]
     assert "The grid is not complete:</b> 3 runs done, 1 runs missing." in top
-    # The one gap is on top and in the table of all cells.
+    # The one missing run is shown at the top and in the table of all cells.
     assert top.count("<td><mark>1</mark></td>") == 1 and text.count("<mark>") == 2
     text = write(page, missing=0)
     assert "All runs of the grid are complete" in text and "<mark>" not in text
@@ -70,7 +70,7 @@ def test_a_real_browser_shows_all_of_it_without_a_network(page):
     if browser is None:
         pytest.skip("there is no Chromium")
     text = write(page)
-    # The page judges itself: a copy carries a script that writes what the browser has made of it.
+    # A copy of the page has a script that reports how the browser shows it.
     script = """<script>addEventListener("load", () => document.title = JSON.stringify({
         images: [...document.images].map(i => i.complete && i.naturalWidth > 100),
         rows: document.querySelectorAll("#main_table ~ div table tr").length,

@@ -1,4 +1,4 @@
-"""The house style: how a figure is saved, to the byte, and what its caption says."""
+"""The house style: figures are saved with the same bytes each time, and their captions."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The figure and the table of subgroups: nothing is dropped, and words fit the page."""
+"""The figure and the table of subgroups: nothing is missing, and words fit on the page."""
 
 import matplotlib
 
@@ -24,7 +24,7 @@ AGES, LONG = (
 
 
 def found(backbones=PAIR, attributes=None, few=("65 and over",), classes=("",)):
-    """Made-up results: value 0.7 and more, an interval of 0.1 to each side."""
+    """Made-up results: values from 0.7 up, with intervals of 0.1 to each side."""
     attributes = attributes or {"age": AGES, "site": ["A", "B", "C"]}
     cells = {"task": "t", "regime": "frozen", "head": "linear", "label_fraction": 1.0}
     rows, gaps, sites = [], [], []
@@ -64,7 +64,7 @@ def test_a_figure_has_every_group_and_says_what_is_too_few():
     assert ONE_GROUP in " ".join(words.split())  # of ages
     assert legend_words(fig) == ["ViT-Ti (ImageNet)", "ViT-Ti (random weights)"]
     ages, sites = fig.axes[0], fig.axes[2]
-    # Two backbones have a value in one age group; of three sites and of their mean, each has one.
+    # Both backbones have a value in one age group and at all three sites.
     assert [len(ax.lines) for ax in (ages, sites)] == [2, 6]
     assert len(sites.patches) >= 2  # diamonds
     ends = [(lines.get_segments()[0][:, 0]) for lines in sites.collections if lines.get_segments()]
@@ -99,7 +99,7 @@ def test_long_names_and_many_rows_stay_on_the_page_and_repeat_to_the_byte(tmp_pa
     words = all_words(fig)
     assert "3 smaller groups are in the table" in words
     assert "body part, b against the rest" in words
-    controls = "3 random controls are in the table alone" in " ".join(words.split())
+    controls = "3 random controls are only in the table" in " ".join(words.split())
     assert controls == (backbones is MANY)
     first, again = (style.save(drawn(), tmp_path / name, asked.table) for name in ("a", "b"))
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in again]
@@ -131,7 +131,7 @@ def test_a_class_is_chosen_by_its_groups_and_not_by_its_results():
     one.table.loc[(one.table["of_class"] == "b") & (one.table["group"] == AGES[1]), "why"] = ""
     chosen = shown(one)
     classes = chosen.table.groupby("attribute", sort=False)["of_class"].unique()
-    assert list(classes.index) == ["age", "sex"]  # in the order of before
+    assert list(classes.index) == ["age", "sex"]  # the order is as before
     assert {name: list(of) for name, of in classes.items()} == {"age": ["b"], "sex": [""]}
     assert set(chosen.gaps["of_class"][chosen.gaps["attribute"] == "age"]) == {"b"}
     assert set(shown(one, "a").table["of_class"]) == {"a"}

@@ -1,5 +1,4 @@
-"""Tables: what the frames say, in all formats; bold where it must be, and LaTeX that
-compiles."""
+"""Tables in all formats: they show what the frames say, with the right bold, and LaTeX compiles."""
 
 import itertools
 import re
@@ -57,7 +56,7 @@ def test_a_cell_says_which_interval_it_has_and_which_mean_is_over_a_class_of_few
     without = f"{value[-1]:.3f}"
     assert cells(table) == [*whole, without]
     assert cells(once) == [*short, without]
-    few = ["", "", "‡", "‡", ""]  # the rarest class counts in means over classes alone
+    few = ["", "", "‡", "‡", ""]  # the rarest class matters only for means over classes
     for of, texts in ((table, whole), (once, short)):
         marked = [text + mark for text, mark in zip(texts, few, strict=True)]
         assert cells(of.assign(rarest=19)) == [*marked, without]
@@ -93,7 +92,7 @@ def test_the_share_that_is_due_to_training_is_that_of_the_auroc():
 def test_the_best_is_bold_where_a_marked_value_has_no_interval(tmp_path):
     table = long_table({"mri": [FROZEN_ALL]}, metrics=("auroc",)).assign(rarest=3)
     intervals = ["ci_low", "ci_high", "procedure_low", "procedure_high"]
-    table[intervals] = np.nan  # as of a grid without resamples
+    table[intervals] = np.nan  # as in a grid without resamples
     wide = tables.main_table(table, TASKS, metrics=("auroc",))
     _, md, *_ = tables.save_table(wide, tmp_path / "t")
     assert re.findall(r"\*\*(.*?)\*\*", md.read_text("utf-8")) == [f"{table['value'].max():.3f}‡"]
@@ -111,7 +110,7 @@ def test_tables_agree_across_formats_and_bold_the_best(tmp_path):
     number = r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]"
     for text in (md, tex, html):
         assert re.findall(number, text) == list(wide["auroc"])
-    # values rise down the long table: the last backbone's last arm is the best of its task
+    # values rise down the long table, so the last arm of a task is the best
     long = long_table(ARMS)
     long = long[long.metric == "auroc"]
     best = [f"{v:.3f}" for v in long.groupby("task", sort=False)["value"].max()]
@@ -128,7 +127,7 @@ def test_tables_agree_across_formats_and_bold_the_best(tmp_path):
     lines = tex.splitlines()
     assert lines[lines.index(r"\toprule") + 1] == " & ".join(headings) + r" \\"
     assert [word.strip() for word in md.splitlines()[2].strip("|").split("|")] == headings
-    assert list(back.columns) == list(wide.columns)  # raw in the CSV, pretraining included
+    assert list(back.columns) == list(wide.columns)  # the CSV has the raw table, with pretraining
     assert "100 \\%" in tex and "| 10 %" in md
     body = tex.split("\\midrule\n", 1)[1].split("\\bottomrule")[0]
     assert body.count("\\midrule") == 1  # between the two tasks
@@ -165,7 +164,7 @@ def test_best_is_decided_by_number_and_only_for_metrics(tmp_path):
     paths = tables.save_table(frame, tmp_path / "claims")
     _, md, tex, html = (path.read_text() for path in paths)
     assert re.findall("<b>(.*?)</b>", html) == ["0.95"] and "p &lt; 5 %" in html
-    assert re.findall(r"\\textbf\{(.*?)\}", tex) == ["0.95"]  # b has nothing to compare with
+    assert re.findall(r"\\textbf\{(.*?)\}", tex) == ["0.95"]  # task b has a single value
     assert r"p \textless{} 5 \%" in tex and r"\$ \# \{y\} \textasciicircum" in tex
     assert r"a\_b" in tex and "p value" in tex
     assert "| – " in md and "| 0.001 " in md and "**0.95**" in md
@@ -204,7 +203,7 @@ def test_metrics_are_printed_in_one_order():
 
 
 def verdicts(tasks=claims.MRI + claims.PUBLIC, seeds=(0, 1, 2)):
-    """Verdicts and confounds of arms with the same AUROC. Fine-tuned arms have these seeds."""
+    """Verdicts and confounds of arms with the same AUROC; fine-tuned arms have these ``seeds``."""
     rng, arms = np.random.default_rng(0), []
     for task in tasks:
         for backbone in (*claims.DINOV2.values(), *claims.CNNS[:2]):
@@ -225,10 +224,11 @@ def test_the_claims_table_says_what_was_not_tested_and_what_is_missing(tmp_path)
     sizes = table[table["claim"] == "C3"]
     assert set(sizes["verdict"]) == {"supported"} and set(sizes["missing"]) == {""}
     assert sizes["expected"].iloc[0] == "within ± 0.02"
-    # Six tasks, two regimes, two backbones: 0.002² twice (patients, training), times 4 / 24.
+    # The variance is 0.002² for patients and again for training, times 4 / 24: six tasks, two
+    # regimes and two backbones.
     error, of_c3 = np.sqrt(2 * 0.002**2 * 4 / 24), judged[judged["claim"] == "C3"]
     np.testing.assert_allclose(of_c3["error"], error, rtol=0.2)
-    assert set(sizes["power"]) == {"100%"}  # a margin of 17 errors
+    assert set(sizes["power"]) == {"100%"}  # the margin is 17 errors wide
     cells = sizes["difference in AUROC"].tolist()
     for cell, row in zip(cells, of_c3.itertuples(), strict=True):
         assert re.fullmatch(r"[+-]0\.000 \[-0\.00\d, \+0\.00\d\]", cell)
@@ -250,7 +250,7 @@ def test_of_arms_that_were_trained_once_no_claim_has_an_interval():
     sizes = tables.claims_table(judged).query("claim == 'C3'")
     assert set(sizes["difference in AUROC"]) == set(sizes["verdict"]) == {"not tested"}
     assert set(sizes["missing"]) == {"more than one training of each arm"}
-    assert judged.query("claim == 'C3'")["ci_low"].notna().all()  # over patients there is one
+    assert judged.query("claim == 'C3'")["ci_low"].notna().all()  # the interval over patients
 
 
 def test_the_power_of_a_part_is_printed_in_percent():
@@ -348,7 +348,7 @@ def test_a_table_that_would_leave_the_page_becomes_several(tmp_path):
     paths = tables.save_table(wide, tmp_path / "full", "All, 95 %.")
     _, md, tex, _ = (path.read_text() for path in paths)
     parts = tex.split(r"\begin{table}")[1:]
-    # Of 150 letters the names of an arm take 71: three of 16 metrics fit, with 20 letters each.
+    # The names of an arm take 71 of 150 letters. Three of 16 metrics fit, with 20 letters each.
     assert len(parts) == 6 * 6 and md.count("\n|") == len(wide) + 2
     labels = re.findall(r"\\label\{(.*?)\}", tex)
     assert labels == [f"tab:full-{i}" for i in range(1, 37)]

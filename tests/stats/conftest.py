@@ -19,7 +19,7 @@ def saved(tmp_path):
 
 @pytest.fixture
 def made(monkeypatch):
-    """The cells whose rows were made, rather than read."""
+    """The cells whose rows were computed in this test, not read from a file."""
     calls, make = [], summaries._summarise_cell
     monkeypatch.setattr(summaries, "_summarise_cell", lambda *a: (make(*a), calls.append(a))[0])
     return calls

@@ -1,4 +1,4 @@
-"""medlib.stats.bootstrap: a bootstrap that draws patients, and other kinds of intervals."""
+"""medlib.stats.bootstrap: the bootstrap over patients, and other kinds of intervals."""
 
 import sys
 import tracemalloc
@@ -31,8 +31,8 @@ def test_the_interval_of_independent_samples_is_that_of_scipy():
         how |= {"method": "percentile", "rng": np.random.default_rng(2)}
         expected = scipy.stats.bootstrap((y, proba[:, 1]), statistic, **how)
         low, high = bootstrap.percentiles(values[name])
-        # The Monte-Carlo error of a 2.5 % quantile of 4000 normal draws is 0.042 sd, of the
-        # difference of two 0.06 sd; values of accuracy are steps of 1/120.
+        # The Monte-Carlo error of a 2.5 % quantile of 4000 normal draws is 0.042 sd. For the
+        # difference of two such quantiles it is 0.06 sd. Accuracy has steps of 1/120.
         tolerance = 4 * 0.06 * expected.standard_error + (name == "accuracy") / 120
         assert low == pytest.approx(expected.confidence_interval.low, rel=0, abs=tolerance)
         assert high == pytest.approx(expected.confidence_interval.high, rel=0, abs=tolerance)
@@ -91,7 +91,7 @@ def test_accuracy_of_single_images_is_the_share_of_one_poisson_count_in_two():
     proba = 0.4 * proba + 0.6 * case(7, n=60, seed=9)[1]  # less than perfect
     right = int((proba.argmax(1) == y).sum())
     drawn = bootstrap.bootstrap(frame(y, proba), names(7), 20_000, seed=3, names=["accuracy"])
-    # Right and wrong images are drawn Poisson(right) and Poisson(60 - right) times.
+    # The numbers of right and of wrong images drawn are Poisson(right) and Poisson(60 - right).
     hits, misses = np.arange(1, 200)[:, None], np.arange(1, 200)
     poisson = scipy.stats.poisson
     chance = (poisson(right).pmf(hits) * poisson(60 - right).pmf(misses)).ravel()
@@ -123,8 +123,8 @@ def test_copies_of_an_image_do_not_narrow_the_interval_of_their_patients():
     by_image = bootstrap.percentiles(bootstrap.bootstrap(alone, names(2), 4000)["accuracy"])
     single = rows.drop_duplicates("patient_id")
     by_single = bootstrap.percentiles(bootstrap.bootstrap(single, names(2), 4000)["accuracy"])
-    # Eight copies carry the information of one image. Drawn as images, the interval is sqrt(8)
-    # times too narrow.
+    # Eight copies have the information of one image. If images are drawn, the interval is too
+    # narrow by a factor of sqrt(8).
     assert np.ptp(by_patient) == pytest.approx(np.ptp(by_single), rel=1e-12)
     assert np.ptp(by_patient) / np.ptp(by_image) == pytest.approx(np.sqrt(8), rel=0.15)
 
@@ -136,16 +136,16 @@ def test_the_size_of_a_chunk_does_not_change_a_draw(monkeypatch):
     for rows_at_once in (1, 4, 30):
         monkeypatch.setattr(bootstrap, "CHUNK", rows_at_once * len(rows))
         parts = bootstrap.bootstrap(rows, names(2), resamples=31, seed=2)
-        for name in whole:  # matrix products of another shape round differently
+        for name in whole:  # rounding depends on the shape of a matrix product
             tolerance = 1e-14 if name in metrics.LOSSES else 0
             np.testing.assert_allclose(parts[name], whole[name], rtol=0, atol=tolerance)
-    monkeypatch.setattr(bootstrap, "CHUNK", 1)  # less than one resample: still one at a time
+    monkeypatch.setattr(bootstrap, "CHUNK", 1)  # less than one resample: one at a time all the same
     parts = bootstrap.bootstrap(rows, names(2), resamples=31, seed=2)
     np.testing.assert_array_equal(parts["accuracy"], whole["accuracy"])
 
 
 def test_the_number_of_threads_does_not_change_a_bit(monkeypatch):
-    monkeypatch.setattr(bootstrap, "CHUNK", 8)  # one resample at a time: threads overtake others
+    monkeypatch.setattr(bootstrap, "CHUNK", 8)  # one resample at a time, so threads mix
     rows = frame(*mixed(50, 4))
     alone = bootstrap.bootstrap(rows, names(4), 600, seed=9, threads=1)
     patience = sys.getswitchinterval()
@@ -291,7 +291,7 @@ def test_in_cross_validation_delong_is_that_of_the_mean_over_folds():
     assert areas == pytest.approx(
         [prediction.point(rows, names(2), ["auroc"])["auroc"] for rows in frames], abs=1e-12
     )
-    # Folds have no patient in common, so that variances add up.
+    # Folds have no patient in common, so their variances add up.
     expected = np.zeros((2, 2))
     for fold, share in ((0, 2 / 3), (1, 1 / 3)):
         inside = folds == fold
@@ -382,7 +382,7 @@ def test_intervals_over_patients_cover_the_truth_and_those_over_images_do_not():
 
 
 def test_near_the_ceiling_the_logit_interval_covers_and_the_percentile_interval_does_not():
-    """Forty patients and an AUROC of 0.95; of some samples it is 1."""
+    """There are forty patients, and the AUROC is 0.95. In some samples it is 1."""
     n, truth, repeats = 40, 0.95, 400
     shift = np.sqrt(2) * scipy.stats.norm.ppf(truth)
     label, rng = np.arange(n) % 2, np.random.default_rng(3)

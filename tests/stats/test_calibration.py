@@ -1,4 +1,4 @@
-"""Calibration against scikit-learn, statsmodels, and probabilities of which the truth is known."""
+"""Calibration, checked by scikit-learn, by statsmodels and on probabilities of known truth."""
 
 import made_arms
 import numpy as np
@@ -13,7 +13,11 @@ from medlib.stats import calibration, prediction
 
 
 def drawn(n, k, seed, slope=1.0, offset=0.0):
-    """Labels and probabilities that are right after × ``slope`` and + ``offset`` on class 1."""
+    """Labels and probabilities with known calibration.
+
+    Probabilities are right after their logs are multiplied by ``slope`` and ``offset`` is added for
+    class 1.
+    """
     rng = np.random.default_rng(seed)
     logs = special.log_softmax(1.5 * rng.normal(size=(n, k)), axis=1)
     truth = special.softmax(slope * logs + offset * (np.arange(k) == 1), axis=1)

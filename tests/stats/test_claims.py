@@ -1,4 +1,4 @@
-"""medlib.stats.claims: verdicts on arms whose truth is known, in all five outcomes."""
+"""medlib.stats.claims: verdicts on arms of known truth, in all five outcomes."""
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ ALL = {"frozen": 1.0, "finetuned": 1.0}
 def arms(
     value, sd=0.004, training=0.002, backbones=EVERY, fractions=ALL, seed=0, tasks=TASKS, **given
 ):
-    """Arms whose AUROC is `value(task, backbone, regime)`, with errors of patients and training."""
+    """Arms with AUROC `value(task, backbone, regime)`, and errors of patients and training."""
     rng, made = np.random.default_rng(seed), []
     for task in tasks:
         for name in backbones:
@@ -34,7 +34,7 @@ def arms(
 
 
 def as_claimed(task, backbone, regime):
-    """AUROC as the paper claims it."""
+    """The AUROC that agrees with the claims of the paper."""
     if backbone not in claims.DINOV2.values():
         return 0.85
     if task in claims.MRI:
@@ -51,7 +51,7 @@ def reversed_(task, backbone, regime):
 
 
 def differing(on_mri, frozen, tuned):
-    """DINOv2 is better by these: on MRI, and on other tasks frozen and fine-tuned."""
+    """AUROC if DINOv2 is better by these values: on MRI, else when frozen, when fine-tuned."""
 
     def value(task, backbone, regime):
         if backbone not in claims.DINOV2.values():
@@ -84,7 +84,7 @@ def test_what_the_paper_claims_is_supported_where_it_is_so():
 
 
 def test_the_error_of_a_part_is_that_of_its_weighted_arms():
-    # C1: 3 and 3 backbones, 2 regimes, 3 tasks, all independent: 36 arms of weight 1 / 18.
+    # C1 has 3 + 3 backbones, 2 regimes and 3 tasks: 36 independent arms with a weight of 1 / 18.
     made = arms(as_claimed, sd=0.012, training=0.009, seeds=range(100))
     row = claims.verdicts(made).iloc[0]
     assert row["error"] == pytest.approx(0.015 * 6 / 18, rel=0.1)
@@ -103,7 +103,7 @@ def test_where_nothing_differs_a_direction_is_not_shown_and_equivalence_is():
 
 
 def test_it_is_inconclusive_where_the_intervals_are_wide():
-    for errors in ({"sd": 0.2}, {"training": 0.2}):  # whichever of the two errors is large
+    for errors in ({"sd": 0.2}, {"training": 0.2}):  # whichever of the two errors is the large one
         table = claims.verdicts(arms(lambda *_: 0.85, **errors))
         assert verdict(table) == dict.fromkeys(NAMES, "inconclusive")
 
@@ -158,7 +158,7 @@ def a_minus_b(expected, regime="frozen"):
 
 
 def two(value, error, expected):
-    """The row of a claim about two arms whose difference has this value and this error."""
+    """The row of a claim about two arms: their difference is ``value``, with this ``error``."""
     quantiles = scipy.stats.norm.ppf((np.arange(1, 100)) / 100)
     quantiles *= error / np.std(quantiles, ddof=1)
     still, redraws = {0: np.zeros(99)}, {0: np.tile([-1e-9, 1e-9], 500)}
@@ -169,8 +169,8 @@ def two(value, error, expected):
     return claims.verdicts(pair, [a_minus_b(expected)]).iloc[0]
 
 
-# Where the estimate must lie, for an error of 0.005 and a margin of 0.02: a direction is shown by
-# 1.959964 errors, a bound by 1.644854.
+# Estimates and their verdicts, for an error of 0.005 and a margin of 0.02. A direction is shown if
+# the estimate is 1.959964 errors away from zero, a bound if it is 1.644854 errors away from it.
 CASES = {
     "above 0": [
         (-0.01, "contradicted"),
@@ -279,7 +279,7 @@ def test_arms_that_were_trained_once_are_not_tested(regime):
     assert set(table["missing"]) == {"more than one training of each arm"}
     tests = ["p_value", "p_equivalence", "error", "power", "procedure_low"]
     assert table[tests].isna().all(axis=None)
-    # What was observed is said all the same, with its interval over patients.
+    # The observed difference is stated all the same, with its interval over patients.
     assert table["difference"].iloc[0] == pytest.approx(-0.05)
     assert table[["ci_low", "ci_high"]].notna().all(axis=None)
 
@@ -287,7 +287,7 @@ def test_arms_that_were_trained_once_are_not_tested(regime):
 def test_one_arm_that_was_trained_once_leaves_its_claims_untested():
     made = arms(as_claimed)
     place = [one.cell["backbone"] == "vgg16-imagenet" for one in made].index(True)
-    made[place] = made[place]._replace(redraws={})  # frozen, on the first of the MRI tasks
+    made[place] = made[place]._replace(redraws={})  # the frozen arm on the first MRI task
     expected = {"C1": "not tested"} | dict.fromkeys(NAMES[1:], "supported")
     assert verdict(claims.verdicts(made)) == expected
 
@@ -307,7 +307,7 @@ def test_a_regime_that_was_not_run_is_named():
 
 
 def later(one):
-    """The same arm, of other seeds."""
+    """The same arm with other seeds."""
     values, draws = ({s + 5: v for s, v in part.items()} for part in (one.values, one.draws))
     return one._replace(values=values, draws=draws)
 
@@ -343,9 +343,10 @@ def test_other_heads_and_other_metrics_are_left_out():
 
 
 def test_four_claims_are_corrected_for_their_number():
-    # 2.2 errors, a two-sided p of about 0.03: significant alone, but not as the smallest of four.
+    # An effect of 2.2 errors has a two-sided p of about 0.03. It is significant alone, but not as
+    # the smallest of four.
     value = differing(on_mri=-0.03, frozen=0, tuned=0)
-    sd = 0.03 / 2.2 * 3  # of an arm; of the contrast (6 backbones, 2 regimes, 3 tasks) a third
+    sd = 0.03 / 2.2 * 3  # of an arm; a third for the contrast (6 backbones, 2 regimes, 3 tasks)
     made = arms(value, sd=sd, training=0.001, seed=4)
     table = claims.verdicts(made).set_index("claim")
     p = table.loc["C1", "p_value"]
@@ -364,7 +365,7 @@ def test_four_claims_are_corrected_for_their_number():
 def test_power_is_how_often_a_part_is_shown_in_simulations(expected, error):
     truth = {"above 0": 0.02, "below 0": -0.02}.get(expected, 0.0)
     estimates = np.random.default_rng(0).normal(truth, error, 200_000)
-    # In a simulation a part is shown where its interval, at 0.05 over 4 claims, says so.
+    # In the simulation a part is shown if its interval, at the level 0.05 / 4, shows it.
     one, both = (error * scipy.stats.norm.isf(level) for level in (0.0125, 0.00625))
     shown = {
         "above 0": estimates > both,
@@ -409,7 +410,7 @@ def test_power_is_right_with_three_seeds_too():
 
 
 def of_tasks(values_and_errors, metric="auroc"):
-    """A frozen arm on each task; its draws have exactly this standard error."""
+    """A frozen arm on each task; its draws have exactly the given standard error."""
     return [
         arm(
             "a",
@@ -453,7 +454,7 @@ def test_equal_errors_give_equal_weights():
 
 
 def test_the_sensitivity_table_judges_by_each_metric_weighting_and_margin():
-    def value(task, backbone, regime):  # the sizes differ by 0.015 and 0.03
+    def value(task, backbone, regime):  # S, B and L are 0.015 apart
         size = {"dinov2_small": -0.015, "dinov2_large": 0.015}.get(backbone, 0)
         return as_claimed(task, backbone, regime) + size
 
@@ -468,7 +469,7 @@ def test_the_sensitivity_table_judges_by_each_metric_weighting_and_margin():
         for margin in (0.01, 0.02, 0.05)
     ]
     assert list(table.iloc[:, :3].itertuples(index=False, name=None)) == ways
-    # C1 and C2 hold by 0.05 or more, S and L differ by 0.03, so the margin decides.
+    # The effects in C1 and C2 are 0.05 or more. S and L differ by 0.03: the margin decides.
     by_margin = {
         0.01: ["supported", "supported", "contradicted", "contradicted"],
         0.02: ["supported", "supported", "contradicted", "contradicted"],
@@ -487,7 +488,7 @@ def test_the_sensitivity_table_judges_by_each_metric_weighting_and_margin():
 
 def test_a_verdict_can_depend_on_the_weights_of_the_tasks():
     def value(task, backbone, regime):
-        worse = {claims.MRI[0]: -0.05, claims.MRI[1]: -0.05}.get(task, 0.2)  # and better on one
+        worse = {claims.MRI[0]: -0.05, claims.MRI[1]: -0.05}.get(task, 0.2)  # better on flair
         return 0.85 + (worse if backbone in claims.DINOV2.values() else 0)
 
     flair = claims.MRI[2]
@@ -506,14 +507,14 @@ GLIOMA = ["glioma_t1", "glioma_t1ce", "glioma_flair"]
 
 
 def weaker_by(**losses):
-    """AUROC is 0.85. On these tasks DINOv2 loses this much of it."""
+    """Arms have an AUROC of 0.85. DINOv2 loses the given amount on the given tasks."""
     return lambda task, backbone, _: (
         0.85 - losses.get(task, 0) * (backbone in claims.DINOV2.values())
     )
 
 
 def effects(table):
-    """The tasks and the difference of each claim's first part, by claim and note."""
+    """The tasks and the difference of the first part of each claim, by claim and note."""
     first = table.drop_duplicates(["claim", "note"]).set_index(["claim", "note"])
     return first[["tasks", "difference"]].apply(tuple, axis=1).to_dict()
 

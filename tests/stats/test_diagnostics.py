@@ -1,4 +1,4 @@
-"""medlib.stats.diagnostics: scikit-learn's curves, matrices and bins; bands over patients."""
+"""medlib.stats.diagnostics: curves, matrices and bins of scikit-learn, and bands over patients."""
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,7 @@ def test_curves_go_through_the_points_of_scikit_learn(k):
     for name in ranked:
         truth, score = rows["y_true"] == name, rows[f"prob_{name}"]
         x, y, _ = sk.roc_curve(truth, score, drop_intermediate=False)
-        upper = pd.Series(y).groupby(x).max()  # on a vertical step its upper end
+        upper = pd.Series(y).groupby(x).max()  # at a vertical step: its upper end
         sensitivity += np.interp(rates, upper.index, upper) / len(ranked)
         p, r, _ = sk.precision_recall_curve(truth, score)
         # by falling threshold: the precision at the first threshold that reaches the recall
@@ -80,7 +80,7 @@ def test_copies_of_an_image_do_not_narrow_the_bands_of_their_patients(draw):
     np.testing.assert_allclose(eight[columns], single[columns], rtol=0, atol=1e-12)
     by_image = draw([copies.assign(patient_id=copies["sample_id"])], classes, 200)
     width, narrow = ((table["high"] - table["low"]).mean() for table in (eight, by_image))
-    assert width > 2 * narrow  # drawn as images, bands are sqrt(8) times too narrow
+    assert width > 2 * narrow  # if images are drawn, bands are too narrow by a factor of sqrt(8)
 
 
 def test_seeds_are_averaged_whatever_the_order_of_their_rows():
@@ -104,7 +104,7 @@ def test_confusion_is_that_of_scikit_learn():
 
 
 def rates_by_sklearn(rows, classes, name, weights=None):
-    """AUROC, sensitivity and specificity of one class against the rest, of samples with weights."""
+    """AUROC, sensitivity and specificity of one class against the rest, with sample weights."""
     own = (rows["y_true"] == name).to_numpy()
     proba = rows[[f"prob_{c}" for c in classes]].to_numpy()
     called = np.array(classes)[proba.argmax(1)] == name
@@ -130,7 +130,7 @@ def test_each_class_against_the_rest_is_that_of_scikit_learn(k):
 
 def test_in_cross_validation_each_class_has_the_mean_over_folds_by_their_patients():
     rows, classes = frame(3, per_patient=2)
-    # By patient: folds of 10, 12 and 18 patients. The last one lacks the first class.
+    # Patients are split into folds of 10, 12 and 18. The last fold lacks the first class.
     patient = rows["patient_id"].str[1:].astype(int)
     rows["fold"] = np.digitize(patient, [10, 22])
     rows = rows[(rows["fold"] < 2) | (rows["y_true"] != "c0")]
@@ -138,7 +138,7 @@ def test_in_cross_validation_each_class_has_the_mean_over_folds_by_their_patient
     table = diagnostics.by_class([rows], classes, resamples=20).set_index(["label", "metric"])
     for name in classes:
         parts = [rows[rows["fold"] == fold] for fold in range(3)]
-        if name == "c0":  # the last fold has no AUROC or sensitivity of it
+        if name == "c0":  # the last fold has no AUROC and no sensitivity of this class
             parts = parts[:2]
         sizes = [10, 12, last][: len(parts)]
         values = [rates_by_sklearn(part, classes, name) for part in parts]
@@ -177,13 +177,14 @@ def test_seeds_of_a_class_are_averaged_and_a_class_that_is_always_found_has_wils
     one = pd.DataFrame(ids | {"y_true": labels, "prob_c0": proba, "prob_c1": 1 - proba})
     other = one.assign(prob_c0=[0.4, 0.8, 0.2, 0.3], prob_c1=[0.6, 0.2, 0.8, 0.7])
     table = diagnostics.by_class([one, other], ["c0", "c1"], 40).set_index(["label", "metric"])
-    # The first finds both c0 and one c1 of two; the second one c0 of two and both c1.
+    # The first seed is right on both c0 and on one of two c1, the second on one of two c0 and
+    # on both c1.
     assert table.loc[("c0", "sensitivity"), "value"] == pytest.approx(0.75)
     assert table.loc[("c1", "sensitivity"), "value"] == pytest.approx(0.75)
     whole = diagnostics.by_class([one], ["c0", "c1"], 40).set_index(["label", "metric"])
     found = whole.loc[("c0", "sensitivity")]
     assert found["value"] == 1 and found["ci_high"] == 1
-    assert found["ci_low"] == pytest.approx(2 / (2 + bootstrap.Z**2))  # Wilson's, of two patients
+    assert found["ci_low"] == pytest.approx(2 / (2 + bootstrap.Z**2))  # Wilson's, two patients
 
 
 def test_a_class_that_the_test_set_lacks_has_no_values():
@@ -200,7 +201,7 @@ def test_a_class_that_the_test_set_lacks_has_no_values():
 def test_reliability_is_that_of_scikit_learn_bin_by_bin():
     rows, classes = frame(3, n=300)
     columns = [f"prob_{c}" for c in classes]
-    rows[columns] = 0.99 * rows[columns] + 0.0033  # none at the edge of a bin
+    rows[columns] = 0.99 * rows[columns] + 0.0033  # no confidence is at the edge of a bin
     bins = diagnostics.reliability([rows], classes, 200)
     proba = rows[[f"prob_{c}" for c in classes]].to_numpy()
     right = np.array(classes)[proba.argmax(1)] == rows["y_true"]

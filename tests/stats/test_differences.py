@@ -1,4 +1,4 @@
-"""medlib.stats.differences: paired, corrected, tested for equivalence; and ranks over tasks."""
+"""medlib.stats.differences: paired differences, corrections, equivalence, and ranks over tasks."""
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,10 @@ from medlib.stats.effects import Effect, effect
 
 
 def binormal(shift, n_patients=200, seed=0, noise=1.0, own=None):
-    """One image a patient; scores of the second class lie ``shift`` above those of the first."""
+    """Predictions with one image per patient.
+
+    Scores of the second class lie ``shift`` above those of the first class.
+    """
     rng = np.random.default_rng(seed)
     label = np.arange(n_patients) % 2
     score = shift * label + (rng.normal(size=n_patients) if own is None else own)
@@ -35,13 +38,13 @@ def of_frame(backbone, frame, redraws, resamples=2000):
 
 
 def tuned(backbone, *values, draws=None, **cell):
-    """A fine-tuned arm with these values of its seeds."""
+    """A fine-tuned arm; ``values`` are those of its seeds."""
     values = dict(enumerate(values))
     return arm(backbone, values, draws, regime="finetuned", **cell)
 
 
 def of_patients(n):
-    """Predictions of which only the number of patients matters."""
+    """Predictions in which only the number of patients matters."""
     return [pd.DataFrame({"patient_id": [f"{i}" for i in range(n)]})]
 
 
@@ -83,7 +86,7 @@ def test_the_same_people_are_drawn_together_and_others_independently():
         for f in (one, shuffled, other)
     )
     np.testing.assert_allclose(same, again, rtol=0, atol=1e-12)
-    # With the draws of the same people, the two would be identical.
+    # If both had the draws of the same people, they would be identical.
     assert abs(np.corrcoef(same, apart)[0, 1]) < 0.1
 
 
@@ -127,14 +130,14 @@ def test_a_paired_difference_is_that_of_scipy_on_the_same_patients():
     areas = [sk.roc_auc_score(y, score) for score in scores]
     difference, patients = areas[0] - areas[1], expected.standard_error
     assert tests["difference"] == pytest.approx(difference, abs=1e-12)
-    # Monte-Carlo error, about 4 x 1.96 x sqrt(1 / 4000 + 1 / 8000)
+    # The tolerance is the Monte-Carlo error, about 4 x 1.96 x sqrt(1 / 4000 + 1 / 8000).
     assert tests["ci_low"] == pytest.approx(difference - 1.96 * patients, abs=0.16 * patients)
     assert tests["ci_high"] == pytest.approx(difference + 1.96 * patients, abs=0.16 * patients)
     training = 0.01 / np.sqrt(2)  # of the differences 0.01 and 0
     assert tests["error"] == pytest.approx(np.hypot(patients, training), rel=0.08)
     share = training**2 / (training**2 + patients**2)
     assert tests["training_share"] == pytest.approx(share, rel=0.16)
-    # Unpaired, the interval would be wider.
+    # Without pairing, the interval would be wider.
     apart = np.hypot(*(one.draws[0].std() for one in arms))
     assert tests["ci_high"] - tests["ci_low"] < 0.8 * 2 * 1.96 * apart
 
@@ -167,7 +170,7 @@ def test_of_seeds_alone_equivalence_is_the_larger_of_two_one_sided_t_tests(margi
 
 
 def test_tests_use_the_error_of_patients_and_of_training_together():
-    # Differences in draws: 0.03 and 0.05; in redraws: 0.01, 0.04 and 0.07.
+    # The differences are 0.03 and 0.05 in draws, and 0.01, 0.04 and 0.07 in redraws.
     one = arm("a", 0.84, {0: [0.83, 0.85]}, {0: [0.81, 0.84, 0.87]})
     tests = differences.difference(one, arm("b", 0.80, {0: [0.8, 0.8]}, {0: [0.8, 0.8, 0.8]}))
     patients, training = 0.02**2 / 2, 0.03**2
@@ -254,7 +257,7 @@ def test_near_the_ceiling_equivalence_takes_a_hundred_patients(value, n_patients
     other = arm("b", 0.965, **still)
     for tests in (differences.difference(one, other), differences.difference(other, one)):
         assert np.isfinite(tests["p_equivalence"]) == tested
-        # The test of a difference is made in either case.
+        # The test of a difference is made in both cases.
         t = 2 * (value - 0.965) / 0.001
         assert tests["p_value"] == pytest.approx(2 * scipy.stats.t.sf(t, 2))
 
@@ -270,7 +273,7 @@ def test_arms_that_cannot_be_paired_are_refused():
 def test_two_extractors_of_equal_worth_are_rarely_called_different(monkeypatch):
     """Each trial draws new training, validation and test patients, and features of both extractors.
 
-    The true difference is 0, so each difference is an error.
+    The true difference is 0, so every significant difference is a false positive.
     """
     torch.set_num_threads(1)
     linear = heads.HEADS["linear"]._replace(candidates=(0.01, 100.0))  # fewer, to be fast
@@ -309,7 +312,7 @@ def test_two_extractors_of_equal_worth_are_rarely_called_different(monkeypatch):
 
 
 def test_holm_is_worked_out_by_hand():
-    # Sorted .01 .02 .03 .04 times 4 3 2 1, never falling.
+    # Sorted values .01 .02 .03 .04 are multiplied by 4 3 2 1, and may never fall.
     np.testing.assert_allclose(differences.holm([0.03, 0.01, 0.04, 0.02]), [0.06, 0.04, 0.06, 0.06])
     corrected = differences.holm([0.5, np.nan, 0.004])
     np.testing.assert_allclose(corrected, [0.5, np.nan, 0.008])
@@ -317,12 +320,12 @@ def test_holm_is_worked_out_by_hand():
 
 
 VALUES = {"a": 0.80, "b": 0.80, "c": 0.85, "random": 0.60}
-FEW = {"mri": 0.1, "skin": 1.0}  # on what share of the labels each task is fine-tuned
+FEW = {"mri": 0.1, "skin": 1.0}  # the label fraction of fine-tuning on each task
 
 
 @pytest.fixture(scope="module")
 def grid():
-    """Three pretrained backbones and a random one on two tasks: the arms."""
+    """The arms of three pretrained backbones and a random one on two tasks."""
     rng, arms = np.random.default_rng(0), []
     for task, few in FEW.items():
         for backbone, value in VALUES.items():
@@ -412,7 +415,7 @@ def test_what_differs_alone_need_not_differ_after_the_correction():
     assert alone
 
 
-# Quantiles of the normal distribution at 1 - 0.05 / 2n, for n tests.
+# For n tests: the quantile of the normal distribution at 1 - 0.05 / 2n.
 FIRST_STEP = {1: 1.959964, 3: 2.393980, 4: 2.497705, 6: 2.638257}
 
 
@@ -422,7 +425,7 @@ def test_what_is_detectable_grows_with_the_number_of_tests(grid):
     sizes = table["family"].map(table["family"].value_counts())
     assert set(sizes[frozen.index]) == {3, 6}
     expected = (sizes.map(FIRST_STEP) + 0.841621) * table["error"]  # 0.841621: a power of 80 %
-    # Normal quantiles suppose that the error is known; 200 redraws estimate it nearly as well.
+    # Normal quantiles are for a known error; with 200 redraws the t quantiles are nearly the same.
     np.testing.assert_allclose(frozen["detectable"], expected[frozen.index], rtol=0.02)
 
 
@@ -482,7 +485,7 @@ def test_with_few_degrees_of_freedom_a_simultaneous_interval_reaches_further():
     level = scipy.stats.norm.cdf(differences.simultaneous_reach(effects))
     reach = (table["simultaneous_high"] - table["difference"]) / table["error"]
     assert reach.tolist() == pytest.approx([scipy.stats.t(2).ppf(level)] * 3, rel=1e-9)
-    assert reach.min() > 4.303  # that of a single interval
+    assert reach.min() > 4.303  # the reach of a single interval
 
 
 def test_the_reach_over_one_effect_many_times_is_that_of_one():
@@ -535,7 +538,7 @@ def test_a_simultaneous_interval_is_never_narrower_than_that_of_one_difference()
     ]
     (row,) = differences.differences(arms).to_dict("records")
     widths = (row[f"{name}_high"] - row[f"{name}_low"] for name in ("simultaneous", "procedure"))
-    assert next(widths) == pytest.approx(next(widths), rel=0.03)  # of one alone they are the same
+    assert next(widths) == pytest.approx(next(widths), rel=0.03)  # the same for one difference
 
 
 # ---------------------------------------------------------------------------------- the two regimes
@@ -544,18 +547,18 @@ def test_a_simultaneous_interval_is_never_narrower_than_that_of_one_difference()
 def test_regimes_are_compared_on_the_labels_of_the_seeds_that_both_have():
     frozen, tuned = ("frozen", "linear"), ("finetuned", "linear")
     cells = [
-        # On all labels the one frozen run counts for every seed.
+        # On all labels, the single frozen run counts for every seed.
         ("mri", "a", *frozen, 1.0, {0: 0.70}),
         ("mri", "a", *tuned, 1.0, {0: 0.80, 1: 0.90}),
         ("mri", "a", "frozen", "knn", 1.0, {0: 0.10}),
-        # On few labels only the seeds 1 and 2 are common.
+        # On few labels, both regimes have only the seeds 1 and 2.
         ("mri", "a", *frozen, 0.1, {0: 0.10, 1: 0.60, 2: 0.64}),
         ("mri", "a", *tuned, 0.1, {1: 0.72, 2: 0.70, 3: 0.99}),
         ("mri", "a", "lora", "linear", 0.1, {1: 0.99}),
         # A random control has other weights for each seed.
         ("mri", "r", *frozen, 1.0, {0: 0.50, 1: 0.60}),
         ("mri", "r", *tuned, 1.0, {1: 0.64}),
-        # These have no counterpart: another share of the labels, other seeds, another task.
+        # These have no counterpart: the label fraction, the seeds or the task differ.
         ("mri", "b", *frozen, 1.0, {0: 0.70}),
         ("mri", "b", *tuned, 0.1, {0: 0.70}),
         ("skin", "b", *frozen, 0.1, {0: 0.70}),
@@ -641,7 +644,7 @@ def test_ties_are_corrected_within_the_task():
     best = varying("best", 0.9, 0.003, 0.003, rng, seeds=(0,))
     others = [varying(f"other{i}", 0.9, 0.003, 0.003, rng, seeds=(0,)) for i in range(4)]
     error = max(differences.difference(one, best)["error"] for one in others)
-    margin = 2 * error  # p = 0.023 alone, and 0.09 as the smallest of four
+    margin = 2 * error  # p is 0.023 alone, and 0.09 as the smallest of four
     best = best._replace(values={0: 0.9 + 1e-9})
     assert differences.tied_with_best([best, others[0]], margin)["tied"].all()
     assert differences.tied_with_best([best, *others], margin)["tied"].sum() == 1

@@ -1,4 +1,4 @@
-"""medlib.stats.draws: draws that follow from a patient's id, and heads trained again on draws."""
+"""medlib.stats.draws: draws depend only on a patient's id, and heads are trained again on draws."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from medlib.core import heads
 from medlib.core.splits import rotations
 from medlib.stats import bootstrap, draws, metrics, redraws
 
-PATIENTS = [f"{i:04d}" for i in range(500)]  # ids that differ little
+PATIENTS = [f"{i:04d}" for i in range(500)]  # similar ids
 
 
 def test_each_patient_is_drawn_as_often_as_a_poisson_variable_of_mean_one():
@@ -22,8 +22,8 @@ def test_each_patient_is_drawn_as_often_as_a_poisson_variable_of_mean_one():
     expected = drawn.size * np.array([*poisson.pmf(range(6)), poisson.sf(5)])
     assert scipy.stats.chisquare(observed, expected).pvalue > 1e-3
     assert 7 <= drawn.max() <= 8  # 65,536 levels allow no higher count
-    # The sums of 2000 and of 500 such variables are Poisson as well: no patient and no resample
-    # is drawn more than others.
+    # Sums of 2000 and of 500 such variables are Poisson as well. So no patient is drawn more often
+    # than others, and no resample is larger than others.
     for sums, n in ((drawn.sum(0, dtype=int), 2000), (drawn.sum(1, dtype=int), 500)):
         dispersion = (((sums - n) / np.sqrt(n)) ** 2).sum()
         low, high = scipy.stats.chi2(len(sums)).ppf([5e-4, 1 - 5e-4])
@@ -42,7 +42,7 @@ def test_draws_are_independent_between_patients_and_between_resamples(between):
     assert np.abs(z).max() < 5.5, "of 19,900 pairs of independent columns none is so far from 0"
     assert (z**2).mean() == pytest.approx(1, abs=4 * np.sqrt(2 / len(z)))
     # Draws must be independent, not only uncorrelated. One random number gives four resamples, so
-    # near ones are compared as well.
+    # neighbours are compared, too.
     for apart in (1, 2, 3, 4, 100):
         one, other = (np.minimum(side, 3).ravel() for side in (drawn[:, apart:], drawn[:, :-apart]))
         table = np.bincount(4 * one + other, minlength=16).reshape(4, 4)
@@ -72,7 +72,7 @@ def test_a_patients_counts_depend_neither_on_other_patients_nor_on_the_chunk_of_
 
 
 def modality(noise, seed, own, label):
-    """Predictions of one modality: a patient's ``own`` score, and noise of the modality."""
+    """Predictions of one modality: each patient's ``own`` score, plus noise of this modality."""
     rng = np.random.default_rng(seed)
     score = scipy.stats.norm.cdf(own + label + noise * rng.normal(size=len(label)))
     return frame(label, np.stack([1 - score, score], axis=1), PATIENTS[: len(label)])
@@ -94,7 +94,7 @@ def test_a_patient_who_lacks_a_modality_leaves_the_draws_of_two_modalities_corre
     for lacking in (0, 31):
         rows = other.drop(index=lacking)
         assert correlation(drawn(one), drawn(rows)) == pytest.approx(complete, abs=0.03)
-    # Where the draws are independent, the metrics are so too, although the scores are alike.
+    # If the draws are independent, so are the metrics, although the scores are similar.
     assert abs(correlation(drawn(one), drawn(other, seed=1))) < 0.1
 
 

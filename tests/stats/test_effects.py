@@ -25,8 +25,8 @@ def minus(one, other):
 def test_a_frozen_arm_varies_with_its_test_patients_and_with_redraws_of_the_others():
     found = of_one(draws={0: [0.7, 0.8, 0.9]}, redraws={0: [0.76, 0.80, 0.84]})
     assert found.value == 0.8 and found.n_seeds == 1 and found.source == "redraws"
-    assert found.patients == pytest.approx(0.1)  # a variance of (0.1² + 0.1²) / 2
-    assert found.training == pytest.approx(0.04)  # (0.04² + 0.04²) / 2
+    assert found.patients == pytest.approx(0.1)  # the variance is (0.1² + 0.1²) / 2
+    assert found.training == pytest.approx(0.04)  # the variance is (0.04² + 0.04²) / 2
     assert found.error == pytest.approx(np.sqrt(0.0116))
     assert found.df == pytest.approx(0.0116**2 / (0.0016**2 / 2))
     np.testing.assert_allclose(found.redraws, [0.76, 0.80, 0.84])
@@ -41,7 +41,7 @@ def test_a_trained_arm_varies_with_its_test_patients_and_with_its_seeds():
     assert found.value == pytest.approx(0.83) and found.n_seeds == 2 and found.source == "seeds"
     np.testing.assert_allclose(found.draws, [0.82, 0.84])  # the mean over seeds, draw by draw
     assert found.patients == pytest.approx(np.sqrt(0.0002))
-    # The two seeds have a variance of 0.06² / 2, their mean has half of that.
+    # The two seeds have a variance of 0.06² / 2. The variance of their mean is half of that.
     assert found.training == pytest.approx(np.sqrt(0.0009)) and len(found.redraws) == 0
     assert found.df == pytest.approx(0.0011**2 / 0.0009**2)
 
@@ -72,7 +72,7 @@ def test_two_frozen_arms_are_paired_by_redraw():
 def test_two_trained_arms_are_paired_by_seed():
     one = arm(values={0: 0.70, 1: 0.80, 2: 0.90}, regime="finetuned")
     other = arm(values={2: 0.87, 1: 0.78, 0: 0.66}, regime="finetuned")
-    found = minus(one, other)  # 0.04, 0.02 and 0.03
+    found = minus(one, other)  # the differences are 0.04, 0.02 and 0.03
     assert found.value == pytest.approx(0.03) and found.training == pytest.approx(0.01 / np.sqrt(3))
     assert found.df == pytest.approx(2)
 
@@ -149,11 +149,11 @@ def test_on_few_labels_seeds_draw_the_patients_so_their_variance_alone_is_taken(
     few = {"label_fraction": 0.1}
     frozen = {0: 0.6, 1: 0.7, 2: 0.62}
     again = {seed: [0.0, 0.5, 1.0] for seed in range(3)}
-    for redraws in ({}, again):  # whether there are redraws makes no difference
+    for redraws in ({}, again):  # redraws make no difference here
         found = minus(
             arm(regime="finetuned", **TUNED, **few), arm(values=frozen, redraws=redraws, **few)
         )
-        of_seeds = np.var([0.1, 0.1, 0.28], ddof=1) / 3  # both arms have the patients of a seed
+        of_seeds = np.var([0.1, 0.1, 0.28], ddof=1) / 3  # in a seed both have the same patients
         assert found.training == pytest.approx(np.sqrt(of_seeds))
         assert found.source == "seeds" and len(found.redraws) == 0
         total = found.patients**2 + of_seeds
@@ -200,12 +200,12 @@ def test_tasks_are_paired_by_draw_redraw_and_seed():
             arm(task="skin", draws=falling, redraws=falling),
         )
     )
-    # The same people have the same errors in both tasks, so the mean has no smaller error.
+    # The same people have the same errors in both tasks, so the mean has the same error.
     assert same.patients == same.training == pytest.approx(np.sqrt(0.02))
     assert opposite.patients == opposite.training == pytest.approx(0, abs=1e-12)
     one = arm(values={0: 0.7, 1: 0.8, 2: 0.9}, regime="finetuned")
     two = arm(values={1: 0.6, 2: 0.4, 3: 0.1}, regime="finetuned", task="skin")
-    found = effects.effect([(0.5, one), (0.5, two)])  # 0.70 and 0.65, of the seeds 1 and 2
+    found = effects.effect([(0.5, one), (0.5, two)])  # seed 1: 0.70, seed 2: 0.65
     assert found.n_seeds == 2 and found.value == pytest.approx(0.675)
     assert found.training == pytest.approx(np.sqrt(0.05**2 / 2 / 2))
 

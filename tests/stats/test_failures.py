@@ -10,7 +10,7 @@ CLASSES = ["no", "yes"]
 
 
 def frame(risks, labels, patients=None, classes=CLASSES):
-    """Predictions of samples a, b, c …: ``risks`` are those of "yes", or rows of probabilities."""
+    """Predictions of samples a, b, c …: ``risks`` has P("yes"), or rows of all probabilities."""
     ids = list("abcdefghijklmnop")[: len(labels)]
     rows = pd.DataFrame({"sample_id": ids, "patient_id": patients or ids, "split": "test"})
     proba = np.array(risks, float)
@@ -44,13 +44,13 @@ def test_what_speaks_against_a_label_is_the_most_probable_other_class():
 
 def test_shared_errors_and_the_number_expected_of_independent_ones():
     labels = ["no"] * 4 + ["yes"] * 2
-    one = judge([0.9, 0.9, 0.1, 0.1, 0.1, 0.9], labels)  # wrong: a b | e
-    other = judge([0.9, 0.1, 0.9, 0.9, 0.1, 0.1], labels)  # wrong: a c d | e f
+    one = judge([0.9, 0.9, 0.1, 0.1, 0.1, 0.9], labels)  # wrong: a, b and e
+    other = judge([0.9, 0.1, 0.9, 0.9, 0.1, 0.1], labels)  # wrong: a, c, d, e and f
     assert failures.wrong_by_all([one, other]).tolist() == [True, *[False] * 3, True, False]
     table = failures.shared_errors([one, other], [*CLASSES, "absent"])
     assert table["label"].tolist() == ["no", "yes", "absent"]
     assert table["n"].tolist() == [4, 2, 0] and table["wrong"].tolist() == [1, 1, 0]
-    # no: 4 × 2/4 × 3/4. yes: 2 × 1/2 × 2/2.
+    # "no": 4 × 2/4 × 3/4; "yes": 2 × 1/2 × 2/2.
     np.testing.assert_allclose(table["expected"], [1.5, 1, 0])
 
 
@@ -73,13 +73,14 @@ def test_cases_are_those_of_the_mean_over_backbones():
     one = judge([0.9, 0.8, 0.7, 0.6, 0.1, 0.1, 0.9, 0.6, 0.9], labels)
     two = judge([0.8, 0.9, 0.6, 0.2, 0.2, 0.4, 0.3, 0.5, 0.7], labels)
     cases = failures.cases([one, two], CLASSES, shared=2, per_class=1)
-    # All get a, b, c and f wrong (h is a tie of the second, which calls "no"; the first is right).
-    # a and b tie with 0.85 against "no", f has 0.75 against "yes": the classes take turns.
+    # Both get a, b, c and f wrong. (The second has a tie at h and calls "no"; the first is right.)
+    # a and b tie with 0.85 against "no"; f has 0.75 against "yes". The classes take turns: a, f.
     assert picked(cases, failures.ALL_WRONG) == ["a", "f"]
     assert cases["why"].tolist()[:2] == [failures.ALL_WRONG] * 2
-    # Of the rest the mean gets b (0.85) and c (0.65) wrong, and no other "yes": g has 0.6, h 0.55.
+    # Of the other samples the mean gets b (0.85) and c (0.65) wrong. No "yes" is wrong: g has 0.6
+    # and h has 0.55.
     assert picked(cases, failures.SUREST) == ["b"]
-    # Least sure: d (a mean of 0.6 for "no"), e is 0.85 and c 0.65; h (0.55 for "yes").
+    # The least sure "no" is d (0.6; c has 0.65, e has 0.85), and the least sure "yes" is h (0.55).
     assert picked(cases, failures.LEAST_SURE) == ["d", "h"]
     np.testing.assert_allclose(cases["against"], [0.85, 0.75, 0.85, 0.4, 0.45])
     assert cases["called"].tolist() == ["yes", "no", "yes", "no", "yes"]

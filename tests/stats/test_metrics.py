@@ -1,4 +1,4 @@
-"""medlib.stats.metrics: the numbers of scikit-learn."""
+"""medlib.stats.metrics: the same numbers as scikit-learn."""
 
 import warnings
 
@@ -42,7 +42,7 @@ def test_metrics_are_those_worked_out_by_hand():
     assert computed["f1_weighted"][0] == pytest.approx(3 / 5 * 6 / 7 + 2 / 5 * 2 / 3)
     # Of 6 pairs, 4 are in order and 2 are tied.
     assert computed["auroc"][0] == pytest.approx(5 / 6)
-    # Half of the positives at precision 1, the other half at precision 2/4.
+    # One half of the positives has precision 1, the other half 2/4.
     assert computed["auprc"][0] == pytest.approx(1 / 2 * 1 + 1 / 2 * 2 / 4)
 
 
@@ -57,7 +57,7 @@ def test_kappa_of_ordered_grades_counts_how_far_apart_they_are():
                     y, proba.argmax(1), labels=range(4), weights=kind, sample_weight=weight
                 )
                 assert computed[name][row] == pytest.approx(expected, rel=0, abs=1e-12)
-    # Both raters say 0 throughout: agreement by chance is complete, and kappa undefined.
+    # Both raters always say 0: chance alone gives full agreement, and kappa is undefined.
     alone = metrics.compute(np.zeros(3, int), np.tile([0.9, 0.1], (3, 1)), names=["kappa"])
     assert np.isnan(alone["kappa"][0])
 
@@ -74,8 +74,8 @@ def test_sensitivity_and_losses_are_those_worked_out_by_hand():
     assert computed["log_loss"] == pytest.approx(-lost / 24)
     squares = 19 * 0.1**2 + 0.6**2 + 0.1**2 + 0.3**2 + 0.5**2 + 0.95**2
     assert computed["brier"] == pytest.approx(squares / 24)
-    # Bins by confidence: .5 (wrong: of two equals the first class); .6 (wrong) and .7 (right) are
-    # apart at 10/15; .9 twenty times, right; .95 wrong.
+    # Bins by confidence: .5 (wrong: a tie goes to the first class), .6 (wrong), .7 (right; 10/15
+    # separates it from .6), .9 (twenty times, right) and .95 (wrong).
     gaps = [0.5, 0.6, 0.3, 20 * 0.1, 0.95]
     assert computed["ece"] == pytest.approx(sum(gaps) / 24)
 
@@ -131,7 +131,7 @@ def test_areas_are_undefined_when_a_class_is_absent_and_the_other_metrics_are_no
     assert np.isnan(computed["auroc"][0]) and np.isnan(computed["auprc"][0])
     assert np.isnan(auroc(y[y != 2], proba[y != 2]))
     with warnings.catch_warnings():
-        # scikit-learn warns of the missing class, and gives the metrics that do not need it.
+        # scikit-learn warns about the missing class, and computes the metrics that do not need it.
         warnings.simplefilter("ignore", UndefinedMetricWarning)
         warnings.simplefilter("ignore", UserWarning)
         expected = by_sklearn(y[y != 2], proba[y != 2])
@@ -203,8 +203,8 @@ def test_a_draw_of_nobody_has_no_metric_and_no_warning():
 
 @pytest.mark.parametrize("k", [2, 3])
 def test_probabilities_that_are_not_finite_never_give_an_auroc(k):
-    # A network that has diverged predicts NaN. In the order of the rows these labels would be
-    # ranked perfectly: such a network would be chosen.
+    # A network that has diverged predicts NaN. If NaN were ranked by the order of the rows, the
+    # ranking here would be perfect, and the network would be chosen.
     y = np.sort(np.arange(12) % k)[::-1].copy()
     proba = np.full((12, k), np.nan)
     computed = [auroc(y, proba), metrics.compute(y, proba)["auroc"][0]]

@@ -1,4 +1,4 @@
-"""Thresholds and decision curves: worked out by hand, by scikit-learn and by simulation."""
+"""Thresholds and decision curves, checked by hand, by scikit-learn and by simulation."""
 
 import made_arms
 import numpy as np
@@ -52,7 +52,7 @@ SCORE = np.array([0.1, 0.2, 0.3, 0.6, 0.7, 0.9])
         (Rule("sensitivity", 0.6), 0.7),
         (Rule("specificity", 1.0), 0.7),
         (Rule("specificity", 0.6), 0.3),
-        (Rule(YOUDEN), 0.7),  # 2/3 + 1, and as much at 0.3: the higher threshold
+        (Rule(YOUDEN), 0.7),  # 2/3 + 1; 0.3 has the same sum, and the higher one is taken
     ],
 )
 def test_thresholds_of_six_samples_are_those_worked_out_by_hand(rule, expected):
@@ -95,7 +95,7 @@ def test_rates_are_those_of_scikit_learn_at_the_threshold_of_validation():
 
 
 def test_each_rotation_has_its_own_threshold_and_calls_are_counted_together():
-    """Fold 1's scores are half of fold 0's, and so is its threshold: the calls are the same."""
+    """Fold 1's scores and threshold are half of fold 0's, so the calls are the same."""
     y, score = risks(100, 2)
     halves = frame(np.tile(y, 2), np.concatenate([score, score / 2]), fold=np.repeat([0, 1], 100))
     own, chosen_on = risks(100, 3)
@@ -113,7 +113,7 @@ def test_each_rotation_has_its_own_threshold_and_calls_are_counted_together():
 
 
 def test_a_stated_prevalence_gives_ppv_and_npv_by_bayes_theorem():
-    """Sensitivity 0.8 and specificity 0.9 at a prevalence of 1 %, worked out by hand."""
+    """PPV and NPV are worked out for sensitivity 0.8, specificity 0.9 and prevalence 1 %."""
     y = np.repeat([1, 0], [100, 200])
     score = np.concatenate([np.repeat([0.9, 0.1], [80, 20]), np.repeat([0.9, 0.1], [20, 180])])
     tested = arm(frame(y, score), frame(y, score))
@@ -128,7 +128,7 @@ def test_a_stated_prevalence_gives_ppv_and_npv_by_bayes_theorem():
 
 
 def test_without_a_false_positive_the_ppv_at_a_low_prevalence_is_still_uncertain():
-    """100 of 100 negatives are right: by Wilson's interval the specificity is above 0.963."""
+    """All 100 negatives are right; Wilson's interval says that the specificity is above 0.963."""
     y, score = np.repeat([1, 0], [50, 100]), np.repeat([0.9, 0.1], [50, 100])
     tested = arm(frame(y, score), frame(y, score))
     found = operating.operating_points(tested, [Rule(LIKELIEST)], {"c1": 0.01}, 100)
@@ -177,7 +177,7 @@ def test_seeds_are_averaged_and_patients_are_drawn_with_all_their_samples():
 
 
 def test_intervals_cover_what_the_threshold_gives_on_all_patients():
-    """500 simulated test sets; the truth is that of a threshold of 0.5 on 200,000 patients."""
+    """500 test sets are simulated. The truth is that of 200,000 patients at a threshold of 0.5."""
     y, score = risks(200_000, 7)
     truth = (score[y == 1] >= 0.5).mean()
     held = []

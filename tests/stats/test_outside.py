@@ -1,4 +1,4 @@
-"""medlib.stats.outside: strangers are flagged, and 5 % of what is like the validation samples."""
+"""medlib.stats.outside: images from elsewhere are flagged, and 5 % of those like validation."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from medlib.stats import outside
 
 
 def drawn(n, d=40, seed=0, rank=6):
-    """Features of which few directions vary much."""
+    """Features that vary much in only a few directions."""
     rng = np.random.default_rng(seed)
     basis = np.linalg.qr(np.random.default_rng(99).normal(size=(d, d)))[0]
     spread = np.r_[np.linspace(8, 3, rank), np.ones(d - rank)]
@@ -25,7 +25,7 @@ def test_the_distance_is_that_of_probabilistic_pca_by_scikit_learn():
     found = outside.distances(known_of(x), fresh)
     z, new = ((part - x.mean(0)) / x.std(0) for part in (x.astype(float), fresh.astype(float)))
     model = PCA(outside.COMPONENTS, svd_solver="full").fit(z)
-    covariance = model.get_covariance()  # with n - 1, ours with n
+    covariance = model.get_covariance()  # divided by n - 1; ours is divided by n
     theirs = np.sqrt(np.einsum("ij,jk,ik->i", new, np.linalg.inv(covariance), new) / 40)
     np.testing.assert_allclose(found, theirs, rtol=0.01)
     density = multivariate_normal(np.zeros(40), covariance).logpdf(new)
@@ -60,7 +60,7 @@ def test_of_samples_like_those_of_validation_one_in_twenty_is_unusual():
         rates.append((outside.distances(known, test) > most).mean())
         moved = test + 3 * np.random.default_rng(seed).normal(size=40)  # another scanner
         strangers.append((outside.distances(known, moved) > most).mean())
-    # Exactly 1 - 57 / 60 on average, by the theory of conformal prediction.
+    # By the theory of conformal prediction the mean is exactly 1 - 57 / 60.
     assert np.mean(rates) == pytest.approx(0.05, abs=4 * np.std(rates) / np.sqrt(200))
     assert np.mean(strangers) > 0.9
 
@@ -69,7 +69,7 @@ def test_the_threshold_is_an_order_statistic():
     values = np.arange(1, 100) / 1.0
     assert outside.usual(values) == 95
     assert outside.usual(values[:19]) == 19 and outside.usual(values[:20]) == 20
-    assert outside.usual(values[:5]) == 5  # too few: the farthest
+    assert outside.usual(values[:5]) == 5  # with so few, the largest distance
 
 
 def test_a_volumes_distance_is_the_mean_over_its_slices():

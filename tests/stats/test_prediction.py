@@ -1,4 +1,4 @@
-"""medlib.stats.prediction: predictions as frames, and their metrics."""
+"""medlib.stats.prediction: tables of predictions, and their metrics."""
 
 import warnings
 
@@ -22,7 +22,7 @@ def test_point_reads_labels_by_name_and_classes_in_the_order_of_the_task():
 
 
 def test_a_label_that_is_no_class_is_refused():
-    # Grades read without dtype=str are numbers; they must not all be counted as the last class.
+    # Grades that are read without dtype=str are numbers. They must not all count as the last class.
     rows = frame(np.array([0, 1, 0, 1]), np.full((4, 2), 0.5)).assign(y_true=[0, 1, 0, 1])
     rows = rows.rename(columns={"prob_class 0": "prob_0", "prob_class 1": "prob_1"})
     with pytest.raises(ValueError, match="none of the classes"):
@@ -74,7 +74,7 @@ def test_a_prediction_keeps_the_side_of_its_sample():
 def test_the_tables_of_a_run_hold_what_each_rotation_predicts_for_test_and_validation_patients():
     fold = np.array([0, 0, 1, 1, 2, 2, 0, 1])
     index = pd.DataFrame({"sample_id": list("abcdefag"), "patient_id": list("ABCDEFAG")})
-    index = index.assign(label=["no", "yes"] * 3 + ["no", "yes"], fold=fold)  # two slices of a
+    index = index.assign(label=["no", "yes"] * 3 + ["no", "yes"], fold=fold)  # a has two slices
     parts = rotations(fold, index["patient_id"], index["label"])
     rng = np.random.default_rng(0)
     of_test = [rng.dirichlet([1, 1], part.test.sum()) for part in parts]
@@ -91,7 +91,7 @@ def test_the_tables_of_a_run_hold_what_each_rotation_predicts_for_test_and_valid
     assert validated["rotation"].tolist() == [0, 0, 0, 1, 1, 2, 2]
     assert validated["fold"].tolist() == [1, 1, 1, 2, 2, 0, 0]
     assert validated["y_true"].tolist() == ["no", "yes", "yes", "no", "yes", "no", "yes"]
-    # For each fold, the probabilities of its rows: as test rows, and as validation rows.
+    # The probabilities of the rows of each fold, first as test rows, then as validation rows.
     for table, (of_ab, of_cdg, of_ef) in (
         (tested, of_test),
         (validated, of_val[-1:] + of_val[:-1]),
@@ -106,13 +106,13 @@ def test_the_tables_of_a_run_hold_what_each_rotation_predicts_for_test_and_valid
 
 
 def folds_of(patients):
-    """Folds of 4, 2 and 1 parts in 7 of the patients, whole patients each."""
+    """Three folds with 4/7, 2/7 and 1/7 of the patients."""
     place = np.unique(patients, return_inverse=True)[1]
     return np.array([0, 1, 0, 2, 0, 1, 0])[place % 7]
 
 
 def fold_by_sklearn(y, proba, weights):
-    """The metrics of one fold in one draw; those of ranks are NaN where a class is not drawn."""
+    """The metrics of one fold in one draw. Metrics of ranks are NaN if a class is not drawn."""
     drawn = weights > 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -128,7 +128,7 @@ def test_in_cross_validation_a_metric_is_the_mean_of_scikit_learns_over_the_fold
     folds = folds_of(patients)
     evaluate, order = prediction.evaluator(frame(y, proba, patients, folds), names(k))
     assert order == sorted(set(patients))
-    # A fold weighs by its patients, not by its images. Here the two differ.
+    # A fold is weighted by its patients, not by its images. Here the two weights differ.
     sizes = np.array([len(set(patients[folds == f])) for f in range(3)])
     assert sizes.tolist() == [24, 12, 6]
     assert np.abs(sizes / 42 - np.bincount(folds) / len(y)).max() > 0.01
@@ -158,20 +158,21 @@ def test_in_cross_validation_a_metric_is_the_mean_of_scikit_learns_over_the_fold
 
 
 def test_the_mean_over_folds_is_that_worked_out_by_hand():
-    # Fold 0: four patients with five images, in order; fold 1: two patients, in the wrong order.
+    # Fold 0 has four patients with five images, ranked correctly. Fold 1 has two patients, ranked
+    # wrongly.
     y, score = np.array([0, 0, 1, 1, 1, 0, 1]), np.array([0.1, 0.2, 0.3, 0.3, 0.4, 0.9, 0.8])
     rows = frame(y, np.stack([1 - score, score], 1), list("abcddef"), [0, 0, 0, 0, 0, 1, 1])
     assert prediction.point(rows, names(2), ["auroc"])["auroc"] == pytest.approx(4 / 6)
     masks, shares = zip(*prediction.folds(rows), strict=True)
     assert [mask.tolist() for mask in masks] == [[True] * 5 + [False] * 2, [False] * 5 + [True] * 2]
     assert shares == pytest.approx((4 / 6, 2 / 6))
-    # Without patient f fold 1 has no positive; without c, d and f no fold has one.
+    # Without patient f, fold 1 has no positive. Without c, d and f, no fold has both classes.
     evaluate, patients = prediction.evaluator(rows, names(2), ["auroc", "accuracy"])
     assert patients == list("abcdef")
     drawn = evaluate(np.array([[1, 1, 1, 1, 1, 0], [1, 1, 0, 0, 1, 0]]))
     np.testing.assert_array_equal(drawn["auroc"], [1, np.nan])
-    # At a threshold of 1/2 two of five images of fold 0 are right in the first draw, and two of two
-    # in the second. In fold 1 none is right.
+    # At a threshold of 1/2, two of five images of fold 0 are right in the first draw, and two of
+    # two in the second draw. In fold 1 no image is right.
     np.testing.assert_allclose(drawn["accuracy"], [4 / 6 * 2 / 5, 4 / 6])
     (mask, share), *others = prediction.folds(rows.drop(columns="fold"))
     assert mask.all() and share == 1 and not others
@@ -194,7 +195,7 @@ def test_a_fold_of_which_nobody_is_drawn_is_left_out_without_a_warning():
 
 
 def test_pooling_folds_whose_scores_differ_in_scale_is_biased_downwards_and_the_mean_is_not():
-    """Each fold has a model of its own; every one has the same AUROC, which is known."""
+    """Each fold has a separate model. All models have the same AUROC, which is known."""
     n_folds, n, shift, repeats = 5, 16, 1.5, 150
     truth = scipy.stats.norm.cdf(shift / np.sqrt(2))
     rng, pooled, means = np.random.default_rng(0), [], []

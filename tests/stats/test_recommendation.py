@@ -1,4 +1,4 @@
-"""The recommendation: the set of the best holds the best, and a rule picks no arm that is worse."""
+"""The recommendation: the set of the best contains the best arm, and no worse arm is picked."""
 
 import made_arms
 import numpy as np
@@ -22,10 +22,10 @@ def recommend(arms, spent):
 
 
 def drawn_arms(truths, rng, error=0.01, share=0.5, resamples=1000):
-    """Arms whose estimates, draws and redraws scatter around known truths, paired by a part.
+    """Arms whose estimates, draws and redraws scatter around known truths.
 
-    ``error`` is the standard error of each of the two sources, of which ``share`` (of the variance)
-    is common to all arms.
+    ``error`` is the standard error of each of the two sources. The ``share`` of its variance is
+    common to all arms, so they are paired.
     """
     k, arms = len(truths), []
     common, own = np.sqrt(share) * error, np.sqrt(1 - share) * error
@@ -45,7 +45,7 @@ def drawn_arms(truths, rng, error=0.01, share=0.5, resamples=1000):
 
 
 def test_two_arms_are_told_apart_as_a_one_sided_test_does():
-    """For two arms the difference from the best is the difference, and the quantile is 1.645."""
+    """With two arms, the interval is that of their difference, with the quantile 1.645."""
     rng = np.random.default_rng(0)
     one, other = drawn_arms([0.9, 0.86], rng, resamples=20000)
     found = recommend([one, other], costs([one, other]))
@@ -59,7 +59,7 @@ def test_two_arms_are_told_apart_as_a_one_sided_test_does():
     assert found["difference"].to_dict() == pytest.approx({"net0": gap, "net1": -gap})
     assert found.loc["net1", "best_low"] == pytest.approx(-gap - reach * error, abs=0.002)
     assert found.loc["net1", "best_high"] == pytest.approx(max(0, -gap + reach * error), abs=0.002)
-    assert found.loc["net0", "best_low"] == 0  # it is the only one among the best
+    assert found.loc["net0", "best_low"] == 0  # net0 is the only arm among the best
     assert found["among_best"].to_dict() == {"net0": True, "net1": False}
     assert found["recommended"].to_dict() == {"net0": True, "net1": False}
 
@@ -158,9 +158,9 @@ def test_several_metrics_are_refused():
     "truths", [(0.85,) * 5, (0.86, 0.85, 0.85, 0.84, 0.80), (0.88, 0.86, 0.859, 0.858, 0.857)]
 )
 def test_the_intervals_hold_at_once_and_the_rule_takes_no_arm_that_is_worse(truths):
-    """250 simulated studies: coverage at least 95 % but for chance, wrong picks at most 5 %.
+    """In 250 studies, coverage is at least 95 % but for chance, and at most 5 % of picks are wrong.
 
-    If all arms are equally good, each is a best one, and the set of the best holds it in 95 %.
+    If all arms are equally good, every arm is a best one, and 95 % of them must be among the best.
     """
     rng, held, among, wrong, n = np.random.default_rng(5), 0, [], 0, 250
     best_other = [max(truths[:i] + truths[i + 1 :]) for i in range(len(truths))]

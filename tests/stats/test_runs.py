@@ -1,4 +1,4 @@
-"""medlib.stats.runs: runs are read as they were written, or refused by name."""
+"""medlib.stats.runs: runs are read exactly as they were written, or refused by name."""
 
 import pandas as pd
 import pytest
@@ -102,7 +102,7 @@ def test_all_runs_whose_predictions_cannot_be_used_are_named_at_once(tmp_path, m
     (folders[1] / "predictions.csv").unlink()
     text = (folders[2] / "predictions.csv").read_text()
     (folders[2] / "predictions.csv").write_text(text.replace("low", "high", 1))
-    for _ in range(2):  # the second time from kept rows
+    for _ in range(2):  # the second time, from kept rows
         with pytest.raises(ValueError) as caught:
             summaries.summarise(folders, 5, kept=kept_below(tmp_path))
         lines = str(caught.value).splitlines()

@@ -1,4 +1,4 @@
-"""medlib.stats.subgroups: metrics of groups, the largest gap, heterogeneity over sites."""
+"""medlib.stats.subgroups: metrics of groups, largest gaps, heterogeneity over sites."""
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ CLASSES = ["low", "high"]
 
 
 def scored(n, rng, shift=1.2, classes=CLASSES):
-    """One image a patient; each class has its own probability, and right ones are higher."""
+    """Predictions with one image per patient, in which the right class tends to score higher."""
     label = np.arange(n) % len(classes)
     score = rng.normal(size=(n, len(classes))) + shift * np.eye(len(classes))[label]
     proba = np.exp(score) / np.exp(score).sum(1, keepdims=True)
@@ -114,11 +114,11 @@ def test_few_and_unknown_patients_have_a_row_and_no_group_is_dropped():
     assert own["why"].tolist() == ["", "too few: high 4", ""]
     assert own["value"].isna().tolist() == [False, True, False]
     assert own.loc["65 and over", ["ci_low", "ci_high"]].isna().all()
-    # Fewer than five of a class, by default fewer than twenty.
+    # Before, a group needed five patients of each class. By default it needs twenty.
     strict = subgroups.compare([of(frame)], grouped(frame, age=age), resamples=50).table
     whys = strict[strict["metric"] == "auroc"]["why"].tolist()
     assert whys == ["", "too few: low 5, high 4", "too few: low 15, high 16"]
-    # Whose age is not known are no group that another could differ from.
+    # Patients of unknown age are not a group in gaps.
     gap = row(found.gaps, metric="auroc")
     assert gap["n_groups"] == 1 and gap["why"] == subgroups.ONE_GROUP and np.isnan(gap["gap"])
 
@@ -148,7 +148,7 @@ def test_the_interval_of_a_group_is_close_to_delongs():
     one = row(found.table, metric="auroc", group="male")
     own = frame[sex == "male"]
     high, low = (own.loc[own["y_true"] == c, "prob_high"].to_numpy() for c in ("high", "low"))
-    wins = (high[:, None] > low).astype(float)  # DeLong's two components, by hand
+    wins = (high[:, None] > low).astype(float)  # the two components of DeLong's variance, by hand
     error = np.sqrt(wins.mean(1).var(ddof=1) / len(high) + wins.mean(0).var(ddof=1) / len(low))
     logit = np.log(wins.mean() / (1 - wins.mean()))
     half = 1.96 * error / (wins.mean() * (1 - wins.mean()))
@@ -167,7 +167,7 @@ def test_the_largest_gap_is_that_of_the_outermost_groups():
     assert pairs["gap"].to_dict() == pytest.approx(
         {("C", "A"): 0.05, ("B", "A"): 0.2, ("B", "C"): 0.15}
     )
-    # Tukey's interval for three independent means of the same error is the same thing.
+    # For three independent means with the same error, this is Tukey's interval.
     half = stats.studentized_range.ppf(0.95, 3, np.inf) / np.sqrt(2) * np.sqrt(2) * 0.02
     assert (pairs["gap_high"] - pairs["gap"]).to_numpy() == pytest.approx(half, rel=0.04)
     two = subgroups.pairwise({k: values[k] for k in "AB"}, drawn)
@@ -191,7 +191,7 @@ def test_gaps_go_from_the_higher_to_the_lower_group_and_keep_to_the_scale():
 
 
 def simulated(truths, sizes, rng, resamples):
-    """Pairs of groups of one study whose true AUROCs are known, as `pairwise` returns them."""
+    """The result of `pairwise` for one simulated study with known true AUROCs."""
     values, drawn = {}, {}
     for name, (area, n) in enumerate(zip(truths, sizes, strict=True)):
         y = np.arange(n) % 2
@@ -205,7 +205,7 @@ def simulated(truths, sizes, rng, resamples):
 
 @pytest.mark.parametrize("truths", [(0.8, 0.8, 0.8, 0.8), (0.65, 0.75, 0.85, 0.8)])
 def test_intervals_of_all_gaps_hold_at_once_in_93_to_97_percent_of_studies(truths):
-    """Four groups of 60 to 160 patients; a study counts if every pair's true gap is inside."""
+    """There are four groups of 60 to 160 patients. A study counts if all true gaps are covered."""
     rng, held = np.random.default_rng(10), []
     for _ in range(800):
         pairs = simulated(truths, (60, 160, 80, 100), rng, 250)
@@ -219,10 +219,10 @@ def test_intervals_of_all_gaps_hold_at_once_in_93_to_97_percent_of_studies(truth
 def test_groups_without_a_mistake_have_an_interval_as_well():
     values, drawn = {"A": 1.0, "B": 1.0}, {name: np.ones(50) for name in "AB"}
     (one,) = subgroups.pairwise(values, drawn, {"A": 30, "B": 30}).to_dict("records")
-    assert one["gap"] == 0 and np.isnan(one["gap_low"])  # no draw differs: nothing tells how far
+    assert one["gap"] == 0 and np.isnan(one["gap_low"])  # all draws are equal, so there is no error
     drawn["B"] = 1 - 0.02 * np.random.default_rng(0).random(50)
     (one,) = subgroups.pairwise({"A": 1.0, "B": 0.99}, drawn, {"A": 30, "B": 30}).to_dict("records")
-    # Wilson's interval of 30 of 30 reaches from 1 down to 30 / (30 + z²).
+    # Wilson's interval for 30 of 30 reaches from 30 / (30 + z²) to 1.
     assert -0.2 < one["gap_low"] < -0.05 and 0.01 < one["gap_high"] < 0.1
 
 
@@ -232,7 +232,7 @@ VALUES, ERRORS = np.array([0.72, 0.81, 0.9, 0.65]), np.array([0.04, 0.05, 0.03, 
 
 
 def by_hand(values, errors):
-    """DerSimonian and Laird on the logit scale, step by step."""
+    """The method of DerSimonian and Laird on the logit scale, step by step."""
     logit = np.log(values / (1 - values))
     v = (errors / (values * (1 - values))) ** 2
     w = 1 / v
@@ -299,7 +299,7 @@ def test_sites_are_pooled_and_those_left_out_are_named():
 
 
 def test_the_pooled_interval_and_that_of_a_new_site_hold_the_truth():
-    """Sites differ on the logit scale by a known variance; errors are known."""
+    """Sites differ on the logit scale by a known variance. Standard errors are known."""
     rng, pooled, new = np.random.default_rng(12), [], []
     mean, tau = 1.2, 0.4
     share = lambda logit: 1 / (1 + np.exp(-logit))  # noqa: E731

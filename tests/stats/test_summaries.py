@@ -1,4 +1,4 @@
-"""medlib.stats.summaries: tables that scikit-learn confirms, of runs judged on the same samples."""
+"""medlib.stats.summaries: tables that agree with scikit-learn, of runs on the same samples."""
 
 import functools
 import inspect
@@ -19,7 +19,7 @@ from medlib.stats import bootstrap, draws, metrics, prediction, summaries
 SUMMARY = ["task", "backbone", "pretraining", "regime", "head", "label_fraction", "seed", "metric"]
 SUMMARY += ["value", "ci_low", "ci_high", "n_patients", "n_images", "rarest", "candidates"]
 SUMMARY += ["delong_low", "delong_high", "undefined"]
-# Only the table over seeds has these.
+# Only the table over seeds has these columns.
 PROCEDURE = ["procedure_low", "procedure_high", "training", "training_share"]
 Z = 1.959963984540054
 
@@ -47,7 +47,7 @@ def test_the_summary_counts_patients_samples_and_candidates(saved):
     for table in summaries.summarise(runs_below(saved[0]), resamples=20):
         assert set(table["n_patients"]) == {15}
         assert set(table["n_images"]) == {30}
-        # Of 15 patients 8 and 7 have the two classes of one task, 5 each those of the other.
+        # The classes of one task have 8 and 7 of 15 patients, those of the other task 5 each.
         assert table.groupby("task")["rarest"].unique().map(list).to_dict() == {
             "mri": [7],
             "skin": [5],
@@ -58,8 +58,8 @@ def test_the_summary_counts_patients_samples_and_candidates(saved):
 def test_the_rarest_class_is_counted_in_patients_and_candidates_are_those_of_the_cells_runs(
     tmp_path,
 ):
-    frame = predictions("skin", 0, n_patients=8)  # three patients of nv and of mel, two of bcc
-    few = frame[~frame["patient_id"].isin(["001", "004"])]  # one of mel, with two samples
+    frame = predictions("skin", 0, n_patients=8)  # nv and mel have three patients each, bcc has two
+    few = frame[~frame["patient_id"].isin(["001", "004"])]  # mel has one patient, with two samples
     save(tmp_path, few, "skin", how={"candidates": 21}, regime="finetuned")
     save(tmp_path, few, "skin")
     for table in summaries.summarise(runs_below(tmp_path), resamples=20):
@@ -86,7 +86,7 @@ def test_over_seeds_the_value_is_the_mean_and_the_spread_the_sample_standard_dev
 
 
 def logit_ends(value, reach):
-    """The ends of an interval that reaches ``reach`` to each side of ``value``, in log-odds."""
+    """The interval that reaches ``reach`` to each side of ``value``, on the logit scale."""
     odds, factor = value / (1 - value), np.exp(reach / (value * (1 - value)))
     return odds / factor / (1 + odds / factor), odds * factor / (1 + odds * factor)
 
@@ -126,7 +126,11 @@ def redrawn(names, seed=0, n=30):
 
 
 def expected_procedure(patients, parts):
-    """Reach and share of training, by Satterthwaite; ``parts``: (variance, df) of training."""
+    """The reach of the interval (Satterthwaite), and the share of training in the variance.
+
+    ``patients`` is the standard error over patients. ``parts`` are the variances due to training,
+    with their degrees of freedom.
+    """
     training = sum(variance for variance, _ in parts)
     both = patients**2 + training
     df = both**2 / sum(variance**2 / df for variance, df in parts)
@@ -135,7 +139,7 @@ def expected_procedure(patients, parts):
 
 
 def of_seeds(frames):
-    """The accuracy of each seed, and the standard error over patients of their mean."""
+    """The accuracy of each seed, and the standard error of their mean over patients."""
     accuracies = [frame_by_sklearn(frame, CLASSES["mri"])["accuracy"] for frame in frames]
     drawn = np.mean([accuracy_draws(frame, 60) for frame in frames], axis=0)
     return accuracies, np.std(drawn, ddof=1)
@@ -216,7 +220,7 @@ def test_a_single_seed_has_the_same_interval_in_both_tables_and_no_spread(tmp_pa
     assert over_seeds["sd"].isna().all()
     same = ["metric", "value", "ci_low", "ci_high"]
     pd.testing.assert_frame_equal(by_seed[same], over_seeds[same], check_exact=True)
-    calibration = by_seed["metric"] == "ece"  # it has no interval, because none covers
+    calibration = by_seed["metric"] == "ece"  # it has no interval
     assert by_seed.loc[calibration, ["ci_low", "ci_high"]].isna().all(axis=None)
     middle = by_seed[~calibration]
     assert (middle["ci_low"] < middle["value"]).all()
@@ -279,11 +283,11 @@ def test_losses_and_kappas_have_the_corrected_interval_and_beside_auroc_stands_d
 
 
 def test_the_share_of_resamples_that_lack_a_class_is_stated(tmp_path):
-    frame = predictions("skin", 0, n_patients=5)  # two patients of nv and of mel, one of bcc
+    frame = predictions("skin", 0, n_patients=5)  # nv and mel have two patients each, bcc has one
     save(tmp_path, frame, "skin")
     by_seed, _ = summaries.summarise(runs_below(tmp_path), resamples=2000)
     undefined = by_seed.set_index("metric")["undefined"]
-    # AUROC takes a drawn patient of every class; accuracy takes any drawn patient.
+    # AUROC needs a drawn patient of every class; accuracy needs any drawn patient.
     p = 1 - (1 - np.exp(-2)) ** 2 * (1 - np.exp(-1))
     for name, share in (("auroc", p), ("accuracy", np.exp(-5))):
         error = np.sqrt(share * (1 - share) / 2000)
@@ -314,7 +318,7 @@ def test_rows_that_were_kept_are_those_made_anew_to_the_last_byte(saved, made):
     first = again()
     assert len(made) == 4
     assert again() == first and len(made) == 4
-    # Some of the runs, in another order, by a single thread.
+    # Some of the runs are read in another order, by a single thread.
     few, _ = summaries.summarise(folders[::-1][:4], 50, ["skin"], threads=1, kept=kept)
     assert set(few["task"]) == {"skin"} and len(made) == 4
     assert few.to_csv(index=False).splitlines()[1:] == [
@@ -336,7 +340,7 @@ def test_rows_are_made_again_when_anything_they_follow_from_is_another(saved, ma
     assert len(made) == 4
     summarise(folders, 51, ["skin"])
     assert len(made) == 4 + 2
-    # One seed is run again: only its cell is made again, with the new numbers.
+    # If one seed is run again, only its cell is made again, with the new numbers.
     frame = predicted["mri", "dinov2_small", 0].iloc[::-1].copy()
     frame[["prob_low", "prob_high"]] = frame[["prob_high", "prob_low"]].to_numpy()
     save(results, frame, "mri", "dinov2_small", 0)
@@ -366,7 +370,7 @@ def test_rows_are_made_again_when_the_redraws_of_a_run_are_others(tmp_path, made
         again = None if seed is None else redrawn(metrics.applicable(2), seed)
         save(tmp_path, frame, redraws=again)
         tables.append(summaries.summarise(runs_below(tmp_path), 20, kept=kept)[1])
-    assert len(made) == 3  # without redraws, with some, and with others
+    assert len(made) == 3  # no redraws, then some, then other ones
     none, some, same, others = (table.set_index("metric") for table in tables)
     pd.testing.assert_frame_equal(some, same, check_exact=True)
     columns = ["procedure_low", "procedure_high"]

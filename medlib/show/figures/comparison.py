@@ -121,7 +121,7 @@ def _comparison_legend(arms: pd.DataFrame, looks: dict, chance: bool) -> dict[st
 
 @style.styled
 def freezing(pairs: pd.DataFrame, tasks: names.Tasks, metric: str = "auroc") -> plt.Figure:
-    """What freezing costs: each backbone frozen and fine-tuned on the same labels, a panel a task.
+    """What freezing costs: each backbone frozen and fine-tuned on the same labels, by task.
 
     `pairs` is the table that `differences.on_same_labels` returns. A slope leads from the frozen
     network to the fine-tuned one. `forest` draws the interval of the difference.

@@ -13,12 +13,12 @@ from medlib.show.figures import parts
 def size(
     table: pd.DataFrame, tasks: names.Tasks, metric: str = "auroc", margin: float = 0.02
 ) -> plt.Figure:
-    """Does size pay: the metric against the number of parameters, within vision transformers.
+    """The metric against the number of parameters, within vision transformers.
 
     `table` is as `comparison.main_comparison` takes it, with the column `parameters`. A line joins
     the sizes of one family in one regime, on the most labels of that regime. The band is the
-    equivalence margin around the smallest of each frozen family: within it, a larger network is no
-    better in practice.
+    equivalence margin around the smallest frozen network of each family. Within the band, a larger
+    network is no better in practice.
     """
     arms = parts.linear(table, tasks, metric)
     arms = arms[arms["backbone"].map(names.is_vit).astype(bool) & (arms["family"] != names.RANDOM)]
@@ -37,7 +37,7 @@ def size(
             ax.plot(x, line["value"], linestyle="-" if frozen else ":", **mark)
             parts.intervals(ax, line, x, mark["color"], "y")
         parts.log_axis(ax, part["parameters"] / 1e6)
-        ax.set_ylim(top=min(ax.get_ylim()[1], 1.005))  # no band above what can be
+        ax.set_ylim(top=min(ax.get_ylim()[1], 1.005))  # no band above the highest possible value
         ax.set(xlabel="parameters (millions)", ylabel=names.METRICS[metric])
         ax.grid(axis="y")
         note = "no pretrained vision transformer" if part.empty else parts.people(part)
@@ -57,7 +57,7 @@ def size(
 
 @style.styled
 def label_efficiency(table: pd.DataFrame, tasks: names.Tasks, metric: str = "auroc") -> plt.Figure:
-    """How many labels does it take: the metric against training patients, a panel a task.
+    """The metric against the number of training patients, a panel per task.
 
     `table` is `summary.csv`'s long form with the column `train_patients`. A line is the mean over
     seeds of one backbone, frozen with a linear head. Its band reaches from the worst seed to the
@@ -102,7 +102,7 @@ def label_efficiency(table: pd.DataFrame, tasks: names.Tasks, metric: str = "aur
 
 @style.styled
 def cost(table: pd.DataFrame, metric: str = "auroc") -> plt.Figure:
-    """What it costs: the metric, as the mean over tasks, against time, parameters and memory.
+    """The metric, as the mean over tasks, against time, parameters and memory.
 
     `table` has a row per backbone and regime: backbone, pretraining, regime, value, seconds,
     parameters, memory (bytes). The line is the Pareto front: no other arm is better at that cost.

@@ -44,7 +44,7 @@ def critical_difference(
             ax.plot([1, 1 + reach], [-0.75, -0.75], **look)
         words = f"critical difference {reach:.2f} ranks"
         if reach >= k - 1:
-            words += ": too large for any to be found"
+            words += ": too large for any difference to be found"
         if np.isfinite(test["p_friedman"]):
             words += f"; Friedman p = {test['p_friedman']:.2g}"
         ax.set_title(f"{title}: {test['n_tasks']} tasks", pad=20)
@@ -80,9 +80,10 @@ def _draw_ranks(ax: plt.Axes, values: pd.Series, reach: float) -> None:
 
 
 def worth_showing(differences: pd.DataFrame) -> pd.DataFrame:
-    """Of all pairs of backbones those that a figure has room for, at the most labels of a regime.
+    """The pairs of backbones that a figure has room for, at the largest label fraction of a regime.
 
-    These are pairs of pretrained backbones of different families; where there is none, all pairs.
+    These are the pairs of pretrained backbones of different families. If there are none, all pairs
+    are shown.
     """
     pairs = differences[differences["contrast"] == "backbones"]
     most = pairs.groupby(["task", "one_regime"])["label_fraction"].transform("max")
@@ -99,12 +100,12 @@ def _each(function, table: pd.DataFrame, side: str) -> list[str]:
 
 @style.styled
 def forest(table: pd.DataFrame, tasks: names.Tasks, margin: float = 0.02) -> plt.Figure:
-    """Differences with 95 % intervals over the equivalence margin: a panel a task, a row a pair.
+    """Differences with 95 % intervals and the equivalence margin: panels are tasks, rows are pairs.
 
-    `table` is `differences.differences`', or rows of it: one backbone minus another, or one regime
-    minus another of one backbone. A thick bar is the interval over test patients. A thin line is
-    the interval of the procedure; it is missing if there was one training only. A filled round mark
-    is a difference, a square is an equivalence, a hollow mark is neither. All are judged by the
+    `table` has rows of `differences.differences`: one backbone minus another, or one regime minus
+    another of one backbone. A thick bar is the interval over test patients. A thin line is the
+    interval of the procedure; it is missing if there was only one training. A filled round mark is
+    a difference, a square is an equivalence, a hollow mark is neither. All are judged by the
     procedure, after correction.
     """
     shown = [table["different"].astype(bool), table["equivalent"].astype(bool)]
@@ -147,7 +148,7 @@ def forest(table: pd.DataFrame, tasks: names.Tasks, margin: float = 0.02) -> plt
     printed = [[names.REGIMES[regime] for regime in both] for both in dict.fromkeys(regimes)]
     words = [one if one == other else f"{one} minus {other}" for one, other in printed]
     if words:
-        note = ", ".join(words) + ", 95 % intervals. Without a thin line: one training only."
+        note = ", ".join(words) + ", 95 % intervals. Without a thin line: only one training."
         style.caption_below(fig, note[0].upper() + note[1:])
     return fig
 

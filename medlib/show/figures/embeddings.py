@@ -9,7 +9,7 @@ import pandas as pd
 from medlib.show import names, style
 from medlib.show.figures import parts
 
-Maps = Mapping[str, np.ndarray]  # a backbone's printed name -> what it sees, an image at a time
+Maps = Mapping[str, np.ndarray]  # a backbone's printed name -> a map for each image
 
 
 @style.styled
@@ -43,7 +43,7 @@ def projection(
 def components(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Standardised embeddings (n, d) on their first two principal components (n, 2).
 
-    Beside them the share of the variance that each component has (2,).
+    The second array is the share of the variance of each component (2,).
     """
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
@@ -62,11 +62,11 @@ def numbered(patients: pd.Series) -> pd.Series:
 
 @style.styled
 def embeddings(points: pd.DataFrame, classes: Sequence[str], title: str = "") -> plt.Figure:
-    """Embeddings in two dimensions, a row a backbone, by label, by patient and by site.
+    """Embeddings in two dimensions, a row per backbone, by label, by patient and by site.
 
     `points` has the columns backbone, pretraining, x, y, shares (of the variance, in words), label,
-    patient and, where it is known, site. Coloured are the eight patients with the most images, and
-    the eight largest sites; a column without any such groups is left out.
+    patient and, where it is known, site. The eight patients with the most images are coloured, and
+    the eight largest sites. A column without such groups is left out.
     """
     rows = parts.by_backbone(points)
     columns = {"label": list(classes)} | _groups(points)
@@ -114,9 +114,10 @@ def what_it_sees(
 ) -> plt.Figure:
     """The same images for several backbones, coloured by the features at each position.
 
-    `images` is uint8 (n, H, W, 3). `colours` maps a backbone's printed name to its first three
-    principal components (n, h, w, 3), 0 to 1, `evidence` to class-activation maps (n, h, w) for the
-    image's own label, drawn over it: red speaks for it, blue against.
+    `images` is uint8 (n, H, W, 3). `colours` maps a backbone's printed name to the first three
+    principal components of its features (n, h, w, 3), 0 to 1. `evidence` maps it to
+    class-activation maps (n, h, w) for the image's own label. They are drawn over the image: red is
+    evidence for the label, blue against it.
     """
     n, rows = len(images), [style.wrapped(name, 1.2, 7) for name in [*colours, *evidence]]
     left = max(map(style.text_width, ["ImageNet", *rows]))

@@ -20,17 +20,16 @@ AREAS |= {"sensitivity": "sensitivity", "specificity": "specificity"}
 def shared_words(
     counts: pd.DataFrame, judges: int, pretrained: bool = True, unit: str = "images"
 ) -> str:
-    """What `failures.shared_errors` says of so many backbones, in words; samples go by `unit`."""
+    """A text about `failures.shared_errors`: ``judges`` backbones, with samples called ``unit``."""
     n, wrong, expected = counts[["n", "wrong", "expected"]].sum()
     kind = "pretrained" if pretrained else "random"
     if judges < 2:
         return f"The one {kind} backbone gets {wrong:,.0f} of {n:,.0f} {unit} wrong."
-    words = f"All {judges} {kind} backbones get the same {wrong:,.0f} of {n:,.0f} {unit} wrong; "
-    words += (
-        f"{expected:,.1f} would be expected if their errors were independent within each class."
-    )
+    words = f"All {judges} {kind} backbones get the same {wrong:,.0f} of {n:,.0f} {unit} wrong. "
+    words += "If their errors were independent within each class, "
+    words += f"{expected:,.1f} would be expected."
     if wrong:
-        words += f" Such {unit} are often mislabelled or hard, or the backbones share a bias."
+        words += f" These {unit} may be mislabelled or hard, or the backbones may share a bias."
     return words
 
 
@@ -65,10 +64,11 @@ def by_label(
     classes: Sequence[str],
     title: str = "",
 ) -> plt.Figure:
-    """The surest errors and the least sure samples of each class, a row a class.
+    """The surest errors and the least sure samples of each class, a row per class.
 
     The arguments are those of :func:`wrong_by_all`; `cases` has the column why, too. A class
-    without further errors says so. Of more than :data:`images.MOST` classes the first are shown.
+    without further errors says so. If there are more than :data:`images.MOST` classes, the first
+    are shown.
     """
     lines, shown = _by_sample(answers), classes[: pictures.MOST]
     kinds = [failures.SUREST, failures.LEAST_SURE]
@@ -89,7 +89,7 @@ def by_label(
         _names_beside(row[0], lines)
     more = f"Surest errors and least sure, by label{pictures.left_out(classes)}"
     style.title_above(fig, f"{title}\n{more}")
-    words = "Chosen by the mean over the backbones that count, a patient once. "
+    words = "Chosen by the mean over the backbones that count; a patient is shown once. "
     style.caption_below(fig, f"{words}Vermilion: a wrong answer, with its probability.")
     return fig
 
@@ -146,10 +146,10 @@ def _cut(words: str, inches: float) -> str:
 
 @style.styled
 def by_class(table: pd.DataFrame, classes: Sequence[str], title: str = "") -> plt.Figure:
-    """AUROC, sensitivity and specificity of each class, a row a backbone, with 95 % intervals.
+    """AUROC, sensitivity and specificity of each class, a row per backbone, with 95 % intervals.
 
-    `table` has the columns of `diagnostics.by_class`, backbone and pretraining. Of more than
-    :data:`images.MOST` classes the first are shown.
+    `table` has the columns of `diagnostics.by_class`, backbone and pretraining. If there are more
+    than :data:`images.MOST` classes, the first are shown.
     """
     lines, shown = parts.by_backbone(table), list(classes[: pictures.MOST])
     rows = len(shown) * (len(lines) + 1)

@@ -24,9 +24,9 @@ def sample_grid(
     """Example images, one row per class, with the class's name and its number of images at left.
 
     `images` is uint8 of shape (N, H, W, 3), `labels` the N class names. The examples are spread
-    evenly over the class's images in their order, so that neighbouring slices of one patient do
-    not fill the row. A class without images keeps its (empty) row. Of more than :data:`MOST`
-    classes the first are shown, and the title says so.
+    evenly over the class's images in their order, so that neighbouring slices of one patient do not
+    fill the row. A class without images keeps its (empty) row. If there are more than :data:`MOST`
+    classes, the first are shown, and the title says so.
     """
     rows = {}
     for name in classes[:MOST]:
@@ -40,13 +40,13 @@ def sample_grid(
 def slice_strip(
     images: np.ndarray, index: pd.DataFrame, classes: Sequence[str] | None = None, title: str = ""
 ) -> plt.Figure:
-    """The packed slices of one volume of each class, in order, each with its slice's number.
+    """The packed slices of one volume of each class, in order, each with its slice number.
 
     `images` is uint8 of shape (N, H, W, 3); `index` has N rows in the same order, with sample_id,
     label and slice. A class (given, or all in order of appearance) is shown by its first sample:
     eight of its slices, spread evenly, or all if there are fewer. If there are more than
     :data:`MOST` classes, the first are shown, and the title says so. Letters at the edges of the
-    first picture say how it must lie: anterior above, the patient's right at the left.
+    first picture say how it must be oriented: anterior at the top, the patient's right at the left.
     """
     rows = {}
     classes = list(index["label"].unique() if classes is None else classes)
@@ -102,11 +102,11 @@ def copies(pairs: pd.DataFrame, pictures: np.ndarray, title: str = "") -> plt.Fi
 def predicted(
     pictures: Mapping[str, np.ndarray], table: pd.DataFrame, classes: Sequence[str], title: str = ""
 ) -> plt.Figure:
-    """New images with what a model says of them; the most usual one first, the farthest last.
+    """New images with a model's predictions, by distance: the most usual one first.
 
-    `pictures` are uint8 (H, W, 3) by sample id, `table` has sample_id, class, prob_<class>,
-    distance and unusual. On each picture: the class that is called and its probability; the sample
-    and its distance. A frame marks what is unusual.
+    `pictures` are uint8 (H, W, 3) by sample id. `table` has sample_id, class, prob_<class>,
+    distance and unusual. Each picture shows the predicted class with its probability, and the
+    sample with its distance. A frame marks an unusual image.
     """
     told = table.set_index("sample_id").loc[list(pictures)].sort_values("distance", kind="stable")
     shown, half = np.stack([pictures[sample] for sample in told.index]), -(-len(told) // 2)
@@ -130,7 +130,7 @@ def _shortened(name: str, most: int) -> str:
 
 
 def left_out(classes: Sequence[str]) -> str:
-    """What a title says of more classes than a figure shows."""
+    """The words for a title if there are more classes than a figure shows; "" otherwise."""
     return f" (the first {MOST} of {len(classes):,} classes)" if len(classes) > MOST else ""
 
 

@@ -12,7 +12,7 @@ from medlib.show import names, style
 
 FAMILY_COLOURS = (style.BLUE, style.GREEN, style.VERMILION, style.PURPLE, style.ORANGE, style.SKY)
 FAMILY_MARKERS = ("o", "^", "D", "s", "v", "P")  # X marks a fine-tuned backbone
-BAND = "0.92"  # of an equivalence margin
+BAND = "0.92"  # the grey of an equivalence margin
 BARS = {"ci": {"linewidth": 3.2, "alpha": 0.4}, "procedure": {"linewidth": 0.8}}
 SHARED = {"sharex": True, "sharey": True}
 TUNED = {"marker": "X", "markersize": 5, "linestyle": "none"}
@@ -33,7 +33,7 @@ def look(family: str) -> dict:
 
 
 def named(table: pd.DataFrame) -> pd.DataFrame:
-    """With the columns `name`, as printed, and `family`."""
+    """The table with the columns `name` (as printed) and `family`."""
     pairs = list(zip(table["backbone"], table["pretraining"], strict=True))
     families = [names.family(*pair) for pair in pairs]
     return table.assign(name=[names.full_name(*pair) for pair in pairs], family=families)
@@ -95,9 +95,9 @@ def saying(words: str) -> plt.Figure:
 def panels_in_rows(
     n: int, columns: int, height: float, more: float = 0.0, width: float = style.PAGE, **shared
 ) -> tuple[plt.Figure, np.ndarray]:
-    """`n` panels in rows of so many columns, `height` inches a row, and `more` for the figure.
+    """`n` panels in rows of so many columns, `height` inches per row plus `more` for the figure.
 
-    Places after the last are empty; the panel above such a place has the ticks' names.
+    Places after the last panel are empty. The panel above an empty place has tick labels.
     """
     lines = -(-n // columns)
     size = (width, lines * height + more)

@@ -17,10 +17,10 @@ RAW_MARK = {"color": "0.7", "marker": "s", "markersize": 2.5, "linestyle": "--",
 
 @style.styled
 def roc_curves(predictions: pd.DataFrame, classes: Sequence[str], title: str = "") -> plt.Figure:
-    """ROC curves with their AUROC: of the second class if there are two, else one against rest.
+    """ROC curves with their AUROC: of the second class of two, else of each class against the rest.
 
-    `predictions` has the columns y_true (class name) and `prob_<class>` (0 to 1) per class, one
-    row per judged unit (a patient, where a task is judged by patient). In cross-validation (columns
+    `predictions` has the columns y_true (class name) and `prob_<class>` (0 to 1) per class, one row
+    per judged unit (a patient, where a task is judged by patient). In cross-validation (columns
     fold and patient_id) the AUROC is the mean over folds, while the curve pools their scores.
     """
     from sklearn.metrics import roc_auc_score, roc_curve
@@ -49,11 +49,11 @@ def roc_curves(predictions: pd.DataFrame, classes: Sequence[str], title: str = "
 
 @style.styled
 def curves(table: pd.DataFrame, title: str = "") -> plt.Figure:
-    """ROC and precision-recall curves with 95 % bands, a line a backbone.
+    """ROC and precision-recall curves with 95 % bands, a line per backbone.
 
     `table` has the columns backbone, pretraining, curve ("roc" or "pr"), x, y, low, high and area
-    (that under this curve, in words: its value with its interval). Bands are pointwise, over
-    patients, and drawn for pretrained backbones.
+    (a text: the area under this curve with its interval). Bands are pointwise, over patients, and
+    drawn for pretrained backbones.
     """
     lines = parts.by_backbone(table)
     fig, axes = plt.subplots(1, 2, figsize=(style.PAGE, 3.1 + 0.13 * len(lines)))
@@ -139,7 +139,7 @@ def reliability(table: pd.DataFrame, title: str = "") -> plt.Figure:
         ax.set_title("\n".join(words), fontsize=6.5)
         ax.set(xlim=(0, 1), ylim=(0, 1))
     parts.label_below(axes, len(rows), "confidence")
-    fig.supylabel("share that is right", fontsize=7.5)
+    fig.supylabel("accuracy", fontsize=7.5)
     entries = {"raw": plt.Line2D([], [], **RAW_MARK)}
     entries["calibrated (coloured by family)"] = plt.Line2D([], [], color="black", marker="o")
     entries["95 % over test patients"] = plt.Line2D([], [], color="0.3", marker="|", linestyle="")
@@ -152,8 +152,8 @@ def reliability(table: pd.DataFrame, title: str = "") -> plt.Figure:
 def decision_curves(table: pd.DataFrame, title: str = "") -> plt.Figure:
     """Decision curves, a panel for each class, a line for each backbone, with 95 % bands.
 
-    `table` has the columns of `operating.net_benefit`, backbone and pretraining. Beside them stand
-    the net benefit of calling every sample (grey) and none (0). Bands are pointwise, over patients,
+    `table` has the columns of `operating.net_benefit`, backbone and pretraining. The net benefit of
+    calling every sample (grey) and no sample (0) is drawn, too. Bands are pointwise, over patients,
     and drawn for pretrained backbones.
     """
     classes = list(dict.fromkeys(table["class"]))
@@ -186,7 +186,7 @@ def decision_curves(table: pd.DataFrame, title: str = "") -> plt.Figure:
 
 @style.styled
 def interval_widths(table: pd.DataFrame, title: str = "") -> plt.Figure:
-    """How wide is an honest interval: one metric of one run, by three ways of drawing.
+    """The width of the interval of one metric of one run, for three ways of drawing.
 
     `table` has the columns way, value, ci_low, ci_high and ratio (of the first width to this one).
     """

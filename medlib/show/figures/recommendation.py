@@ -11,12 +11,13 @@ MOST = 14  # arms of a task that are drawn
 
 @style.styled
 def recommendation(table: pd.DataFrame, tasks: names.Tasks) -> plt.Figure:
-    """A panel a task, a row an arm: its difference from the best of the others, simultaneous 95 %.
+    """A panel per task, a row per arm: its difference from the best of the other arms.
 
-    `table` is `recommendation.recommend`. Arms among the best are blue, others black; a star marks
-    the one that is recommended. To the left of the dashed line an arm may be worse than the best by
-    more than the margin. Beside each row: its value, how often it is the best, and its seconds.
-    Arms that are not judged have no interval. Of many arms those with the best values are drawn.
+    `table` is `recommendation.recommend`. Lines are simultaneous 95 % intervals. Arms among the
+    best are blue, others black; a star marks the recommended arm. To the left of the dashed line an
+    arm may be worse than the best by more than the margin. Beside each row stand its value, its
+    seconds and how often it is the best. Arms that are not judged have no interval. If a task has
+    more than :data:`MOST` arms, those with the best values are drawn.
     """
     order = [task for task in [*tasks, answers.ALL_TASKS] if (table["task"] == task).any()]
     if not order:

@@ -12,8 +12,8 @@ from medlib.show import subgroups as words
 from medlib.show.figures import parts
 from medlib.stats.subgroups import Subgroups
 
-MOST, CROWDED = 12, 8  # groups of an attribute that are drawn; backbones of which all are drawn
-STEP, LEAST = 0.085, 0.27  # inches: between two backbones of a group; of a group
+MOST, CROWDED = 12, 8  # groups per attribute; backbones, if controls are drawn, too
+STEP, LEAST = 0.085, 0.27  # inches: between two backbones of a group; the least height of a group
 # Inches: the widths of group names, of axes and of the words beside them; the words' lines.
 NAME, WIDE, BESIDE, LINE = 1.5, 2.7, 2.4, 0.1
 SMALL = 6  # points
@@ -38,10 +38,10 @@ def subgroups(found: Subgroups, metric: str = "auroc", title: str = "") -> plt.F
     `found` is `subgroups.shown`. Bars are 95 % intervals over test patients. Under a group's name
     stand its patients and those of its rarest class. A group of too few patients has words in place
     of values. Beside a panel stands the largest gap of each backbone. Below the sites are their
-    pooled values: a diamond as wide as the interval of the mean, and a thin line that says what to
-    expect at a new site. Of many groups those with the most patients are drawn; of more than
-    CROWDED backbones those that are no random controls. Without any attribute the figure holds a
-    sentence.
+    pooled values: a diamond as wide as the interval of the mean, and a thin line for the prediction
+    interval of a new site. If there are many groups, those with the most patients are drawn. If
+    there are more than CROWDED backbones, random controls are left out. Without any attribute the
+    figure is one sentence.
     """
     own = Subgroups(*(part[part["metric"] == metric] for part in found))
     if own.table.empty:
@@ -67,7 +67,7 @@ def subgroups(found: Subgroups, metric: str = "auroc", title: str = "") -> plt.F
     axes[-1, 0].set_xlabel(f"{names.METRICS[metric]} (95 % intervals: other test patients)")
     line = {"linestyle": "-", "linewidth": 1}
     style.legend_above(fig, {n: plt.Line2D([], [], **look | line) for n, look in looks.items()})
-    order = "In a row, backbones lie in the order of the legend." if len(looks) > 1 else ""
+    order = "In a row, backbones are in the order of the legend." if len(looks) > 1 else ""
     style.caption_below(fig, " ".join(filter(None, [words.ABOUT, order, note])))
     return fig
 
@@ -80,7 +80,7 @@ def _without_controls(found: Subgroups) -> tuple[Subgroups, str]:
     if n <= CROWDED or not len(kept):
         return found, ""
     shown = Subgroups(*(part[part["backbone"].isin(kept)] for part in found))
-    return shown, f"{n - len(kept)} random controls are in the table alone."
+    return shown, f"{n - len(kept)} random controls are only in the table."
 
 
 def _looks(table: pd.DataFrame) -> dict[str, dict]:
@@ -100,7 +100,7 @@ def _panel(found: Subgroups, attribute: str, looks: dict) -> Panel:
     groups = {g: table[table["group"] == g] for g in sizes.index if g in drawn}
     more = len(sizes) - len(drawn)
     lines = [("Largest gap between two groups", "black")]
-    if (gaps["why"] != "").all():  # of the same patients: one sentence for all
+    if (gaps["why"] != "").all():  # all backbones have the same patients: one sentence for all
         lines.append((gaps["why"].iloc[0], "black"))
     for name, of_one in names.by_backbone(gaps[gaps["why"] == ""]).items():
         lines.append((f"{parts.short(name)}: {words.gap_words(of_one.iloc[0])}", name))
@@ -151,7 +151,7 @@ def _draw(ax: plt.Axes, panel: Panel, looks: dict) -> None:
     for name, of_one in names.by_backbone(panel.sites).items():
         _diamond(ax, of_one.iloc[0], len(labels) + shifts[name], looks[name], STEP / panel.row)
     if len(panel.sites):
-        labels.append("all sites: mean, and\nwhat to expect at a new one")
+        labels.append("all sites: mean, and\nprediction for a new site")
     ax.set_yticks(range(len(labels)), labels, fontsize=SMALL + 0.5, linespacing=1)
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)

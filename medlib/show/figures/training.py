@@ -12,8 +12,8 @@ def validation_curve(history: pd.DataFrame) -> plt.Figure:
     """Validation AUROC against each head's hyper-parameter, and which value was chosen.
 
     `history` has the columns head, hyperparameter (its name), value, fold, val_auroc and chosen
-    (bool), one row per head, value and fold. A panel a head; a thin line a fold, a thick one for
-    the mean, a star for a fold's choice.
+    (bool), one row per head, value and fold. There is a panel for each head. Thin lines are folds,
+    the thick line is their mean, and stars are the choices of the folds.
     """
     heads = [head for head in names.HEADS if head in set(history["head"])]
     width = style.COLUMN if len(heads) == 1 else style.PAGE
@@ -54,7 +54,7 @@ def learning_curves(history: pd.DataFrame) -> plt.Figure:
     keys = {"train_loss": "training", "val_loss": "validation"}
     losses = history.melt(["rate", "fold", "epoch"], list(keys), "part", "loss").replace(keys)
     look = {"x": "epoch", "hue": "rate", "palette": "viridis", "linewidth": 0.9}
-    look |= {"units": "fold", "estimator": None}  # a line a fold, no mean
+    look |= {"units": "fold", "estimator": None}  # one line per fold, no mean
     dashes = {"training": (3, 1.5), "validation": ""}
     sns.lineplot(losses, y="loss", style="part", dashes=dashes, ax=loss, **look)
     sns.lineplot(history, y="val_auroc", legend=False, ax=auroc, **look)
