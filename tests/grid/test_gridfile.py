@@ -496,7 +496,7 @@ def test_a_plan_says_what_one_more_seed_would_cost(tmp_path):
     asked = {"finetuned": tuned | {"seeds": [4]}, "lora": tuned}
     grid = gridfile.read(write(tmp_path, tasks=["fundus_pm", "chest_xray"], **asked))
     study = SimpleNamespace(grid=grid, results=tmp_path)
-    one = " With a single seed nothing is concluded about it."
+    one = " With a single seed nothing is concluded about its arms."
     lora = "One more seed of lora: 4 trainings"
     assert one_more_seed(study) == [f"One more seed of finetuned: 4 trainings.{one}", f"{lora}."]
     own = [run for run in gridfile.runs(grid) if run.regime == "lora"]

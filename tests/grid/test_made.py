@@ -79,7 +79,7 @@ def test_weights_may_lie_elsewhere_but_another_set_of_inputs_counts(job, tmp_pat
 def test_a_record_that_cannot_be_read_is_none(job, tmp_path, damage):
     record = made.record("log.ipynb")
     record.unlink() if damage is None else record.write_text(damage)
-    assert job() == "nothing says what it was made from"
+    assert job() == "there is no record of what it was made from"
 
 
 def test_a_damaged_output_is_seen(tmp_path, monkeypatch):
