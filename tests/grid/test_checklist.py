@@ -1,4 +1,4 @@
-"""The checklist of a small grid: its facts are those of files that were written by hand."""
+"""The facts in the checklist of a small grid are those of files that were written by hand."""
 
 import pandas as pd
 import pytest

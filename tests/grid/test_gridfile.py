@@ -103,7 +103,7 @@ def test_what_could_not_be_compared_at_the_end_is_refused_at_the_beginning(tmp_p
         gridfile.read(write(tmp_path, frozen=frozen, finetuned={}))
     assert "heads lack linear" in str(error.value)
     assert "label_fractions lack 1.0" in str(error.value)
-    # With fine-tuned arms on half of the labels, frozen ones are compared with those.
+    # Fine-tuned arms have half of the labels, so frozen arms are compared with them there.
     tuned = {"backbones": ["vit_tiny-random"], "image_size": 32, "label_fraction": 0.5}
     gridfile.read(write(tmp_path, frozen=frozen | {"heads": ["linear"]}, finetuned=tuned))
 
@@ -237,7 +237,7 @@ def test_models_are_saved_where_the_grid_says_so(tmp_path):
 
 
 def test_a_new_setting_of_training_is_one_field(monkeypatch):
-    """Nothing here knows the settings' names: they, and what they may be, are FineTuning's."""
+    """The names of the settings, and their allowed values, come from FineTuning alone."""
     ours = {"image_size", "backbones", "seeds", "label_fraction", "recipe"}
     fields = {field.name for field in dataclasses.fields(settings.FineTuning)}
     assert set(gridfile.SETTINGS["lora"]) - ours == fields
@@ -320,7 +320,7 @@ def test_how_a_grid_is_judged_is_passed_on_as_it_states_it(tmp_path, repository)
     assert gridfile.primary(trained) == "finetuned", "the first regime that the grid has"
     with pytest.raises(ValueError, match="primary is 'lora', a regime that the grid does not have"):
         gridfile.read(write(tmp_path, primary="lora"))
-    # What a grid does not state is the notebook's own default, and the two agree.
+    # A setting that a grid does not state has the notebook's default, and the two agree.
     for part, name, notebook in (
         (gridfile.Frozen, "redraws", "03_probe_features"),
         (gridfile.Collect, "resamples", "08_test_claims"),

@@ -98,7 +98,7 @@ def test_a_file_is_read_again_only_if_it_may_have_changed(tmp_path, monkeypatch)
     first = made.Digests(kept)
     digest = first.of(file)
     first.keep()
-    assert json.loads(kept.read_text()) == {}  # too young: another change could look the same
+    assert json.loads(kept.read_text()) == {}  # too recent: another change could have the same time
     monkeypatch.setattr(made, "SETTLED", -1e9)
     first = made.Digests(kept)
     assert first.of(file) == digest and first.of(tmp_path / "none") == ""

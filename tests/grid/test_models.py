@@ -1,4 +1,4 @@
-"""A run's model predicts its own test images as the run did, here and in any other folder."""
+"""A saved model gives the run's own test predictions again, here and in any other folder."""
 
 import shutil
 from dataclasses import asdict
@@ -53,7 +53,7 @@ class Study:
         return probes.fit(runs, {0: made}, classes, self.results, image_size=SIZE, **how)
 
     def tune(self, task, regime, saved=True):
-        """As notebook 04 does it."""
+        """Fine-tune as notebook 04 does."""
         pack, run = self.pack(task), Address(task, NET, regime)
         index, classes = pack.index, manifest.classes(pack.index, self.card(task))
         rotations, samples = manifest.rotations(index), index["sample_id"].to_numpy()
@@ -95,7 +95,7 @@ def run_of(task, arm):
 
 
 def answer(study, run, folder=None, **how):
-    """What a run's model says of the phantoms of its task."""
+    """The predictions of a run's model for the phantoms of its task."""
     model = models.load(folder or run.folder(study.results))
     return new_images.predict(model, study.card(run.task), study.data, device="cpu", **how)
 
@@ -180,7 +180,7 @@ def test_a_run_without_a_model_is_read_back_unless_one_is_asked_for(study, tmp_p
     assert not (run.folder(tmp_path) / records.MODEL).exists()
     with pytest.raises(FileNotFoundError, match="model.json and model.safetensors.*save_models"):
         models.load(run.folder(tmp_path))
-    # As an earlier version has left it.
+    # The state that an earlier version has left.
     record = files.read_json(linear.record(tmp_path))
     record["sha256"] = {n: d for n, d in record["sha256"].items() if n.endswith(".csv")}
     files.save_json(linear.record(tmp_path), record)
@@ -367,7 +367,7 @@ def test_volumes_in_a_folder_are_predicted_and_those_that_lack_a_needed_mask_are
 
 
 def called(monkeypatch, capsys, *arguments):
-    """Exit status and what ``python -m medlib.predict`` prints with these arguments."""
+    """Exit status and printed text of ``python -m medlib.predict`` with these arguments."""
     monkeypatch.setattr("sys.argv", ["predict", *map(str, arguments), "--device", "cpu"])
     return predict.main(), capsys.readouterr()
 
