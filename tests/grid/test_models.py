@@ -234,7 +234,7 @@ def test_a_model_works_in_another_folder_and_refuses_other_weights(study, tmp_pa
     facts = files.read_json(tmp_path / records.FACTS)
     files.save_json(tmp_path / records.FACTS, facts | {"weights_seed": 1})  # other random weights
     with pytest.raises(
-        ValueError, match="weights of micro_resnet-random that are here .* not those"
+        ValueError, match="weights of micro_resnet-random that were found here .* not those"
     ):
         answer(study, run, tmp_path)
     other = facts | {"backbone": facts["backbone"] | {"embedding": "pool"}}
