@@ -2,7 +2,7 @@
 
     python -m medlib.predict MODEL FOLDER_OR_CARD --out predictions.csv
 
-MODEL is the folder of a run, or one with copies of its model.safetensors and model.json.
+MODEL is the folder of a run, or a folder with copies of its model.safetensors and model.json.
 """
 
 import argparse
@@ -14,12 +14,12 @@ from medlib.grid import new_images
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("model", help="a run's folder, or one with copies of its model.* files")
-    add("source", help="a folder of images or volumes, without labels; or a task, or its card")
+    add("model", help="a run's folder, or a folder with copies of its model.* files")
+    add("source", help="a folder of images or volumes; or a task, or the file of its card")
     add("--out", required=True, help="the CSV to write: a row for each sample")
-    add("--rule", default="likeliest", choices=new_images.RULES, help="how a class is called")
-    add("--data", default="", help="of a card: the folder of the data sets, else MEDLIB_DATA")
-    add("--quarantine", action="store_true", help="set aside what cannot be read, and name it")
+    add("--rule", default="likeliest", choices=new_images.RULES, help="how a class is chosen")
+    add("--data", default="", help="with a card: the folder of data sets (default: MEDLIB_DATA)")
+    add("--quarantine", action="store_true", help="leave out files that cannot be read; list them")
     add("--device", default="auto", help="cuda, cpu, or auto: cuda where there is one")
     return new_images.main(parser.parse_args())
 

@@ -1,4 +1,4 @@
-"""What all tests share: where real data and devices are, and a skip where they are not."""
+"""Fixtures that all tests share: real data and devices, or a skip if there are none."""
 
 import os
 import shutil
@@ -19,14 +19,14 @@ def repository() -> Path:
 
 @pytest.fixture(autouse=True)
 def no_weights_of_others(monkeypatch, tmp_path):
-    """Give each test its own lock and folder of weights: none sees what another one has left."""
+    """Give each test its own lock and folder of weights, so that tests do not affect each other."""
     monkeypatch.setattr("medlib.zoo.hub.LOCK", tmp_path / "weights.lock.json")
     monkeypatch.setattr("medlib.core.weights.FOLDER", tmp_path / "fetched")
 
 
 @pytest.fixture(autouse=True)
 def cpu_without_bfloat16(monkeypatch):
-    """The same precision on every machine; tests of bfloat16 say so."""
+    """Use the same precision on every machine; tests of bfloat16 change this."""
     monkeypatch.setattr("medlib.core.fast.engine.cpu_has_bfloat16", lambda: False)
 
 
@@ -49,7 +49,7 @@ def cuda() -> str:
 
 @pytest.fixture
 def small_disk(request, tmp_path) -> Iterator[Path]:
-    """A folder on a disk of its own, of one megabyte or as many as a test asks for."""
+    """A folder on a disk of its own: one megabyte, or as many as a test's parameter says."""
     folder = tmp_path / "disk"
     folder.mkdir()
     size = f"size={getattr(request, 'param', 1)}m"

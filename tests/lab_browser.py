@@ -7,7 +7,7 @@ Debian's Chromium (packages chromium and chromium-driver) with selenium. Opens e
 notebooks/ and saves it without running it; opens every working copy, runs all its cells and saves
 it. Then checks that no cell failed or wrote to stderr, that no output is wider than its notebook,
 that git sees no new or changed file, and that the grid is still complete. Keeps a screenshot of the
-end of each notebook. Ends with 0 if all is well, 1 if not, 2 if it could not begin.
+end of each notebook. Exit status: 0 if all checks pass, 1 if not, 2 if it could not begin.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ FLAGS = (  # as root, and without asking other hosts for anything
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--window-size=1280,1000", "--disable-dev-shm-usage"),
 )
-CLOSED = re.compile("Canceled future for|Connection lost")  # a kernel that this script ends
-MINUTES = 20  # a notebook may take, on two busy cores
+CLOSED = re.compile("Canceled future for|Connection lost")  # expected: this script ends kernels
+MINUTES = 20  # that a notebook may take, on two busy cores
 
 OPEN = """
 const [path, done] = arguments;
@@ -85,7 +85,7 @@ await window.shown.content.scrollToItem(cells.length - 1, 'end');
 
 
 def call(*command: str, wanted: int | None = 0) -> str:
-    """What a command prints; stops this script if its status is not the one that is wanted."""
+    """The output of a command; stops this script if the exit status is not ``wanted``."""
     made = subprocess.run(command, capture_output=True, text=True)
     if wanted is not None and made.returncode != wanted:
         raise SystemExit(f"{' '.join(command)} failed:\n{made.stdout}{made.stderr}")
@@ -158,7 +158,7 @@ def asynchronous(browser: object, script: str, *values: str) -> None:
 
 
 def faults(browser: object, name: str) -> list[str]:
-    """What a user would see of trouble in a notebook that has been run."""
+    """Errors, stderr and too wide outputs that a user would see in a notebook that has been run."""
     found = []
     for number, cell in enumerate(browser.execute_script(CELLS)):
         for output in cell.get("outputs", []):

@@ -1,4 +1,4 @@
-"""Arms of chosen values, draws and redraws. No run is needed to make them."""
+"""Make arms with chosen values, draws and redraws, without any run."""
 
 import numpy as np
 
@@ -10,8 +10,8 @@ CLASSES = ["low", "high"]
 def arm(backbone="a", values=0.8, draws=None, redraws=None, metric="auroc", frames=(), **cell):
     """A frozen backbone on all labels unless ``cell`` says otherwise.
 
-    ``values``, ``draws`` and ``redraws`` are dictionaries by seed. A single value is that of seed
-    0. Without ``draws`` all draws of test patients give the same value.
+    ``values``, ``draws`` and ``redraws`` are dictionaries by seed; a single value is for seed 0.
+    Without ``draws``, all draws of test patients give the arm's own value.
     """
     values = values if isinstance(values, dict) else {0: values}
     draws = draws or {seed: [value, value] for seed, value in values.items()}
@@ -22,9 +22,10 @@ def arm(backbone="a", values=0.8, draws=None, redraws=None, metric="auroc", fram
 
 
 def varying(backbone, value, patients, training, rng, seeds=(0, 1, 2), resamples=2000, **cell):
-    """An arm with normal draws of these two standard errors; its mean over seeds is ``value``.
+    """An arm whose mean over seeds is ``value``, with normally distributed draws.
 
-    A frozen arm has 200 redraws of each seed. The values of a trained arm differ between seeds.
+    ``patients`` and ``training`` are the standard errors over test patients and over training. A
+    frozen arm has 200 redraws for each seed. The values of a trained arm differ between seeds.
     """
     values, redraws = dict.fromkeys(seeds, value), {}
     if cell.get("regime", "frozen") != "frozen":

@@ -1,4 +1,4 @@
-"""DICOM files that tests make: what a file holds stands in the test."""
+"""Make DICOM files for tests. The contents of a file are written in the test."""
 
 import numpy as np
 import pydicom
@@ -22,7 +22,7 @@ def item(**tags):
 
 
 def dataset(pixels=None, syntax=ExplicitVRLittleEndian, **tags):
-    """A file of grey pixels (rows, columns), or of colour (rows, columns, 3), with further tags.
+    """A data set with grey pixels (rows, columns) or colour (rows, columns, 3), and further tags.
 
     A tag that is None is left out.
     """
@@ -59,7 +59,7 @@ def dataset(pixels=None, syntax=ExplicitVRLittleEndian, **tags):
 
 
 def content(pixels=None, **tags):
-    """The bytes of such a file."""
+    """The bytes of a DICOM file, from a data set or from the arguments of :func:`dataset`."""
     buffer = pydicom.filebase.DicomBytesIO()
     made = pixels if isinstance(pixels, Dataset) else dataset(pixels, **tags)
     made.save_as(buffer, enforce_file_format=True)
@@ -76,9 +76,10 @@ AXIAL = [1, 0, 0, 0, 1, 0]
 
 
 def write_series(folder, voxels, spacing=(0.5, 2, 3), origin=(0, 0, 0), direction=AXIAL, **tags):
-    """Voxels X×Y×Z as a file for each slice, named so that their order is none.
+    """Write voxels X×Y×Z, a file for each slice. The names do not show the order of the slices.
 
-    ``spacing`` (mm) is that of x, y and z; ``direction`` that of x and of y, in DICOM's axes.
+    ``spacing`` is in mm, along x, y and z. ``direction`` has the directions of x and of y in
+    DICOM's axes.
     """
     told = {"SeriesInstanceUID": generate_uid(), "StudyInstanceUID": generate_uid()}
     told |= {"SOPClassUID": MR, "Modality": "MR", "ImageOrientationPatient": list(direction)}

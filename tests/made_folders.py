@@ -1,4 +1,4 @@
-"""Data sets that tests make: folders of pictures, their cards, and what preparation says."""
+"""Make data sets for tests: folders of pictures and their cards; and prepare them."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def touch(root, *paths):
 
 
 def picture(seed, size=(96, 80)):
-    """A picture that resembles no other: smooth noise."""
+    """A picture of smooth noise, which resembles no other picture."""
     noise = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
 

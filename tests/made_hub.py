@@ -1,4 +1,4 @@
-"""A hub on this machine, for tests of what is fetched."""
+"""A hub on this machine, for tests of downloads."""
 
 import contextlib
 import hashlib
@@ -19,9 +19,9 @@ def reply(status, content=b"", length=None, **headers):
 
 @contextlib.contextmanager
 def serving(respond):
-    """Yields the address of a hub, and the list of what it was asked.
+    """Yields the address of a hub, and the list of the requests that it got (method, path).
 
-    `respond(method, path, header)` gives the reply; None: the connection stays open without a word.
+    `respond(method, path, header)` returns the reply. None: the connection stays open, without one.
     """
     asked, stop = [], threading.Event()
 
@@ -29,7 +29,7 @@ def serving(respond):
         with connection, contextlib.suppress(OSError):
             header = connection.recv(65536).decode()
             method, path, _ = header.split(" ", 2)
-            if "agent-harnesses" in path:  # the client library's own curiosity
+            if "agent-harnesses" in path:  # a request that the client library makes by itself
                 connection.sendall(reply(404))
                 return
             asked.append((method, path))
@@ -56,7 +56,7 @@ def serving(respond):
 
 
 def having(contents):
-    """How a hub replies that has these files, by `repository/file`, in all revisions."""
+    """The `respond` of a hub with these files (by `repository/file`) in all revisions."""
 
     def respond(method, path, header):
         repository, _, rest = path.removeprefix("/").partition("/resolve/")
@@ -74,7 +74,7 @@ def having(contents):
 
 
 def ask(endpoint, monkeypatch, folder):
-    """Let the hub's client ask this address, with an empty cache in a folder."""
+    """Make the hub's client use this address, with an empty cache in a folder."""
     for name in ("MEDLIB_WEIGHTS", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     for name in ("no_proxy", "NO_PROXY"):

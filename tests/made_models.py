@@ -50,7 +50,7 @@ class Study:
         return probes.fit(runs, {0: made}, classes, self.results, image_size=SIZE, **how)
 
     def tune(self, task, regime, saved=True):
-        """As notebook 04 does it."""
+        """Fine-tune as notebook 04 does."""
         pack, run = self.pack(task), Address(task, NET, regime)
         index, classes = pack.index, manifest.classes(pack.index, self.card(task))
         rotations, samples = manifest.rotations(index), index["sample_id"].to_numpy()

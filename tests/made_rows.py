@@ -1,4 +1,4 @@
-"""A row of the table of backbones for weights that no hub has."""
+"""Make a row of the table of backbones for weights that are on no hub."""
 
 from medlib.core.backbones import Backbone
 

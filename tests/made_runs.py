@@ -1,4 +1,4 @@
-"""Complete runs with made-up predictions, written without medlib's own writer."""
+"""Write complete runs with made-up predictions, without using medlib's own writer."""
 
 import hashlib
 from pathlib import Path
@@ -15,7 +15,7 @@ BACKBONES = {"dinov2_small": "dinov2", "resnet50-imagenet": "imagenet"}
 
 
 def predictions(task, seed, n_patients=15):
-    """Two samples a patient, numbers as ids, every class present."""
+    """A table of predictions: two samples per patient, numbers as ids, every class present."""
     classes, rng = CLASSES[task], np.random.default_rng(seed)
     patient = np.repeat(np.arange(n_patients), 2)
     y = patient % len(classes)
@@ -58,5 +58,5 @@ def save(results, frame, task="mri", backbone="dinov2_small", seed=0, **given):
 
 
 def kept_below(results):
-    """Where rows are kept: the function that ``summaries.summarise`` takes."""
+    """The function (task, backbone) -> file of rows that ``summaries.summarise`` takes."""
     return lambda task, backbone: Path(results) / "kept" / f"{task}, {backbone}.json"

@@ -1,4 +1,4 @@
-"""Weights and images by a rule: the same in every version of torch, and in code of others."""
+"""Reproducible weights and images: the same in every version of torch and in other code."""
 
 import zlib
 

@@ -1,4 +1,4 @@
-"""Random predictions with ties, as arrays and tables, and their metrics by scikit-learn."""
+"""Random predictions with ties, as arrays and tables, and metrics computed by scikit-learn."""
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ def names(k):
 
 
 def case(k, n, seed, never_predicted=None):
-    """Labels of every class, and probabilities with many ties."""
+    """Labels (n,) in which every class occurs, and probabilities (n, k) with many ties."""
     rng = np.random.default_rng(seed)
     y = rng.permutation(np.arange(n) % k)
     proba = rng.dirichlet(np.ones(k), size=n) * 0.7 + 0.3 * np.eye(k)[y]
@@ -28,7 +28,7 @@ def area(y, proba, weights=None):
 
 
 def by_sklearn(y, proba, weights=None):
-    """Every metric by scikit-learn, areas class by class; it lacks the calibration error."""
+    """All metrics by name, computed by scikit-learn; the calibration error is computed here."""
     k = proba.shape[1]
     predicted = proba.argmax(1)
     weighted = dict(sample_weight=weights)
@@ -63,7 +63,7 @@ def by_sklearn(y, proba, weights=None):
 
 
 def calibration_error(y, proba, weights):
-    """Bin by bin, as Guo et al. write it: bin m holds the confidences in ((m - 1)/15, m/15]."""
+    """The error bin by bin, as in Guo et al.: bin m has the confidences in ((m - 1)/15, m/15]."""
     total, confidence, right = 0.0, proba.max(1), proba.argmax(1) == y
     for m in range(1, 16):
         low = -1 if m == 1 else (m - 1) / 15
@@ -83,7 +83,7 @@ def frame_by_sklearn(frame, classes):
 
 
 def frame(y, proba, patients=None, folds=None):
-    """The predictions of a run, one row a sample; ``folds`` make it a cross-validation."""
+    """A table of predictions, a row for each sample. With ``folds`` it is a cross-validation."""
     ids = [f"s{i:03d}" for i in range(len(y))]
     classes = names(proba.shape[1])
     rows = pd.DataFrame({"sample_id": ids, "patient_id": ids if patients is None else patients})
@@ -105,10 +105,10 @@ def clustered(n_patients, per_patient, seed=0):
 
 
 def mixed(n_patients, k, seed=0):
-    """Patients with one to four images, right in some of them and wrong in others; with ties."""
+    """Labels, probabilities and patients of images: one to four per patient, and with ties."""
     rng = np.random.default_rng(seed)
     owner = np.repeat(np.arange(n_patients), rng.integers(1, 5, n_patients))
-    # A patient's images are alike, so that drawing single images gives another distribution.
+    # A patient's images are similar, so drawing single images gives another distribution.
     y = (rng.permutation(np.arange(n_patients) % k))[owner]
     own = rng.dirichlet(np.ones(k), n_patients)[owner]
     proba = 0.4 * own + 0.3 * rng.dirichlet(np.ones(k), len(owner)) + 0.3 * np.eye(k)[y]

@@ -1,4 +1,4 @@
-"""Long tables of a comparison, and the words in a figure: what tests of what is shown share."""
+"""Helpers for tests of figures and tables: made-up results, and the texts and bars of a figure."""
 
 import itertools
 
@@ -28,10 +28,10 @@ TASKS = {
 
 
 def long_table(arms, backbones=BACKBONES, metrics=("auroc", "accuracy")):
-    """`arms`: task → (regime, head, label_fraction) triples; values are all different.
+    """A table of results with a row for each task, backbone, arm and metric.
 
-    The interval of the procedure is wider than the one over patients. The rarest class has 20
-    patients.
+    ``arms`` maps a task to triples (regime, head, label_fraction). All values are different. The
+    interval of the procedure is wider than the one over patients. The rarest class has 20 patients.
     """
     names = ["task", "backbone", "pretraining", "regime", "head", "label_fraction", "metric"]
     cells, values = [], []
@@ -60,7 +60,7 @@ def all_words(fig: Figure) -> str:
 
 
 def bars(ax: plt.Axes) -> dict[str, set[tuple]]:
-    """The ends (x, y, x, y) of the intervals: those of thick lines, and those of thin lines."""
+    """The ends (x, y, x, y) of the intervals in a panel: {"thick": …, "thin": …}."""
     lines = [lines for lines in ax.collections if isinstance(lines, LineCollection)]
     widths = sorted({float(one.get_linewidth()[0]) for one in lines})
     found = {name: set() for name, _ in zip(("thin", "thick"), widths, strict=True)}

@@ -1,13 +1,14 @@
-"""The grid through a real Slurm of one node, made here and taken down again.
+"""Run a small grid through a real Slurm of one node, which is started and stopped here.
 
     python tests/slurm_node.py
 
-Starts munged, slurmctld and slurmd on the loopback interface, with all that they write in one
-folder, and a pretend GPU. Runs a slice of a small grid through profiles/slurm/config.yaml; kills
-Snakemake in the middle of it; runs the same again; and checks that the grid completes, that what
-was done is not done again, and that the jobs got the memory, time and GPU that the profile asks
-for. Needs Debian's slurmctld, slurmd, slurm-client and munge, and root, since slurmd starts jobs
-in their owners' names. Ends with 0 if all is well, 1 if not, 2 if it could not begin.
+Starts munged, slurmctld and slurmd on the loopback interface, with a simulated GPU. All their files
+lie in one folder. Runs a part of a small grid through profiles/slurm/config.yaml, kills Snakemake
+in the middle, and runs the same command again. Then checks that the grid completes, that finished
+jobs do not run again, and that the jobs got the memory, time and GPU that the profile asks for.
+
+Needs Debian's slurmctld, slurmd, slurm-client and munge. Must be run as root, since slurmd starts
+jobs as their owners. Exit status: 0 if all checks pass, 1 if not, 2 if it could not begin.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ PACKAGES = {
     "squeue": "slurm-client",
 }
 ACCOUNT, PARTITION = "anyone", "study"
-MEMORY = 1500  # MB a job: what the small grid needs, on a machine of any size
+MEMORY = 1500  # MB per job: the small grid needs no more
 TARGET = "results/small/summary.csv"
 FEATURES = "results/small/features/fundus_pm/micro_resnet-random/seed0/meta.json"
 ON_GPU = {"extract", "finetune"}
@@ -74,7 +75,7 @@ PartitionName={partition} Nodes={host} Default=YES MaxTime=INFINITE State=UP
 
 
 class Failure(RuntimeError):
-    """A check that does not hold, with the end of the log that tells why."""
+    """A check that failed, with the end of the log that shows why."""
 
 
 START = time.monotonic()
@@ -92,7 +93,7 @@ def tail(path: Path, lines: int = 40) -> str:
 
 
 def wait_for(what: str, done: Callable[[], bool], seconds: float, log: Path) -> None:
-    """Look once a second; raise Failure with the end of the log when time is over."""
+    """Wait until ``done`` returns true; after ``seconds``, raise Failure with the log's end."""
     end = time.monotonic() + seconds
     while not done():
         if time.monotonic() > end:
@@ -101,7 +102,7 @@ def wait_for(what: str, done: Callable[[], bool], seconds: float, log: Path) -> 
 
 
 def obstacles() -> str:
-    """Why this cannot begin here, and the way out; empty if it can."""
+    """Why this cannot run here, and what to do; "" if it can."""
     os.environ["PATH"] += f"{os.pathsep}/usr/sbin"  # where Debian keeps daemons
     missing = sorted({package for tool, package in PACKAGES.items() if not shutil.which(tool)})
     if missing:
@@ -114,7 +115,7 @@ def obstacles() -> str:
     except OSError:
         address = "no address"
     if not address.startswith("127."):
-        # srun listens where its own host's name leads.
+        # srun listens on the address of its own host's name.
         return f"{host} is {address}, not this machine alone: put '127.0.0.1 {host}' in /etc/hosts."
     return ""
 
@@ -149,7 +150,7 @@ def listening(pids: set[int]) -> set[str]:
 
 @contextlib.contextmanager
 def daemon(command: list[str], log: Path) -> Iterator[subprocess.Popen]:
-    """A process in the foreground mode, with its output in a log, ended by its id at the end."""
+    """A process in the foreground whose output goes to a log; it is ended afterwards."""
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
     try:
@@ -169,7 +170,7 @@ def end(process: subprocess.Popen) -> None:
 
 @contextlib.contextmanager
 def slurm(folder: Path) -> Iterator[None]:
-    """A Slurm of one node, idle; its commands find it by SLURM_CONF."""
+    """Start a Slurm of one node and wait until it is idle. SLURM_CONF names it to its commands."""
     for name in ("state", "spool", "bin"):
         (folder / name).mkdir()
     key = folder / "munge.key"
@@ -183,14 +184,14 @@ def slurm(folder: Path) -> Iterator[None]:
             folder=folder,
             ports=free_ports(2),
             cpus=os.cpu_count(),
-            # A little less than there is: a node with less than it promises is not used.
+            # A little less than the machine has: Slurm does not use a node that has too little.
             memory=int(megabytes * 0.95),
             partition=PARTITION,
         )
     )
     (folder / "gres.conf").write_text(f"NodeName={hostname()} Name=gpu File=/dev/null\n")
     os.environ["SLURM_CONF"] = str(configuration)
-    # The plugin takes SLURM_CONF away from the srun inside a job: there it looks in /etc only.
+    # The plugin removes SLURM_CONF for the srun inside a job, which then looks in /etc only.
     srun = folder / "bin" / "srun"
     srun.write_text(f'#!/bin/sh\nSLURM_CONF={configuration} exec {shutil.which("srun")} "$@"\n')
     srun.chmod(0o755)
@@ -217,7 +218,7 @@ def slurm(folder: Path) -> Iterator[None]:
 
 
 def ask(*command: str) -> str:
-    """What a Slurm command prints; nothing where it fails."""
+    """The output of a Slurm command; "" if it fails."""
     return subprocess.run(command, capture_output=True, text=True).stdout
 
 
@@ -233,7 +234,7 @@ def empty_queue(log: Path) -> None:
 
 
 def jobs() -> dict[str, dict[str, str]]:
-    """What Slurm knows of each job that it remembers, by job id."""
+    """Slurm's fields of each job that it remembers, by job id."""
     by_id = {}
     for line in ask("scontrol", "--oneliner", "show", "job").splitlines():
         fields = dict(part.split("=", 1) for part in line.split() if "=" in part)
@@ -258,7 +259,7 @@ def devices() -> dict[str, str]:
 
 
 def use(profile: Path) -> None:
-    """Fill in the profile as a user does, and ask for memory that a small machine has."""
+    """Fill in the profile as a user does, and reduce the memory that it asks for."""
     text = profile.read_text(encoding="utf-8")
     for pattern, replacement in (
         (r"slurm_account: your-account", f"slurm_account: {ACCOUNT}"),
@@ -267,7 +268,7 @@ def use(profile: Path) -> None:
     ):
         text, count = re.subn(pattern, replacement, text)
         if not count:
-            raise Failure(f"{profile} has no line {pattern!r}: this script and it have parted.")
+            raise Failure(f"{profile} has no line {pattern!r}: this script has to be adapted.")
     profile.write_text(text, encoding="utf-8")
 
 
@@ -280,14 +281,14 @@ def start(work: Path, log: Path) -> subprocess.Popen:
 
 
 def snakemakes(log: Path) -> str:
-    """What Snakemake itself has written in the run of that log, the first or the second."""
+    """Snakemake's own log of the run whose output is ``log`` (first.log or second.log)."""
     written = sorted((log.parent / ".snakemake" / "log").glob("*.log"))
     number = ["first.log", "second.log"].index(log.name)
     return written[number].read_text(encoding="utf-8") if number < len(written) else ""
 
 
 def finished(log: Path) -> list[str]:
-    """The rules of the jobs that Snakemake has seen end well, in order."""
+    """The rules of the jobs that succeeded according to Snakemake, in order."""
     return re.findall(r"^Finished jobid: \d+ \(Rule: (\w+)\)", snakemakes(log), re.MULTILINE)
 
 
@@ -296,16 +297,16 @@ def submitted(log: Path) -> list[str]:
 
 
 def check(holds: bool, message: str, log: Path) -> None:
-    """Raise Failure with the end of Snakemake's log, and of the newest log that a job left."""
+    """Unless ``holds``, raise Failure with the ends of Snakemake's log and of the newest job's."""
     if not holds:
-        # The plugin keeps the logs of jobs that failed; why they did stands there alone.
+        # The plugin keeps the logs of failed jobs. Only these say why a job failed.
         kept = [*(log.parent / ".snakemake" / "slurm_logs").rglob("*.log")]
         newest = sorted(kept, key=lambda path: path.stat().st_mtime)[-1:]
         raise Failure("\n\n".join([message, *map(tail, [log, *newest])]))
 
 
 def study(work: Path, limit: float) -> None:
-    """Run the small grid, kill Snakemake once in the middle, run it again, and check."""
+    """Run the small grid, kill Snakemake once in the middle, run it again, and check the result."""
     work.mkdir()
     small_grid.lay(work)
     use(work / "profiles" / "slurm" / "config.yaml")
@@ -401,7 +402,7 @@ def main() -> int:
             say(f"Kept for a look: {folder}")
         else:
             shutil.rmtree(folder)
-    say("The grid went through Slurm, was killed, and went on where it stopped.")
+    say("The grid ran through Slurm, was killed, and continued where it stopped.")
     return 0
 
 

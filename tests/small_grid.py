@@ -1,6 +1,6 @@
-"""The smallest grid that has every kind of job, in a folder of its own: what tests of runs share.
+"""The smallest grid that has every kind of job, in a folder of its own. Tests of runs share it.
 
-Standard library only, so that scripts which start no test can use it as well.
+Imports only the standard library, so that scripts without pytest can use it as well.
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = {
     "title": "one task, one backbone",
-    # What a shell, Snakemake or LaTeX would take for more than words.
+    # Characters that have a meaning for a shell, for Snakemake or for LaTeX.
     "caption": "Phantoms; 'quoted' \"twice\" `touch pwned` $(touch pwned) {wildcards.task}\n& more",
     "data": "phantoms",
     "tasks": ["fundus_pm"],
@@ -34,7 +34,7 @@ SMALL = {
 
 
 STUDY = ["-m", "medlib.grid.study"]
-# What is printed of a grid that is done, and only of one.
+# This is printed if a grid is complete, and only then.
 CALLED_COMPLETE = re.compile(r"(?i)grid '\w+' is complete")
 # Runs first in every process of a study: notes each outside address that it connects to.
 NO_NETWORK = """
@@ -62,16 +62,16 @@ def lay(folder: Path) -> None:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The variables of a run in that folder: its medlib, and this interpreter's commands."""
+    """The environment of a run in that folder: it uses the folder's medlib and this Python."""
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return os.environ | {"PYTHONPATH": str(folder), "PATH": tools, "OMP_NUM_THREADS": "1"}
 
 
 def as_in_a_terminal() -> None:
-    """Before a process starts: what stops it elsewhere stops it here, too.
+    """Restore the default signals before a process starts.
 
-    What a shell starts in the background ignores SIGINT, what `nohup` starts SIGHUP, and so do all
-    of its children.
+    A process that a shell starts in the background ignores SIGINT, and one that `nohup` starts
+    ignores SIGHUP. Their children inherit this.
     """
     for name in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(name, signal.SIG_DFL)
@@ -100,13 +100,13 @@ class Study:
         return subprocess.Popen(line, preexec_fn=as_in_a_terminal, **how)
 
     def call(self, command="run", *arguments):
-        """Exit status and all that was printed."""
+        """Run a command of the study; returns its exit status and its output."""
         process = self.begin(command, *arguments)
         said, _ = process.communicate(timeout=1800)
         return process.returncode, said
 
     def plan(self):
-        """The rules that would run, and the printed reasons."""
+        """The rules that would run, with the number of their jobs, and the printed text."""
         status, said = self.call("plan")
         assert status == 0, said
         lines = [line.split() for line in said.splitlines() if " × " in line]

@@ -1,4 +1,4 @@
-"""The benchmarks run, and their timing is sound; how fast anything is, no test asks."""
+"""The benchmarks run, and their timing is correct. No test asks how fast anything is."""
 
 import json
 import os
@@ -18,7 +18,7 @@ SCRIPTS = sorted(
     for path in (ROOT / "benchmarks").glob("*.py")
     if path.stem not in ("harness", "figure", "overhead", "eva_study")
 )
-# They count, ask what is better or wrong, or need what no `make` installs.
+# These time nothing, or need packages that `make` does not install.
 NOT_TIMED = ["copies", "hours", "peers", "recipes", "simulations"]
 
 
@@ -49,7 +49,7 @@ def test_make_runs_every_benchmark_that_times_something():
 
 
 def test_what_a_job_spends_on_beginning_is_what_its_work_leaves(tmp_path):
-    """A job of 20 s, of which papermill had 17, its cells 0.5 (parameters), 4 (imports) and 8."""
+    """A job of 20 s: papermill took 17 s of it, and the cells took 0.5, 4 (imports) and 8 s."""
     sources = {"task: str = 'a'": 0.5, "import time": 4.0, "work()": 8.0}
     cells = [
         nbformat.v4.new_code_cell(source, metadata={"papermill": {"duration": seconds}})

@@ -1,4 +1,4 @@
-"""Notebooks are clean in git, say what they ask, and run on phantoms."""
+"""Notebooks have no outputs in git, ask a question in their title, and run on phantoms."""
 
 import ast
 import json
@@ -76,7 +76,7 @@ def test_it_asks_a_question_and_says_how_to_read_the_answer(cells):
     assert last.startswith("## How to read this") and "surprising" in last
 
 
-# Those before show one run, or have no figures.
+# The other notebooks show one run, or have no figures.
 @pytest.mark.parametrize("name", [*NAMES[6:10], *NAMES[11:]])
 def test_what_a_grid_draws_has_its_caption(repository, name):
     tree = ast.parse(code(repository / "notebooks" / f"{name}.ipynb"))
@@ -215,7 +215,7 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
     assert adapted["how"]["trained_parameters"] < record["how"]["trained_parameters"]
     assert set(pd.read_csv(results / "summary.csv")["regime"]) == {"frozen", "finetuned", "lora"}
     frozen = files.read_json(runs / "frozen-linear" / "seed0" / "run.json")
-    # One seed, one draw of a random control's weights, in both regimes; another seed, another.
+    # A seed draws the same weights of a random control in both regimes; another seed, others.
     other = files.read_json(runs / "frozen-linear" / "seed1" / "run.json")
     digests = [one["inputs"]["weights_digest"] for one in (record, frozen, other)]
     assert digests[0] == digests[1] != digests[2]
@@ -244,10 +244,10 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
     assert set(main["label_fraction"]) == {1.0, 0.5}, "other shares of the labels crowd the figure"
     embedded = pd.read_csv(figures / "embeddings_glioma_flair.csv")
     assert embedded["site"].nunique() > 1
-    wrong = pd.read_csv(figures / "wrong_glioma_flair.csv")  # no pixel leaves with the numbers
+    wrong = pd.read_csv(figures / "wrong_glioma_flair.csv")  # it contains no pixels
     columns = "sample_id why patient_id y_true prob_grade_II prob_grade_III called probability"
     assert list(wrong) == [*columns.split(), "against", "backbone", "pretraining"]
-    assert embedded["patient"].str.fullmatch(r"patient \d+").all()  # a colour, and no name
+    assert embedded["patient"].str.fullmatch(r"patient \d+").all()  # a number, and no name
     ends = pd.read_csv(results / "summary_over_seeds.csv").query(
         "metric == 'auprc' and regime == 'frozen' and head == 'linear' and label_fraction == 1"
     )
@@ -259,13 +259,13 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
     }, "the interval of the table is another"
     claimed = pd.read_csv(figures / "claims.csv")
     assert set(claimed["verdict"]) == {"not tested"} and claimed["missing"].notna().all()
-    noted = claimed.set_index("claim")["note"].dropna()  # C2 is of photographs and radiographs
+    noted = claimed.set_index("claim")["note"].dropna()  # C2 is about photographs and radiographs
     assert set(noted) == {"on stand-ins: glioma_flair"} and set(noted.index) == {"C1", "C3", "C4"}
     assert set(pd.read_csv(results / "differences.csv")["contrast"]) == {"backbones", "regimes"}
 
 
 def said_of_runs(runs, folds):
-    """A model predicts each validation patient once, unseen. Some runs also have redraws."""
+    """Check the files of the runs: each validation patient is predicted once, by another fold."""
     for run in runs.glob("*/seed*/run.json"):
         record, regime = files.read_json(run), run.parts[-3].partition("-")[0]
         tested, validated = (
@@ -283,7 +283,7 @@ def said_of_runs(runs, folds):
             values = pd.read_csv(redrawn)["auroc"]
             assert len(values) == 15 and values.nunique() > 3
             assert values.dropna().between(0, 1).all()  # some draws lack a class
-        if at["head"] == "linear":  # of a trained backbone, too: it was asked for
+        if at["head"] == "linear":  # also for a trained backbone, because of save_models
             names |= {"model.safetensors", "model.json"}
             assert run.with_name("model_card.md").is_file()
         assert set(record["sha256"]) == names and redrawn.is_file() == ("redraws.csv" in names)
@@ -294,7 +294,7 @@ def said_of_runs(runs, folds):
 
 
 def said_of_trainings(results, figures):
-    """What was trained once has an interval over test patients alone, and no test."""
+    """An arm that was trained once has an interval over test patients alone, and no test."""
     table = pd.read_csv(results / "summary_over_seeds.csv", keep_default_na=False, na_values=[""])
     area = table[(table["metric"] == "auroc") & (table["head"] == "linear")]
     area = area.set_index(["backbone", "regime", "label_fraction"])
@@ -335,7 +335,7 @@ def said_of_trainings(results, figures):
 
 
 def said_of_groups(results, figures):
-    """Every test patient stands in one group of each attribute, and no group is dropped."""
+    """Every test patient is in one group of each attribute, and no group is dropped."""
     table = pd.read_csv(figures / "subgroups_glioma_flair.csv", keep_default_na=False)
     rows = table[(table["part"] == "group") & (table["metric"] == "auroc")]
     manifest = pd.read_csv(results / "manifests" / "glioma_flair.csv", dtype=str)
@@ -378,7 +378,7 @@ def test_a_notebook_opened_on_its_own_gets_its_inputs(repository, tmp_path):
     runs = results / "runs/fundus_pm/micro_resnet-random"
     knn = runs / "frozen-knn" / "seed0" / "run.json"
     assert knn.is_file()
-    # Run again, with one head more: what is complete is read back, unless that is asked for.
+    # Run again, with one more head: complete runs are read back, unless `again` is set.
     before, scores = knn.stat().st_ino, pd.read_csv(runs / "frozen.csv")
     more = parameters | {"heads": ["knn", "mlp"]}
     execute(notebook, tmp_path / "out.ipynb", more)
@@ -435,7 +435,7 @@ def test_bad_files_stop_the_notebook_with_a_list_or_are_set_aside(repository, tm
     execute(notebook, tmp_path / "out.ipynb", parameters | {"quarantine": True})
     reasons = (results / "manifests" / "fundus_pm.excluded.csv").read_text()
     assert "N0001,set aside:" in reasons and "P0002,set aside:" in reasons
-    # Later notebooks need what was packed and no raw file; the pack says of which manifest it is.
+    # Later notebooks need the packs and no raw file. A pack records the manifest it was made from.
     shutil.rmtree(folder)
     parameters = {"task": "fundus_pm", "backbone": "micro_resnet-random", "image_size": 28}
     parameters |= {"data": str(tmp_path / "data"), "results": str(results)}
@@ -466,7 +466,7 @@ def test_bad_parameters_stop_a_notebook_with_one_message(repository, tmp_path):
 def test_the_papers_largest_networks_run_through_their_notebooks(
     repository, tmp_path, backbone, size
 ):
-    """A tiny slice of phantoms, at random weights: both regimes, of the paper's grid."""
+    """Both regimes of the paper's grid run on a few phantoms, with random weights."""
     shared = {"task": "fundus_pm", "results": str(tmp_path / "results"), "image_size": size}
     prepare = repository / "notebooks" / "01_prepare_data.ipynb"
     small = {"task": "fundus_pm", "results": shared["results"], "image_sizes": [size]}

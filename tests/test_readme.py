@@ -1,4 +1,4 @@
-"""What the README tells a newcomer to write is what medlib takes."""
+"""The commands, cards and rows that the README shows work as they are printed."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def block(repository, kind, containing):
 
 
 def test_a_backbone_is_one_row_whatever_its_weights_are(repository, monkeypatch, tmp_path, capsys):
-    """A network of timm's hub, one of transformers on the hub, and a file of one's own."""
+    """The rows: a network of timm, one of transformers on the hub, and a file of one's own."""
     file = tmp_path / "backbones.yaml"
     file.write_text(rows := block(repository, "yaml", "vit_small-ours"))
     assert len(rows.splitlines()) + len(block(repository, "sh", "zoo.weights").splitlines()) <= 15
@@ -76,10 +76,10 @@ def clone(tmp_path):
 
 
 def follow(repository, clone, task):
-    """The README's command, as it stands, for one task; the manifest that it writes."""
+    """Run the README's command for one task; returns the manifest that it writes and the images."""
     command = block(repository, "sh", '"task": "knees"').replace('"knees"', f'"{task}"')
     command = command.replace(".venv/bin/python", shlex.quote(sys.executable))
-    command = command.replace("[224]", "[32]")  # the one thing that is not literal: it is faster
+    command = command.replace("[224]", "[32]")  # the only change: it is faster
     how = {"shell": True, "cwd": clone, "env": small_grid.environment(clone)}
     done = subprocess.run(command, capture_output=True, text=True, **how)
     assert done.returncode == 0, done.stderr[-3000:]

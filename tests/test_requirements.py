@@ -1,4 +1,4 @@
-"""The lock holds all that is installed, with hashes; and the licences of it are listed."""
+"""The lock contains all installed packages, with hashes, and their licences are listed."""
 
 import importlib.metadata
 import re
@@ -12,7 +12,7 @@ def plain(name):
 
 @pytest.fixture
 def lock(repository):
-    """Of each package of the lock: its versions (some platforms have others) and its hashes."""
+    """For each package of the lock: its versions, which may differ by platform, and its hashes."""
     text = (repository / "requirements.lock").read_text()
     entries = re.split(r"\n(?=\S)", re.sub(r"\n\s+#.*", "", text))
     packages = {}

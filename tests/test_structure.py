@@ -1,4 +1,4 @@
-"""medlib is built as its map says: arrows point down, and the core stands alone."""
+"""medlib's packages import only from those below them, and the core works alone."""
 
 import ast
 import os
@@ -14,15 +14,15 @@ from medlib.grid import notebooks
 
 MEDLIB = Path(medlib.__file__).parent
 PACKAGES = ("core", "zoo", "data", "stats", "show", "grid")  # from the bottom up
-LIFTED = ("errors", "files")  # that the core needs
-TOP = (*LIFTED, "environment")  # below all packages
-ABOVE = ("predict",)  # above all packages: what is called by its name
+LIFTED = ("errors", "files")  # modules that the core needs
+TOP = (*LIFTED, "environment")  # modules below all packages
+ABOVE = ("predict",)  # modules above all packages: commands
 CORE = MEDLIB / "core"
 FILES = sorted(MEDLIB.rglob("*.py"))
 
 
 def name_of(file):
-    """A module's dotted name within medlib; that of a package is its folder's."""
+    """A module's dotted name within medlib. An ``__init__.py`` has the name of its package."""
     parts = file.relative_to(MEDLIB).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -31,7 +31,7 @@ NAMES = {name_of(file): file for file in FILES}
 
 
 class Imports(ast.NodeVisitor):
-    """All that a module imports, also within functions, but for the eyes of type checkers only."""
+    """All imports of a module, those within functions too, except under ``if TYPE_CHECKING``."""
 
     def __init__(self):
         self.named = set()
@@ -124,7 +124,7 @@ def test_the_functions_of_the_core_are_short_and_take_few_parameters():
 
 
 def run(code, *, path, hidden=()):
-    """Run code with medlib from ``path``, where modules that are hidden cannot be imported."""
+    """Run code with the medlib in ``path``; the ``hidden`` modules cannot be imported."""
     hide = f"import sys; sys.modules.update(dict.fromkeys({list(hidden)!r}))\n"
     environment = os.environ | {"PYTHONPATH": str(path), "TQDM_DISABLE": "1"}
     command = [sys.executable, "-c", hide + code]

@@ -1,4 +1,4 @@
-"""Waiting for another process: what tests of processes share."""
+"""A function that waits for another process. Tests of processes share it."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Where every file of a study lies. No other module knows how a folder is named."""
+"""The paths of all files of a study. No other module knows how a folder is named."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 from medlib.core.settings import HEADS, REGIMES
 from medlib.errors import unknown
 
-# Below the results folder. An arm names the regime, a frozen backbone's head, the label fraction.
+# Below the results folder. An arm's name: the regime, the head if frozen, the label fraction.
 RUN = "runs/{task}/{backbone}/{arm}/seed{seed}"
 _ARM = re.compile(r"([^-]+)(?:-((?!fraction)[^-]+))?(?:-fraction(.+))?")
 
 
 @dataclass(frozen=True)
 class Address:
-    """One run of a grid. A trained backbone has a linear head, whatever ``head`` is given.
+    """One run of a grid. If the regime is not frozen, ``head`` is set to "linear".
 
-    Raises ValueError for values that cannot be part of a folder's name.
+    Raises ValueError for unknown values and for values that cannot be part of a folder's name.
     """
 
     task: str
@@ -45,7 +45,7 @@ class Address:
 
     @property
     def arm(self) -> str:
-        """The folder of all seeds: ``frozen-knn-fraction0.1``, ``finetuned``."""
+        """The name of the arm's folder, such as ``frozen-knn-fraction0.1`` or ``finetuned``."""
         name = f"frozen-{self.head}" if self.regime == "frozen" else self.regime
         share = float(self.label_fraction)
         return name if share == 1 else f"{name}-fraction{share!r}"
@@ -54,11 +54,11 @@ class Address:
         return Path(results) / RUN.format(arm=self.arm, **vars(self))
 
     def record(self, results: Path | str) -> Path:
-        """The run's record. It is written last: without it, the run is not complete."""
+        """The path of the run's record. It is written last: without it, the run is not complete."""
         return self.folder(results) / "run.json"
 
     def promised(self, results: Path | str) -> Path:
-        """What the run's job writes last: one job makes all probes of a frozen backbone."""
+        """The file that the run's job writes last. All probes of a frozen backbone are one job."""
         if self.regime == "frozen":
             return probes(results, self.task, self.backbone)
         return self.record(results)
@@ -106,7 +106,7 @@ def seeds(results: Path | str, task: str) -> Path:
 
 
 def features(results: Path | str, task: str, backbone: str, seed: int | str = 0) -> Path:
-    """The folder of a task's embeddings; ``seed`` is that of the weights of a random control."""
+    """The folder of a task's embeddings; ``seed`` has drawn the weights of a random control."""
     return Path(results) / "features" / task / backbone / f"seed{seed}"
 
 
@@ -115,14 +115,14 @@ def cell(results: Path | str, task: str, backbone: str) -> Path:
     return Path(results) / "runs" / task / backbone
 
 
-@functools.cache  # asked for by each of a grid's runs
+@functools.cache  # called for each run of a grid
 def probes(results: Path | str, task: str, backbone: str) -> Path:
-    """The scores of all probes of a frozen backbone, written when the last of them is saved."""
+    """The table of scores of all probes of a frozen backbone. It is written after the last one."""
     return cell(results, task, backbone) / "frozen.csv"
 
 
 def intervals(results: Path | str, task: str, backbone: str) -> Path:
-    """The summary's rows of one backbone on one task."""
+    """The file with the summary's rows for one backbone on one task."""
     return cell(results, task, backbone) / "intervals.json"
 
 
@@ -133,7 +133,10 @@ def external(results: Path | str, other: str, run: Address) -> Path:
 
 
 def belongs_to(path: Path | str) -> tuple[str | None, str | None]:
-    """The task and backbone of a file below the results folder; None if it belongs to all."""
+    """The task and the backbone of a file; each is None if the file belongs to all of them.
+
+    ``path`` is relative to the results folder.
+    """
     kind, *names = Path(path).parts
     if kind in ("runs", "features"):
         return names[0], names[1]
@@ -148,12 +151,12 @@ def frozen_runs(
     seeds: Iterable[int],
     always_drawn: bool = False,
 ) -> list[Address]:
-    """The probes of one frozen backbone on a task.
+    """The addresses of the probes of one frozen backbone on a task.
 
     A seed draws the labelled patients and the MLP. With ``always_drawn`` it draws more: the weights
-    of a random control, or the folds of repeated cross-validation. Without, logistic regression
-    and kNN on all labels depend on no seed: they run for the first one only. Otherwise copies of
-    one result would be shown as a spread of zero.
+    of a random control, or the folds of repeated cross-validation. Without ``always_drawn``,
+    logistic regression and kNN on all labels do not depend on the seed, so they run for the first
+    seed only. Otherwise copies of one result would be shown as a spread of zero.
     """
     seeds, label_fractions = list(seeds), list(label_fractions)
     return [

@@ -1,8 +1,8 @@
-"""The checklist of a grid: what a paper must report, and what of it the study knows.
+"""The checklist of a grid: what a paper must report, and which of these items the study knows.
 
     python -m medlib.grid.checklist GRID_FILE RESULTS FIGURES
 
-It writes ``checklist.{csv,md,tex,html}`` into the folder of figures, from the files that are there.
+Writes ``checklist.{csv,md,tex,html}`` into the folder FIGURES, from the results that exist so far.
 """
 
 import sys

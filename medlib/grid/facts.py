@@ -1,8 +1,8 @@
-"""What a study knows of itself, in short words: the facts of the checklist.
+"""The facts of the checklist: what the files of a study say about it, in short sentences.
 
-They are read from the grid file, the cards, the manifests, the records of the runs and the
-summaries, as far as these are there. Each function returns facts by the names that
-``medlib/show/checklist.yaml`` uses.
+Facts are read from the grid file, the cards, the manifests, the records of the runs and the
+summaries, as far as these exist. Each function returns a dictionary of facts. Its keys are the
+names that ``medlib/show/checklist.yaml`` uses.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,14 +19,14 @@ from medlib.grid import address, gridfile, states
 from medlib.show import names
 from medlib.show.checklist import OPEN, WRITE, Fact, by_task
 
-KNOWN = ("age", "sex", "site")  # of patients: what a manifest may tell
+KNOWN = ("age", "sex", "site")  # columns of patients that a manifest may have
 NO_SUMMARY = "notebook 05 has not run on these results"
-MOST_REASONS = 4  # that are named of a task
+MOST_REASONS = 4  # how many reasons of exclusion are named for a task
 AUGMENTED = "mirrored; turned by 10°, scaled by 10 %, shifted by 5 % at most; contrast, brightness"
 
 
 def gather(grid: dict, results: Path | str, phantoms: bool = False) -> dict[str, Fact]:
-    """All facts of a grid. A fact whose file is not there says so."""
+    """All facts of a grid. If the file of a fact is missing, the fact says so."""
     of_task = {task: cards.read(task) for task in grid["tasks"]}
     records = states.records(grid, results)
     return (
@@ -39,7 +39,7 @@ def gather(grid: dict, results: Path | str, phantoms: bool = False) -> dict[str,
 
 
 def of_cards(of_task: Mapping[str, Card], phantoms: bool = False) -> dict[str, Fact]:
-    """What is known of the tasks before any file is read."""
+    """Facts from the cards of the tasks."""
     tasks = {task: f"{card.title} ({card.modality})" for task, card in of_task.items()}
     sources = Fact(by_task({t: f"{card.source} ({card.licence})" for t, card in of_task.items()}))
     if phantoms:
@@ -51,7 +51,7 @@ def of_cards(of_task: Mapping[str, Card], phantoms: bool = False) -> dict[str, F
 
 
 def of_grid(grid: dict, of_task: Mapping[str, Card]) -> dict[str, Fact]:
-    """What the grid file declares before any run."""
+    """Facts from the grid file, which is written before any run."""
     regimes = {regime: grid[regime] for regime in settings.REGIMES if grid[regime]}
     printed = [names.REGIMES[regime] for regime in regimes]
     rows = [backbones.get(name) for name in sorted(gridfile.all_backbones(grid))]
@@ -106,7 +106,7 @@ def _volumes(grid: dict, card: Card) -> cards.Volumes | None:
 
 
 def _subsets(grid: dict, of_task: Mapping[str, Card]) -> str:
-    """Which slices of volumes, and on which shares of the labels."""
+    """Which slices of volumes are used, and which shares of the labels."""
     slices = {
         task: f"{volumes.slices or 'all'} slices of a volume ({names.spoken(volumes.choice)})"
         for task, card in of_task.items()
@@ -139,7 +139,7 @@ def _training(grid: dict, regime: str) -> str:
 
 
 def of_manifests(results: Path | str, of_task: Mapping[str, Card]) -> dict[str, Fact]:
-    """Who is in the study, as notebook 01 has written it."""
+    """Facts from the manifests that notebook 01 has written: who is in the study."""
     own = ("classes", "counts", "exclusions", "split", "sizes", "missing", "demographics", "sites")
     words: dict[str, dict[str, str]] = {name: {} for name in own}
     paths = {task: address.manifest(results, task) for task in of_task}
@@ -160,7 +160,7 @@ def of_manifests(results: Path | str, of_task: Mapping[str, Card]) -> dict[str, 
             f"{people['site'].replace('', pd.NA).nunique()} sites" if "site" in told else ""
         )
         if lacking := [name for name in KNOWN if name not in told]:
-            unknown[task] = f"its manifest does not tell {', '.join(lacking)}"
+            unknown[task] = f"its manifest does not contain {', '.join(lacking)}"
     not_there = f"not prepared: {', '.join(absent)}" if absent else ""
     facts = {
         name: Fact(by_task({t: w for t, w in of_name.items() if w}), not_there)
@@ -170,7 +170,7 @@ def of_manifests(results: Path | str, of_task: Mapping[str, Card]) -> dict[str, 
         facts["demographics"] = facts["demographics"]._replace(lacks=by_task(unknown), state=OPEN)
     without = [task for task, w in words["sites"].items() if not w]
     if not absent and without:
-        said = f"the manifests of {', '.join(without)} tell no site"
+        said = f"the manifests of {', '.join(without)} contain no site"
         facts["sites"] = facts["sites"]._replace(lacks=said, state=OPEN)
     return facts
 
@@ -198,7 +198,7 @@ def _exclusions(numbers: pd.DataFrame) -> str:
 
 
 def _sizes(numbers: pd.DataFrame) -> str:
-    """The patients of each side by class; of folds, how many they hold."""
+    """The numbers of patients of each side by class, and the smallest and largest fold."""
     patients = numbers.set_index(["stage", "name"])["patients"]
     folds = [stage for stage in numbers["stage"].unique() if stage.startswith("fold ")]
     sides = [side for side in manifest.SPLITS if side in set(numbers["stage"])]
@@ -225,7 +225,7 @@ def _split(rows: pd.DataFrame, card: Card, seeds: Path) -> str:
 
 
 def _missing(people: pd.DataFrame, told: Iterable[str]) -> str:
-    """Of how many patients something is unknown that the manifest tells of others."""
+    """For each attribute of the manifest: how many patients lack it, if any."""
     unknown = [
         f"{name} of {n:,} patients" for name in told if (n := int((people[name] == "").sum()))
     ]
@@ -252,7 +252,7 @@ def _people(people: pd.DataFrame, told: Iterable[str]) -> str:
 
 
 def of_records(records: Mapping[address.Address, dict]) -> dict[str, Fact]:
-    """What the runs ran with, and how large the networks are."""
+    """Facts from the records of the runs: software, hardware, and the sizes of the networks."""
     none = "no run is complete" * (not records)
     versions, gpus, commits, sizes = {}, set(), set(), {}
     for run, record in records.items():
@@ -278,7 +278,7 @@ def of_records(records: Mapping[address.Address, dict]) -> dict[str, Fact]:
 
 
 def of_results(results: Path | str) -> dict[str, Fact]:
-    """What the summaries say, and whether models were kept."""
+    """Facts from the summaries, and whether models were kept."""
     summary, pairs = Path(results, "summary_over_seeds.csv"), Path(results, "differences.csv")
     kept = any(Path(results, "runs").glob("*/*/*/*/model.json"))
     facts = {

@@ -1,13 +1,18 @@
 """A grid file: tasks × backbones × regimes × seeds, checked as a whole before anything runs.
 
-``grids/<grid>.yaml`` holds ``title``, ``caption`` (printed beneath every figure), ``primary`` (the
-regime whose pairs of backbones are the primary family of tests), ``data`` ("phantoms", "real" or a
-folder), ``tasks``, ``seeds``, and the settings of notebook 01 (``prepare``), of the regimes
-(``frozen``, ``finetuned``, ``lora``), of notebook 05 (``collect``), of notebook 12
-(``thresholds``; its ``prevalence`` names shares by task and class), of notebook 13 (``subgroups``)
-and of notebook 11 (``elsewhere``). ``external`` names for a task the data sets on which its
-finished models are tested. Settings have the names of the notebooks' parameters; those of training
-are the fields of :class:`medlib.core.settings.FineTuning`. Any regime may be left out.
+``grids/<grid>.yaml`` has these fields:
+
+- ``title``, and ``caption``, which is printed beneath every figure;
+- ``data``: "phantoms", "real" or a folder; ``tasks``; ``seeds``;
+- ``primary``: the regime whose pairs of backbones are the primary family of tests;
+- ``save_models``: whether all runs save their models;
+- ``frozen``, ``finetuned`` and ``lora``: the settings of the regimes, any of which may be left out;
+- ``external``: for a task, the data sets on which its finished models are tested;
+- ``prepare``, ``collect``, ``elsewhere``, ``thresholds`` and ``subgroups``: the settings of
+  notebooks 01, 05, 11, 12 and 13. ``prevalence`` of ``thresholds`` maps task and class to a share.
+
+Settings have the names of the notebooks' parameters. Those of training are the fields of
+:class:`medlib.core.settings.FineTuning`.
 """
 
 import re
@@ -27,9 +32,10 @@ from medlib.errors import ManifestError, listed, unknown
 from medlib.grid.address import Address, belongs_to, frozen_runs
 from medlib.zoo import rows
 
-MAX_BYTES, MAX_ALIASES = 64 * 1024, 10  # of a file: aliases within aliases could fill the memory
+# Limits of a file. Aliases within aliases could fill the memory.
+MAX_BYTES, MAX_ALIASES = 64 * 1024, 10
 OF_ALL, BY_TASK = "one for all", "by task"  # the two forms of label_fraction
-ONE, SEVERAL = "one", "several"  # those of image_size
+ONE, SEVERAL = "one", "several"  # the two forms of image_size
 
 
 def _refused(problem: Callable[[Any, ValidationInfo], str | None]) -> AfterValidator:
@@ -44,14 +50,14 @@ def _refused(problem: Callable[[Any, ValidationInfo], str | None]) -> AfterValid
 
 
 def _unplain(name: str, _: object = None) -> str | None:
-    """Names become parts of paths, rules and commands, where other characters have a meaning."""
+    """A message if a name has unsafe characters: names become parts of paths and commands."""
     plain = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+@-]*", name)
     wanted = "letters, digits and _ . + - @ only, and none of . + - @ first"
     return None if plain else f"{name!r} cannot be a name: {wanted}"
 
 
 def _unfit(name: str, info: ValidationInfo) -> None:
-    sizes = info.data.get("image_size")  # None if they are wrong themselves
+    sizes = info.data.get("image_size")  # None if the sizes are invalid themselves
     for each in _sized([name], sizes) if sizes else [name]:
         row = backbones.get(each)
         if sizes:
@@ -59,7 +65,7 @@ def _unfit(name: str, info: ValidationInfo) -> None:
 
 
 def _sized(names: list[str], sizes: int | list[int]) -> list[str]:
-    """The keys of backbones at each image size; a key for the first size does not name it."""
+    """The keys of backbones at each image size. A key at the first size does not contain it."""
     first, *others = sizes if isinstance(sizes, list) else [sizes]
     every = ["", *(f"@{size}" for size in others)]
     keys = [name + size for name in names for size in (every if "@" not in name else [""])]
@@ -67,7 +73,7 @@ def _sized(names: list[str], sizes: int | list[int]) -> list[str]:
 
 
 def _size(key: str, sizes: int | list[int]) -> int:
-    """The image size of a key: its own, or the first of a regime."""
+    """The image size of a key: the one that it contains, or the first of ``sizes``."""
     first = sizes[0] if isinstance(sizes, list) else sizes
     return int(key.partition("@")[2] or first)
 
@@ -98,7 +104,7 @@ def _one_of(kind: str, choices: Callable[[], list[str] | tuple[str, ...]]) -> Af
 
 
 def _list_of(item: object, *checks: AfterValidator) -> object:
-    """A list of one item or more, none of them twice."""
+    """The type of a list of at least one item, none of them twice, that passes the checks."""
     return Annotated[list[item], Field(min_length=1), _refused(_twice), *checks]
 
 
@@ -110,7 +116,10 @@ Seeds = _list_of(Annotated[int, Field(ge=0)])
 
 
 class Part(pydantic.BaseModel):
-    """Values are not converted: a text is no number. What has a default may be left out."""
+    """A part of a grid file. Values are not converted: a text is not accepted as a number.
+
+    A field with a default may be left out.
+    """
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -149,7 +158,7 @@ class Trained(Regime):
 
 
 def _recipe(grid: dict, regime: str) -> dict:
-    """The settings of a trained regime: those of its recipe, overruled by its own."""
+    """The settings of a trained regime. Its own settings take precedence over its recipe's."""
     own = grid[regime]
     return settings.RECIPES.get(own.pop("recipe", ""), {}) | own
 
@@ -159,7 +168,7 @@ class Collect(Part):
 
 
 def _not_a_class(prevalence: dict[str, dict], info: ValidationInfo) -> str:
-    """The tasks that the grid does not have, and the classes that a task does not have."""
+    """A message that lists unknown tasks, and unknown classes of a task; "" if there are none."""
     tasks, lines = info.context["tasks"], []
     for task, shares in prevalence.items():
         if task not in tasks:
@@ -181,9 +190,10 @@ class Groups(Part):
 
 
 def _trained(regime: str) -> type[Trained]:
-    """The fields of FineTuning, which says itself what they may be: here as settings of a regime.
+    """The model of a trained regime: its settings are the fields of FineTuning.
 
-    Fields that are named after another regime (``lora_…``) are left out.
+    FineTuning checks the values. Fields that are named after another regime (``lora_…``) are left
+    out.
     """
 
     def type_of(name: str, default: object) -> object:
@@ -238,7 +248,7 @@ Grid = pydantic.create_model("Grid", __base__=Top, **{p: (PARTS[p], {}) for p in
 
 
 class Loader(yaml.SafeLoader):
-    """YAML that takes 1e-3 for a number, as YAML 1.2 does."""
+    """A loader that reads 1e-3 as a number, as YAML 1.2 does."""
 
 
 SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
@@ -246,12 +256,14 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:float", SCIENTIFIC, list("-+0123
 
 
 def read(path: Path | str) -> dict:
-    """Read and check a grid file; of settings, the result holds those that the file states.
+    """Read and check a grid file.
 
-    ``label_fraction`` of a trained regime may be one number or a mapping of tasks to numbers. Where
-    a regime has several image sizes, each backbone stands in the result once for each: ``key`` at
-    the first size, which ``image_size`` then states, and ``key@size`` at the others. The settings
-    of a ``recipe`` (:data:`medlib.core.settings.RECIPES`) stand in its place.
+    The result has an entry for every part, and only the settings that the file states.
+    ``label_fraction`` of a trained regime is one number, or a mapping of tasks to numbers. If a
+    regime has several image sizes, the result lists each backbone once for each size: as ``key`` at
+    the first size, which becomes ``image_size``, and as ``key@size`` at the others. A ``recipe`` is
+    replaced by its settings (:data:`medlib.core.settings.RECIPES`).
+
     Raises ValueError that lists everything that is unknown, missing, of a wrong type or out of its
     range, and every backbone that does not fit its image size.
     """
@@ -270,11 +282,14 @@ def read(path: Path | str) -> dict:
     return grid
 
 
-Lines = dict[tuple, int]  # the line on which the value at a place stands, by its names and numbers
+Lines = dict[tuple, int]  # the line of each value; a key is its path of names and list positions
 
 
 def _parse(path: Path) -> tuple[dict, Lines]:
-    """The content of a YAML file, of a size that is safe to read, and its lines."""
+    """The content of a YAML file, and the line of each value.
+
+    Raises ValueError for a file that is too large, has too many aliases, or is no YAML mapping.
+    """
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
     try:
@@ -294,7 +309,10 @@ def _parse(path: Path) -> tuple[dict, Lines]:
 
 
 def _note_lines(node: yaml.Node, place: tuple, lines: Lines, seen: set[int]) -> None:
-    """Note the lines of a node and of all below it. Raises ValueError for a repeated name."""
+    """Add the lines of a node, and of all nodes below it, to ``lines``.
+
+    Raises ValueError for a repeated name and for a number that is too large.
+    """
     line = lines[place] = node.start_mark.line + 1
     if node.tag == "tag:yaml.org,2002:int" and len(node.value) > 9:
         raise ValueError(f"line {line}: {node.value} is larger than any number of a grid may be")
@@ -315,7 +333,7 @@ def _note_lines(node: yaml.Node, place: tuple, lines: Lines, seen: set[int]) -> 
 
 
 def _checked(stated: dict, lines: Lines) -> tuple[dict, list[str]]:
-    """A grid with each of its parts, if only as an empty one, and everything that is wrong."""
+    """The grid, in which a missing part is an empty one, and a list of all problems."""
     stated = {name: part for name, part in stated.items() if part != {}}
     regimes, tasks = stated.keys() & settings.REGIMES, stated.get("tasks")
     tasks = [t for t in tasks if isinstance(t, str)] if isinstance(tasks, list) else []
@@ -346,12 +364,12 @@ def _checked(stated: dict, lines: Lines) -> tuple[dict, list[str]]:
 
 
 def _problems(error: pydantic.ValidationError, lines: Lines) -> list[str]:
-    """Each problem in our words, with the line of the file on which its value stands."""
+    """A message for each problem that pydantic has found, with its line in the file."""
     told = []
     for problem in error.errors():
         kind = problem["type"]
         place = [name for name in problem["loc"] if name not in (OF_ALL, BY_TASK, ONE, SEVERAL)]
-        ends = range(len(place), -1, -1)  # what is missing has the line of what should hold it
+        ends = range(len(place), -1, -1)  # a missing field: the line of the part that lacks it
         stands = next(lines[tuple(place[:n])] for n in ends if tuple(place[:n]) in lines)
         at, place = f"line {stands}: ", [str(name) for name in place]
         part = place.pop(0) if place[0] in PARTS and len(place) > 1 else ""
@@ -361,7 +379,7 @@ def _problems(error: pydantic.ValidationError, lines: Lines) -> list[str]:
             told.append(at + unknown(of, name, SETTINGS.get(part, tuple(Grid.model_fields))))
         elif kind == "missing" or kind.endswith("too_short"):
             told.append(f"{at}{before}{name} is missing")
-        elif kind == "value_error":  # of a validator above: a line, or a head and its list
+        elif kind == "value_error":  # from a validator above: one line, or a heading and a list
             message = str(problem["ctx"]["error"]).splitlines()
             own = [line for line in message if line.startswith("  - ")] or message
             told += [at + before + line.removeprefix("  - ") for line in own]
@@ -395,7 +413,7 @@ def seeds(grid: dict, regime: str) -> list[int]:
 
 
 def weight_seeds(grid: dict, backbone: str) -> list[int]:
-    """The seeds from which a frozen backbone's weights are drawn: those of a random control.
+    """The seeds of a frozen backbone's weights: all seeds for a random control, otherwise [0].
 
     A fine-tuned random control draws its weights from its seed as well, so that the spread over
     seeds means the same in both regimes.
@@ -410,19 +428,20 @@ def label_fraction(grid: dict, task: str, regime: str = "finetuned") -> float:
 
 
 def label_fractions(grid: dict, task: str) -> list[float]:
-    """The shares on which a task's embeddings are probed: the grid's, and that of fine-tuning.
+    """The label fractions at which a task's embeddings are probed, the largest first.
 
-    So a frozen and a fine-tuned backbone can be compared on the same labels.
+    They are those of the frozen regime and those of the trained regimes, so that a frozen and a
+    fine-tuned backbone can be compared on the same labels.
     """
     own = {label_fraction(grid, task, regime) for regime in settings.TRAINED if grid[regime]}
     return sorted(own | set(grid["frozen"].get("label_fractions", [1.0])), reverse=True)
 
 
 def saved_models(grid: dict, task: str) -> dict:
-    """The parameter of notebooks 03 and 04 if the grid needs the models of a task; else nothing.
+    """The parameter ``save_models`` of notebooks 03 and 04 if a task's models are needed; else {}.
 
-    Models that are tested on another data set are needed. Without the parameter, the jobs are those
-    of a grid that does not know it: nothing runs again.
+    They are needed if the grid asks for models, or if it tests the task on another data set. If
+    they are not, the parameter is left out: then jobs of older grid files do not run again.
     """
     needed = grid.get("save_models") or task in grid.get("external", {})
     return {"save_models": True} if needed else {}
@@ -452,9 +471,9 @@ def primary(grid: dict) -> str:
 
 
 def redrawn_fractions(grid: dict, task: str) -> list[float]:
-    """The shares of the labels on which a task's backbones are compared: see `runs.is_main`.
+    """The label fractions at which a task's backbones are compared: see `runs.is_main`.
 
-    On these shares the head of a frozen backbone is trained again on redraws of its patients.
+    At these fractions the head of a frozen backbone is trained again on redraws of its patients.
     """
     trained = {label_fraction(grid, task, r) for r in settings.TRAINED if grid[r]}
     return [share for share in label_fractions(grid, task) if share == 1 or share in trained]
@@ -484,9 +503,9 @@ def all_backbones(grid: dict) -> set[str]:
 
 
 def asks_for(grid: dict, path: Path) -> bool:
-    """Whether a file, relative to the results folder, is of a task and backbone of the grid.
+    """Whether a file belongs to a task and a backbone of the grid; ``path`` is below the results.
 
-    Files that an earlier version of the grid has left behind are not.
+    Files that an earlier version of the grid has left behind do not.
     """
     task, backbone = belongs_to(path)
     return task in (None, *prepared(grid)) and backbone in (None, *all_backbones(grid))

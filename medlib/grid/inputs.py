@@ -1,4 +1,4 @@
-"""What a grid needs from outside: data sets and weights. Looked for before its first job."""
+"""Checks, before the first job, that the data sets and weights of a grid are there."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,10 +15,10 @@ from medlib.zoo import hub
 
 
 def check(grid: dict, results: Path, jobs: Iterable[Job]) -> None:
-    """Raise before these jobs run if data or weights that they need are missing or do not fit.
+    """Fetch the weights that ``jobs`` need, and check weights and data sets before the jobs run.
 
-    Weights are fetched here, so that the jobs need no network. Raises ValueError that lists all
-    that is missing, damaged or does not fit.
+    The jobs then need no network. Raises ValueError that lists everything that is missing, damaged
+    or does not fit.
     """
     of = {"prepare": set(), "extract": set(), "finetune": set()}
     for job in jobs:
@@ -38,7 +38,7 @@ def _named(job: Job, results: Path) -> set[tuple[str | None, str | None]]:
 
 
 def fetch(names: Iterable[str], folder: Path | None = None) -> list[str]:
-    """Fetch the weights of backbones, as :func:`hub.fetch` does. Returns what went wrong."""
+    """Fetch the weights of backbones with :func:`hub.fetch`. Returns a message for each problem."""
     rows = [row for row in map(backbones.get, names) if row.pretraining != "random"]
     problems = []
     for number, row in enumerate(rows, start=1):
@@ -56,7 +56,7 @@ def fetch(names: Iterable[str], folder: Path | None = None) -> list[str]:
 
 
 def _unfit(grid: dict, names: list[str]) -> list[str]:
-    """Backbones that cannot be built for an image size at which the grid uses them."""
+    """A message for each backbone that cannot be built for an image size that the grid uses."""
     problems = []
     for name in names:
         regimes = [r for r in settings.REGIMES if name in grid[r].get("backbones", ())]
@@ -69,7 +69,7 @@ def _unfit(grid: dict, names: list[str]) -> list[str]:
 
 
 def _of_data(grid: dict, tasks: list[str]) -> list[str]:
-    """Tasks whose data set is not there."""
+    """A message for each task whose data set is not there."""
     try:
         data = cards.data_folder(grid["data"], "")
     except FileNotFoundError as error:

@@ -30,10 +30,10 @@ JOBS_PER_GPU = "MEDLIB_JOBS_PER_GPU"
 
 
 class ExecutionError(RuntimeError):
-    """A job that could not run, or did not do what it had to.
+    """A job that could not run, or that failed.
 
-    ``cell`` is the number of the code cell that failed, if one did, ``kind`` the name of the error,
-    ``line`` its message in one line.
+    ``cell`` is the number of the code cell that failed, or None. ``kind`` is the name of the error,
+    and ``line`` its message in one line.
     """
 
     def __init__(self, message: str, cell: int | None = None, kind: str = ""):
@@ -44,7 +44,7 @@ class ExecutionError(RuntimeError):
 
 
 def room(message: str, output: Path) -> str:
-    """What to do, if an error's message says that the disk is full; else ""."""
+    """Advice to add to an error's message if it says that the disk is full; else ""."""
     if os.strerror(errno.ENOSPC) not in message and os.strerror(errno.EDQUOT) not in message:
         return ""
     kept = "Nothing half-written is left, and what is done is kept."
@@ -57,30 +57,31 @@ def failure_record(output: Path | str) -> Path:
 
 
 def failed(output: Path | str) -> dict | None:
-    """The record of a job's failure (source, cell, error, transient, attempt …), or None."""
+    """The record of a job's failure (source, cell, error, transient, attempt …); None if none."""
     return files.read_record(failure_record(output)) or None
 
 
 def failures(folder: Path) -> dict[Path, dict]:
-    """The jobs that failed in a folder and below it: output -> the record of the failure."""
+    """The failed jobs in a folder and below it: output of the job -> record of its failure."""
     records = {path: files.read_record(path) for path in sorted(folder.rglob("*.failure.json"))}
     return {path.with_name(record["output"]): record for path, record in records.items() if record}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments with which the Snakefile describes a job: those of :func:`run_job`."""
+    """Add the arguments with which the Snakefile describes a job; :func:`run_job` reads them."""
     add = parser.add_argument
     add("--inputs", nargs="*", default=[], help="the files that the job is made from")
-    add("--settings", nargs="*", default=[], help="texts that it is made from, too")
+    add("--settings", nargs="*", default=[], help="texts on which its result depends as well")
     add("--expect", nargs="*", default=[], help="files that it must write")
     add("--gpu", type=int, default=0, help="1: take a GPU, where there is one")
-    add("--attempt", type=int, default=1, help="from 2 on: only what is transient")
+    add("--attempt", type=int, default=1, help="from 2 on: run again only after transient errors")
 
 
 def run_on_grid(write: Callable, source: Path, log: str) -> int:
-    """Run the job of a module that calls ``write(grid_file, results, figures)``; the exit status.
+    """Run ``write(grid_file, results, figures)`` as the job of a module; returns the exit status.
 
-    The three paths are arguments of the command. Its ``log`` lies in the results folder.
+    The three paths are arguments of the command. ``source`` is the module's file. The job's records
+    lie beside ``log``, a file name in the results folder.
     """
     parser = argparse.ArgumentParser(description=source.stem)
     for name in ("grid_file", "results", "figures"):
@@ -95,12 +96,12 @@ def run_on_grid(write: Callable, source: Path, log: str) -> int:
 
 
 def run_job(work: Callable, output: Path, source: Path, job: argparse.Namespace) -> int:
-    """Do the work of one job; returns 0, or 1 if it failed, and records how it ended.
+    """Do the work of one job and record how it ended. Returns 0, or 1 if it failed.
 
-    ``output`` is the file beside which the records lie, such as the executed notebook; ``source``
-    is what the job runs, and ``job`` holds what :func:`add_arguments` adds. From the second attempt
-    on, only a failure in :data:`TRANSIENT` is tried again. The job ends with its controller. With
-    ``gpu`` it holds one of the controller's GPUs.
+    The records lie beside ``output``, such as the executed notebook. ``source`` is the file that
+    the job runs. ``job`` holds the arguments of :func:`add_arguments`. From the second attempt on,
+    the work is done only if the last failure was one of :data:`TRANSIENT`. If the controller ends,
+    the job ends as well. With ``job.gpu`` it holds one of the controller's GPUs.
     """
     record, before = failure_record(output), failed(output)
     if controller := os.environ.get(CONTROLLER):
@@ -115,7 +116,7 @@ def run_job(work: Callable, output: Path, source: Path, job: argparse.Namespace)
         kept.unlink(missing_ok=True)
         made.record(output).unlink(missing_ok=True)
         claim = claim_gpu() if job.gpu and controller else None  # held until the end
-        # Taken now: code that is edited while the job runs must not pass as what has run.
+        # Recorded now: if code is edited while the job runs, the record must show the old code.
         made_from = made.begun(job.inputs, job.settings)
         work()
         _date(job.expect, job.inputs)
@@ -125,7 +126,7 @@ def run_job(work: Callable, output: Path, source: Path, job: argparse.Namespace)
         if not isinstance(error, ExecutionError):
             said = f"{error}{room(str(error), output)}"
             error = ExecutionError(said, kind=type(error).__name__)
-        if not controller:  # a controller prints it itself, once
+        if not controller:  # a controller prints the error itself, once
             print(error, file=sys.stderr)
         _keep(error, record, output, str(source), job)
         return 1
@@ -135,8 +136,8 @@ def run_job(work: Callable, output: Path, source: Path, job: argparse.Namespace)
 def _date(outputs: list, inputs: list) -> None:
     """Make sure that no output is older than an input: Snakemake would report an error.
 
-    An output is older if the job has kept it unchanged, or if the input's date lies in the future,
-    because it comes from a machine with another clock. Such outputs get the newest input's date.
+    An output is older if the job has kept it unchanged, or if the input comes from a machine with
+    another clock and has a date in the future. Such outputs get the newest input's date.
     """
     newest = max((os.stat(path).st_mtime_ns for path in inputs), default=0)
     for path in outputs:
@@ -162,7 +163,7 @@ def _keep(
 def take(file: IO, how: int = fcntl.LOCK_EX) -> bool:
     """Try to lock an open file; False if another process holds the lock.
 
-    Raises OSError, with the way out, on a file system that has no locks.
+    Raises OSError that says what to do, on a file system that has no locks.
     """
     try:
         fcntl.flock(file, how | fcntl.LOCK_NB)
@@ -203,9 +204,9 @@ def claim_gpu() -> object | None:
 
 
 def _private_folder() -> Path:
-    """The folder of this user's claims, in which nobody else can write.
+    """The folder for this user's claims, in which nobody else can write.
 
-    Raises ExecutionError if somebody else has made it.
+    Raises ExecutionError if it belongs to somebody else or others can use it.
     """
     given = Path(os.environ.get("XDG_RUNTIME_DIR") or "none")
     if given.is_absolute() and given.is_dir() and given.stat().st_uid == os.getuid():
@@ -221,7 +222,7 @@ def _private_folder() -> Path:
 
 
 def visible_gpus() -> list[str]:
-    """The names of the GPUs in ``CUDA_VISIBLE_DEVICES``, or of all if it is not set."""
+    """The names of the GPUs in ``CUDA_VISIBLE_DEVICES``; if it is not set, those of all GPUs."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
@@ -236,7 +237,8 @@ def visible_gpus() -> list[str]:
 def _end_with(controller: str) -> None:
     """End this process as soon as its controller ends; its kernel then ends by itself.
 
-    A killed controller cannot end its jobs: they would run beside those of the next controller.
+    A killed controller cannot end its jobs. They would run at the same time as those of the next
+    controller.
     """
     with open(controller) as file:
         fcntl.flock(file, fcntl.LOCK_SH)  # waits until the controller releases it

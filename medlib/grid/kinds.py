@@ -22,7 +22,10 @@ def held(results: Path | str) -> str:
 
 
 def check(results: Path | str, data: str) -> None:
-    """Raise ValueError if ``data``, a notebook's parameter, is not of the kind that is held."""
+    """Raise ValueError if ``data`` is of the other kind than the results folder holds.
+
+    ``data`` is the parameter of the notebooks: "phantoms", "real" or a folder.
+    """
     kind, asked = held(results), PHANTOMS if data == PHANTOMS else REAL
     if kind not in ("", asked):
         way_out = f"Name another results folder, or remove {results}."

@@ -2,8 +2,8 @@
 
     python -m medlib.grid.lab [GRID] [jupyter lab's own options …]
 
-The copies lie in ``lab/``. With a grid they lie in ``lab-GRID/``, have its parameters, and so read
-its results back. Git ignores these folders: no picture of a patient can be committed with them.
+The copies lie in ``lab/``. With a grid they lie in ``lab-GRID/`` and have its parameters, so they
+read its results back. Git ignores these folders: no picture of a patient can be committed.
 """
 
 import json
@@ -19,12 +19,12 @@ from medlib.grid.made import code_cells
 from medlib.grid.notebooks import NOTEBOOKS
 
 FIRST, ELSEWHERE = "01_prepare_data.ipynb", "11_test_elsewhere.ipynb"
-COPIED = ".copied.json"  # the code of each copy, as it was when it was made
+COPIED = ".copied.json"  # a digest of each copy's code, from when the copy was made
 PARAMETER = re.compile(r"^(\w+)(: \w+ = )(.*?)(  # .*)$", re.MULTILINE)
 
 
 def parameters(name: str, grid: dict, notebook: str) -> dict:
-    """What a grid asks of a notebook: for its first task, backbone and seed."""
+    """The parameters of a notebook for a grid: those of its first task, backbone and seed."""
     trained = notebook.startswith("04")
     ways = [regime for regime in (TRAINED if trained else REGIMES) if grid[regime]]
     regime = ways[0] if ways else REGIMES[0]
@@ -51,7 +51,7 @@ def parameters(name: str, grid: dict, notebook: str) -> dict:
 
 
 def with_parameters(notebook: str, values: dict) -> str:
-    """The text of a notebook with other defaults for those of its parameters that are named."""
+    """The text of a notebook in which the parameters named in ``values`` have these defaults."""
 
     def line(found: re.Match) -> str:
         value = repr(values[found[1]]) if found[1] in values else found[3]
@@ -66,9 +66,9 @@ def with_parameters(notebook: str, values: dict) -> str:
 
 
 def copy(folder: Path, grid: str = "") -> list[str]:
-    """Make the working copies that are not there; returns what to tell the user.
+    """Make the working copies that are missing; returns messages for the user.
 
-    A copy whose code was edited is kept. Another one is made again if its original has changed.
+    A copy whose code was edited is kept. Any other copy is made again if its original has changed.
     """
     asked = gridfile.read(Path("grids") / f"{grid}.yaml") if grid else {}
     before, told = read_record(folder / COPIED), []

@@ -18,16 +18,16 @@ from pathlib import Path
 from medlib import files
 
 KEPT = "MEDLIB_DIGESTS"  # a controller sets this to the file of digests that its jobs may use
-SETTLED = 2.0  # seconds; the digest of a file that changed later than that is not kept
+SETTLED = 2.0  # seconds; the digest of a file that changed more recently is not kept
 
 
 def record(output: Path | str) -> Path:
-    """The file that says what a job was made from, beside the job's ``output``."""
+    """The path of a job's record, beside the job's ``output``."""
     return Path(output).with_suffix(".made.json")
 
 
 def code_cells(notebook: str) -> list[tuple[bool, str]]:
-    """Of each code cell in a notebook's text: whether it holds the parameters, and its source."""
+    """For each code cell in a notebook's text: whether it has the parameters, and its source."""
     cells = (cell for cell in json.loads(notebook)["cells"] if cell["cell_type"] == "code")
     return [
         ("parameters" in cell["metadata"].get("tags", []), "".join(cell["source"]))
@@ -40,7 +40,7 @@ def without_comments(code: str) -> str:
 
     Code that cannot be split into tokens, such as a cell that begins with %%bash, stays as it is.
     """
-    lines = list(io.StringIO(code))  # as tokenize counts them
+    lines = list(io.StringIO(code))  # split in the same way as tokenize does it
     try:
         tokens = list(tokenize.generate_tokens(io.StringIO(code).readline))
     except (tokenize.TokenError, SyntaxError):
@@ -63,7 +63,7 @@ def without_comments(code: str) -> str:
 
 
 def _digest(path: Path) -> str:
-    """The digest of a file: of code without comments, of a notebook the code of its cells."""
+    """The digest of a file. Code counts without comments, and a notebook by its code cells."""
     if path.suffix not in (".py", ".ipynb"):
         return files.file_sha256(path)
     text = path.read_text(encoding="utf-8")
@@ -75,15 +75,15 @@ def _digest(path: Path) -> str:
 
 
 class Digests:
-    """Digests of files, by content.
+    """Digests of the contents of files.
 
-    With ``kept``, a JSON file, they are remembered: a file is read again only if its size, its
-    inode or one of its times is another. Its time of change, which no program can set, is one.
+    ``kept`` is a JSON file that remembers digests: a file is read again only if its size, its inode
+    or one of its times has changed. One of these is the time of change, which no program can set.
     """
 
     def __init__(self, kept: Path | str | None = None):
         self.kept, self.known = kept, {}
-        self.now: dict[str, str] = {}  # of the files that were asked for
+        self.now: dict[str, str] = {}  # digests that this object has returned
         if kept:
             with contextlib.suppress(OSError, ValueError):
                 self.known = files.read_json(kept)
@@ -110,14 +110,17 @@ class Digests:
         return digest
 
     def keep(self) -> None:
-        """Write the file of digests; a folder that cannot be written to is no error."""
+        """Write the file of digests. It is no error if the folder cannot be written to."""
         if self.kept:
             with contextlib.suppress(OSError):
                 files.save_json(self.kept, self.known)
 
 
 def _contents(paths: Iterable, digests: Digests) -> dict[str, str]:
-    """Digests by path; a file elsewhere, such as weights, may be moved: it goes by its name."""
+    """Digests by path.
+
+    A file with an absolute path, such as weights, may be moved: its key is its name alone.
+    """
     paths = map(str, paths)
     return {os.path.basename(p) if os.path.isabs(p) else p: digests.of(p) for p in paths}
 
@@ -136,17 +139,17 @@ def ended(output: Path | str, made_from: dict, outputs: Sequence) -> None:
 def why_stale(
     output: Path | str, inputs: Sequence, settings: Sequence[str], outputs: Sequence, now: Digests
 ) -> str:
-    """Why a job whose outputs are all there has to run again; "" if it has not."""
+    """Why a job whose outputs all exist has to run again; "" if it need not."""
     try:
         then = files.read_json(record(output))
         settings_then, inputs_then = then["settings"], then["inputs"]
         inputs, outputs = _contents(inputs, now), _contents(outputs, now)
-        # An input that is not there will be made by another job: then it is looked at again.
+        # A missing input will be made by another job. Then this is checked again.
         there = sorted(path for path in inputs if inputs[path])
         changed = [path for path in there if inputs_then.get(path, "") != inputs[path]]
         damaged = sorted(path for path in outputs if then["outputs"].get(path) != outputs[path])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "nothing says what it was made from"
+        return "there is no record of what it was made from"
     if same := [path for path in changed if path in inputs_then]:
         return f"changed: {', '.join(same)}"
     if inputs.keys() != inputs_then.keys():

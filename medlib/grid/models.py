@@ -1,8 +1,9 @@
-"""A run's model, to be taken away: made beside its predictions, loaded and used elsewhere.
+"""The models of runs: made together with the predictions, saved, loaded and used elsewhere.
 
 A model is two files. ``model.safetensors`` holds tensors, named ``<rotation>.<name>``: what each
 rotation's model has learnt, and (``outside.…``) the distribution of its training embeddings.
-``model.json`` holds all that is needed to use them: see :func:`described`. Nothing is pickled.
+``model.json`` holds all that is needed to use the tensors: see :func:`described`. Nothing is
+pickled.
 """
 
 import dataclasses
@@ -36,20 +37,23 @@ from medlib.grid.address import Address
 from medlib.grid.records import FACTS, MODEL, Model
 from medlib.stats import calibration, operating, outside, prediction
 
-FORMAT = 1  # raise when an older medlib could not read a model any more
+FORMAT = 1  # to be raised when an older medlib can no longer read a new model
 RULES = (operating.Rule(operating.YOUDEN), operating.Rule("sensitivity", 0.95))
 RULES += (operating.Rule("specificity", 0.95),)
-# Of a card, what is about one folder alone. It may name patients, so it stays where they are.
+# Fields of a card that are about one folder alone. They may name patients, so they are left out.
 LOCAL = {"folder", "other_folders", "layout", "layout_options", "incomplete"}
 LOCAL |= {"known_duplicates", "not_duplicates"}
-OUTSIDE = "outside."  # begins the names of tensors of a distribution
+OUTSIDE = "outside."  # the names of tensors of a distribution begin with it
 # The fields of a backbone's row that change its embeddings.
 OF_ROW = ("timm_name", "pretraining", "embedding", "patch", "position_offset", "rounded_periods")
 OF_ROW += ("fixed_norm", "build", "config")
 
 
 class Rotated(NamedTuple):
-    """How a model predicts: probabilities (m, K) and distances (m,), where 1 is still usual."""
+    """The predictions of one rotation's model for m images: probabilities (m, K), distances (m,).
+
+    A distance above 1 is unusual.
+    """
 
     proba: np.ndarray
     distances: np.ndarray
@@ -66,9 +70,11 @@ def of_head(
     validation: pd.DataFrame,
     results: Path | str,
 ) -> Model:
-    """The model of a probe. ``split``: the index of the embeddings and the run's rotations.
+    """The model of a probe.
 
-    ``validation`` is the run's table of validation predictions, which chooses thresholds.
+    ``split``: the index of the embeddings, and the run's rotations. ``predicted``: the predictions
+    and the fitted head of each rotation. ``validation``: the run's table of validation predictions,
+    on which thresholds are chosen.
     """
     index, rotations = split
     tensors, x = {}, made.embeddings
@@ -92,9 +98,11 @@ def of_training(
     results: Path | str,
     settings: FineTuning,
 ) -> Model:
-    """The model of a fine-tuned backbone; ``trained``: what was kept, history, and how.
+    """The model of a fine-tuned backbone.
 
-    The images of training and validation are embedded once more by each rotation's network.
+    ``trained``: the weights that were kept, and the history and ``how`` of the training; the rest
+    is as in :func:`of_head`. Each rotation's network embeds its training and validation images once
+    more.
     """
     (index, rotations), (kept, history, how) = split, trained
     rates = history[history["chosen"]].set_index("fold")["learning_rate"]
@@ -141,9 +149,9 @@ def described(
     """The content of a model's ``model.json``: what it is, what it needs, and how it was made.
 
     ``facts``: weights_digest, weights_seed, precision, image_size, interpolation, geometry,
-    mask_at_test_time and, of a fine-tuned backbone, what changes its network. Of each rotation
-    there are its thresholds by :data:`RULES` and its temperature, all by its own validation
-    samples, and the numbers of patients and images of each class on each side.
+    mask_at_test_time and, for a fine-tuned backbone, the settings that change its network. The
+    result adds, for each rotation, the thresholds by :data:`RULES` and the temperature, chosen on
+    its validation samples, and the numbers of patients and images of each class on each side.
     """
     (index, rotations), card, row = split, _card(run, results), backbones.get(run.backbone)
     classes = manifest.classes(index, card)
@@ -179,7 +187,7 @@ def _counted(index: pd.DataFrame, part: Rotation) -> dict[str, dict]:
 
 
 def _chosen(validated: pd.DataFrame, classes: list[str]) -> dict:
-    """The thresholds and the temperature that a rotation's validation samples choose."""
+    """The thresholds and the temperature of a rotation, from its validation predictions."""
     y, proba = prediction.arrays(validated, classes)
     thresholds = [
         {"class": classes[c], "rule": rule.kind, "aim": None if rule.aim != rule.aim else rule.aim}
@@ -195,15 +203,15 @@ def _chosen(validated: pd.DataFrame, classes: list[str]) -> dict:
 
 
 def load(folder: Path | str) -> Model:
-    """The model in a run's folder, or in one with copies of its two files.
+    """The model in a run's folder, or in a folder with copies of its two files.
 
-    Raises FileNotFoundError for a missing file, ValueError if a file is damaged or not of this
-    format, and if the tensors do not fit the classes.
+    Raises FileNotFoundError for a missing file. Raises ValueError if a file is damaged or not of
+    this format, or if the tensors do not fit the classes.
     """
     folder = Path(folder)
     if missing := [name for name in (FACTS, MODEL) if not (folder / name).is_file()]:
-        way_out = "Frozen linear heads are always saved, others if the grid file says"
-        way_out += " `save_models: true`; runs of older versions have none: run them again."
+        way_out = "Models of frozen linear heads are always saved, others if the grid file says"
+        way_out += " `save_models: true`. Runs of older versions have none: run them again."
         raise FileNotFoundError(f"{folder} lacks {' and '.join(missing)}. {way_out}")
     facts = files.read_json(folder / FACTS)
     if facts.get("format") != FORMAT:
@@ -232,10 +240,10 @@ def _loaded(path: Path) -> dict[str, Tensor]:
 
 
 def predict(model: Model, images: np.ndarray, device: str = "auto") -> dict[int, Rotated]:
-    """What the model of each rotation, by its fold, predicts for images (m, S, S, 3) uint8.
+    """The predictions of each rotation's model, by its fold, for images (m, S, S, 3) uint8.
 
-    Raises FileNotFoundError where weights of the backbone are missing; ValueError if they, or its
-    row in the table of backbones, are not those of the model.
+    Raises FileNotFoundError if the weights of the backbone are missing. Raises ValueError if they
+    are not those of the model, or if the backbone's row in the table has changed.
     """
     facts = model.facts
     _check_backbone(facts)
@@ -264,7 +272,7 @@ def of_embeddings(model: Model, x: np.ndarray) -> dict[int, Rotated]:
 
 
 def _by_fold(model: Model) -> Iterator[tuple[int, dict[str, Tensor], dict[str, np.ndarray]]]:
-    """Of each rotation: its fold, what it has learnt, and the distribution of its embeddings."""
+    """For each rotation: its fold, its model's tensors, and the distribution of its embeddings."""
     for fold in (rotation["fold"] for rotation in model.facts["rotations"]):
         start = f"{fold}."
         own = {n.removeprefix(start): t for n, t in model.tensors.items() if n.startswith(start)}
@@ -279,7 +287,7 @@ def _of_head(facts: dict, own: dict, known: dict, x: Tensor) -> Rotated:
 
 
 def _check_backbone(facts: dict) -> None:
-    """Raise ValueError if this table's row, or the weights file, is another than the model's."""
+    """Raise ValueError if the backbone's row or weights file differs from that of the model."""
     key = facts["run"]["backbone"]
     row = backbones.get(key)
     now = json.loads(json.dumps(dataclasses.asdict(row)))
@@ -297,8 +305,9 @@ def check_digest(facts: dict, digest: str) -> None:
     if digest != facts["weights_digest"]:
         key, wanted = facts["run"]["backbone"], facts["weights_digest"]
         raise ValueError(
-            f"The weights of {key} that are here ({digest[:19]}…) are not those that the model was "
-            f"made with ({wanted[:19]}…): get that file, or name its folder in MEDLIB_WEIGHTS."
+            f"The weights of {key} that were found here ({digest[:19]}…) are not those that the "
+            f"model was made with ({wanted[:19]}…): get that file, or name its folder in "
+            "MEDLIB_WEIGHTS."
         )
 
 
@@ -315,7 +324,10 @@ def _frozen(facts: dict, images: np.ndarray, device: str) -> np.ndarray:
 
 
 def extraction(facts: dict, device: str) -> Extraction:
-    """How a model's frozen backbone embeds: in its precision or, said aloud, in float32."""
+    """The settings with which a model's frozen backbone embeds: in the precision of the model.
+
+    If the device lacks it, float32 is used, and a message says so.
+    """
     wanted, device = facts["precision"], loading.device_name(device)
     try:
         return Extraction(device=device, precision=precision_name(wanted, device))
@@ -325,14 +337,14 @@ def extraction(facts: dict, device: str) -> Extraction:
 
 
 def _network(key: str, facts: dict, k: int, device: str) -> tuple[Classifier, str]:
-    """A fine-tuned backbone's network on its device, before its weights; their digest."""
+    """The network of a fine-tuned backbone before training, on its device; its weights' digest."""
     size, seed = facts["image_size"], facts["weights_seed"]
     network = Classifier(key, size, k, seed, **facts["network"])
     return fusing.place(network, loading.device_name(device)), network.weights_digest
 
 
 def _embedded(network: Classifier, images: np.ndarray, rows: Sequence) -> np.ndarray:
-    """Embeddings (len(rows), d) of the images with these row numbers, before the head."""
+    """Embeddings (len(rows), d) of the images in these rows: what the head reads."""
     head, network.head = network.head, nn.Identity()
     x = finetune.outputs(network, images, rows).float().cpu().numpy()
     network.head = head

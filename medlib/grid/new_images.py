@@ -1,4 +1,4 @@
-"""What a saved model says about new images: probabilities, classes and what is unusual."""
+"""Predictions of a saved model for new images: probabilities, classes, and unusual images."""
 
 import argparse
 import contextlib
@@ -22,20 +22,22 @@ from medlib.grid.records import Model
 from medlib.stats import operating, outside
 from medlib.stats.prediction import probability_columns
 
-# How a class is called: by its name on the command line, the rule of medlib.stats.operating.
+# How a class is chosen: name on the command line -> rule of medlib.stats.operating.
 RULES = {"likeliest": operating.LIKELIEST, "youden": operating.YOUDEN}
 RULES |= {name: name for name in ("sensitivity", "specificity")}
-PICTURED = 12  # samples
+PICTURED = 12  # number of samples that are shown
 
 
 class Answer(NamedTuple):
     """A model's predictions of new images.
 
-    ``table``: a row for each sample: sample_id, prob_<class>, class, distance (1 is still usual),
-    unusual. ``of_rotations``: the same probabilities (s, K) by each rotation's model.
-    ``pictures``: an image (S, S, 3) uint8 of some samples, from the most usual one to the farthest;
-    of a volume, its middle slice.
-    ``left_out``: a line for each file that was not used. ``notes``: how to read the predictions.
+    - ``table``: a row for each sample: sample_id, prob_<class>, class, distance, unusual (whether
+      the distance is above 1).
+    - ``of_rotations``: the probabilities (s, K) by each rotation's model, by its fold.
+    - ``pictures``: an image (S, S, 3) uint8 of some samples, in the order of their distances; the
+      middle slice of a volume.
+    - ``left_out``: a line for each file that was not used.
+    - ``notes``: how to read the predictions.
     """
 
     table: pd.DataFrame
@@ -56,10 +58,10 @@ def predict(
 ) -> Answer:
     """Predict the images or volumes below a folder, or those that a card finds below ``data``.
 
-    ``rule`` is one of :data:`RULES`. A run with several rotations has a model of each: the
-    probabilities are the mean of theirs, and so are threshold and distance. Raises ManifestError
-    that lists all samples that cannot be read (with ``quarantine`` they are left out and named),
-    and what :func:`models.predict` and the functions of :mod:`unlabelled` raise.
+    ``rule`` is one of :data:`RULES`. A run with several rotations has a model for each of them:
+    probabilities, threshold and distance are means over these models. Raises ManifestError that
+    lists all samples that cannot be read; with ``quarantine`` they are left out and named instead.
+    Also raises what :func:`models.predict` and the functions of :mod:`unlabelled` raise.
     """
     threshold = _threshold(model.facts, rule)
     settings = Volumes(**model.facts["card"]["volumes"]) if model.facts["card"]["volumes"] else None
@@ -91,7 +93,7 @@ def predict(
 def _drawn(
     facts: dict, rows: pd.DataFrame, data: Path | str, settings: Volumes | None
 ) -> Iterator[tuple[packing.Reading, np.ndarray]]:
-    """What reading the files has given, and their images (m, S, S, 3) as the model wants them."""
+    """The result of reading the files, and their images (m, S, S, 3) as the model needs them."""
     size, grey = facts["image_size"], facts["card"]["grey_values"]
     grey = tuple(grey) if isinstance(grey, list) else grey
     how = packs.Drawn(size, facts["interpolation"], facts["geometry"], grey)
@@ -100,13 +102,13 @@ def _drawn(
         asked = {"settings": settings, "grey_values": grey}
         with packing.reading(rows, data, {folder: how}, **asked) as read:
             file, shape = read.arrays[folder], (-1, size, size, 3)
-            empty = np.zeros((0, size, size, 3), np.uint8)  # which cannot be mapped
+            empty = np.zeros((0, size, size, 3), np.uint8)  # an empty file cannot be mapped
             whole = np.memmap(file, np.uint8, "r").reshape(shape) if read.slices else empty
             yield read, whole
 
 
 def _pictures(table: pd.DataFrame, images: np.ndarray, slices: dict) -> dict[str, np.ndarray]:
-    """Images of some samples: the usual ones evenly, then the farthest."""
+    """Images of some samples: evenly spaced in the order of distance, the farthest one included."""
     order = table.sort_values("distance", kind="stable")["sample_id"].tolist()
     few = np.unique(np.linspace(0, len(order) - 1, PICTURED).astype(int))
     middle = {s: slices[s][0] + len(slices[s][1]) // 2 for s in (order[place] for place in few)}
@@ -114,14 +116,17 @@ def _pictures(table: pd.DataFrame, images: np.ndarray, slices: dict) -> dict[str
 
 
 def _threshold(facts: dict, rule: str) -> float | None:
-    """The mean of the rotations' thresholds for the second of two classes; None: the likeliest."""
+    """The mean of the rotations' thresholds for the second of two classes.
+
+    None for the rule "likeliest".
+    """
     if rule not in RULES:
         raise ValueError(unknown("rule", rule, list(RULES)))
     if rule == "likeliest":
         return None
     if len(facts["classes"]) > 2:
         named = ", ".join(facts["classes"])
-        raise ValueError(f"rule {rule!r} is for two classes, not {named}: take likeliest.")
+        raise ValueError(f"rule {rule!r} is for two classes, not {named}: use likeliest.")
     rows = (row for rotation in facts["rotations"] for row in rotation["thresholds"])
     return float(np.mean([row["threshold"] for row in rows if row["rule"] == RULES[rule]]))
 
@@ -154,11 +159,11 @@ def _notes(facts: dict, table: pd.DataFrame, threshold: float | None) -> Iterato
         said = f"{unusual} of {len(table)} samples are unusual: farther from the training images"
         yield f"{said} than 95 % of validation samples. Look at them before you trust a prediction."
     if facts["backbone"]["pretraining"] == "random":
-        yield "The backbone has random weights: the model is a control, and not for use."
+        yield "The backbone has random weights: the model is a control and must not be used."
 
 
 def main(asked: argparse.Namespace) -> int:
-    """What ``python -m medlib.predict`` does; returns the exit status."""
+    """Run ``python -m medlib.predict`` with these arguments; returns the exit status."""
     try:
         model, (source, data) = models.load(asked.model), _source(asked.source, asked.data)
         how = {"rule": asked.rule, "quarantine": asked.quarantine, "device": asked.device}
@@ -176,7 +181,7 @@ def main(asked: argparse.Namespace) -> int:
 
 
 def _source(named: str, data: str) -> tuple[Path | Card, Path | str]:
-    """A folder; or a card, by its file or its task, and the folder of the data sets."""
+    """The folder that is named, twice; or the card of a file or task, and the data sets' folder."""
     path = Path(named)
     if path.is_dir():
         return path, path

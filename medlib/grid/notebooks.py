@@ -1,10 +1,10 @@
-"""Run one notebook with one set of parameters, by papermill, and check both strictly.
+"""Run one notebook with one set of parameters, by papermill.
 
     python -m medlib.grid.notebooks NOTEBOOK OUTPUT --parameters '{"seed": 1}' --expect FILE …
 
-The names and types of the parameters must be those of the cell tagged ``parameters``. The kernel
-is ``python3``, started in the notebook's folder. Why a run failed is recorded beside the executed
-notebook.
+The names and types of the parameters must be those of the cell tagged ``parameters``, and the
+notebook must write the expected files. The kernel is ``python3``, started in the notebook's folder.
+If a run fails, the reason is recorded beside the executed notebook.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from medlib.grid.made import code_cells
 MEDLIB = Path(__file__).resolve().parents[1]
 NOTEBOOKS = MEDLIB.parent / "notebooks"
 
-# papermill's JSON-schema validator imports this module if it is installed, which takes most of a
+# papermill's JSON-schema validator imports this module if it is installed. That takes most of a
 # second in every job, for a check of URLs that no notebook needs. None: as if not installed.
 sys.modules.setdefault("rfc3987_syntax", None)
 
@@ -38,7 +38,7 @@ def check_parameters(notebook: Path | str, parameters: dict) -> None:
 
     try:
         cell = papermill.inspect_notebook(str(notebook))
-    except ValueError as error:  # as saved by an editor that leaves the kernel out
+    except ValueError as error:  # some editors save notebooks without a kernel
         said = f"{notebook} names no kernel: give it the kernelspec python3."
         raise ExecutionError(said) from error
     problems = []
@@ -46,7 +46,7 @@ def check_parameters(notebook: Path | str, parameters: dict) -> None:
         if name not in cell:
             problems.append(unknown("parameter", name, list(cell)))
             continue
-        default = ast.literal_eval(cell[name]["default"])  # None takes anything
+        default = ast.literal_eval(cell[name]["default"])  # None allows any value
         if default is not None and not fits(value, default):
             wanted = f"{type(default).__name__} like its default {default!r}"
             given = f"{json.dumps(value)} ({type(value).__name__})"
@@ -81,12 +81,12 @@ def execute(
         said = f"{error.ename}: {error.evalue}{room(str(error.evalue), output)}"
         said = f"{name} failed in its code cell {error.exec_count}.\n{said}\n{there}"
         raise ExecutionError(said, error.exec_count, error.ename) from error
-    except (RuntimeError, TimeoutError, ConnectionError) as error:  # nbclient's, of a kernel
+    except (RuntimeError, TimeoutError, ConnectionError) as error:  # nbclient's, about a kernel
         said = f"killed, or the machine ran out of memory. ({type(error).__name__}: {error})"
         said = f"{name}: its kernel died or did not answer: {said}\n"
-        said += f"The executed notebook, as far as it came: {output}"
+        said += f"The executed notebook up to this point: {output}"
         raise ExecutionError(said, kind="DeadKernelError") from error
-    except OSError as error:  # of the executed notebook itself
+    except OSError as error:  # the executed notebook cannot be saved
         kind = type(error).__name__
         said = f"{name}: {output} cannot be written.\n{kind}: {error}{room(str(error), output)}"
         raise ExecutionError(said, kind=kind) from error
@@ -97,10 +97,10 @@ def execute(
 
 
 def ensure(notebook: str, *promised: Path, results: str, **parameters: object) -> None:
-    """Run the notebook that writes the promised files, if one of them is missing, and say so.
+    """If one of the ``promised`` files is missing, run the notebook that writes them, and say so.
 
-    This gives inputs to a notebook that is opened on its own; in a grid they are always there. The
-    notebook is the study's own, not a copy that somebody edits; its executed copy lies beside the
+    So a notebook that is opened on its own gets its inputs; in a grid they are always there. The
+    notebook is the one in ``notebooks/``, not a working copy. The executed copy is saved beside the
     first file. Raises ValueError if ``results`` holds another kind of data than is asked for.
     """
     if "data" in parameters:
@@ -113,7 +113,7 @@ def ensure(notebook: str, *promised: Path, results: str, **parameters: object) -
     command = [sys.executable, "-m", "medlib.grid.notebooks", str(NOTEBOOKS / notebook)]
     command += [str(output), "--parameters", json.dumps(parameters)]
     command += ["--expect", *(str(path.absolute()) for path in promised)]
-    # In another process: papermill cannot start its event loop inside that of a running kernel.
+    # In another process: papermill cannot start its event loop in a running kernel's loop.
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         record = failed(output)  # under a controller, nothing is printed
@@ -129,7 +129,7 @@ def code(notebook: Path | str) -> str:
 def sources(notebook: Path | str, without: Collection[Path] = ()) -> list[Path]:
     """The notebook and the medlib modules that it imports, directly or through others.
 
-    Modules ``without`` which it is taken are left out, and so is what only they import.
+    The modules in ``without`` are left out, and so are those that only they import.
     """
     modules, without = set(), frozenset(without)
     todo = imports(code(notebook)) - without

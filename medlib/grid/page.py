@@ -1,9 +1,9 @@
-"""The page of a grid, from its file, its runs and the folder of its figures.
+"""The page of a grid, made from its file, its runs and the folder of its figures.
 
     python -m medlib.grid.page GRID_FILE RESULTS FIGURES
 
-The page of an incomplete grid has another name: a file that stands for the complete grid exists
-only when the grid is complete.
+The page of an incomplete grid has another name, so that ``report.html`` exists only when the grid
+is complete.
 """
 
 import sys
@@ -15,11 +15,11 @@ from medlib.data import cards
 from medlib.grid import gridfile, jobs, states
 from medlib.show import report
 
-PAGE, INCOMPLETE = "report.html", "report_incomplete.html"  # of a complete grid, and of any other
+PAGE, INCOMPLETE = "report.html", "report_incomplete.html"  # complete grid, incomplete grid
 
 
 def environment(grid: dict, results: Path | str) -> pd.DataFrame:
-    """What the complete runs ran with: each value of each field, and in how many runs."""
+    """Software and hardware of the complete runs: a row for each value, with the number of runs."""
     pairs = []
     for record in states.records(grid, results).values():
         own = record["versions"] | {"git commit": record["git_commit"]} | record["hardware"]
@@ -39,9 +39,9 @@ def write(
 ) -> Path:
     """Write the page into the folder of figures, whole or not at all; returns its path.
 
-    ``stopped``: the grid's command ended early, so summaries or figures may be missing even where
-    all runs are complete; the page is then :data:`INCOMPLETE`. The page of the other name is
-    removed if it is no longer true.
+    ``stopped``: the grid's command ended early, so summaries or figures may be missing even if all
+    runs are complete. The page is then :data:`INCOMPLETE`. The page with the other name is removed
+    if it is no longer true.
     """
     grid, figures = gridfile.read(grid_file), Path(figures)
     name = page_name(grid, results)

@@ -1,7 +1,7 @@
 """Which jobs of a grid would run, and why.
 
-Snakemake's graph says which jobs there are and what they read. Whether a job has to run is said by
-content: :mod:`medlib.grid.made`.
+Snakemake's graph says which jobs there are and what they read. Whether a job has to run is decided
+by the contents of its files: see :mod:`medlib.grid.made`.
 """
 
 import gc
@@ -15,8 +15,8 @@ import pandas as pd
 
 from medlib.grid import made, watch
 
-# Jobs that may take hours. If one that they depend on runs again, they wait for what it writes, and
-# run again only if that has changed. All others run again at once.
+# Rules of jobs that may take hours. If a job that they depend on runs again, they wait for its
+# output, and run again only if the output has changed. All other jobs run again at once.
 LONG = ("extract", "probe", "finetune")
 NOT_MADE, FOLLOWS = "not made yet", "follows from the jobs above"
 LOST, ASKED = "runs that it made are missing or damaged", "was asked for"
@@ -27,32 +27,35 @@ class Job:
     """A job of the graph. ``beside`` is the file beside which its records lie."""
 
     rule: str
-    words: str
+    words: str  # the job's name in messages
     beside: str
     inputs: list[str]
     settings: list[str]
     outputs: list[str]
-    reason: str = ""  # why it has to run; "" if it has not
+    reason: str = ""  # why it has to run; "" if it need not
 
 
 @dataclass(frozen=True)
 class Plan:
     """The jobs that run now, in the order of the rules.
 
-    ``waiting`` counts the complete long jobs that may have to run afterwards.
+    ``waiting`` is the number of complete long jobs that may have to run afterwards.
     """
 
     jobs: list[Job]
     waiting: int = 0
 
     def table(self) -> pd.DataFrame:
-        """One row a job: rule, words, outputs (a list), reason."""
+        """A row for each job: rule, words, outputs (a list), reason."""
         columns = ["rule", "words", "outputs", "reason"]
         return pd.DataFrame([[getattr(j, c) for c in columns] for j in self.jobs], columns=columns)
 
 
 def snakemake(listener: Callable[[logging.LogRecord], object], *arguments: str) -> int:
-    """Snakemake's own command line, in this process; returns its exit status."""
+    """Run Snakemake's command line in this process; returns its exit status.
+
+    ``listener`` gets each of Snakemake's log records.
+    """
     from snakemake import cli
     from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
 
@@ -72,7 +75,7 @@ def graph(arguments: Sequence[str]) -> tuple[list[Job], dict[int, list[int]]]:
     """All jobs in the order of the rules, and for each job the numbers of the jobs that it reads.
 
     Raises ValueError if the graph cannot be built. The graph is read as soon as it is built: a dry
-    run would also schedule and print every job, which takes as long again.
+    run would also schedule and print every job, which takes twice as long.
     """
     from snakemake.executors import dryrun
     from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
@@ -105,7 +108,7 @@ def graph(arguments: Sequence[str]) -> tuple[list[Job], dict[int, list[int]]]:
 
 
 def _job(job: object, reason: str) -> Job:
-    """Snakemake's job as ours."""
+    """A :class:`Job` from a job of Snakemake."""
     inputs, outputs, logs = ([str(f) for f in one] for one in (job.input, job.output, job.log))
     words = watch.describe(job.rule.name, job.wildcards_dict)
     settings = [str(value) for value in job.params]
@@ -119,13 +122,14 @@ def plan(
     lost: frozenset[str] = frozenset(),
     failed: Collection[str] = (),
 ) -> Plan:
-    """Which jobs of a graph run now; sets their reasons.
+    """The jobs of a graph that run now; sets their ``reason``.
 
-    ``lost`` are outputs whose jobs have to run again though they are there. Jobs that have
-    ``failed``, named by the file beside which their records lie, and what needs them do not run.
+    ``lost`` are outputs whose jobs have to run again although the files exist. ``failed`` are jobs,
+    named by the file beside which their records lie: they do not run, and neither do the jobs that
+    need them.
     """
     run, waiting, left_out = set(), set(), set()
-    for number, job in enumerate(jobs):  # what a job needs comes before it
+    for number, job in enumerate(jobs):  # each job comes after the jobs that it needs
         above = set(needs[number])
         job.reason = job.reason or _reason(job, digests, lost)
         if not job.reason and above & run and job.rule not in LONG:
@@ -136,7 +140,7 @@ def plan(
             run.add(number)
         elif above & (run | waiting):
             waiting.add(number)
-    for number in run:  # the jobs will ask for these: see made.begun
+    for number in run:  # the jobs will need these digests: see made.begun
         for path in jobs[number].inputs:
             digests.of(path)
     digests.keep()

@@ -1,4 +1,4 @@
-"""The probes of one frozen backbone on one task: heads are fitted to its embeddings and saved."""
+"""Fit the probes of one frozen backbone on one task, the heads on its embeddings, and save them."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,12 +18,12 @@ from medlib.stats.redraws import redrawn_metrics
 
 
 class Probe(NamedTuple):
-    """A run of a frozen backbone: its test metrics, the candidates that it tried, the time."""
+    """A run of a frozen backbone: test metrics, a row for each candidate, and the time."""
 
     values: dict[str, float]
     history: pd.DataFrame
     seconds: float
-    read_back: bool  # it was complete, and was not fitted again
+    read_back: bool  # whether it was complete already, and was not fitted again
 
 
 def fit(
@@ -40,11 +40,11 @@ def fit(
     """Fit the heads of all ``runs`` of one backbone on one task, and save each below ``results``.
 
     ``features`` holds the embeddings by the seed of the backbone's weights: one entry for a
-    pretrained backbone, one for each seed of a random control. A linear head on a share of the
-    labels that ``redraws`` names is fitted again on so many draws of its patients. The
-    model of a linear head is always saved. Of a kNN it is the embeddings of the training patients,
-    of an MLP some megabytes: these are saved if ``save_models``. A run that is complete, from the
-    same embeddings and settings, is read back unless ``again``.
+    pretrained backbone, one for each seed of a random control. ``redraws`` maps a label fraction
+    to a number: a linear head at this fraction is fitted again on so many draws of its patients.
+    The model of a linear head is always saved. The models of a kNN (the embeddings of its training
+    patients) and of an MLP take megabytes, and are saved with ``save_models``. A run that is
+    complete, with the same embeddings and settings, is read back unless ``again``.
     """
     probes: dict[Address, Probe] = {}
     for weights_seed, made in features.items():
@@ -68,7 +68,10 @@ def fit(
 def _fitted(
     todo: dict[Address, dict], made: Features, classes: list[str], results: Path | str
 ) -> Iterator[tuple[Address, Probe]]:
-    """Fit the runs in ``todo`` (run -> parameters) to the same embeddings; save each at once."""
+    """Fit the runs in ``todo`` (run -> parameters) to the same embeddings.
+
+    Each run is saved as soon as it is fitted, and then yielded.
+    """
     y, samples, runs = metrics.codes(made.index["label"], classes), made.index["sample_id"], [*todo]
     indices = [manifest.repetition(made.index, run.seed) for run in runs]
     parts = [
@@ -97,7 +100,7 @@ def _fitted(
             split, validation = (index, part), tables["validation.csv"]
             model = models.of_head(run, made, split, predicted, validation, results)
         records.save_run(run, results, provenance, tables, history, values, model)
-        yield run, Probe(values, history, round(seconds, 3), False)  # as the record has it
+        yield run, Probe(values, history, round(seconds, 3), False)  # rounded as in the record
 
 
 def _inputs(made: Features) -> dict:
@@ -107,7 +110,7 @@ def _inputs(made: Features) -> dict:
 
 
 def _how(made: Features, **of_probe: float) -> dict:
-    """How a probe was made, and what its embeddings cost. Costs are read from records alone."""
+    """How a probe was made, and what its embeddings cost: costs are later read from records."""
     embedding = {name: made.meta[name] for name in ("seconds", "peak_memory_bytes")}
     embedding["gpu"] = made.meta["hardware"]["gpu"]
     return {"parameters": made.meta["parameters"], "embedding": embedding} | of_probe

@@ -1,4 +1,4 @@
-"""The record of a run: what made it, and its predictions."""
+"""The files of a run: its record, which says how it was made, its predictions and its model."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -14,13 +14,13 @@ from medlib.grid.address import Address
 from medlib.show import model_card
 
 CHECKPOINT = "checkpoint.safetensors"  # of a run that is not complete
-TRAINED = "trained-*.safetensors"  # what its trainings have learnt, if models are saved
+TRAINED = "trained-*.safetensors"  # the weights of its trainings, if models are saved
 MODEL, FACTS, CARD = "model.safetensors", "model.json", "model_card.md"
 SAVE_MODELS = "save_models"  # the parameter of a run that asks for its model
 
 
 class Model(NamedTuple):
-    """A run's model: ``tensors`` by name, and ``facts``, which say how to use them.
+    """A run's model: its ``tensors`` by name, and the ``facts`` that are needed to use them.
 
     See :mod:`medlib.grid.models`.
     """
@@ -31,23 +31,26 @@ class Model(NamedTuple):
 
 @dataclass(frozen=True)
 class Provenance:
-    """What made a run, beside its address."""
+    """How a run was made."""
 
     pretraining: str
-    parameters: dict  # everything that the run was asked for
-    inputs: dict  # hashes of what it read, and the digest of its weights
+    parameters: dict  # all settings that the run was given
+    inputs: dict  # hashes of its inputs, and the digest of the backbone's weights
     seconds: float
-    how: dict = field(default_factory=dict)  # what it decided by itself, such as its precision
+    how: dict = field(default_factory=dict)  # what was decided on the way, such as the precision
     seeds: dict = field(default_factory=dict)  # what was drawn, and the seed (None: not drawn)
 
 
 def drawn(of_task: dict, seed: int, **is_drawn: bool) -> dict:
-    """What a run has drawn and from which seed; None is not drawn. ``of_task``: by notebook 01."""
+    """What was drawn at random for a run -> its seed, or None if it was not drawn.
+
+    ``of_task`` is the same for the task: the seeds that notebook 01 has recorded.
+    """
     return of_task | {what: seed if yes else None for what, yes in is_drawn.items()}
 
 
 class Complete(NamedTuple):
-    """What :func:`save_run` has written of a run: its record, tables by file name, and history."""
+    """The files that :func:`save_run` has written: record, tables by file name, and history."""
 
     record: dict
     tables: dict[str, pd.DataFrame]
@@ -57,12 +60,13 @@ class Complete(NamedTuple):
 def complete(run: Address, results: Path | str, parameters: dict, inputs: dict) -> Complete | None:
     """A run that is complete, undamaged, and was made from these parameters and inputs; or None.
 
-    ``inputs`` may be a part of those that the run has recorded. If the parameters ask for a model
-    (:data:`SAVE_MODELS`), a run that has saved none is not complete; without, its model is no
-    matter. The code that made it is not compared: a grid does that (:mod:`medlib.grid.made`).
+    ``inputs`` may be some of those that the run has recorded. If the parameters ask for a model
+    (:data:`SAVE_MODELS`), a run that has saved none is not complete. If they do not, it does not
+    matter whether the run has saved one. The code is not compared; a grid does that
+    (:mod:`medlib.grid.made`).
     """
     folder, record = run.folder(results), read_record(run.record(results))
-    asked = json.loads(json.dumps(parameters))  # as it is in the record
+    asked = json.loads(json.dumps(parameters))  # in the form that the record has
     then = dict(record.get("parameters", {}))
     known = {name: record.get("inputs", {}).get(name) for name in inputs}
     lacks_model = asked.pop(SAVE_MODELS, False) and not then.get(SAVE_MODELS)
@@ -87,9 +91,9 @@ def save_run(
 ) -> None:
     """Write a run's files below ``results``, ``run.json`` last; then remove its checkpoint.
 
-    ``tables`` maps the name of a file to its table: predictions.csv (of the test part),
-    validation.csv and, if the run was trained again on draws of its patients, redraws.csv. The
-    record holds their digests, and those of the files of its ``model``, if it is to be saved.
+    ``tables`` maps file names to tables: predictions.csv (of the test samples), validation.csv and,
+    if the run was trained again on draws of its patients, redraws.csv. The record holds the digests
+    of the tables, and of the model's files if a ``model`` is given.
     """
     folder, record = run.folder(results), run.record(results)
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,18 +114,18 @@ def save_run(
 
 
 def _save_model(folder: Path, model: Model | None, metrics: dict) -> list[str]:
-    """Write the files of a model and its card; returns the names of those with a digest.
+    """Write the files of a model and its card; returns the names of the files to be digested.
 
-    Without a model, those of an earlier one are removed.
+    Without a model, the files of an earlier one are removed.
     """
     if model is None:
         for name in (MODEL, FACTS, CARD):
             (folder / name).unlink(missing_ok=True)
         return []
-    from medlib.core.fast.resume import save  # torch, which not every reader of records needs
+    from medlib.core.fast.resume import save  # here: it imports torch, which readers do not need
 
     save(folder / MODEL, model.tensors)
-    # safetensors lets nobody else read its files.
+    # safetensors makes files that only their owner can read.
     (folder / MODEL).chmod((folder / "metrics.json").stat().st_mode)
     facts = model.facts | {"sha256": file_sha256(folder / MODEL)}
     save_json(folder / FACTS, facts)

@@ -14,10 +14,10 @@ STATES = ("done", "failed", "stale", "missing")
 
 
 def records(grid: dict, results: Path | str) -> dict[address.Address, dict]:
-    """The records of the complete runs of a grid.
+    """The records of the complete runs of a grid, by address.
 
-    One job makes all probes of a backbone: all count, or none. A record that cannot be read, or
-    says that it is another run's, counts as missing, with a warning.
+    One job makes all probes of a backbone, so all of them are complete or none is. A record that
+    cannot be read, or that belongs to another run, counts as missing, with a warning.
     """
     runs = [run for run in gridfile.runs(grid) if run.promised(results).is_file()]
     read = {run: files.read_record(run.record(results)) for run in runs}
@@ -40,7 +40,10 @@ def done(grid: dict, results: Path | str) -> list[address.Address]:
 
 
 def lost(grid: dict, results: Path | str, digests: made.Digests) -> frozenset[str]:
-    """The promised files of runs that are missing, or whose tables differ from their record."""
+    """The promised files (:meth:`Address.promised`) of all runs that are missing or damaged.
+
+    A run is damaged if one of its files does not have the digest in its record.
+    """
     complete = {
         run
         for run, record in records(grid, results).items()
@@ -54,14 +57,14 @@ def lost(grid: dict, results: Path | str, digests: made.Digests) -> frozenset[st
 
 
 def done_folders(grid_file: Path | str, results: Path | str) -> list[Path]:
-    """The folders of the complete runs of a grid, or ("") of all complete runs that are there."""
+    """The folders of the complete runs of a grid; without a grid file, of all complete runs."""
     if not grid_file:
         return address.find_runs(results)
     return [run.folder(results) for run in done(gridfile.read(grid_file), results)]
 
 
 def caption(grid: dict, results: Path | str) -> str:
-    """What stands beneath figures of the runs that are there; it says how many are missing."""
+    """The grid's caption for figures. If runs are missing, it says how many are there."""
     words, n, of = grid.get("caption", ""), len(done(grid, results)), len(gridfile.runs(grid))
     return words if n == of else f"{words} Not the whole grid: {n} of {of} runs.".strip()
 
@@ -69,9 +72,9 @@ def caption(grid: dict, results: Path | str) -> str:
 def table(grid: dict, results: Path | str, planned: Collection[str] = ()) -> pd.DataFrame:
     """How many runs of each task, backbone and regime are done, failed, stale and missing.
 
-    A run has failed if its own notebook did, or one that it needs. It is stale if it is done, but
-    with other code, data or settings than today's: if its output is in ``planned``, the files that
-    would be made now.
+    A run has failed if its own notebook has failed, or a notebook that it needs. It is stale if it
+    was done with other code, data or settings than the present ones: its output is then in
+    ``planned``, the files that would be made now.
     """
     planned, complete = {str(Path(path)) for path in planned}, set(done(grid, results))
     broken = {output.parent for output in jobs.failures(Path(results))}

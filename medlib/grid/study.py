@@ -7,8 +7,9 @@
     python -m medlib.grid.study report GRID      Snakemake's own report of the jobs
     python -m medlib.grid.study weights GRID [folder]   fetch the weights of all its backbones
 
-Snakemake runs the jobs. This module adds: a grid is run only once at a time, a killed run is
-continued, progress is printed, and the end lists what failed, why, and how to run only that again.
+Snakemake runs the jobs. This module adds four things. Only one process can run a grid at a time. A
+killed run is continued. Progress is printed. At the end, failed jobs are listed, with the reasons
+and the command that runs only them again.
 """
 
 import argparse
@@ -33,8 +34,8 @@ from medlib.grid.plan import Plan
 from medlib.grid.watch import TARGET, Watch, duration, progress_words, why
 from medlib.show import answers, registry
 
-RETRIES = 2  # of a failure that may not happen again: see `jobs.TRANSIENT`
-ROUNDS = 6  # at most: one for each kind of long job, and more for code edited meanwhile
+RETRIES = 2  # after a failure that may not happen again: see `jobs.TRANSIENT`
+ROUNDS = 6  # at most: one for each kind of long job, and more in case code is edited meanwhile
 DRAWING = ("collect", *registry.DRAWING, *registry.MODULES, "write_report")  # rules
 
 
@@ -65,7 +66,7 @@ def alone(study: Study) -> Iterator[None]:
             file = held.enter_context(open(study.lock, "a+"))
         except OSError as error:
             said = f"{study.results} cannot be written to ({error.strerror})."
-            way_out = "Running and drawing write into it: copy results/ to where you may write."
+            way_out = "Running and drawing write into it: copy results/ to a writable place."
             raise StudyError(f"{said} {way_out}") from error
         for _ in range(2):
             if not jobs.take(file):
@@ -84,7 +85,7 @@ def _holder(study: Study) -> str:
 
 
 def running(study: Study) -> str:
-    """Which process runs this study at the moment; "" for none."""
+    """The process that runs this study at the moment, in words; "" if there is none."""
     if not study.lock.is_file():
         return ""
     with open(study.lock) as file:
@@ -92,13 +93,13 @@ def running(study: Study) -> str:
 
 
 def options(study: Study, *config: str) -> list[str]:
-    # mtime: Snakemake must not use its own records. Times decide nothing either: see Snakefile.
+    # mtime: so that Snakemake does not use its own records. Times do not matter: see Snakefile.
     own = ["--rerun-triggers", "mtime", "--nolock", "--rerun-incomplete"]
     return ["--config", f"grid={study.name}", *config, *own]
 
 
 def kept_digests(study: Study) -> Path:
-    """The file that keeps digests, so that a file is read again only when it has changed."""
+    """The file that keeps digests, so that files are read again only if they have changed."""
     return study.results / "digests.json"
 
 
@@ -114,7 +115,7 @@ def planned(study: Study, arguments: Sequence[str] = (), failed: Collection[str]
 
 
 def failed_jobs(study: Study) -> dict[str, dict]:
-    """The jobs that failed: what a job writes first -> the record of its failure."""
+    """The failed jobs of the grid: the first file that a job writes -> record of its failure."""
     return {
         str(output): record
         for output, record in jobs.failures(study.results).items()
@@ -123,10 +124,10 @@ def failed_jobs(study: Study) -> dict[str, dict]:
 
 
 def run(study: Study, arguments: list, only_failed: bool = False, partial: bool = False) -> int:
-    """Run the jobs that are not done; returns 0 if all that was asked for is done.
+    """Run the jobs that are not done; returns 0 if everything that was asked for is done.
 
-    ``arguments`` are Snakemake's own. ``partial`` draws figures and tables without the missing
-    runs. Raises StudyError if another process runs it.
+    ``arguments`` are Snakemake's own. With ``partial`` figures and tables are drawn from the
+    complete runs alone. Raises StudyError if another process runs the grid.
     """
     begun = time.monotonic()
     with alone(study):
@@ -200,10 +201,10 @@ def rounds(study: Study, watch: Watch, arguments: list[str], how: list[str]) -> 
 
 
 def ending(study: Study, left: int, ran: int, seconds: float) -> str:
-    """What is printed if nothing has failed; the grid is complete only if no job is left."""
+    """The message at the end if nothing has failed. The grid is complete only if no job is left."""
     if left:
         more = f"{left} jobs of the grid are left: make study GRID={study.name}"
-        return f"All {ran} jobs that were asked for are done. {more}"
+        return f"All {ran} jobs that you asked for are done. {more}"
     where = f"All its figures and tables on one page: {study.figures / page.PAGE}{answer(study)}"
     if not ran:
         return f"Nothing to be done: grid '{study.name}' is complete. {where}"
@@ -211,13 +212,13 @@ def ending(study: Study, left: int, ran: int, seconds: float) -> str:
 
 
 def answer(study: Study) -> str:
-    """What the study recommends, as notebook 06 has written it; "" where it has not."""
+    """The recommendation that notebook 06 has written; "" if it has not been written."""
     path = study.figures / "answer.csv"
     return f"\n{answers.text(pd.read_csv(path))}" if path.is_file() else ""
 
 
 def draw(study: Study, arguments: list[str]) -> int:
-    """Draw all figures and tables again, from the runs that are there; no model is run."""
+    """Draw all figures and tables again from the complete runs; no model is run."""
     name, results = study.name, study.results
     n, of = len(states.done(study.grid, results)), len(gridfile.runs(study.grid))
     if not n:
@@ -238,7 +239,7 @@ def _tick(watch: Watch, over: threading.Event) -> None:
 
 
 def _machine() -> list[str]:
-    """What this machine has for its jobs: memory in MB, and GPUs, if any."""
+    """Snakemake's resources on this machine: memory in MB, and GPUs if there are any."""
     import psutil
 
     memory, devices = psutil.virtual_memory().total // 2**20, jobs.visible_gpus()
@@ -247,7 +248,7 @@ def _machine() -> list[str]:
 
 
 def failures(name: str, watch: Watch) -> str:
-    """What is printed of a grid's failed jobs, and how to go on."""
+    """The message about a grid's failed jobs, and how to go on."""
     lines = []
     for job in watch.failed.values():
         where, line, notebook = why(job)
@@ -258,8 +259,8 @@ def failures(name: str, watch: Watch) -> str:
     waiting = watch.total - watch.done - len(watch.failed)
     head = f"{len(watch.failed)} of {watch.total} jobs failed"
     head += f"; {waiting} others were not run, most because they need these" * (waiting > 0)
-    again = f"Just these again: make study GRID={name} ONLY=failed"
-    there = f"Figures and tables of what is there: make figures GRID={name}"
+    again = f"To run only these again: make study GRID={name} ONLY=failed"
+    there = f"For figures and tables of the complete runs: make figures GRID={name}"
     return "\n".join([f"{head}:", *lines, again, there])
 
 
@@ -272,7 +273,8 @@ def show_plan(study: Study, arguments: list[str]) -> int:
     else:
         print("\n".join([f"{len(table)} jobs would run:", *reasons(now)]))
     if now.waiting:
-        print(f"{now.waiting} long jobs read what these write. They run again only if it changes.")
+        waiting = f"{now.waiting} long jobs read what these write"
+        print(f"{waiting}. They run again only if their inputs change.")
     for line in one_more_seed(study):
         print(line)
     return 0
@@ -290,7 +292,7 @@ def reasons(now: Plan) -> list[str]:
 
 
 def one_more_seed(study: Study) -> list[str]:
-    """What one more seed of each trained regime would cost, if it took as long as the done runs."""
+    """What one more seed of each trained regime would cost, estimated from the complete runs."""
     runs, done = gridfile.runs(study.grid), states.records(study.grid, study.results)
     lines = []
     for regime in settings.TRAINED:
@@ -299,7 +301,7 @@ def one_more_seed(study: Study) -> list[str]:
         seconds = [record["seconds"] for run, record in done.items() if run.regime == regime]
         if n:
             took = f", about {duration(n * sum(seconds) / len(seconds))} of work" if seconds else ""
-            one = " With a single seed nothing is concluded about it." * (len(seeds) == 1)
+            one = " With a single seed nothing is concluded about its arms." * (len(seeds) == 1)
             lines.append(f"One more seed of {regime}: {n} trainings{took}.{one}")
     return lines
 
@@ -324,7 +326,7 @@ def show_status(study: Study, arguments: list[str]) -> int:
 
 
 def fetch_weights(study: Study, arguments: list[str]) -> int:
-    """Put the weights of all backbones into a folder, for a machine without a network."""
+    """Fetch the weights of all backbones into a folder, for a machine without a network."""
     from medlib.grid import inputs
 
     folder = Path(arguments[0]) if arguments else weights.FOLDER

@@ -1,4 +1,4 @@
-"""The rows of the summary that come from one backbone on one task.
+"""Compute the rows of the summary for one backbone on one task.
 
 python -m medlib.grid.summarise GRID_FILE RESULTS TASK BACKBONE
 """

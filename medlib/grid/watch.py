@@ -1,4 +1,4 @@
-"""What a running grid is doing, from Snakemake's events."""
+"""The progress of a running grid, from Snakemake's events."""
 
 import contextlib
 import logging
@@ -18,10 +18,10 @@ from medlib import files
 from medlib.environment import full_disk
 from medlib.grid import jobs
 
-# After these of Snakemake's events the file of progress is written.
+# The file of progress is written after these events of Snakemake.
 SHOWN = (LogEvent.JOB_INFO, LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.JOB_ERROR)
-TARGET = "all"  # Snakefile's rule that only names what is wanted: not a job of its own
-# What Snakemake prints of a failed job: the list at the end says it better.
+TARGET = "all"  # the rule of the Snakefile that only names the targets: not a job
+# Snakemake's messages about a failed job. They are not printed: the list at the end is clearer.
 NOISE = r"RuleException|WorkflowError:\s+At least one job did not|Exiting because a job execution"
 COORDINATES = ("task", "backbone", "arm", "seed")
 
@@ -41,7 +41,7 @@ class LogHandler(LogHandlerBase):
 
 
 def describe(rule: str, wildcards: dict | None) -> str:
-    """A job in words: "finetune fundus_pm vit_tiny-random seed 0"."""
+    """A job in words, such as "finetune fundus_pm vit_tiny-random seed 0"."""
     known = {name: str(value) for name, value in (wildcards or {}).items()}
     if "seed" in known:
         known["seed"] = f"seed {known['seed']}"
@@ -49,17 +49,17 @@ def describe(rule: str, wildcards: dict | None) -> str:
 
 
 class Watch:
-    """Tells what a run is doing, from Snakemake's events: prints a line at times, writes a file.
+    """Follows a run by Snakemake's events: prints a line at times, and writes a file of progress.
 
-    The longer it runs, the rarer the lines: about four hundred in three days.
+    The longer the run, the rarer the lines: about four hundred in three days.
     """
 
     def __init__(self, path: Path | None = None, out=None, clock=time.time):
         self.path, self.out, self.clock = path, out or sys.stdout, clock
         self.begun = self.shown = clock()
-        self.jobs: dict[int, dict] = {}  # id -> rule, words, what it writes first
-        self.working: dict[int, float] = {}  # id -> since when
-        self.failed: dict[str, dict] = {}  # by what they write first
+        self.jobs: dict[int, dict] = {}  # id -> rule, words, the first file that it writes
+        self.working: dict[int, float] = {}  # id -> when it started
+        self.failed: dict[str, dict] = {}  # the first file that a job writes -> the job
         self.left: Counter = Counter()  # jobs of each rule that are not done
         self.took: dict[str, list[float]] = defaultdict(list)
         self.done, self.total = 0, 0
@@ -97,7 +97,7 @@ class Watch:
                 self.show()
 
     def begin(self, jobs_to_run: Counter) -> None:
-        """One call of Snakemake begins: it numbers its jobs anew."""
+        """Note that a new call of Snakemake begins, which numbers its jobs anew."""
         more = " more" * bool(self.total)
         self.jobs.clear()
         self.working.clear()
@@ -110,9 +110,9 @@ class Watch:
         return self.jobs.get(job, {}).get("rule", "")
 
     def seconds_left(self) -> float | None:
-        """An estimate, from each rule's mean duration and the parallelism so far.
+        """An estimate, from each rule's mean duration and the parallelism so far; None if unknown.
 
-        A job that is t seconds over the mean is expected to need t seconds more.
+        A job that has run t seconds longer than the mean is expected to need t seconds more.
         """
         every = [seconds for took in self.took.values() for seconds in took]
         if len(every) < 3:
@@ -140,7 +140,7 @@ class Watch:
         return counts | {"seconds_left": self.seconds_left(), "running": running}
 
     def show(self) -> None:
-        """Write the file of progress, and print a line if the last one is long ago."""
+        """Write the file of progress, and print a line if the last one was long ago."""
         now = self.clock()
         with self.lock:
             if not self.total:
@@ -157,7 +157,7 @@ class Watch:
 
 
 def progress_words(now: dict) -> str:
-    """One line: how many jobs are done, what is running, and about how long it will take."""
+    """One line: how many jobs are done, which are running, and about how long the rest takes."""
     words = f"{now['done']} of {now['total']} jobs ({now['done'] / max(now['total'], 1):.0%})"
     words += f", {now['failed']} failed" * bool(now["failed"])
     names = [f"{job['job']} ({duration(job['seconds'])})" for job in now["running"]]
@@ -178,7 +178,7 @@ def duration(seconds: float) -> str:
 
 
 def why(job: dict) -> tuple[str, str, str]:
-    """Where a job failed, the first line of its error, and its executed notebook, if it has one."""
+    """Where a job failed, a line of its error, and its executed notebook; each "" if unknown."""
     notebook = job["writes"] if job["writes"].endswith(".ipynb") else ""
     record = jobs.failed(job["writes"]) if job["writes"] else None
     if record is None:

@@ -2,7 +2,7 @@
 #
 #     sh profiles/cluster/status.sh JOB
 #
-# -x: ended jobs too. A job of which PBS says nothing at the moment counts as running.
+# -x: ended jobs too. If PBS says nothing about a job at the moment, the job counts as running.
 qstat -x -f "$1" 2>/dev/null | awk '
     $1 == "job_state" { state = $3 }
     $1 == "Exit_status" { code = $3 }

@@ -1,4 +1,4 @@
-"""What ends a grid before its time, and the same command once more: `make test-attack`.
+"""A grid that is killed or stopped at random moments continues: `make test-attack`.
 
 Each attack runs a small grid, ends it at seeded random moments, and calls the same command again.
 Two things must hold. What is there in the end is what an undisturbed run leaves, to the byte; and
@@ -17,7 +17,7 @@ from small_grid import CALLED_COMPLETE, REPOSITORY, SMALL, Study, as_in_a_termin
 
 # How many times a grid is attacked in each way. Too long to be part of every test.
 ATTACKS = int(os.environ.get("MEDLIB_ATTACKS", "0"))
-# These hold seconds and bytes of memory, which no two runs share, or show a figure of them.
+# These files contain or show seconds and bytes of memory, which differ between any two runs.
 MEASURED = ("costs.csv", "cost.", "size.csv", "report.html")
 
 pytestmark = [
@@ -27,7 +27,7 @@ pytestmark = [
 
 
 def written(study):
-    """Every summary, figure and table of a grid, by name: its content."""
+    """The content of every summary, figure and table of a grid, by name."""
     files = [*study.folder.glob("results/small/*.csv"), *study.folder.glob("figures/small/*")]
     return {
         str(file.relative_to(study.folder)): file.read_bytes()
@@ -46,7 +46,7 @@ def expected(tmp_path_factory):
 
 
 class Attacked:
-    """A grid that is ended again and again; each of its calls is judged when it has ended."""
+    """A grid whose command is ended again and again. Each call is checked when it has ended."""
 
     def __init__(self, folder, expected):
         self.study, self.expected = Study(folder), expected
@@ -56,11 +56,11 @@ class Attacked:
     def begin(self):
         self.calls += 1
         with open(self.log, "w") as log:
-            # A process group of its own, as a shell gives.
+            # A process group of its own, as in a shell.
             self.run = self.study.begin(stdout=log, stderr=log, start_new_session=True)
 
     def judge(self):
-        """The call has ended: was it right to say what it said? Returns whether all is done."""
+        """Check the output of a call that has ended. Returns whether the grid is complete."""
         said, done = self.log.read_text(), self.run.returncode == 0
         called_complete = bool(CALLED_COMPLETE.search(said))
         assert called_complete or not done, said
@@ -75,7 +75,7 @@ class Attacked:
         return done
 
     def again(self):
-        """The call has ended: judge it, and begin the next, from nothing where all is done."""
+        """Check the call that has ended, and begin the next. A complete grid starts anew."""
         if self.judge():
             shutil.rmtree(self.study.folder / "results")
             shutil.rmtree(self.study.folder / "figures")
@@ -83,7 +83,7 @@ class Attacked:
         self.begin()
 
     def finish(self):
-        """Undisturbed from here on; a job may have been killed more often than it is tried."""
+        """Run to the end, undisturbed. Several calls may be needed: killed jobs may have failed."""
         for _ in range(4):
             self.run.wait(1800)
             if self.judge():
@@ -93,7 +93,7 @@ class Attacked:
 
 
 def test_killed_at_any_moment(expected, tmp_path):
-    """SIGKILL to the controller, to a job's papermill or to its kernel."""
+    """SIGKILL is sent to the controller, to a job's papermill or to its kernel."""
     chance, grid, killed = random.Random(0), Attacked(tmp_path / "copy", expected), []
     while len(killed) < ATTACKS:
         time.sleep(chance.uniform(1, 15))
@@ -115,7 +115,7 @@ def test_killed_at_any_moment(expected, tmp_path):
 @pytest.mark.parametrize("sent", ["SIGTERM", "SIGINT", "SIGINT twice", "SIGHUP"])
 @pytest.mark.parametrize("whom", ["all", "controller"])
 def test_stopped_at_any_moment(expected, tmp_path, sent, whom):
-    """Signals that ask to stop, sent to all processes, as a terminal does, or to the controller."""
+    """A signal to stop is sent to all processes, as a terminal does, or to the controller."""
     chance, grid = random.Random(f"{sent} {whom}"), Attacked(tmp_path / "copy", expected)
     name, _, twice = sent.partition(" ")
     for _ in range(max(1, ATTACKS // 8)):
@@ -132,7 +132,7 @@ def test_stopped_at_any_moment(expected, tmp_path, sent, whom):
 
 
 def test_stopped_by_a_time_limit_around_make(expected, tmp_path):
-    """`timeout -s TERM 40 make study`, as batch systems and containers do, and `make study`."""
+    """`timeout -s TERM 40 make study`, like a batch system, and then `make study`."""
     study = Study(tmp_path / "copy")
     for name in ("Makefile", "requirements.txt", "pyproject.toml"):
         shutil.copy(REPOSITORY / name, study.folder)

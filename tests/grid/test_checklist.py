@@ -1,4 +1,4 @@
-"""The checklist of a small grid: its facts are those of files that were written by hand."""
+"""The facts in the checklist of a small grid are those of files that were written by hand."""
 
 import pandas as pd
 import pytest
@@ -124,9 +124,9 @@ def test_facts_are_those_of_the_files(study):
 def test_what_manifests_do_not_tell_is_open(study):
     told = gathered(study)
     assert told["demographics"].state == OPEN
-    unknown = "chest_xray: its manifest does not tell age, sex, site."
+    unknown = "chest_xray: its manifest does not contain age, sex, site."
     assert unknown in told["demographics"].lacks
-    assert told["sites"].lacks == "the manifests of chest_xray, dermoscopy tell no site"
+    assert told["sites"].lacks == "the manifests of chest_xray, dermoscopy contain no site"
 
 
 def test_masks_that_choose_slices_have_to_be_explained(study):

@@ -1,4 +1,4 @@
-"""The profiles for clusters, without one: a slice of the small grid through a stand-in for PBS."""
+"""The profiles for clusters, without a cluster: part of a small grid runs through a fake PBS."""
 
 import re
 import subprocess
@@ -10,14 +10,14 @@ import yaml
 
 QSUB = """\
 #!/bin/sh
-# Runs a job in the background, as PBS does on a node; its number is its folder's name. Where
-# there is a file `full`, it ends jobs as PBS does those that took too much memory.
+# Runs a job in the background, as PBS does on a node; the job's number is its folder's name.
+# If there is a file `full`, it ends jobs in the way in which PBS ends jobs with too little memory.
 job=$(mktemp -d {queue}/XXXXXX)
 echo "$@" >"$job/arguments"
 basename "$job"
 [ ! -e full ] || {{ echo 271 >"$job/code"; exit; }}
 for script; do :; done
-# The script's folder goes when Snakemake ends; a scheduler takes a copy, too.
+# The script's folder is removed when Snakemake ends, so a copy is made, as schedulers do.
 cp "$script" "$job/script"
 (sh "$job/script" >"$job/log" 2>&1; echo $? >"$job/code") >/dev/null 2>&1 &
 """
@@ -35,7 +35,7 @@ FROZEN = "results/small/runs/fundus_pm/micro_resnet-random/frozen.csv"
 
 @pytest.fixture
 def cluster(tmp_path):
-    """A folder with the small grid, the stand-in's folder of jobs, and a function that runs."""
+    """A folder with the small grid, the fake PBS's folder of jobs, and a function that runs."""
     pytest.importorskip("snakemake_executor_plugin_cluster_generic")
     folder, queue, tools = (tmp_path / name for name in ("study", "queue", "bin"))
     for one in (folder, queue, tools):
@@ -56,7 +56,7 @@ def cluster(tmp_path):
 
 
 def asked(queue):
-    """What was asked of the scheduler: by rule, a list of GPUs, memory in MB and seconds."""
+    """The requests to the scheduler: for each rule, a list of GPUs, memory in MB and seconds."""
     by_rule = {}
     for job in queue.iterdir():
         text = (job / "arguments").read_text()

@@ -103,7 +103,7 @@ def test_what_could_not_be_compared_at_the_end_is_refused_at_the_beginning(tmp_p
         gridfile.read(write(tmp_path, frozen=frozen, finetuned={}))
     assert "heads lack linear" in str(error.value)
     assert "label_fractions lack 1.0" in str(error.value)
-    # With fine-tuned arms on half of the labels, frozen ones are compared with those.
+    # Fine-tuned arms have half of the labels, so frozen arms are compared with them there.
     tuned = {"backbones": ["vit_tiny-random"], "image_size": 32, "label_fraction": 0.5}
     gridfile.read(write(tmp_path, frozen=frozen | {"heads": ["linear"]}, finetuned=tuned))
 
@@ -264,7 +264,7 @@ def test_data_sets_that_cannot_test_a_task_are_refused_at_once(tmp_path):
 
 
 def test_a_new_setting_of_training_is_one_field(monkeypatch):
-    """Nothing here knows the settings' names: they, and what they may be, are FineTuning's."""
+    """The names of the settings, and their allowed values, come from FineTuning alone."""
     ours = {"image_size", "backbones", "seeds", "label_fraction", "recipe"}
     fields = {field.name for field in dataclasses.fields(settings.FineTuning)}
     assert set(gridfile.SETTINGS["lora"]) - ours == fields
@@ -347,7 +347,7 @@ def test_how_a_grid_is_judged_is_passed_on_as_it_states_it(tmp_path, repository)
     assert gridfile.primary(trained) == "finetuned", "the first regime that the grid has"
     with pytest.raises(ValueError, match="primary is 'lora', a regime that the grid does not have"):
         gridfile.read(write(tmp_path, primary="lora"))
-    # What a grid does not state is the notebook's own default, and the two agree.
+    # A setting that a grid does not state has the notebook's default, and the two agree.
     for part, name, notebook in (
         (gridfile.Frozen, "redraws", "03_probe_features"),
         (gridfile.Collect, "resamples", "08_test_claims"),
@@ -523,7 +523,7 @@ def test_a_plan_says_what_one_more_seed_would_cost(tmp_path):
     asked = {"finetuned": tuned | {"seeds": [4]}, "lora": tuned}
     grid = gridfile.read(write(tmp_path, tasks=["fundus_pm", "chest_xray"], **asked))
     study = SimpleNamespace(grid=grid, results=tmp_path)
-    one = " With a single seed nothing is concluded about it."
+    one = " With a single seed nothing is concluded about its arms."
     lora = "One more seed of lora: 4 trainings"
     assert one_more_seed(study) == [f"One more seed of finetuned: 4 trainings.{one}", f"{lora}."]
     own = [run for run in gridfile.runs(grid) if run.regime == "lora"]

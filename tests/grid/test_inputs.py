@@ -1,4 +1,4 @@
-"""Data and weights are looked for before the first job that needs them."""
+"""Missing data and weights are found before the first job runs."""
 
 import subprocess
 import sys

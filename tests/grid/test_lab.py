@@ -1,4 +1,4 @@
-"""Working copies of notebooks, and what git would take of them."""
+"""Working copies of notebooks: when they are made again, and that git takes no outputs."""
 
 import json
 import re

@@ -79,7 +79,7 @@ def test_weights_may_lie_elsewhere_but_another_set_of_inputs_counts(job, tmp_pat
 def test_a_record_that_cannot_be_read_is_none(job, tmp_path, damage):
     record = made.record("log.ipynb")
     record.unlink() if damage is None else record.write_text(damage)
-    assert job() == "nothing says what it was made from"
+    assert job() == "there is no record of what it was made from"
 
 
 def test_a_damaged_output_is_seen(tmp_path, monkeypatch):
@@ -98,7 +98,7 @@ def test_a_file_is_read_again_only_if_it_may_have_changed(tmp_path, monkeypatch)
     first = made.Digests(kept)
     digest = first.of(file)
     first.keep()
-    assert json.loads(kept.read_text()) == {}  # too young: another change could look the same
+    assert json.loads(kept.read_text()) == {}  # too recent: another change could have the same time
     monkeypatch.setattr(made, "SETTLED", -1e9)
     first = made.Digests(kept)
     assert first.of(file) == digest and first.of(tmp_path / "none") == ""

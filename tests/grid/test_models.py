@@ -1,4 +1,4 @@
-"""A run's model predicts its own test images as the run did, here and in any other folder."""
+"""A saved model gives the run's own test predictions again, here and in any other folder."""
 
 import shutil
 from dataclasses import asdict
@@ -44,7 +44,7 @@ def run_of(task, arm):
 
 
 def answer(study, run, folder=None, **how):
-    """What a run's model says of the phantoms of its task."""
+    """The predictions of a run's model for the phantoms of its task."""
     model = models.load(folder or run.folder(study.results))
     return new_images.predict(model, study.card(run.task), study.data, device="cpu", **how)
 
@@ -129,7 +129,7 @@ def test_a_run_without_a_model_is_read_back_unless_one_is_asked_for(study, tmp_p
     assert not (run.folder(tmp_path) / records.MODEL).exists()
     with pytest.raises(FileNotFoundError, match="model.json and model.safetensors.*save_models"):
         models.load(run.folder(tmp_path))
-    # As an earlier version has left it.
+    # The state that an earlier version has left.
     record = files.read_json(linear.record(tmp_path))
     record["sha256"] = {n: d for n, d in record["sha256"].items() if n.endswith(".csv")}
     files.save_json(linear.record(tmp_path), record)
@@ -183,7 +183,7 @@ def test_a_model_works_in_another_folder_and_refuses_other_weights(study, tmp_pa
     facts = files.read_json(tmp_path / records.FACTS)
     files.save_json(tmp_path / records.FACTS, facts | {"weights_seed": 1})  # other random weights
     with pytest.raises(
-        ValueError, match="weights of micro_resnet-random that are here .* not those"
+        ValueError, match="weights of micro_resnet-random that were found here .* not those"
     ):
         answer(study, run, tmp_path)
     other = facts | {"backbone": facts["backbone"] | {"embedding": "pool"}}
@@ -316,7 +316,7 @@ def test_volumes_in_a_folder_are_predicted_and_those_that_lack_a_needed_mask_are
 
 
 def called(monkeypatch, capsys, *arguments):
-    """Exit status and what ``python -m medlib.predict`` prints with these arguments."""
+    """Exit status and printed text of ``python -m medlib.predict`` with these arguments."""
     monkeypatch.setattr("sys.argv", ["predict", *map(str, arguments), "--device", "cpu"])
     return predict.main(), capsys.readouterr()
 

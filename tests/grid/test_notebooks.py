@@ -1,4 +1,4 @@
-"""medlib.grid.notebooks refuses what papermill lets pass, and says what to do instead."""
+"""medlib.grid.notebooks refuses parameters that papermill accepts, and says what to do instead."""
 
 import errno
 import fcntl
@@ -38,7 +38,7 @@ def written(path, cells):
 
 @pytest.fixture
 def notebook(tmp_path):
-    """A notebook with two parameters, that writes its sum, or fails when asked to."""
+    """A notebook with parameters, which writes a sum, or fails if it is told to."""
     cell = nbformat.v4.new_code_cell(
         "fold: int = 1  # which fold\nrate: float = 0.5  # learning rate\n"
         "flag: bool = False  # fail\nnames: list = ['a']  # some names",
@@ -141,7 +141,7 @@ def test_what_only_prepares_or_plans_is_no_reason_to_train_again(repository, not
 
 
 def failing(tmp_path, code):
-    """A notebook that does this, and counts in a file how often it was run."""
+    """A notebook that runs the given code, and counts in a file how often it was run."""
     cells = [
         nbformat.v4.new_code_cell("times: int = 1  # nothing", metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell("open('runs', 'a').write('x')"),
@@ -166,7 +166,7 @@ def test_a_failure_is_recorded_and_what_would_fail_again_is_not_tried_again(tmp_
     executed.write_text("")  # as Snakemake does before a second attempt
     assert attempt(notebook, tmp_path, 2)[0].returncode == 1
     assert (tmp_path / "runs").read_text() == "x" and executed.read_text() == shown
-    # A first attempt is made whatever has been: something may have been mended meanwhile.
+    # A first attempt is always made: the cause of the failure may have been removed meanwhile.
     failing(tmp_path, "open('../a.csv', 'w'); import os; os.chdir('..')")
     done, record = attempt(notebook, tmp_path)
     assert (tmp_path / "runs").read_text() == "xx"

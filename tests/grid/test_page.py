@@ -1,4 +1,4 @@
-"""The page of a grid is named by what there is of the grid, and says it."""
+"""The name and the text of a grid's page say whether the grid is complete."""
 
 import json
 
@@ -26,7 +26,7 @@ def study(tmp_path):
 
 
 def save(run, results):
-    """A complete run with predictions of nothing."""
+    """A complete run with empty tables."""
     made, tables = records.Provenance("random", {}, {}, 1.0), {"predictions.csv": pd.DataFrame()}
     records.save_run(run, results, made, tables, pd.DataFrame(), {})
     if not run.promised(results).exists():

@@ -1,5 +1,7 @@
-"""A small grid through `make study`'s command, on a copy of the repository: it runs, resumes, fails
-well, and runs again exactly what has changed."""
+"""A small grid runs through the command of `make study`, on a copy of the repository.
+
+It resumes, reports failures, and runs again exactly what has changed.
+"""
 
 import argparse
 import ast
@@ -42,8 +44,10 @@ pytestmark = pytest.mark.xdist_group("study")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A grid that has been run, with a backbone that has a weights file; tests may change it, but
-    leave it complete."""
+    """A grid that has been run; one of its backbones has a weights file.
+
+    Tests may change it, but they leave it complete.
+    """
     import timm
     import torch
     from safetensors.torch import save_file
@@ -85,7 +89,7 @@ def test_a_grid_runs_to_its_figures_and_a_second_call_runs_nothing(finished):
     assert not list(folder.rglob("trained-*.safetensors")), "weights that were not chosen"
     for run in (TUNED.parent, CELL / "frozen-linear" / "seed0"):
         assert models.load(folder / run).facts["run"]["task"] == "fundus_pm"
-    # Progress is a line now and then, not Snakemake's pages.
+    # Progress is a line now and then, not Snakemake's long output.
     assert "17 jobs to run." in said and len(said.splitlines()) < 60
 
 
@@ -180,7 +184,7 @@ EDITS = {  # a file, a text in it, what replaces the text, and the jobs that run
     "resamples": ("grids/small.yaml", "resamples: 100", "resamples: 99", {"summarise": 2, **ONCE}),
     "a new row": (ROWS, "# The paper's three CNNs.", NEW_ROW, {}),
     "a printed name": (ROWS, "printed: Micro-ResNet", "printed: Tiny-ResNet", DRAWN),
-    # Of its random control nothing changes: it has no batch norm that was folded.
+    # The random control does not change: its batch norm was not folded.
     "a row": (ROWS, IMAGENET, IMAGENET + "fixed_norm: true, ", EXTRACTED),
 }
 
@@ -430,7 +434,7 @@ def test_a_cell_that_fails_stops_no_other_and_is_told_with_the_way_out(tmp_path)
     assert "make figures GRID=small" in table
     assert "FloatingPointError" in (study.folder / notebook).read_text()
     assert said.count("take it out of learning_rates") == 2  # at once, and in the table
-    # Its last good checkpoint is kept; what cannot go well a second time was not tried again.
+    # Its last good checkpoint is kept. A failure that would happen again was not tried again.
     assert (study.folder / TUNED.parent / "checkpoint.safetensors").is_file()
     _, said = study.call("status")
     assert "1 done, 1 failed, 0 stale, 0 missing" in said
@@ -438,11 +442,11 @@ def test_a_cell_that_fails_stops_no_other_and_is_told_with_the_way_out(tmp_path)
     incomplete = "The grid is not complete:</b> 1 runs done, 1 runs failed."
     page = figures / "report_incomplete.html"
     assert incomplete in page.read_text(encoding="utf-8")
-    # The same command once more: not a word of "complete" while a run is missing.
+    # The same command once more must not say "complete" while a run is missing.
     status, said = study.call()
     assert status == 1 and not CALLED_COMPLETE.search(said), said
     assert not (figures / "report.html").exists()
-    # What is there can be drawn, and says that it is not all.
+    # The complete runs can be drawn, and captions say that runs are missing.
     status, said = study.call("figures")
     assert status == 0 and "Drawing figures/small from 1 of 2 runs" in said, said
     assert set(pd.read_csv(figures / "main_comparison.csv")["regime"]) == {"frozen"}
@@ -511,7 +515,7 @@ def test_of_a_grid_of_which_nothing_is_there_nothing_is_drawn(tmp_path):
 
 
 def test_no_name_of_a_file_reaches_a_shell(tmp_path):
-    """Classes, patients and images of a folder with names that a shell would take for more."""
+    """Classes, patients and files of a folder have names that a shell would interpret."""
     data = tmp_path / "my data $(touch pwned)"
     rng = np.random.default_rng(0)
     names = ["a b", "it's", '"q"', "$(touch pwned)", "`touch pwned`", "new\nline"]
@@ -545,7 +549,7 @@ def test_no_name_of_a_file_reaches_a_shell(tmp_path):
 MAGENTA = (254, 2, 253)  # of a patch in each image: no figure has this colour
 
 
-KERNING = rb"\)\s*[-\d.e]+\s*\(|\0"  # what a PDF writes between two letters of a word
+KERNING = rb"\)\s*[-\d.e]+\s*\(|\0"  # a PDF writes this between two letters of a word
 
 
 def without_kerning(stream):
@@ -611,7 +615,7 @@ def test_git_takes_nothing_of_a_patient_from_a_study(tmp_path, repository):
     status, said = study.call()
     assert status == 0, said
     seen = study.folder / "figures" / "small" / "seen_private.png"
-    left = seen.with_name(".seen_private.png.x1y2") / seen.name  # as a kill leaves it
+    left = seen.with_name(".seen_private.png.x1y2") / seen.name  # as it is left by a killed job
     left.parent.mkdir()
     shutil.copy(seen, left)
     for name in (".gitignore", ".gitattributes"):
@@ -631,7 +635,7 @@ def test_git_takes_nothing_of_a_patient_from_a_study(tmp_path, repository):
                 content += without_kerning(zlib.decompress(stream))
         assert b"MARKED" not in content, path
         assert path.suffix != ".png" or not shows_magenta(path), path
-    # The marks are there to be found.
+    # The search works: it finds the marks where they should be.
     assert shows_magenta(seen)
     assert "MARKED" in (study.folder / "results/small/manifests/private.csv").read_text()
 
@@ -649,7 +653,7 @@ def test_names_that_become_paths_are_plain(tmp_path, name):
 
 
 def test_nothing_that_is_read_can_run(repository):
-    """No pickle, no evaluated text, no shell, no archive unpacked to where its names point."""
+    """medlib uses no pickle, evaluates no text, calls no shell, and unpacks no archive blindly."""
     words = "pickle joblib.load joblib.Memory dill shelve marshal read_pickle torch.load extractall"
     words += " unpack_archive eval exec os.system os.popen yaml.load shell allow_pickle"
     banned = set(words.split())
