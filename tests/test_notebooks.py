@@ -28,6 +28,7 @@ NAMES = [
     "08_test_claims",
     "09_look_closer",
     "10_predict_new_images",
+    "11_test_elsewhere",
     "12_choose_thresholds",
     "13_compare_groups",
 ]
@@ -186,6 +187,11 @@ def test_all_notebooks_run_in_order_on_phantoms(repository, tmp_path):
             + written("classes_glioma_flair"),
         ),
         "10_predict_new_images": (task, [results / "new_images" / "predictions.csv"]),
+        "11_test_elsewhere": (
+            shown | {"resamples": 200, "recalibrate": 8, "caption": "phantoms"},
+            drawn("external_chest_xray", "shift_chest_xray")
+            + written("external_chest_xray", "carried_chest_xray", "recalibrated_chest_xray"),
+        ),
         "12_choose_thresholds": (
             shown | {"task": "glioma_flair", "resamples": 200, "drawn_bands": 50},
             drawn("reliability_glioma_flair", "decision_glioma_flair")

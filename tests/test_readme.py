@@ -186,6 +186,14 @@ def test_a_result_is_used_on_new_images_as_the_readme_says(repository, clone):
     classes = list(cards.read(run[1]).classes)
     assert set(table["class"]) <= set(classes) and table["unusual"].all()  # it is noise
     assert table[[f"prob_{name}" for name in classes]].sum(axis=1).to_numpy() == pytest.approx(1)
+    command = block(repository, "sh", "11_test_elsewhere")
+    done = subprocess.run(
+        command.replace(".venv/bin/python", shlex.quote(sys.executable)), shell=True, **how
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    tested = pd.read_csv(clone / "figures" / "demo" / f"external_{run[1]}.csv")
+    assert set(tested["tested_on"]) == {run[1], "other_chest"}
+    assert (clone / "figures" / "demo" / f"carried_{run[1]}.md").is_file()
 
 
 def test_every_layout_stands_in_the_table_of_layouts(repository):

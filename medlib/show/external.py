@@ -10,6 +10,7 @@ from medlib.stats import calibration
 
 PRINTED = ("auroc", "balanced_accuracy", "brier", "log_loss")  # metrics of the table
 DROP = ["drop", "drop_low", "drop_high"]
+NO_FROZEN = "No frozen backbone was run: no embeddings can tell the data sets apart."
 ABOUT = (
     "The 95 % intervals are about these trained models on other test patients, inside and outside. "
     "A drop above 0 means: worse outside."

@@ -96,7 +96,11 @@ def _uses(facts: dict) -> str:
 
 
 def _limits(facts: dict) -> str:
-    lines = ["It was tested on patients of its own data set alone.", f"{_notes(facts)}"]
+    words = (
+        "The metrics below are of patients of its own data set. Tests on other data sets, if there "
+    )
+    words += f"are any, are in `external_{facts['run']['task']}` of its grid."
+    lines = [words, _notes(facts)]
     if _several(facts):
         words = "Each fold's model was tested on patients that it had not seen. The ensemble, the "
         words += "mean of their probabilities, was never tested: all patients are in its training."
@@ -109,7 +113,10 @@ def _limits(facts: dict) -> str:
         )
     if facts["card"]["volumes"]:
         lines.append("A volume's probabilities are the mean over its slices.")
-    lines.append("Subgroups (age, sex, site) were not compared here.")
+    task = facts["run"]["task"]
+    lines.append(
+        f"This card has no metrics by age, sex or site: see `subgroups_{task}` of its grid."
+    )
     return "\n".join(f"- {line}" for line in lines)
 
 

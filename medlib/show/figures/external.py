@@ -77,11 +77,14 @@ def _draw(ax: plt.Axes, inside: pd.DataFrame, outside: pd.DataFrame, keys: list[
 def shift(pictures: Sequence[tuple[str, Sequence[np.ndarray]]], caption: str) -> plt.Figure:
     """Rows of pictures, each with words before it: the images that a classifier is surest of.
 
-    `pictures` has the words of a row and its images, uint8 (H, W, 3).
+    `pictures` has the words of a row and its images, uint8 (H, W, 3). Without any, the figure holds
+    the caption alone.
     """
-    n = max((len(images) for _, images in pictures), default=1)
+    if not pictures:
+        return parts.saying(caption)
+    n = max(len(images) for _, images in pictures)
     size = (style.PAGE, 1.05 * len(pictures) + 0.3)
-    fig, axes = plt.subplots(len(pictures), max(n, 1), figsize=size, squeeze=False)
+    fig, axes = plt.subplots(len(pictures), n, figsize=size, squeeze=False)
     for line, (title, images) in zip(axes, pictures, strict=True):
         for ax, image in zip(line, images, strict=False):
             ax.imshow(image)
