@@ -91,6 +91,8 @@ def test_surest_images_stand_in_a_row_for_each_data_set():
     gaps = [b.x0 - a.x1 for a, b in zip(places, places[1:], strict=False)]
     fig.draw_without_rendering()
     assert max(gaps) < 2 * min(gaps) + 0.01  # a long title makes no room beside a picture
+    titles = [text for ax in fig.axes for text in ax.texts]
+    assert len(titles) == 2 and all(t.get_window_extent().y1 <= fig.bbox.y1 for t in titles)
     said = all_words(fig)
     assert "Chest radiographs" in said and "North Hospital" in said and "The words." in said
     nothing = figure.shift([], "No frozen backbone was run.")

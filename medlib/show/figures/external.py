@@ -65,7 +65,7 @@ def _draw(ax: plt.Axes, inside: pd.DataFrame, outside: pd.DataFrame, keys: list[
             ax.plot(row["value"], at, "o", color=colour, markerfacecolor=face or colour)
         note = f"drop {words.drop_words(there)}, rank {here['rank']} → {there['rank']}"
         ax.annotate(note, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=6.5)
-        labels.append(arm_name(here))
+        labels.append(parts.short(arm_name(here)))
     ax.axvline(0.5, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
     ax.set_yticks(range(len(inside)), labels)
     ax.set_ylim(len(inside) - 0.5, -0.5)
@@ -83,8 +83,8 @@ def shift(pictures: Sequence[tuple[str, Sequence[np.ndarray]]], caption: str) ->
     if not pictures:
         return parts.saying(caption)
     n = max(len(images) for _, images in pictures)
-    size = (style.PAGE, 1.05 * len(pictures) + 0.3)
-    fig, axes = plt.subplots(len(pictures), n, figsize=size, squeeze=False)
+    height = 1.25 * len(pictures) + 0.2
+    fig, axes = plt.subplots(len(pictures), n, figsize=(style.PAGE, height), squeeze=False)
     for line, (title, images) in zip(axes, pictures, strict=True):
         for ax, image in zip(line, images, strict=False):
             ax.imshow(image)
@@ -93,6 +93,6 @@ def shift(pictures: Sequence[tuple[str, Sequence[np.ndarray]]], caption: str) ->
         # No title: the layout would make room for all of its width beside the first picture.
         look = {"fontsize": 7, "fontweight": "bold", "in_layout": False}
         line[0].annotate(title, (0, 1), (0, 3), "axes fraction", "offset points", **look)
-    fig.get_layout_engine().set(hspace=0.18)
+    fig.get_layout_engine().set(hspace=0.18, rect=(0, 0, 1, 1 - 0.2 / height))
     style.caption_below(fig, caption)
     return fig
