@@ -81,7 +81,7 @@ figures: $(READY)
 
 test: $(READY)
 	start=$$(date +%s); echo "Lint, then tests: 10 to 20 minutes on two cores."; \
-	ruff check . && ruff format --check . && pytest -q -n auto --dist loadgroup && echo "Tests passed in $(SINCE)."
+	ruff check . && ruff format --check . && pytest -q -n auto --dist loadgroup -m "not bench" && echo "Tests passed in $(SINCE)."
 
 test-attack: $(READY)
 	echo "A small grid, killed, stopped, failed and short of disk at random moments: 15 to 40 minutes on two cores."
@@ -113,6 +113,7 @@ lock: $(READY)
 
 bench: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	pytest -q -m bench tests/test_benchmarks.py
 	for name in $(BENCHMARKS); do \
 		echo "$$name"; env -u OMP_NUM_THREADS python benchmarks/$$name.py || exit 1; \
 	done

@@ -19,6 +19,7 @@ SCRIPTS = sorted(
     if path.stem not in ("harness", "figure", "overhead", "eva_study")
 )
 # These time nothing, or need packages that `make` does not install.
+SLOW = ("copies", "extraction", "frozen_study", "memory", "peers", "scale", "simulations")
 NOT_TIMED = ["copies", "hours", "peers", "recipes", "simulations"]
 
 
@@ -31,7 +32,9 @@ def harness(monkeypatch, tmp_path):
     return harness
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    "script", [pytest.param(s, marks=[pytest.mark.bench] * (s in SLOW)) for s in SCRIPTS]
+)
 def test_a_benchmark_runs_with_tiny_sizes_and_keeps_nothing_of_them(script, tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / f"{script}.py", "--quick"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
