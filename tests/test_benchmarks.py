@@ -18,8 +18,8 @@ SCRIPTS = sorted(
     for path in (ROOT / "benchmarks").glob("*.py")
     if path.stem not in ("harness", "figure", "overhead", "eva_study")
 )
-# These time nothing, or need packages that `make` does not install.
 SLOW = ("copies", "extraction", "frozen_study", "memory", "peers", "scale", "simulations")
+# These time nothing, or need packages that `make` does not install.
 NOT_TIMED = ["copies", "hours", "peers", "recipes", "simulations"]
 
 
