@@ -156,7 +156,7 @@ def _kept(results: Path | str, run: Address, name: str, device: str) -> pd.DataF
         made = _embedded(results, name, model, pack, device)
         parts = models.of_embeddings(model, made.embeddings)
     else:
-        parts = models.predict(model, np.asarray(pack.images), device)
+        parts = models.predict(model, pack.images, device)
     index = pack.index[["sample_id", "patient_id", "label"]].assign(split="test")
     tables = [
         prediction.prediction_frame(index, of.proba, model.facts["classes"]).assign(rotation=fold)
