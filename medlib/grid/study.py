@@ -14,7 +14,6 @@ and the command that runs only them again.
 
 import argparse
 import contextlib
-import fcntl
 import os
 import shutil
 import socket
@@ -89,7 +88,7 @@ def running(study: Study) -> str:
     if not study.lock.is_file():
         return ""
     with open(study.lock) as file:
-        return "" if jobs.take(file, fcntl.LOCK_SH) else _holder(study)
+        return "" if jobs.take(file, shared=True) else _holder(study)
 
 
 def options(study: Study, *config: str) -> list[str]:
