@@ -9,6 +9,8 @@ All this is rough, so times are only told in rounded words (:func:`about`).
 import functools
 import math
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -61,6 +63,11 @@ START, IMAGE, VOLUME, DRAWING = 8.5, 0.02, 0.5, 20
 # Core-seconds of the heads of a backbone (1280 features) for 50,000 images to be fitted in 18
 # draws, and of the intervals of a run for 10,015 images in seven classes.
 PROBES, INTERVALS = 420, 4.4
+MEASURE = """
+import torch
+from medlib.grid import hours
+print(hours.matrix_rate("torch.mm", torch.bfloat16, "cuda"))
+"""
 RULES = ("prepare", "extract", "probe", "finetune", "summarise")  # those that may take long
 NETWORKS = ("extract", "finetune")  # rules that a GPU makes faster
 PHANTOMS = 350  # images of a task at full size, roughly
@@ -193,13 +200,17 @@ class Machine(NamedTuple):
 
 
 def this_machine() -> Machine:
-    """:class:`Machine`, measured now, in a second."""
+    """:class:`Machine`, measured now, in seconds. A GPU that cannot be measured is left out."""
     import torch
 
     usable = getattr(os, "sched_getaffinity", None)
     cores = len(usable(0)) if usable else os.cpu_count() or 1
     if torch.cuda.is_available():
-        return Machine(cores, 0, matrix_rate("torch.mm", torch.bfloat16, "cuda"))
+        # In another process: this one may be the controller, and would keep a part of the memory.
+        command = [sys.executable, "-c", MEASURE]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if not done.returncode:
+            return Machine(cores, 0, float(done.stdout))
     threads = torch.get_num_threads()
     return Machine(cores, max(map(matrix_rate, ("torch.mm", "oneDNN"))) / min(threads, cores))
 

@@ -153,6 +153,14 @@ def test_hours_are_told_in_rounded_words(seconds, told):
     assert hours.about(seconds) == told
 
 
+def test_a_gpu_is_measured_in_a_process_of_its_own_and_left_out_if_that_fails(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(hours, "MEASURE", "print(2.5e14)")
+    assert hours.this_machine()[1:] == (0, 2.5e14)
+    monkeypatch.setattr(hours, "MEASURE", "raise SystemExit(1)")
+    assert hours.this_machine().gpu == 0 and hours.this_machine().rate > 1e9
+
+
 def test_this_machine_is_measured():
     machine = hours.this_machine()
     assert machine.cores >= 1 and (machine.gpu > 1e12 or 1e9 < machine.rate < 1e13)
