@@ -3,7 +3,7 @@
 #   make study                                     the demo grid, on phantoms
 #   make study GRID=pocket DATA=folder WEIGHTS=folder
 #   make study GRID=pocket ONLY=failed             run again only what has failed
-#   make plan GRID=paper                           what would run, and why
+#   make plan GRID=paper                           what would run, why, and about how long it takes
 #   make status GRID=pocket                        what is done, running, failed, stale, missing
 
 GRID ?= demo
@@ -66,7 +66,6 @@ $(READY): requirements.lock pyproject.toml
 		&& touch $@ && echo "Installed in $(SINCE)."
 
 study: $(READY)
-	echo "Running grid '$$GRID'. What is already there is kept. demo takes 8 to 15 minutes on two cores."
 	$(RUN) || { echo "Grid '$$GRID' is not complete. What ran is kept: call the same command again to continue."; exit 1; }
 
 plan status report: $(READY)

@@ -8,7 +8,6 @@ takes ``--quick``: tiny sizes, to see that it runs. The numbers then mean nothin
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -18,13 +17,13 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from medlib import files
 from medlib.core import backbones
+from medlib.grid import hours
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SUMMARY = Path(f"results/bench/summary{'_cuda' if DEVICE == 'cuda' else ''}.json")
@@ -157,29 +156,8 @@ LIMITS = ("torch.mm",) if DEVICE == "cuda" else ("torch.mm", "oneDNN")
 
 
 def matrix_rate(way: str = "torch.mm", dtype: torch.dtype = torch.float32) -> float:
-    """The machine's rate of multiplying matrices, FLOP/s, measured now.
-
-    On a CPU torch gives matrix products to MKL, which uses only AVX2 on AMD's cores. The same
-    product as a convolution of width one goes to oneDNN, which uses AVX-512 on these cores, too. If
-    that is faster, it is the real limit. :data:`LIMITS` names the ways of this machine.
-    """
-    cuda = DEVICE == "cuda"
-    best, rounds, budget = 0.0, 50 if cuda else 1, 0.3  # seconds
-    for m, k, n in ((8192, 8192, 8192), (16384, 4096, 4096)) if cuda else ((4096, 1024, 1024),):
-        a = torch.randn(m, k, device=DEVICE, dtype=dtype)
-        b = torch.randn(n, k, device=DEVICE, dtype=dtype)
-        tokens, kernels = a.view(16, 1, -1, k).permute(0, 3, 1, 2), b[:, :, None, None]
-        if way == "torch.mm":
-            multiply = functools.partial(torch.mm, a, b.T)
-        else:
-            multiply = functools.partial(functional.conv2d, tokens, kernels)
-        with torch.inference_mode():
-            multiply()
-            start = time.perf_counter()
-            while time.perf_counter() - start < budget:
-                taken = seconds(lambda: [multiply() for _ in range(rounds)])  # noqa: B023
-                best = max(best, 2 * m * k * n * rounds / taken)
-    return best
+    """:func:`hours.matrix_rate` on the device of the benchmarks; :data:`LIMITS` names its ways."""
+    return hours.matrix_rate(way, dtype, DEVICE)
 
 
 def report(

@@ -51,6 +51,12 @@ peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
 print("measured", time.perf_counter() - start, peak)
 sys.exit(code)
 """
+PLAN = """
+import sys
+from medlib.grid import study
+now = study.planned(study.Study(sys.argv[1]))
+print(len(now.jobs), "jobs would run")
+"""
 COLLECT = """
 import functools, sys
 from medlib import files
@@ -137,11 +143,8 @@ def measured(command: list[str], folder: Path) -> tuple[str, float, int]:
 
 def plan(folder: Path, grid: str) -> tuple[int, float, int]:
     """How many jobs of a grid would run; the seconds and peak memory, in bytes, of its plan."""
-    text, taken, peak = measured(["-m", "medlib.grid.study", "plan", grid], folder)
-    jobs = re.findall(r"^(\d+) jobs would run", text, re.M)
-    if not jobs and "is complete" not in text:
-        raise RuntimeError(text)
-    return int(jobs[0]) if jobs else 0, taken, peak
+    text, taken, peak = measured(["-c", PLAN, grid], folder)
+    return int(re.findall(r"^(\d+) jobs would run", text, re.M)[0]), taken, peak
 
 
 def of_plan(what: str, measures: list[tuple[int, float, int]], bound: float, quick: bool) -> None:

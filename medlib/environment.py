@@ -4,16 +4,30 @@ import contextlib
 import importlib.metadata
 import os
 import platform
-import resource
 import subprocess
 import sys
 from pathlib import Path
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+MEDLIB = Path(__file__).resolve().parent
 PACKAGES = ("medlib", "torch", "torchvision", "timm", "peft", "numpy", "scikit-learn", "pandas")
 
 
+def shipped(folder: str) -> Path:
+    """A folder of the repository, such as ``data_manifests``: beside medlib in a clone.
+
+    Where medlib is installed without a clone, pyproject.toml has put the folder into the package.
+    """
+    inside = MEDLIB / folder
+    return inside if inside.is_dir() else MEDLIB.parent / folder
+
+
 def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    command = ["git", "-C", str(MEDLIB), "describe", "--always", "--dirty"]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     return None
@@ -42,15 +56,28 @@ def environment() -> dict:
 
 
 def peak_memory_bytes() -> dict:
-    """Peak resident memory of this process, and of the GPU where one was used, in bytes."""
-    # ru_maxrss is in kilobytes on Linux and in bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
+    """Peak resident memory of this process, and of the GPU where one was used, in bytes.
+
+    None for the GPU where there is none, and for the process where the system does not tell it.
+    """
     torch = sys.modules.get("torch")
     cuda = torch is not None and torch.cuda.is_available()
     return {
-        "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "resident": _peak_resident(),
         "gpu": torch.cuda.max_memory_allocated() if cuda else None,
     }
+
+
+def _peak_resident() -> int | None:
+    if resource:
+        # ru_maxrss is in kilobytes on Linux and in bytes on macOS.
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    with contextlib.suppress(ImportError):
+        import psutil
+
+        return getattr(psutil.Process().memory_info(), "peak_wset", None)  # Windows only
+    return None
 
 
 def full_disk(folder: Path | str) -> str:

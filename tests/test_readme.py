@@ -115,6 +115,54 @@ def test_a_folder_per_class_is_prepared_with_one_card(repository, clone):
 
 
 @pytest.mark.xdist_group("readme")
+def test_a_folder_per_class_is_planned_with_the_own_grid(repository, clone):
+    """The grid file works for any card: nothing but the name of the task is changed."""
+    write_card(repository, clone, "knees", "Knee")
+    for number in range(24):
+        name = f"p{number:02d}_left.png"
+        folder = clone.parent / "data" / "knees" / ("healthy", "osteoarthritis")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((9, 9, 3), number, np.uint8)).save(folder / name)
+    own = (repository / "grids" / "own.yaml").read_text("utf-8")
+    assert "make plan GRID=own DATA=../data" in block(repository, "sh", "GRID=own")
+    (clone / "grids" / "own.yaml").write_text(re.sub(r"\[chest_xray\]", "[knees]", own))
+    environment = small_grid.environment(clone) | {"MEDLIB_DATA": str(clone.parent / "data")}
+    command = [sys.executable, *small_grid.STUDY, "plan", "own"]
+    how = {"cwd": clone, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run(command, **how)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert set(re.findall(r"× (\w+)", done.stdout)) >= {"prepare", "extract", "finetune", "look"}
+    assert "The frozen half" in done.stdout and "The fine-tuned half" in done.stdout
+    assert "Not counted" not in done.stdout
+    environment["MEDLIB_DATA"] = str(clone.parent / "nowhere")
+    done = subprocess.run(command, **how)
+    assert "Not counted: knees (its images were not found" in done.stdout
+
+
+def test_the_own_grid_has_no_words_and_no_numbers_of_another_task(repository):
+    own = yaml.safe_load((repository / "grids" / "own.yaml").read_text("utf-8"))
+    assert len(own["tasks"]) == 1 and "label_fraction" not in own["finetuned"]
+    captions = [
+        yaml.safe_load((repository / "grids" / f"{name}.yaml").read_text("utf-8"))["caption"]
+        for name in ("pocket", "demo")
+    ]
+    assert own["caption"] not in captions
+    others = {task.split("_")[0] for task in cards.tasks()}
+    assert not [word for word in others if word in own["title"].lower() + own["caption"].lower()]
+
+
+def test_every_data_set_of_a_card_stands_in_the_table_with_its_source_and_licence(repository):
+    text = (repository / "README.md").read_text("utf-8")
+    section = text.split("## Where the data are")[1].split("\n## ")[0]
+    rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    named = {task: row for row in rows for task in re.findall(r"`(\w+)`", row[0])}
+    assert set(named) == set(cards.tasks()) - {"other_chest"}  # there are only phantoms of it
+    for task, (_, _, source, _, licence) in named.items():
+        card = cards.read(task)
+        assert (card.source, card.licence) == (source, licence.removesuffix(" |"))
+
+
+@pytest.mark.xdist_group("readme")
 def test_volumes_with_a_table_are_prepared_with_one_card(repository, clone):
     card = write_card(repository, clone, "adrenals", "Adrenal")
     table = pd.read_csv(io.StringIO(block(repository, "csv", "diagnosis")), dtype=str)

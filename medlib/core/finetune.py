@@ -63,7 +63,7 @@ def predict(
     model: Classifier, images: np.ndarray | Tensor, rows: np.ndarray, batch_size: int = 32
 ) -> np.ndarray:
     """Class probabilities (len(rows), K), float64, of the images with these row numbers."""
-    return outputs(model, images, rows, batch_size).double().softmax(1).cpu().numpy()
+    return outputs(model, images, rows, batch_size).cpu().double().softmax(1).numpy()
 
 
 @torch.inference_mode()

@@ -166,7 +166,8 @@ def sweep(
 
 
 def _data(embeddings: np.ndarray, y: np.ndarray, samples: Sequence, device: str) -> tuple:
-    x = torch.tensor(np.asarray(embeddings, dtype=np.float32), device=device_name(device))
+    device = "cpu" if device == "mps" else device_name(device)  # mps has no float64
+    x = torch.tensor(np.asarray(embeddings, dtype=np.float32), device=device)
     return x, np.asarray(y, dtype=np.int64), np.unique(samples, return_inverse=True)[1]
 
 

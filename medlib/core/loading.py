@@ -11,7 +11,7 @@ from medlib.core.fast import transfer
 
 
 def device_name(device: str = "auto") -> str:
-    """The device to use: ``"auto"`` becomes cuda if there is a GPU, else cpu."""
+    """The device to use: ``"auto"`` becomes cuda if there is a GPU, else cpu (mps is untried)."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device

@@ -20,9 +20,10 @@ from pydantic import (
 )
 
 from medlib.data.known import KNOWN
+from medlib.environment import shipped
 from medlib.errors import ManifestError, listed, unknown
 
-FOLDER = Path(__file__).resolve().parents[2] / "data_manifests"
+FOLDER = shipped("data_manifests")
 # The paper's tasks, in its order: clinical MRI, and public photographs and radiographs.
 MRI = ("glioma_ucsf_t1", "glioma_ucsf_t1ce", "glioma_ucsf_flair")
 PUBLIC = ("chest_xray", "fundus_amd", "dermoscopy")

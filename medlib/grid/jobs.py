@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import fcntl
 import itertools
 import os
 import shutil
@@ -19,6 +18,11 @@ from typing import IO
 from medlib import files
 from medlib.environment import full_disk
 from medlib.grid import made
+
+try:
+    import fcntl
+except ImportError:  # Windows: notebooks run there one by one, grids do not
+    fcntl = None
 
 # Errors that may not happen again: a killed kernel, memory that others had taken, a network.
 TRANSIENT = {"DeadKernelError", "MemoryError", "OutOfMemoryError", "AcceleratorError"}
@@ -160,13 +164,17 @@ def _keep(
         print(f"{record} cannot be written: {full}", file=sys.stderr)
 
 
-def take(file: IO, how: int = fcntl.LOCK_EX) -> bool:
+def take(file: IO, shared: bool = False) -> bool:
     """Try to lock an open file; False if another process holds the lock.
 
-    Raises OSError that says what to do, on a file system that has no locks.
+    Several processes can hold a ``shared`` lock. Raises OSError that says what to do, on a system
+    or a file system that has no locks.
     """
+    if fcntl is None:
+        said = "Grids need the file locks of Linux or macOS, and this system does not have them."
+        raise OSError(f"{said} Run the grid in WSL. Notebooks run here, one by one.")
     try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:

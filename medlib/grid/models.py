@@ -260,7 +260,7 @@ def predict(model: Model, images: np.ndarray, device: str = "auto") -> dict[int,
         x = _embedded(network, images, rows)
         with torch.inference_mode():
             logits = network.head(torch.from_numpy(x).to(network.head.weight.device))
-        proba = logits.double().softmax(1).cpu().numpy()
+        proba = logits.cpu().double().softmax(1).numpy()
         found[fold] = Rotated(proba, outside.distances(known, x) / float(known["usual"]))
     return found
 

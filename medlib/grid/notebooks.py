@@ -19,13 +19,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from medlib.core.settings import fits
+from medlib.environment import MEDLIB, shipped
 from medlib.errors import listed, unknown
 from medlib.grid import kinds
 from medlib.grid.jobs import CONTROLLER, ExecutionError, add_arguments, failed, room, run_job
 from medlib.grid.made import code_cells
 
-MEDLIB = Path(__file__).resolve().parents[1]
-NOTEBOOKS = MEDLIB.parent / "notebooks"
+NOTEBOOKS = shipped("notebooks")
 
 # papermill's JSON-schema validator imports this module if it is installed. That takes most of a
 # second in every job, for a check of URLs that no notebook needs. None: as if not installed.

@@ -14,7 +14,6 @@ and the command that runs only them again.
 
 import argparse
 import contextlib
-import fcntl
 import os
 import shutil
 import socket
@@ -29,7 +28,7 @@ import pandas as pd
 from medlib.core import settings, weights
 from medlib.errors import listed
 from medlib.files import TEMPORARY, read_json
-from medlib.grid import gridfile, jobs, made, page, plan, states
+from medlib.grid import gridfile, hours, jobs, made, page, plan, states
 from medlib.grid.plan import Plan
 from medlib.grid.watch import TARGET, Watch, duration, progress_words, why
 from medlib.show import answers, registry
@@ -89,7 +88,7 @@ def running(study: Study) -> str:
     if not study.lock.is_file():
         return ""
     with open(study.lock) as file:
-        return "" if jobs.take(file, fcntl.LOCK_SH) else _holder(study)
+        return "" if jobs.take(file, shared=True) else _holder(study)
 
 
 def options(study: Study, *config: str) -> list[str]:
@@ -190,6 +189,8 @@ def rounds(study: Study, watch: Watch, arguments: list[str], how: list[str]) -> 
         now = [job.outputs[0] for job in jobs_now]
         if not now or (status and not begun.isdisjoint(now)):  # all is done, or it was stopped
             break
+        if not number:
+            announce(study, jobs_now)
         begun.update(now)
         inputs.check(study.grid, study.results, jobs_now)
         again = [job for job in jobs_now if job.reason not in (plan.NOT_MADE, plan.FOLLOWS)]
@@ -275,9 +276,31 @@ def show_plan(study: Study, arguments: list[str]) -> int:
     if now.waiting:
         waiting = f"{now.waiting} long jobs read what these write"
         print(f"{waiting}. They run again only if their inputs change.")
-    for line in one_more_seed(study):
+    for line in [*_hours(study, now.jobs), *one_more_seed(study)]:
         print(line)
     return 0
+
+
+def _hours(study: Study, jobs_now: list[plan.Job]) -> list[str]:
+    """How long these jobs may take, and what was not counted."""
+    if not jobs_now:
+        return []
+    machine = hours.this_machine()
+    table, unknown = hours.estimate(study.grid, study.results, jobs_now, machine)
+    return [*hours.words(table, machine), *(f"Not counted: {each}." for each in unknown)]
+
+
+def announce(study: Study, jobs_now: list[plan.Job]) -> None:
+    """Print which grid this is, and about how long its jobs may take on this machine."""
+    table, unknown = hours.estimate(study.grid, study.results, jobs_now, hours.this_machine())
+    took = hours.about(table["here"].sum())
+    lines = [
+        f"Grid '{study.name}' ({study.grid['title']}): {len(jobs_now)} jobs to run.",
+        f"This may take {took} on this machine. Half or twice as long is no surprise.",
+        *(f"Not counted: {each}." for each in unknown),
+        f"What is already there is kept. Hours by rule: make plan GRID={study.name}",
+    ]
+    print("\n".join(lines), flush=True)
 
 
 def reasons(now: Plan) -> list[str]:

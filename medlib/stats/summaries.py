@@ -9,6 +9,7 @@ import contextlib
 import functools
 import itertools
 import json
+import math
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -176,7 +177,7 @@ def costs(folders: list[Path]) -> pd.DataFrame:
             seconds, gpu = seconds + embedding["seconds"], embedding["gpu"]
             peaks.append(embedding["peak_memory_bytes"])
         took = {"seconds": seconds, "parameters": how["parameters"], "device": gpu or "CPU"}
-        took["memory"] = max(peak["gpu"] or peak["resident"] for peak in peaks)
+        took["memory"] = max(peak["gpu"] or peak["resident"] or math.nan for peak in peaks)
         costs.append({name: cell[name] for name in runs.CELL} | took)
     if n := len(lacking):
         words = f"{n} records do not say how long embedding took. Run again:\n{listed(lacking)}"

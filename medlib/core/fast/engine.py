@@ -23,7 +23,7 @@ PRECISIONS = {name: getattr(torch, name) for name in ("float32", "bfloat16", "fl
 SIMILAR, SURELY_SIMILAR, SAMPLE = 0.999, 0.9998, 64
 # Compiling takes 8 to 50 s. On a CPU it saves a tenth with ResNets and nothing with other networks;
 # on an H200 it saves a vision transformer 10 s in a million images (benchmarks/README.md).
-COMPILE_FROM = {"cpu": math.inf, "cuda": 1_000_000}  # images
+COMPILE_FROM = {"cpu": math.inf, "mps": math.inf, "cuda": 1_000_000}  # images
 CPU_BATCH = 16  # the smallest for which a single thread, too, uses oneDNN; more gains nothing
 
 
