@@ -32,14 +32,18 @@ OVER_CLASSES = (
     "recall_macro",
     "f1_macro",
 )
+MANY = 10  # columns; on paper, a table with more of them has a page in landscape format
 HTML = jinja2.Template(
-    """<div class="scroll"><table>{% if caption %}<caption>{{ caption }}</caption>{% endif %}
-<tr>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for cells in lines %}<tr>{% for cell in cells -%}
+    """<div class="scroll{{ ' wide' if names|length > many }}" tabindex="0" role="region" \
+aria-label="{{ caption or 'Table' }}"><table>{% if caption %}<caption>{{ caption }}</caption>\
+{% endif %}
+<thead><tr>{% for name in names %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>{% for cells in lines %}<tr>{% for cell in cells -%}
 <td{{ wide(cell) }}>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table></div>{% if note %}<p class="note">{{ note }}</p>{% endif %}\n""",
+{% endfor %}</tbody></table></div>{% if note %}<p class="note">{{ note }}</p>{% endif %}\n""",
     autoescape=True,
 )
+HTML.globals["many"] = MANY
 HTML.globals["wide"] = lambda cell: Markup(" class=long" if len(cell) > 70 else "")
 
 
