@@ -3,13 +3,13 @@
     python tests/report_browser.py [REPORT] [--axe FILE] [--shots FOLDER]
 
 REPORT is a page (figures/demo/report.html). Drives Debian's Chromium (packages chromium,
-chromium-driver and poppler-utils) with selenium, without a network. Checks at 1280 and 390 px,
-with everything folded and unfolded, that the page does not scroll sideways, and with axe-core (the
-npm package) that it is accessible, its contrasts included. Checks that images appear, that each
+chromium-driver and poppler-utils) with selenium, without a network. Checks at 1280 and 390 px, with
+everything folded and unfolded, that the page does not scroll sideways, and with axe-core (the npm
+package) that it is accessible, its contrasts included. Checks that all images appear, that each
 link leads to something, that the keyboard reaches and opens everything, that nothing is requested
 and that the console is empty. Then prints the page: every interval of every table must be in the
-PDF's text, and no figure may be missing. Keeps screenshots and the PDF. Exit status: 0 if all checks pass, 1
-if not, 2 if it could not begin.
+PDF's text, and every figure in the PDF. Keeps screenshots and the PDF. Exit status: 0 if all checks
+pass, 1 if not, 2 if it could not begin.
 """
 
 from __future__ import annotations

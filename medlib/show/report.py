@@ -29,7 +29,7 @@ LIMIT = 4_000_000  # bytes of a page
 AROUND = 60_000  # bytes, at most, of what is neither a figure nor a table of the folder
 # Ways to copy the figures: colours of a plot; pixels in width and quality of a row of photographs.
 # The first one is taken with which the page is within the limit; if none is, the last one.
-COPIES = ((32, 1200, 60), (24, 1100, 50), (16, 1000, 40), (12, 900, 30))
+COPIES = ((32, 1200, 60), (20, 1100, 45), (14, 1000, 35))
 LINKED = {"png": "PNG", "pdf": "PDF", "svg": "SVG", "csv": "CSV", "md": "Markdown", "tex": "LaTeX"}
 Shown = tuple[str, registry.Entry]  # a stem and its entry
 
@@ -76,7 +76,9 @@ def write(
         words,
         whole=not gaps.any(),
         counts=", ".join(f"{n} runs {state}" for state, n in counts.items() if n),
-        gaps=tables.html(states[gaps], lacking[gaps], tag="mark"),
+        gaps=tables.html(
+            states[gaps], lacking[gaps], "Not all of these runs are done.", tag="mark"
+        ),
         opening=drawn(s for s in overall if s.heading == registry.OPENING),
         overall=drawn(s for s in overall if s.heading != registry.OPENING),
         tasks=[
@@ -84,8 +86,10 @@ def write(
             for (task, name), of_task in zip(tasks.items(), by_task, strict=True)
             if of_task
         ],
-        states=tables.html(states, lacking, tag="mark"),
-        environment=tables.html(environment, environment.isna()),
+        states=tables.html(states, lacking, "The number of runs of each cell.", tag="mark"),
+        environment=tables.html(
+            environment, environment.isna(), "The software and hardware of the runs."
+        ),
     )
     files.save_text(path, page)
 
@@ -131,15 +135,18 @@ def _copies(folder: Path, shown: Iterable[Shown], room: int) -> dict[str, Markup
     """The attributes of the images, by stem: copies that take ``room`` bytes or fewer, if any do.
 
     A plot is copied without loss, apart from its number of colours, so that its text stays sharp.
-    What shows images of patients is copied with loss: few colours would falsify them.
+    What shows images of patients is copied with loss: few colours would falsify them. Raises
+    ValueError that names a figure which cannot be read.
     """
     there = {s: e.patients for s, e in shown if (folder / f"{s}.png").is_file()}
     for colours, width, quality in COPIES:
         made = {}
         for stem, photographs in there.items():
-            with Image.open(folder / f"{stem}.png") as file:
-                image = file.convert("RGB")
-            size, how = image.size, {"lossless": True, "quality": 60, "method": 2}  # quality: effort
+            image = _read(folder / f"{stem}.png")
+            size, how = (
+                image.size,
+                {"lossless": True, "quality": 60, "method": 2},
+            )  # quality: effort
             if photographs:
                 how = {"quality": quality}
                 image.thumbnail((width, image.height))
@@ -153,3 +160,12 @@ def _copies(folder: Path, shown: Iterable[Shown], room: int) -> dict[str, Markup
         if sum(map(len, made.values())) <= room:
             break
     return made
+
+
+def _read(picture: Path) -> Image.Image:
+    try:
+        with Image.open(picture) as file:
+            return file.convert("RGB")
+    except OSError as error:
+        way_out = "remove it, and draw the figures again (make figures GRID=…)"
+        raise ValueError(f"{picture} is empty or damaged: {way_out}") from error

@@ -37,7 +37,7 @@ HTML = jinja2.Template(
     """<div class="scroll{{ ' wide' if names|length > many }}" tabindex="0" role="region" \
 aria-label="{{ caption or 'Table' }}"><table>{% if caption %}<caption>{{ caption }}</caption>\
 {% endif %}
-<thead><tr>{% for name in names %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
+<thead><tr>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr></thead>
 <tbody>{% for cells in lines %}<tr>{% for cell in cells -%}
 <td{{ wide(cell) }}>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>{% if note %}<p class="note">{{ note }}</p>{% endif %}\n""",
