@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from medlib.data import cards
-from medlib.grid import gridfile, jobs, states
+from medlib.grid import address, gridfile, jobs, states
 from medlib.show import report
 
 PAGE, INCOMPLETE = "report.html", "report_incomplete.html"  # complete grid, incomplete grid
@@ -47,14 +47,21 @@ def write(
     name = page_name(grid, results)
     path = figures / (INCOMPLETE if stopped else name)
     words = {"title": grid["title"], "caption": grid.get("caption", "")}
-    words["citations"] = list(
-        dict.fromkeys(cards.read(t).citation for t in gridfile.prepared(grid))
-    )
+    prepared = gridfile.prepared(grid)
+    words["citations"] = list(dict.fromkeys(cards.read(task).citation for task in prepared))
+    words["tasks"] = {task: _title(results, task) for task in prepared}
     tables = {"states": states.table(grid, results), "environment": environment(grid, results)}
     report.write(path, **words, **tables)
     if path.name == name:
         (figures / (INCOMPLETE if name == PAGE else PAGE)).unlink(missing_ok=True)
     return path
+
+
+def _title(results: Path | str, task: str) -> str:
+    """The title of a task as it was prepared; as its card has it if it was not."""
+    manifest = address.manifest(results, task)
+    prepared = manifest.with_suffix(".yaml").is_file()
+    return (cards.used(manifest) if prepared else cards.read(task)).title
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ and the notebooks with them. A new figure or table is one entry, and the cell th
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 FILES = {"figure": ("png", "pdf", "svg", "csv"), "table": ("csv", "md", "tex", "html")}
 FILES["figure and table"] = (*FILES["figure"], *FILES["table"][1:])  # with one CSV
@@ -24,7 +25,8 @@ class Entry:
     """A figure, a table, or both under one name.
 
     ``stem`` is the name of its files; with ``{task}`` in it there is one for each task. Entries
-    with the same ``heading`` share a section of the page.
+    with the same ``heading`` share a section of the page. The page shows what belongs to a task
+    together, after all other sections.
     """
 
     stem: str
@@ -34,21 +36,30 @@ class Entry:
     frozen: bool = False  # made only if the grid has a frozen regime
     promised: bool = True  # False: whether it can be made is known only when its rule runs
     patients: bool = False  # shows patients' images, so it is never committed
-    folded: bool = False  # a long table: the page shows its caption, and a click opens it
 
 
+class Section(NamedTuple):
+    """A section of the page."""
+
+    key: str  # its id
+    heading: str
+    words: str  # the text under the heading
+    shown: list[tuple[str, Entry]]  # the stems of its figures and tables, with their entries
+
+
+OPENING = "The answer"  # the heading of the section that is open; all others are folded
 ENTRIES = (  # in the order of the page
     Entry("answer", "compare", "The answer", "table"),
     Entry("recommendation", "compare", "The answer"),
-    Entry("best_arms", "compare", "The answer", "table"),
-    Entry("main_comparison", "compare", "The comparison"),
+    Entry("main_comparison", "compare", "The answer"),
+    Entry("differences_regimes", "claims", "Frozen or fine-tuned?"),
+    Entry("freezing", "compare", "What freezing costs"),
+    Entry("best_arms", "compare", "Every arm beside the best", "table"),
     Entry("main_table", "compare", "In numbers", "table"),
     Entry("claims", "claims", "The paper's claims", "table"),
     Entry("critical_difference", "claims", "Ranks over tasks"),
     Entry("differences_{regime}", "claims", "Paired differences", promised=False),
-    Entry("differences_regimes", "claims", "Paired differences"),
     Entry("confounds", "claims", "Architecture or pretraining?", "table"),
-    Entry("freezing", "compare", "What freezing costs"),
     Entry("size", "costs", "Does size pay?"),
     Entry("label_efficiency", "costs", "How many labels does it take?"),
     Entry("cost", "costs", "What does it cost?"),
@@ -71,34 +82,138 @@ ENTRIES = (  # in the order of the page
     Entry("seen_{task}", "look", "What they see", frozen=True, patients=True),
     Entry("flow_{task}", "prepare", "Who was included"),
     Entry("passport_{task}", "prepare", "Split passports"),
-    Entry("checklist", "checklist", "What a paper must report", "table", folded=True),
+    Entry("checklist", "checklist", "What a paper must report", "table"),
     Entry("full_table", "compare", "All metrics, all heads", "table"),
 )
 WORDS = {  # the text under a heading
-    "The answer": "The backbone, the regime and the head that are recommended for each task.",
-    "The comparison": "Thick bars: other test patients. Thin lines: also other training patients.",
     "In numbers": "Linear heads. Bold: the best value of a task, and values equivalent to it.",
     "The paper's claims": "Written down before any result; judged only if every arm was run.",
-    "Ranks over tasks": "A bar joins backbones that cannot be told apart.",
-    "Paired differences": "Differences on the same patients. Grey: the equivalence margin.",
+    "Every arm beside the best": "Each arm minus the best of the others, on the same patients.",
     "Architecture or pretraining?": "The parts of the difference between DINOv2 and CNNs.",
-    "What freezing costs": "Each backbone frozen and fine-tuned, on the same labels.",
     "Does size pay?": "Vision transformers of different sizes with the same pretraining.",
     "How many labels does it take?": "A seed draws patients, and the weights of random controls.",
     "What does it cost?": "Results against time, parameters and memory, as means over tasks.",
     "Curves": "ROC and precision-recall curves, with 95 % bands over test patients.",
-    "Confusions": "Confusion matrices: labels against predicted classes.",
     "Thresholds": "Chosen on validation patients, and applied to test patients.",
     "Each class against the others": "AUROC, sensitivity and specificity on test patients.",
-    "Where they go wrong": "Images that all backbones get wrong, surest errors, least sure images.",
-    "Calibration": "Accuracy against confidence.",
     "Subgroups and sites": "Results in groups of patients and at sites.",
     "Tests elsewhere": "The same models on another data set, on which none was trained.",
-    "Embeddings": "Frozen embeddings on two principal components.",
     "What they see": "Local features of several backbones on the same images.",
-    "Who was included": "Images that were found and excluded, and the patients of each side.",
-    "Split passports": "Patients, images and classes of each side of the split.",
     "What a paper must report": "The items of CLAIM 2024 and TRIPOD+AI, with an answer to each.",
+}
+CAPTIONS = {  # stem of a figure -> its caption, and what a reader who cannot see it must know
+    "recommendation": (
+        "Every arm minus the best of the others. Star: the recommended arm. Dashed: the margin.",
+        "Forest plot with a panel for each task: the difference of every arm from the best of the "
+        "others, with its 95 % interval, beside the margin.",
+    ),
+    "main_comparison": (
+        "Thick bars: other test patients. Thin lines: also other training patients.",
+        "Dot plot with a panel for each task: the result of every backbone, frozen beside "
+        "fine-tuned, with two 95 % intervals.",
+    ),
+    "differences_regimes": (
+        "Right of zero, training the backbone is better than freezing it. Grey: the margin.",
+        "Forest plot: for each task and backbone the trained arm minus the frozen one, with 95 % "
+        "intervals, over the equivalence margin.",
+    ),
+    "freezing": (
+        "Each line is a backbone, frozen and fine-tuned on the same labels.",
+        "Slope chart with a panel for each task: the result of each backbone frozen, joined with "
+        "its result fine-tuned.",
+    ),
+    "critical_difference": (
+        "A low rank is good. A bar joins backbones that cannot be told apart.",
+        "Diagram of critical differences: the mean rank of each backbone over all tasks on a line, "
+        "with bars over groups that cannot be told apart.",
+    ),
+    "differences_{regime}": (
+        "Each row is a pair of backbones. Grey: the margin within which they are equivalent.",
+        "Forest plot: the difference of each pair of backbones in one regime, with 95 % intervals, "
+        "over the equivalence margin.",
+    ),
+    "size": (
+        "Sizes of one architecture with the same pretraining are joined.",
+        "Line chart with a panel for each task: the result against the number of parameters.",
+    ),
+    "label_efficiency": (
+        "Each line is a backbone. Points: means over draws of the labelled patients.",
+        "Line chart with a panel for each task: the result against the number of labelled "
+        "patients.",
+    ),
+    "cost": (
+        "The best arms are above and to the left: a higher result at a lower cost.",
+        "Scatter plot with a panel for each kind of cost: the result of each backbone against its "
+        "time, parameters and memory.",
+    ),
+    "curves_{task}": (
+        "Bands: 95 % over test patients.",
+        "ROC curves on the left and precision-recall curves on the right, a curve for each "
+        "backbone, for {task}.",
+    ),
+    "confusion_{task}": (
+        "Rows: the true class. Columns: the predicted class.",
+        "Confusion matrices, one for each backbone, for {task}.",
+    ),
+    "decision_{task}": (
+        "A model is of use where its curve is above those of acting on all and on nobody.",
+        "Decision curves for {task}: the net benefit of each backbone against the threshold "
+        "probability, beside acting on all patients and on none.",
+    ),
+    "reliability_{task}": (
+        "On the diagonal, probabilities are as high as the share of correct predictions.",
+        "Reliability diagrams for {task}: the accuracy against the confidence of each backbone, "
+        "beside the diagonal.",
+    ),
+    "by_class_{task}": (
+        "Each class against all others, with 95 % intervals.",
+        "Dot plot for {task}: AUROC, sensitivity and specificity of each backbone in each class.",
+    ),
+    "wrong_by_all_{task}": (
+        "Test images that every backbone gets wrong.",
+        "A row of test images of {task} that every backbone gets wrong, each with its label and "
+        "the predictions.",
+    ),
+    "wrong_{task}": (
+        "For each class, the surest errors and the least sure images.",
+        "A grid of test images of {task}: a row for each class, with the predicted classes and "
+        "their probabilities below each image.",
+    ),
+    "subgroups_{task}": (
+        "Groups with few patients have wide intervals.",
+        "Forest plot for {task}: the result of each backbone in groups of patients, such as those "
+        "of an age or a site, with 95 % intervals.",
+    ),
+    "external_{task}": (
+        "The same models on their own test patients and on another data set.",
+        "Dot plot for models of {task}: the result of every arm inside and on another data set, "
+        "with 95 % intervals.",
+    ),
+    "shift_{task}": (
+        "The images that are easiest to tell apart.",
+        "Images of {task} beside images of another data set, those first that a classifier tells "
+        "apart most surely.",
+    ),
+    "embeddings_{task}": (
+        "Each point is an image, by its embedding on two principal components.",
+        "Scatter plots of the embeddings of {task}, with a panel for each backbone: coloured by "
+        "label, by patient and, where it is known, by site.",
+    ),
+    "seen_{task}": (
+        "Equal colours in a map: local features that are alike.",
+        "A grid of images of {task}: below each image a map of the local features of each "
+        "backbone, in colours.",
+    ),
+    "flow_{task}": (
+        "From what was found to the patients of each side.",
+        "Flow chart for {task}: images found, images excluded with the reason, and patients and "
+        "images of each side.",
+    ),
+    "passport_{task}": (
+        "Patients and images of each side of the split.",
+        "Split passport of {task}: tables and bars of patients, images, classes, age, sex and "
+        "site on each side of the split, and of duplicates.",
+    ),
 }
 
 
@@ -108,16 +223,27 @@ def files(rule: str, frozen: bool) -> list[str]:
     return [f"{entry.stem}.{kind}" for entry in own for kind in FILES[entry.kind]]
 
 
-def is_folded(stem: str) -> bool:
-    """Whether the page folds a table of this name."""
-    return any(entry.folded for entry in ENTRIES if entry.stem == stem)
+def sections(stems: Collection[str], task: str = "") -> Iterator[Section]:
+    """The sections that these figures and tables fill, in the order of the page.
 
-
-def sections(stems: Collection[str]) -> Iterator[tuple[str, str, str, list[str]]]:
-    """The sections of a page of these figures and tables: id, heading, words, stems."""
+    Without a ``task`` these are the sections of what belongs to no task, otherwise those of what
+    belongs to this one.
+    """
+    left = {stem for entry in ENTRIES for stem in _filled(entry, stems, task)}
     for heading in dict.fromkeys(entry.heading for entry in ENTRIES):
-        entries = [entry.stem for entry in ENTRIES if entry.heading == heading]
-        pattern = "|".join(re.sub(r"\{\w+\}", ".+", stem) for stem in entries)
-        own = sorted(stem for stem in stems if re.fullmatch(pattern, stem))
-        if own:
-            yield entries[0].partition("_{")[0], heading, WORDS.get(heading, ""), own
+        shown = []
+        for entry in (entry for entry in ENTRIES if entry.heading == heading):
+            own = [stem for stem in _filled(entry, stems, task) if stem in left]
+            left -= set(own)
+            shown += [(stem, entry) for stem in own]
+        if shown:
+            key = shown[0][1].stem.partition("_{")[0]
+            yield Section(f"{key}-{task}" if task else key, heading, WORDS.get(heading, ""), shown)
+
+
+def _filled(entry: Entry, stems: Collection[str], task: str) -> list[str]:
+    """The stems that are of this entry, and of this task if the entry belongs to tasks."""
+    if ("{task}" in entry.stem) != bool(task):
+        return []
+    pattern = re.sub(r"\{(\w+)\}", lambda field: task if field[1] == "task" else r"\w+", entry.stem)
+    return sorted(stem for stem in stems if re.fullmatch(pattern, stem))

@@ -32,14 +32,18 @@ OVER_CLASSES = (
     "recall_macro",
     "f1_macro",
 )
+MANY = 10  # columns; on paper, a table with more of them has a page in landscape format
 HTML = jinja2.Template(
-    """<div class="scroll"><table>{% if caption %}<caption>{{ caption }}</caption>{% endif %}
-<tr>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for cells in lines %}<tr>{% for cell in cells -%}
+    """<div class="scroll{{ ' wide' if names|length > many }}" tabindex="0" role="region" \
+aria-label="{{ caption or 'Table' }}"><table>{% if caption %}<caption>{{ caption }}</caption>\
+{% endif %}
+<thead><tr>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>{% for cells in lines %}<tr>{% for cell in cells -%}
 <td{{ wide(cell) }}>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table></div>{% if note %}<p class="note">{{ note }}</p>{% endif %}\n""",
+{% endfor %}</tbody></table></div>{% if note %}<p class="note">{{ note }}</p>{% endif %}\n""",
     autoescape=True,
 )
+HTML.globals["many"] = MANY
 HTML.globals["wide"] = lambda cell: Markup(" class=long" if len(cell) > 70 else "")
 
 
@@ -280,7 +284,7 @@ def save_table(
     bold = _best_cells(readable) if best is None else best.reset_index(drop=True)
     bold = bold.rename(columns=names.METRICS).reindex(columns=list(readable), fill_value=False)
     shown = readable.map(_text), bold, caption, note
-    texts = {"md": _markdown(*shown), "tex": _latex(*shown, Path(path_stem).name)}
+    texts = {"md": markdown(*shown), "tex": _latex(*shown, Path(path_stem).name)}
     texts["html"] = html(*shown)
     paths = [Path(f"{path_stem}.{kind}") for kind in ("csv", *texts)]
     save_csv(paths[0], df if data is None else data)
@@ -326,9 +330,13 @@ def _text(cell: object) -> str:
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
 
 
-def _markdown(df: pd.DataFrame, best: pd.DataFrame, caption: str, note: str) -> str:
+def markdown(
+    df: pd.DataFrame, best: pd.DataFrame | None = None, caption: str = "", note: str = ""
+) -> str:
+    """A table of texts in Markdown, with the `best` cells bold."""
     df = df.map(_pipe)
-    texts = df.where(~best, "**" + df + "**").rename(columns=_pipe)
+    texts = df if best is None else df.where(~best, "**" + df + "**")
+    texts = texts.rename(columns=_pipe)
     table = texts.to_markdown(index=False, disable_numparse=True)
     return "\n\n".join(part for part in (caption, table, note) if part) + "\n"
 

@@ -134,13 +134,13 @@ def _summarise_cell(of_cell: list[runs.Run], in_order: bool, resamples: int) -> 
         values = list(arm.values.values())
         sd = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
         of_arm = row(arm, every, {"n_seeds": len(every)}) | {"sd": sd}
-        over_seeds.append(of_arm | _procedure(arm, same["rarest"]))
+        over_seeds.append(of_arm | procedure(arm, same["rarest"]))
     tables = {"by_seed": by_seed, "over_seeds": over_seeds}
     columns = {name: pd.DataFrame(rows).to_dict("list") for name, rows in tables.items()}
     return columns | {"samples": samples}
 
 
-def _procedure(arm: effects.Arm, rarest: int) -> dict[str, float | str]:
+def procedure(arm: effects.Arm, rarest: int) -> dict[str, float | str]:
     """The interval of a procedure over test patients, training patients and seeds.
 
     Proportions get the logit interval, as in :func:`bootstrap.interval`. The interval of a loss or

@@ -454,7 +454,7 @@ def test_a_cell_that_fails_stops_no_other_and_is_told_with_the_way_out(tmp_path)
     assert "Not the whole grid: 1 of 2 runs." in (figures / "main_table.md").read_text()
     assert not (figures / "report.html").exists()
     page = page.read_text(encoding="utf-8")
-    assert incomplete in page and "data:image/png" in page
+    assert incomplete in page and "data:image/webp" in page
     study.grid(SMALL)
     status, said = study.call("run", "--only-failed")
     assert status == 0 and "1 jobs to run." in said, said

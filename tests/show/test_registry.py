@@ -88,8 +88,27 @@ def test_files_of_a_rule_are_those_of_its_entries():
 
 def test_a_page_has_the_sections_of_what_is_there():
     stems = ["curves_b", "differences_regimes", "curves_a", "differences_frozen", "report", "size"]
-    assert [(key, own) for key, _, _, own in registry.sections(stems)] == [
-        ("differences", ["differences_frozen", "differences_regimes"]),
+    stems += ["curves_a_b", "wrong_by_all_b", "wrong_b"]
+
+    def of(task):
+        found = registry.sections(stems, task)
+        return [(key, [stem for stem, _ in shown]) for key, _, _, shown in found]
+
+    assert of("") == [
+        ("differences_regimes", ["differences_regimes"]),
+        ("differences", ["differences_frozen"]),
         ("size", ["size"]),
-        ("curves", ["curves_a", "curves_b"]),
     ]
+    assert of("a") == [("curves-a", ["curves_a"])]
+    assert of("b") == [
+        ("curves-b", ["curves_b"]),
+        ("wrong_by_all-b", ["wrong_by_all_b", "wrong_b"]),
+    ]
+
+
+def test_every_figure_has_a_caption_and_says_what_is_to_be_seen():
+    figures = {entry.stem for entry in registry.ENTRIES if entry.kind != "table"}
+    assert set(registry.CAPTIONS) == figures
+    for stem, (caption, alt) in registry.CAPTIONS.items():
+        assert len(alt) > 40 and alt != caption and alt[-1] == caption[-1] == "."
+        assert ("{task}" in alt) == ("{task}" in stem)
