@@ -295,7 +295,7 @@ def announce(study: Study, jobs_now: list[plan.Job]) -> None:
     table, unknown = hours.estimate(study.grid, study.results, jobs_now, hours.this_machine())
     took = hours.about(table["here"].sum())
     lines = [
-        f"Grid '{study.name}' ({study.grid['title']}): {len(jobs_now)} jobs to run.",
+        f"Grid '{study.name}' ({study.grid['title']}): {len(jobs_now)} jobs to do.",
         f"This may take {took} on this machine. Half or twice as long is no surprise.",
         *(f"Not counted: {each}." for each in unknown),
         f"What is already there is kept. Hours by rule: make plan GRID={study.name}",

@@ -90,7 +90,7 @@ def test_a_grid_runs_to_its_figures_and_a_second_call_runs_nothing(finished):
     for run in (TUNED.parent, CELL / "frozen-linear" / "seed0"):
         assert models.load(folder / run).facts["run"]["task"] == "fundus_pm"
     # Progress is a line now and then, not Snakemake's long output.
-    assert "Grid 'small' (one task, one backbone): 17 jobs to run.\nThis may take" in said
+    assert "Grid 'small' (one task, one backbone): 17 jobs to do.\nThis may take" in said
     assert len(said.splitlines()) < 60
 
 
