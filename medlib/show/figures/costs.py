@@ -105,7 +105,7 @@ def label_efficiency(table: pd.DataFrame, tasks: names.Tasks, metric: str = "aur
             low, high = part["patients"].min(), part["patients"].max()
             ax.set_xlim(low * np.exp(-0.08 * span), high * np.exp(0.08 * span))
             shown = part["patients"].round().unique()
-            ax.set_xticks(parts.far_apart(shown, 1.6))
+            ax.set_xticks(parts.far_apart(shown, 1.6 * np.log(high / low) / span))
             ax.set_xticks(shown, minor=True)
             ax.xaxis.set_minor_formatter("")
         parts.titles(ax, card, "no results" if part.empty else parts.people(part))
