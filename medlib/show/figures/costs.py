@@ -104,7 +104,7 @@ def label_efficiency(table: pd.DataFrame, tasks: names.Tasks, metric: str = "aur
         if len(part):
             low, high = part["patients"].min(), part["patients"].max()
             ax.set_xlim(low * np.exp(-0.08 * span), high * np.exp(0.08 * span))
-            shown = part["patients"].round().unique()
+            shown = part["patients"].dropna().round().unique()
             ax.set_xticks(parts.far_apart(shown, 1.6 * np.log(high / low) / span))
             ax.set_xticks(shown, minor=True)
             ax.xaxis.set_minor_formatter("")

@@ -36,6 +36,7 @@ def critical_difference(
     heights = [0.75 + 0.16 * len(values) for values in ranks.values()]
     size = {"figsize": (style.PAGE * 0.75, sum(heights) + 0.2), "height_ratios": heights}
     fig, axes = plt.subplots(len(ranks), 1, squeeze=False, **size)
+    fig.get_layout_engine().set(w_pad=0.15)  # names end where ranks do: the layout is near only
     for ax, (title, values) in zip(axes[:, 0], ranks.items(), strict=True):
         test, values = tests[title], values.sort_values()
         k, reach = len(values), test["critical_difference"]
