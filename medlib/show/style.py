@@ -102,7 +102,12 @@ def legend_above(fig: plt.Figure, entries: Mapping[str, object], title: str = ""
 
 
 def title_above(fig: plt.Figure, title: str) -> None:
-    fig.suptitle(title, x=0.01, ha="left", fontsize=8, fontweight="bold")
+    """A title above the panels, in lines as wide as the figure, which grows by the further ones."""
+    width = fig.get_figwidth() - 0.2
+    text = "\n".join(wrapped(line, width, 8, weight="bold") for line in title.splitlines())
+    more = text.count("\n") - title.count("\n")
+    fig.set_figheight(fig.get_figheight() + 0.15 * more)
+    fig.suptitle(text, x=0.01, ha="left", fontsize=8, fontweight="bold")
 
 
 def caption_below(fig: plt.Figure, caption: str) -> None:

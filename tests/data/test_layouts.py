@@ -1010,7 +1010,7 @@ def test_glioma_tasks_take_their_modality_and_the_grade_of_the_table(tmp_path, m
         "label": ["grade_II", "grade_III", "grade_II"],
         "reference": [f"set/{n}/{n}_t1.nii.gz" for n in found.rows["sample_id"]],
         "age": ["", "67", "44"],
-        "sex": ["", "gender 2", "gender 1"],
+        "sex": ["", "male", "female"],
         "site": ["CS", "CS", "DU"],
     }
     for name, path in column(found, "path").items():

@@ -62,7 +62,8 @@ def test_the_figure_has_a_row_for_each_arm_and_a_panel_for_each_data_set():
     for expected in ("North Hospital", "South Hospital", "1,100 patients, 1,234 images"):
         assert expected in said
     assert "drop +0.200 [+0.110, +0.290], rank 1 → 2" in said
-    assert legend_words(fig) == ["inside: Chest radiographs", "outside: another data set"]
+    words = ["inside: Chest radiographs", "outside: another data set", "chance"]
+    assert legend_words(fig) == words
     values = sorted(line.get_xdata()[0] for line in fig.axes[0].lines if line.get_marker() == "o")
     assert values == pytest.approx([0.698, 0.7, 0.898, 0.9])
 

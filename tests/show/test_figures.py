@@ -9,10 +9,11 @@ matplotlib.use("Agg")
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from shown import TASKS, all_words, bars, legend_words, long_table
 
 from medlib.show import style
-from medlib.show.figures import comparison, costs, embeddings, failures, images, predictions
+from medlib.show.figures import comparison, costs, embeddings, failures, images, parts, predictions
 from medlib.show.figures.differences import _cliques, critical_difference, forest, worth_showing
 
 BACKBONES = {
@@ -130,12 +131,12 @@ def widths():
     return pd.DataFrame({"way": ["patients", "images"], "value": 0.8, "ratio": [1, 2]} | ends)
 
 
-def seen():
+def seen(places=4):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, 28, 28, 3), dtype=np.uint8)
     colours = {
-        "DINOv2 S": rng.random((3, 2, 2, 3)),
-        "ViT-B (random weights)": rng.random((3, 2, 2, 3)),
+        "DINOv2 S": rng.random((3, places, places, 3)),
+        "ViT-B (random weights)": rng.random((3, 4, 4, 3)),
     }
     evidence = {"ResNet50 (ImageNet), evidence": rng.normal(size=(3, 7, 7))}
     return images, ["no", "no", "yes"], colours, evidence
@@ -232,25 +233,71 @@ def test_slopes_lead_from_frozen_to_fine_tuned_on_the_same_labels():
     fig = comparison.freezing(rows, TASKS)
     for ax, task in zip(fig.axes, TASKS, strict=True):
         part = rows[rows["task"] == task]
-        drawn = {tuple(line.get_ydata()) for line in ax.lines}
+        lines = [line for line in ax.lines if line.get_marker() != "None"]
+        drawn = {tuple(line.get_ydata()) for line in lines}
         assert drawn == set(part[["frozen", "finetuned"]].itertuples(index=False, name=None))
-        assert len(ax.lines) == len(part) == len(BACKBONES)
-        assert {tuple(line.get_xdata()) for line in ax.lines} == {(0, 1)}
+        assert len(lines) == len(part) == len(BACKBONES)
+        assert {tuple(line.get_xdata()) for line in lines} == {(0, 1)}
         # There are no intervals: those of single values say nothing about the difference.
         assert not ax.collections
+        chance = [line for line in ax.lines if line not in lines]
+        assert [set(line.get_ydata()) for line in chance] == [{0.5}] * (task == "mri")
+    assert fig.axes[0].get_ylim() == fig.axes[1].get_ylim()
     words = all_words(fig)
     assert "10 % of labels" in words and "DINOv2 B" in words and "40 test patients" in words
+    assert legend_words(fig)[-1] == "chance"
     everything = rows.assign(label_fraction=1.0)
     assert "of labels" not in all_words(comparison.freezing(everything, TASKS))
     other = rows[rows["task"] == "skin"]
     assert "no backbone in both regimes" in all_words(comparison.freezing(other, TASKS))
-    assert all_words(comparison.freezing(rows.iloc[:0], TASKS)).count("no backbone") == 2
+    none = comparison.freezing(rows.iloc[:0], TASKS)
+    assert not none.axes and "no backbone in both regimes" in all_words(none)
+
+
+def test_no_two_backbones_look_alike_and_a_control_has_the_marker_of_its_twin():
+    rows = pd.DataFrame({"backbone": [*BACKBONES, "resnet50-random"]})
+    rows["pretraining"] = [*BACKBONES.values(), "random"]
+    looks = parts.backbone_looks(rows)
+    marks = [(look["marker"], look["color"], look["linestyle"]) for look in looks.values()]
+    assert len(set(marks)) == len(marks) == 7
+    twin, control = looks["ViT-B (ImageNet)"], looks["ViT-B (random weights)"]
+    assert twin["marker"] == control["marker"] and twin["markerfacecolor"] == twin["color"]
+    assert (control["markerfacecolor"], control["color"]) == ("white", style.GREY)
+
+
+@pytest.mark.parametrize(
+    ("values", "chance", "low", "high"),
+    [
+        ([0.99, 1.0], None, 0.8, 1.0),  # a span of 0.2, ending at 1
+        ([0.0, 0.05], None, 0.0, 0.2),
+        ([0.61, 0.63], None, 0.52, 0.72),  # the middle stays
+        ([0.9, 0.95], 0.5, 0.5, 0.95),  # chance is on the axis
+        ([0.4, 0.9], 0.5, 0.4, 0.9),
+        ([-0.1, 1.3], None, -0.1, 1.3),  # not a proportion
+    ],
+)
+def test_an_axis_of_values_has_a_least_span_and_ends_at_zero_and_one(values, chance, low, high):
+    ax = Figure().subplots()
+    parts.value_axis(ax, values, [np.nan], tasks={"mri": {"chance": chance}})
+    room = 0.04 * (high - low)
+    assert ax.get_ylim() == pytest.approx((low - room, high + room))
+
+
+def test_ticks_of_training_patients_do_not_collide():
+    assert parts.far_apart([23, 113, 228, 569, 1138, 2278], 1.6) == [23, 228, 569, 2278]
+    assert parts.far_apart([4, 8, 16], 1.6) == [4, 8, 16]
+    assert parts.far_apart([72], 1.6) == [72]
+    draws = by_seed().assign(train_patients=lambda t: t["train_patients"] + 2200)
+    (ax,) = costs.label_efficiency(draws, {"mri": TASKS["mri"]}).axes
+    ax.figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
 
 
 def test_sizes_of_a_family_are_joined_and_the_band_is_the_margin():
     rows = table().query("task == 'mri'")
     fig = costs.size(rows, {"mri": TASKS["mri"]}, margin=0.03)
-    lines = [line for line in fig.axes[0].lines if len(line.get_xdata()) == 2]
+    lines = [line for line in fig.axes[0].lines if line.get_marker() != "None"]
     assert len(lines) == 4  # two families, two regimes
     assert {tuple(line.get_xdata()) for line in lines} == {(5.5, 86.0), (22.0, 86.0)}
     first = rows.query("backbone == 'dinov2_small' and regime == 'frozen' and label_fraction == 1")
@@ -264,10 +311,19 @@ def test_sizes_of_a_family_are_joined_and_the_band_is_the_margin():
         expected = {tuple(np.round(ends, 9)) for ends in zip(x, low, x, high, strict=True)}
         assert drawn[look] == expected and len(expected) == 8
     assert "± 0.03 of the smallest, frozen" in legend_words(fig)
-    one = rows[rows["backbone"] == "vit_tiny-imagenet"]
-    assert "one size only" in all_words(costs.size(one, {"mri": TASKS["mri"]}))
-    none = rows[rows["backbone"] == "resnet50-imagenet"]
-    assert "no pretrained vision transformer" in all_words(costs.size(none, {"mri": TASKS["mri"]}))
+    for name in ("vit_tiny-imagenet", "resnet50-imagenet"):  # one size; none
+        alone = costs.size(rows[rows["backbone"] == name], {"mri": TASKS["mri"]})
+        assert not alone.axes and "this grid says nothing about size" in all_words(alone)
+
+
+def test_a_task_and_a_family_with_one_size_are_not_drawn_and_the_task_is_named():
+    rows = table()
+    one = (rows["task"] == "skin") & rows["backbone"].isin(["vit_base-imagenet", "dinov2_base"])
+    fig = costs.size(rows[~one], TASKS)
+    assert [ax.get_title("left") for ax in fig.axes] == ["Glioma grade"]
+    assert "Without two sizes of one family: Dermoscopy." in all_words(fig)
+    fig = costs.size(rows[rows["backbone"] != "dinov2_base"], TASKS)
+    assert "DINOv2" not in legend_words(fig) and len(fig.axes) == 2
 
 
 def test_label_efficiency_shows_means_over_draws_and_their_range():
@@ -277,7 +333,12 @@ def test_label_efficiency_shows_means_over_draws_and_their_range():
     lines = [line for line in fig.axes[0].lines if list(line.get_xdata()) == [7, 33, 66]]
     assert len(lines) == len(BACKBONES)
     assert any(np.allclose(line.get_ydata(), own.mean()) for line in lines)
-    assert {"fine-tuned", "worst to best seed"} <= set(legend_words(fig))
+    assert {"fine-tuned", "worst to best seed", "chance"} <= set(legend_words(fig))
+    (tuned,) = [line for line in fig.axes[0].lines if line.get_markeredgecolor() == style.BLACK]
+    marker = next(line for line in lines if line.get_color() == tuned.get_color()).get_marker()
+    value = rows.loc[rows["regime"] == "finetuned", "value"].tolist()
+    assert tuned.get_ydata().tolist() == value[:1] and tuned.get_marker() == marker
+    assert "own axis for patients" in all_words(fig) and "moved sideways" in all_words(fig)
     edges = [path.vertices[:, 1] for c in fig.axes[0].collections for path in c.get_paths()]
     ends = [own.min().min(), own.max().max()]
     assert any(np.allclose([edge.min(), edge.max()], ends) for edge in edges)
@@ -288,10 +349,24 @@ def test_the_pareto_front_holds_what_nothing_beats():
     rows = pd.DataFrame({"backbone": shown, "pretraining": [BACKBONES[name] for name in shown]})
     rows = rows.assign(regime="frozen", value=[0.7, 0.6, 0.9, 0.9], seconds=[60.0, 120, 240, 480])
     rows = rows.assign(parameters=[5e6, 25e6, 22e6, 86e6], memory=2.0**30)
-    fig = costs.cost(rows)
+    fig = costs.cost(rows, words="All have the same labels.")
     (step,) = [line for line in fig.axes[0].lines if len(line.get_xdata()) > 1]
     assert list(step.get_xdata()) == [1, 4] and list(step.get_ydata()) == [0.7, 0.9]
-    assert [text.get_text() for text in fig.axes[0].texts] == ["ViT-Ti", "DINOv2 S"]
+    names = ["ResNet50 (ImageNet)", "ViT-Ti (ImageNet)", "ViT-B (random)", "DINOv2 S"]
+    assert legend_words(fig)[:-1] == names and "same labels" in all_words(fig)
+    tuned = costs.cost(rows.assign(regime="finetuned"))
+    rims = {line.get_markeredgecolor() for line in tuned.axes[0].lines if len(line.get_xdata()) < 2}
+    assert rims == {style.BLACK} and "fine-tuned" in legend_words(tuned)
+    assert "No arm was run on every task" in all_words(costs.cost(rows.iloc[:0]))
+
+
+def test_the_words_of_costs_state_labels_image_size_and_what_is_left_out():
+    arms = pd.DataFrame({"label_fraction": [0.5, 0.03], "image_size": [224, 224]})
+    assert costs.cost_words(arms, {"finetuned": "another image size"}) == (
+        "All arms of a task have the same labels (3 % or 50 % of them). A backbone has the same "
+        "image size in every regime (224 px). Not comparable, so not drawn: fine-tuned (another "
+        "image size)."
+    )
 
 
 def test_bars_join_what_is_within_the_critical_difference():
@@ -302,6 +377,7 @@ def test_bars_join_what_is_within_the_critical_difference():
     words = all_words(fig)
     assert "DINOv2 S  1.20" in words and "2.70  ViT-B (random weights)" in words
     assert "critical difference 1.35 ranks" in words and "p = 0.03" in words
+    assert "1 is the best. Orange: the critical difference." in " ".join(words.split())
 
 
 def test_of_many_pairs_those_of_pretrained_families_are_shown():
@@ -327,8 +403,9 @@ def test_a_forest_has_a_row_a_pair_and_a_mark_for_what_was_shown():
     assert marks[f"o{style.VERMILION}"] == mri["different"].sum()
     assert marks[f"s{style.BLUE}"] == mri["equivalent"].sum()
     assert sum(marks.values()) == 15
-    said = "Frozen, 95 % intervals. Without a thin line: only one training."
-    assert said in " ".join(fig.get_supxlabel().split())
+    assert " ".join(fig.get_supxlabel().split()) == "Frozen, 95 % intervals."
+    sides = "difference in AUROC ← second better first better →"
+    assert {" ".join(ax.get_xlabel().split()) for ax in fig.axes} == {sides}
     names = ["other test patients", "other test and training patients"]
     assert legend_words(fig)[3:5] == names
     regimes = rows.assign(one_regime="finetuned", other_backbone=rows["one_backbone"])
@@ -336,6 +413,7 @@ def test_a_forest_has_a_row_a_pair_and_a_mark_for_what_was_shown():
     regimes = regimes.drop_duplicates(["task", "one_backbone"])
     words = all_words(forest(regimes, TASKS))
     assert "Fine-tuned minus frozen" in words and "DINOv2 S − " not in words
+    assert "← frozen better" in words and "fine-tuned better →" in words
     adapted = regimes.assign(one_regime="lora")
     both = forest(pd.concat([regimes, adapted]), TASKS)
     labels = [label.get_text() for label in both.axes[0].get_yticklabels()]
@@ -356,13 +434,40 @@ def test_a_forest_has_both_intervals_and_no_thin_one_where_there_was_one_trainin
             assert sorted(ends) == sorted(expected.itertuples(index=False, name=None))
             assert all(y == same for _, y, _, same in drawn[look])
     assert len(drawn["thin"]) == len(drawn["thick"]) - once.sum() and once.sum() == 2
+    assert "Without a thin line: training was not repeated" in all_words(fig)
+    alone = forest(rows[once], TASKS)  # no thin line at all: the legend has none
+    assert "other test and training patients" not in legend_words(alone)
 
 
 def test_confusions_show_the_share_of_each_label():
     fig = predictions.confusion(counts(["no", "yes"]), ["no", "yes"])
-    assert "33 %\n1" in all_words(fig) and "57 %\n4" in all_words(fig)
+    words = all_words(fig)
+    assert "33 %\n1" in words and "57 %\n4" in words
+    assert "true class" in words and "predicted class" in words
     image = fig.axes[0].images[0].get_array()
     np.testing.assert_allclose(image, [[1 / 3, 2 / 3], [3 / 7, 4 / 7]])
+
+
+def test_one_confusion_matrix_does_not_fill_the_page():
+    title = (
+        "A title that is much longer than one column of a journal is wide, so that it is wrapped"
+    )
+    few = counts(["no", "yes"]).query("backbone == 'dinov2_small'")
+    fig = predictions.confusion(few, ["no", "yes"], title)
+    assert fig.get_figwidth() == style.COLUMN and fig.get_figheight() < 4
+    fig.draw_without_rendering()
+    assert fig.axes[0].get_window_extent().width < style.COLUMN * fig.dpi
+    box = fig._suptitle.get_window_extent()
+    assert box.x1 <= fig.bbox.x1 and " ".join(fig._suptitle.get_text().split()) == title
+
+
+def test_curves_name_their_areas_and_every_backbone_has_a_band():
+    fig = predictions.curves(curve_frame(), "Title")
+    titles = [ax.get_legend().get_title().get_text() for ax in fig.axes]
+    assert titles == ["AUROC [95 % interval]", "AUPRC [95 % interval]"]
+    assert "ViT-B (random): 0.7 [0, 1]" in legend_words(fig)
+    assert [len(ax.collections) for ax in fig.axes] == [len(BACKBONES)] * 2
+    assert "Bands: pointwise 95 % intervals over test patients." in all_words(fig)
 
 
 def test_the_panel_above_an_empty_place_names_the_classes():
@@ -378,6 +483,8 @@ def test_a_bin_of_too_few_samples_to_tell_has_no_mark():
     _, raw, calibrated = (line.get_xdata().tolist() for line in ax.lines)
     assert raw == calibrated == [0.75, 0.95]
     assert ax.get_title("left").splitlines()[1:] == ["raw: ECE 0.123", "calibrated: ECE 0.123"]
+    words = all_words(ax.figure)
+    assert "bars: share of samples" in words and "ECE: expected calibration error" in words
 
 
 def test_decision_curves_stand_beside_calling_all_and_calling_none():
@@ -386,22 +493,40 @@ def test_decision_curves_stand_beside_calling_all_and_calling_none():
     every, none, *lines = ax.lines
     assert every.get_ydata().tolist() == [0.3, 0.1, -0.4] and set(none.get_ydata()) == {0}
     assert [line.get_ydata().tolist() for line in lines] == [[0.3, 0.25, 0.1]] * 2
-    assert len(ax.collections) == 1  # a band for the pretrained backbone, not for the control
+    assert len(ax.collections) == 2  # a band for each backbone
     words = {text.get_text() for text in fig.legends[0].get_texts()}
-    assert words == {"all", "none", "DINOv2 S", "VGG16 (random)"}
+    assert words == {"calling all", "calling none", "DINOv2 S", "VGG16 (random)"}
 
 
 def test_embeddings_are_coloured_by_what_is_known():
     fig = embeddings.embeddings(points(), ["a", "b"])
-    titles = [ax.get_title("left") for ax in fig.axes if ax.get_title("left")]
-    assert titles == ["by label", "by patient, the largest eight", "by site"]
+    titles = [ax.get_title("left") for ax in fig.axes]
+    assert titles == ["by label", "by patient: 8 of 15", "by site"] * 2
+    joined = [len(line.get_xdata()) for line in fig.axes[1].lines]
+    assert joined == [4] * 8  # the images of each patient
+    assert {"a", "b", "s0", "s1", "s2"} == set(legend_words(fig))
     few = points().query("backbone == 'dinov2_small'").iloc[:-10]
     few["label"] = np.where(np.arange(len(few)) < 5, "a", "b")
     large, small = embeddings.embeddings(few, ["b", "a"]).axes[0].collections[-2:]
     assert small.get_zorder() > large.get_zorder() and len(small.get_offsets()) == 5
     single = points().assign(patient=lambda f: [str(i) for i in range(len(f))], site="")
     titles = [ax.get_title("left") for ax in embeddings.embeddings(single, ["a", "b"]).axes]
-    assert [title for title in titles if title] == ["by label"]
+    assert titles == ["by label"] * 2
+
+
+def test_many_classes_have_a_panel_each():
+    classes = list("abcdefg")
+    table = points(70).assign(label=lambda t: np.array(classes)[np.arange(len(t)) % 7])
+    fig = embeddings.embeddings(table.drop(columns="site"), classes)
+    titles = [f"{name} (10)" for name in classes] + ["by patient: 8 of 18"]
+    assert [ax.get_title("left") for ax in fig.axes] == titles * 2
+    grey, coloured = fig.axes[0].collections
+    assert (len(grey.get_offsets()), len(coloured.get_offsets())) == (60, 10)
+    more = [f"class {i}" for i in range(10)]
+    labels = np.repeat(more, np.arange(2, 12))  # the first two are the smallest
+    table = points(len(labels)).drop(columns=["site", "patient"]).assign(label=[*labels, *labels])
+    titles = [ax.get_title("left") for ax in embeddings.embeddings(table, more).axes]
+    assert titles == [f"class {i} ({i + 2})" for i in range(2, 10)] * 2
 
 
 def test_every_backbone_is_shown_on_the_same_images():
@@ -415,6 +540,18 @@ def test_every_backbone_is_shown_on_the_same_images():
     assert overlay.get_clim() == (-most, most)
     assert "evidence for and against" in all_words(fig)
     assert "evidence for" not in all_words(embeddings.what_it_sees(images, labels, colours, {}))
+
+
+def test_maps_of_a_few_positions_are_no_evidence_and_the_figure_says_so():
+    images, labels, colours, evidence = seen(places=2)
+    fig = embeddings.what_it_sees(images, labels, colours, evidence)
+    assert len(fig.axes) == 3 * 3
+    said = "Not drawn, because so few positions say nothing about places in an image: DINOv2 S (2 ×"
+    assert said in " ".join(all_words(fig).split())
+    coarse = {name: values[:, :2, :2] for name, values in (colours | evidence).items()}
+    one = {"ResNet50 (ImageNet), evidence": coarse.pop("ResNet50 (ImageNet), evidence")}
+    none = embeddings.what_it_sees(images, labels, coarse, one)
+    assert not none.axes and "ViT-B (random weights) (2 × 2)" in " ".join(all_words(none).split())
 
 
 def coloured(ax):

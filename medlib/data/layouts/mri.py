@@ -196,8 +196,8 @@ def tcga_lgg(
     """MRI volumes ``TCGA_CS_4941[_<date>]/…_{t1,t1ce,flair,seg}.nii.gz`` of lower-grade gliomas.
 
     ``labels``: the histologic grade of ``data.csv`` (TCGA-LGG, Pedano et al. 2016; Buda et al.
-    2019) or the WHO 2021 grade of ``tcga_2021_who_labels.csv``. Nothing says which sex a code of
-    ``data.csv`` means, so the code stays.
+    2019) or the WHO 2021 grade of ``tcga_2021_who_labels.csv``. ``data.csv`` codes the sex as 1
+    (female) or 2 (male): TCGA's clinical table agrees for all 107 patients that both name.
     """
     if labels == "histology":
         file, image, label = "data.csv", "Patient", "neoplasm_histologic_grade"
@@ -219,5 +219,5 @@ def tcga_lgg(
         table = table[table["image"].isin([case.key for case in cases])]
         table = table.drop_duplicates(["image", "label"])
     if "sex" in table:
-        table["sex"] = table["sex"].where(table["sex"] == "", "gender " + table["sex"])
+        table["sex"] = table["sex"].replace({"1": "female", "2": "male"})
     yield from _volumes(cases, table, grades, card, (modality, require, reference))

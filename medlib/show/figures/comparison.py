@@ -47,7 +47,7 @@ def main_comparison(table: pd.DataFrame, tasks: names.Tasks, metric: str = "auro
     for ax, (task, card) in zip(axes.flat, tasks.items(), strict=False):
         _draw_task(ax, arms[arms["task"] == task], networks, looks)
         if card["chance"] is not None:
-            ax.axvline(card["chance"], color="0.3", linewidth=0.8, linestyle=":", zorder=1)
+            ax.axvline(card["chance"], zorder=1, **parts.CHANCE)
         ax.set_title(titles[task], pad=room)
         parts.note_above(ax, notes[task], 3, va="bottom", linespacing=1.1)
     axes[0, 0].set(ylim=(len(rows) - 0.5, -0.5))  # the first row on top
@@ -56,8 +56,7 @@ def main_comparison(table: pd.DataFrame, tasks: names.Tasks, metric: str = "auro
         for text, random in zip(ax.get_yticklabels(), networks["random"], strict=True):
             text.set_color(style.GREY if random else "black")
     parts.label_below(axes, n, f"{names.METRICS[metric]} (95 % intervals)", size=7.5)
-    chance = any(card["chance"] is not None for card in tasks.values())
-    style.legend_above(fig, _comparison_legend(arms, looks, chance))
+    style.legend_above(fig, _comparison_legend(arms, looks) | parts.chance_entry(tasks))
     return fig
 
 
@@ -106,17 +105,14 @@ def _note(arms: pd.DataFrame) -> str:
     return words + (share if (arms["label_fraction"] < 1).any() else "")
 
 
-def _comparison_legend(arms: pd.DataFrame, looks: dict, chance: bool) -> dict[str, object]:
+def _comparison_legend(arms: pd.DataFrame, looks: dict) -> dict[str, object]:
     """The entries; a series of random weights alone is shown as it is drawn, in grey."""
     only_random = arms.groupby("series")["random"].all()
     entries = {name: plt.Line2D([], [], **_mark(looks[name], only_random[name])) for name in looks}
     if arms["random"].any():
         hollow = [plt.Line2D([], [], **_mark(look, True)) for look in looks.values()]
         entries["random weights"] = tuple(hollow)
-    entries |= parts.interval_entries()
-    if chance:
-        entries["chance"] = plt.Line2D([], [], color="0.3", linewidth=0.8, linestyle=":")
-    return entries
+    return entries | parts.interval_entries(arms)
 
 
 @style.styled
@@ -124,24 +120,23 @@ def freezing(pairs: pd.DataFrame, tasks: names.Tasks, metric: str = "auroc") -> 
     """What freezing costs: each backbone frozen and fine-tuned on the same labels, by task.
 
     `pairs` is the table that `differences.on_same_labels` returns. A slope leads from the frozen
-    network to the fine-tuned one. `forest` draws the interval of the difference.
+    network to the fine-tuned one. All panels have one axis, so that a slope means the same in each.
+    `forest` draws the interval of the difference. Without any pair the figure is one sentence.
     """
+    if pairs.empty:
+        return parts.saying("There is no backbone in both regimes on the same labels.")
     pairs = parts.named(pairs)
-    fig, places = parts.panels(pairs, tasks, 2.1)
+    fig, places = parts.panels(pairs, tasks, 1.7, metric)
+    looks = parts.backbone_looks(pairs)
     for ax, card, part in places:
-        ends = []
         for row in part.itertuples():
-            mark, x = parts.line_look(row.family), [0, 1]
-            ax.plot(x, [row.frozen, row.finetuned], **mark)
-            ends.append((row.finetuned, row.name, mark["color"]))
-        ax.set(xlim=(-0.25, 2.15), ylabel=names.METRICS[metric])
+            ax.plot([0, 1], [row.frozen, row.finetuned], **looks[row.name])
+        ax.set(xlim=(-0.25, 1.25))
         ax.set_xticks([0, 1], ["frozen", "fine-tuned"])
-        ax.grid(axis="y")
-        parts.name_ends(ax, 1.2, ends)
         shares = [share for share in part["label_fraction"].unique() if share < 1]
         note = parts.people(part) + "".join(f", {100 * share:g} % of labels" for share in shares)
         parts.titles(ax, card, "no backbone in both regimes" if part.empty else note)
-    if len(pairs):
-        style.legend_above(fig, parts.family_handles(pairs))
-        style.caption_below(fig, "The interval of each difference is in differences_regimes.")
+    parts.value_axis(places[0][0], pairs["frozen"], pairs["finetuned"], tasks=tasks)
+    style.legend_above(fig, parts.backbone_handles(looks) | parts.chance_entry(tasks))
+    style.caption_below(fig, "The interval of each difference is in differences_regimes.")
     return fig

@@ -15,6 +15,10 @@ LOOKS = {"different": {"marker": "o", "color": style.VERMILION}}
 LOOKS["equivalent"] = {"marker": "s", "color": style.BLUE}
 LOOKS["neither shown"] = {"marker": "o", "color": "0.35", "markerfacecolor": "white"}
 MARK = {"linestyle": "none", "markersize": 3.6}
+RANKS = (
+    "Mean ranks over tasks; 1 is the best. Orange: the critical difference. A black bar joins "
+    "backbones that cannot be told apart. Grey: random weights."
+)
 
 
 @style.styled
@@ -25,32 +29,30 @@ def critical_difference(
 
     `ranks` maps a panel's title to mean ranks indexed by printed names, `tests` to the test of
     `differences.ranks_by_regime`. A bar joins backbones that Nemenyi's test cannot tell apart
-    (Demšar, JMLR 7, 2006).
+    (Demšar, JMLR 7, 2006). The orange line above the axis is as long as the critical difference.
     """
     if not ranks:
-        fig, ax = plt.subplots(figsize=(style.COLUMN, 0.6))
-        ax.axis("off")
-        ax.text(0, 0.5, "Fewer than two backbones in every task: no ranks.", va="center")
-        return fig
+        return parts.saying("Fewer than two backbones in every task: no ranks.")
     heights = [0.75 + 0.16 * len(values) for values in ranks.values()]
     size = {"figsize": (style.PAGE * 0.75, sum(heights) + 0.2), "height_ratios": heights}
     fig, axes = plt.subplots(len(ranks), 1, squeeze=False, **size)
+    fig.get_layout_engine().set(w_pad=0.15)  # names end where ranks do: the layout is near only
     for ax, (title, values) in zip(axes[:, 0], ranks.items(), strict=True):
         test, values = tests[title], values.sort_values()
         k, reach = len(values), test["critical_difference"]
         _draw_ranks(ax, values, reach)
         if np.isfinite(reach) and reach < k - 1:
-            look = {"color": style.VERMILION, "linewidth": 1.6, "clip_on": False}
+            look = {"color": style.ORANGE, "linewidth": 1.6, "clip_on": False}
             ax.plot([1, 1 + reach], [-0.75, -0.75], **look)
         words = f"critical difference {reach:.2f} ranks"
         if reach >= k - 1:
             words += ": too large for any difference to be found"
         if np.isfinite(test["p_friedman"]):
             words += f"; Friedman p = {test['p_friedman']:.2g}"
-        ax.set_title(f"{title}: {test['n_tasks']} tasks", pad=20)
-        parts.note_above(ax, words, 10)
-    if note:
-        style.caption_below(fig, note)
+        words = style.wrapped(words, 2.6, 6.5)
+        ax.set_title(f"{title}: {test['n_tasks']} tasks", pad=12 + 9 * len(words.splitlines()))
+        parts.note_above(ax, words, 10, va="bottom", in_layout=False)
+    style.caption_below(fig, f"{RANKS} {note}".strip())
     return fig
 
 
@@ -106,7 +108,7 @@ def forest(table: pd.DataFrame, tasks: names.Tasks, margin: float = 0.02) -> plt
     another of one backbone. A thick bar is the interval over test patients. A thin line is the
     interval of the procedure; it is missing if there was only one training. A filled round mark is
     a difference, a square is an equivalence, a hollow mark is neither. All are judged by the
-    procedure, after correction.
+    procedure, after correction. Words below each panel say which side favours whom.
     """
     shown = [table["different"].astype(bool), table["equivalent"].astype(bool)]
     sides = zip(*(_each(names.full_name, table, side) for side in ("one", "other")), strict=True)
@@ -122,6 +124,8 @@ def forest(table: pd.DataFrame, tasks: names.Tasks, margin: float = 0.02) -> plt
     room = (style.PAGE - beside) / columns - 0.1  # of a panel
     height = 0.3 + sum(0.16 if "\n" not in name else 0.25 for name in full)
     fig, axes = parts.panels_in_rows(len(tasks), columns, height + 0.8, **parts.SHARED)
+    sides = "    ".join(_sides(pairs))
+    sides = sides if style.text_width(sides, 6.5) < room else "\n".join(_sides(pairs))
     for ax, (task, card) in zip(axes.flat, tasks.items(), strict=False):
         part = pairs[pairs["task"] == task]
         ax.axvspan(-margin, margin, color=parts.BAND, linewidth=0, zorder=0)
@@ -139,18 +143,32 @@ def forest(table: pd.DataFrame, tasks: names.Tasks, margin: float = 0.02) -> plt
         shares = sorted(set(part["label_fraction"]), reverse=True)
         words = ["all labels" if f == 1 else f"{100 * f:g} % of labels" for f in shares]
         parts.titles(ax, card, " and ".join(words) or "no pair", room)
-        ax.set_xlabel("difference in AUROC")
+        ax.set_xlabel(f"difference in AUROC\n{sides}", fontsize=6.5)
     entries = {kind: plt.Line2D([], [], **MARK, **look) for kind, look in LOOKS.items()}
-    entries |= parts.interval_entries()
+    entries |= parts.interval_entries(pairs)
     entries[f"± {margin:g}: equivalence margin"] = Patch(color=parts.BAND)
     style.legend_above(fig, entries)
     regimes = zip(pairs["one_regime"], pairs["other_regime"], strict=True)
     printed = [[names.REGIMES[regime] for regime in both] for both in dict.fromkeys(regimes)]
     words = [one if one == other else f"{one} minus {other}" for one, other in printed]
     if words:
-        note = ", ".join(words) + ", 95 % intervals. Without a thin line: only one training."
+        note = ", ".join(words) + ", 95 % intervals."
+        if pairs["procedure_low"].isna().any():
+            note += " Without a thin line: training was not repeated, or its draws lacked a class."
         style.caption_below(fig, note[0].upper() + note[1:])
     return fig
+
+
+def _sides(pairs: pd.DataFrame) -> tuple[str, str]:
+    """Who is better on the left and on the right of zero."""
+    regimes = set(zip(pairs["one_regime"], pairs["other_regime"], strict=True))
+    one, other = "first", "second"
+    if regimes and all(a != b for a, b in regimes):
+        one, other = (
+            " or ".join(dict.fromkeys(names.REGIMES[r] for r in side))
+            for side in zip(*sorted(regimes), strict=True)
+        )
+    return f"← {other} better", f"{one} better →"
 
 
 def _cliques(ranks: np.ndarray, reach: float) -> list[tuple[int, int]]:

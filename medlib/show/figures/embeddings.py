@@ -1,6 +1,8 @@
 """Figures of embeddings, and of what a backbone sees in an image."""
 
+import itertools
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,6 +12,8 @@ from medlib.show import names, style
 from medlib.show.figures import parts
 
 Maps = Mapping[str, np.ndarray]  # a backbone's printed name -> a map for each image
+FEW, ACROSS = 4, 5  # classes that share a panel; panels in a row
+PLACES = 4  # positions along a side of a map; fewer show nothing about places in an image
 
 
 @style.styled
@@ -62,50 +66,96 @@ def numbered(patients: pd.Series) -> pd.Series:
 
 @style.styled
 def embeddings(points: pd.DataFrame, classes: Sequence[str], title: str = "") -> plt.Figure:
-    """Embeddings in two dimensions, a row per backbone, by label, by patient and by site.
+    """Embeddings in two dimensions, for each backbone by label, by patient and by site.
 
     `points` has the columns backbone, pretraining, x, y, shares (of the variance, in words), label,
-    patient and, where it is known, site. The eight patients with the most images are coloured, and
-    the eight largest sites. A column without such groups is left out.
+    patient and, where it is known, site. Up to :data:`FEW` classes share a panel. If there are
+    more, each has a panel of its own, in colour over all others in grey; of very many, the largest
+    are drawn. The eight patients with the most images are coloured, and the eight largest sites. A
+    column without such groups is left out.
     """
-    rows = parts.by_backbone(points)
-    columns = {"label": list(classes)} | _groups(points)
-    size = (style.PAGE, 2.1 * len(rows) + 0.5)
-    fig, axes = plt.subplots(len(rows), len(columns), squeeze=False, figsize=size)
-    for line, (name, part) in zip(axes, rows.items(), strict=True):
-        for ax, (column, groups) in zip(line, columns.items(), strict=True):
-            rest, by_label = part[~part[column].isin(groups)], column == "label"
-            ax.scatter(rest["x"], rest["y"], s=3, color="0.85", linewidths=0, rasterized=True)
-            look = {"s": 5 if by_label else 9, "alpha": 0.8, "linewidths": 0}
-            look["rasterized"] = len(part) > 3000
-            for group, colour, mark in zip(groups, style.COLOURS, style.MARKERS, strict=False):
-                some = part[part[column] == group]
-                words = names.spoken(group) if by_label else group
-                look |= {"color": colour, "marker": mark, "label": words}
-                above = 2 - len(some) / len(part)  # small groups over large ones
-                ax.scatter(some["x"], some["y"], zorder=above, **look)
+    rows, drawn = parts.by_backbone(points), _panels(points, list(classes))
+    lines = -(-len(drawn) // ACROSS)
+    across = -(-len(drawn) // lines)
+    size = (style.PAGE, len(rows) * lines * (2.2 if lines == 1 else 1.3) + 0.5)
+    fig, axes = plt.subplots(len(rows) * lines, across, squeeze=False, figsize=size)
+    for at, (name, part) in enumerate(rows.items()):
+        block = axes[at * lines : (at + 1) * lines]
+        words = style.wrapped(parts.short(name), 1.3 * lines, 7) + "\n" + part["shares"].iloc[0]
+        block[0, 0].set_ylabel(words, fontsize=6.5)
+        for ax, panel in itertools.zip_longest(block.flat, drawn):
             ax.set(xticks=[], yticks=[])
-        words = style.wrapped(name, 1.9, 7) + "\n" + part["shares"].iloc[0]
-        line[0].set_ylabel(words, fontsize=6.5)
-    for ax, column in zip(axes[0], columns, strict=True):
-        more = "" if column == "label" else ", the largest eight"
-        ax.set_title(f"by {column}{more if len(columns[column]) == 8 else ''}")
-    look = {"fontsize": 5.5, "columnspacing": 0.8, "handletextpad": 0.2}
-    for ax in axes[-1]:
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2, **look)
+            if panel is None:
+                ax.axis("off")
+            else:
+                _scatter(ax, part, panel)
+                words = style.wrapped(panel.title, style.PAGE / across - 0.25, 7, weight="bold")
+                ax.set_title(words, fontsize=7)
+    look = {"fontsize": 6, "columnspacing": 0.8, "handletextpad": 0.2, "markerscale": 1.5}
+    for ax, panel in zip(axes[-lines:].flat, drawn, strict=False):
+        if panel.named:
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2, **look)
     style.title_above(fig, title)
+    words = "Two principal components. Grey: all other points."
+    if any(panel.joined for panel in drawn):
+        words += " A colour in the panel of patients: one patient, whose images are joined."
+    style.caption_below(fig, words)
     return fig
 
 
-def _groups(points: pd.DataFrame) -> dict[str, list]:
-    """The largest patients and sites, where there are several and at least one has two images."""
-    groups = {}
+class Panel(NamedTuple):
+    """Groups of one column of the points, drawn in colours over all others in grey."""
+
+    title: str
+    column: str
+    groups: dict[str, str]  # each with its colour
+    named: bool = False  # whether a legend names them
+    joined: bool = False  # whether lines join the points of a group
+
+
+def _panels(points: pd.DataFrame, classes: list[str]) -> list[Panel]:
+    """The panels of a backbone: its classes, then patients and sites, if something can be seen.
+
+    That is so if there are several, and at least one has two images.
+    """
+    one = points[points["backbone"] == points["backbone"].iloc[0]]
+    coloured = dict(zip(classes, style.COLOURS, strict=False))
+    panels = [Panel("by label", "label", coloured, named=True)]
+    if len(classes) > FEW:
+        sizes = one["label"].value_counts().reindex(classes, fill_value=0)
+        largest = sizes.sort_values(ascending=False, kind="stable").index[: len(style.COLOURS)]
+        shown = [name for name in classes if name in largest]
+        panels = [
+            Panel(f"{names.spoken(name)} ({sizes[name]:,})", "label", {name: colour})
+            for name, colour in zip(shown, style.COLOURS, strict=False)
+        ]
     for column in [name for name in ("patient", "site") if name in points]:
-        sizes = points.loc[points["backbone"] == points["backbone"].iloc[0], column].value_counts()
+        sizes = one[column].value_counts()
         sizes = sizes[sizes.index.astype(str) != ""]
         if len(sizes) > 1 and sizes.iloc[0] > 1:
-            groups[column] = list(sizes.index[:8])
-    return groups
+            groups = dict(zip(sizes.index, style.COLOURS, strict=False))
+            more = f": {len(groups)} of {len(sizes):,}" if len(sizes) > len(groups) else ""
+            joined = column == "patient"
+            panels.append(Panel(f"by {column}{more}", column, groups, not joined, joined))
+    return panels
+
+
+def _scatter(ax: plt.Axes, points: pd.DataFrame, panel: Panel) -> None:
+    """All points in grey, the groups of a panel in colours, small groups over large ones."""
+    rest = points[~points[panel.column].isin(panel.groups)]
+    ax.scatter(rest["x"], rest["y"], s=2, color="0.87", linewidths=0, rasterized=True)
+    for (group, colour), mark in zip(panel.groups.items(), style.MARKERS, strict=False):
+        some = points[points[panel.column] == group]
+        above = 2 - len(some) / len(points)
+        area = np.clip(2500 / max(len(some), 1), 3, 12)
+        look = {"s": area, "alpha": 0.75, "linewidths": 0, "rasterized": len(points) > 3000}
+        label = names.spoken(group) if panel.column == "label" else group
+        marker = mark if len(panel.groups) > 1 else "o"
+        ax.scatter(
+            some["x"], some["y"], zorder=above, color=colour, marker=marker, label=label, **look
+        )
+        if panel.joined:
+            ax.plot(some["x"], some["y"], color=colour, linewidth=0.6, alpha=0.6, zorder=1)
 
 
 @style.styled
@@ -117,8 +167,19 @@ def what_it_sees(
     `images` is uint8 (n, H, W, 3). `colours` maps a backbone's printed name to the first three
     principal components of its features (n, h, w, 3), 0 to 1. `evidence` maps it to
     class-activation maps (n, h, w) for the image's own label. They are drawn over the image: red is
-    evidence for the label, blue against it.
+    evidence for the label, blue against it. Maps with fewer than :data:`PLACES` positions along a
+    side are not drawn, and the caption says so; without any other map the figure is one sentence.
     """
+    coarse = {name: m.shape[1:3] for name, m in colours.items() if min(m.shape[1:3]) < PLACES}
+    left_out = [f"{name} ({h} × {w})" for name, (h, w) in coarse.items()]
+    colours, evidence = (
+        {name: m for name, m in maps.items() if min(m.shape[1:3]) >= PLACES}
+        for maps in (colours, evidence)
+    )
+    too_few = "Not drawn, because so few positions say nothing about places in an image: "
+    too_few += f"{', '.join(left_out)}."
+    if not colours and not evidence:
+        return parts.saying(f"{title}. {too_few}")
     n, rows = len(images), [style.wrapped(name, 1.2, 7) for name in [*colours, *evidence]]
     left = max(map(style.text_width, ["ImageNet", *rows]))
     side = min((style.PAGE - left - 0.15) / n, 1.3)
@@ -147,5 +208,5 @@ def what_it_sees(
     note = "Colours: the first three principal components of local features, over all images."
     if evidence:
         note += " Red and blue: evidence for and against the image's label, by a linear head."
-    style.caption_below(fig, note)
+    style.caption_below(fig, f"{note} {too_few}" if left_out else note)
     return fig

@@ -51,7 +51,9 @@ def external(compared: pd.DataFrame, task: str, titles: Mapping[str, str]) -> pl
     hollow = dot | {"markerfacecolor": "white"}
     entries = {f"inside: {titles[task]}": plt.Line2D([], [], color="0.4", **hollow)}
     entries["outside: another data set"] = plt.Line2D([], [], color=style.VERMILION, **dot)
+    entries["chance"] = plt.Line2D([], [], **parts.CHANCE)
     style.legend_above(fig, entries)
+    style.caption_below(fig, "A drop above 0: worse outside. Ranks are by AUROC, inside → outside.")
     return fig
 
 
@@ -66,7 +68,7 @@ def _draw(ax: plt.Axes, inside: pd.DataFrame, outside: pd.DataFrame, keys: list[
         note = f"drop {words.drop_words(there)}, rank {here['rank']} → {there['rank']}"
         ax.annotate(note, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=6.5)
         labels.append(parts.short(arm_name(here)))
-    ax.axvline(0.5, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
+    ax.axvline(0.5, zorder=0, **parts.CHANCE)
     ax.set_yticks(range(len(inside)), labels)
     ax.set_ylim(len(inside) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)

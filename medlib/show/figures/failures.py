@@ -44,7 +44,7 @@ def wrong_by_all(
     probability. Wrong answers are vermilion. `words` stand below.
     """
     if not len(cases):
-        return parts.saying(style.wrapped(words, style.PAGE - 0.2, 7.5))
+        return parts.saying(words)
     lines = _by_sample(answers)
     fig, axes = _grid(-(-len(cases) // ACROSS), len(lines), images)
     for ax, image, case in zip(axes.flat, images, cases.itertuples(), strict=False):
@@ -173,10 +173,10 @@ def by_class(table: pd.DataFrame, classes: Sequence[str], title: str = "") -> pl
     fig.get_layout_engine().set(w_pad=0.08)  # letters are wider at the dots of a file
     axes[0].set_zorder(1)  # long names of classes lie over the next panel
     axes[0].patch.set_visible(False)
-    axes[0].axvline(0.5, color="0.6", linewidth=0.8, linestyle=":")
+    axes[0].axvline(0.5, **parts.CHANCE)
     style.title_above(fig, title + pictures.left_out(classes))
     few = f" {tables.FEW_WORDS}." if (patients[shown] < tables.ENOUGH).any() else ""
-    style.caption_below(fig, f"95 % intervals over test patients.{few}")
+    style.caption_below(fig, f"95 % intervals over test patients. Dotted: chance.{few}")
     return fig
 
 

@@ -6,16 +6,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator
-from scipy.optimize import isotonic_regression
 
 from medlib.show import names, style
 
 FAMILY_COLOURS = (style.BLUE, style.GREEN, style.VERMILION, style.PURPLE, style.ORANGE, style.SKY)
-FAMILY_MARKERS = ("o", "^", "D", "s", "v", "P")  # X marks a fine-tuned backbone
+FAMILY_MARKERS = ("o", "^", "D", "s", "v", "P")
 BAND = "0.92"  # the grey of an equivalence margin
 BARS = {"ci": {"linewidth": 3.2, "alpha": 0.4}, "procedure": {"linewidth": 0.8}}
 SHARED = {"sharex": True, "sharey": True}
-TUNED = {"marker": "X", "markersize": 5, "linestyle": "none"}
+CHANCE = {"color": "0.3", "linewidth": 0.8, "linestyle": ":"}
+LEAST_SPAN = 0.2  # of an axis of a metric: on a shorter one, noise looks like a difference
 
 
 def look(family: str) -> dict:
@@ -62,33 +62,88 @@ def intervals(ax: plt.Axes, table: pd.DataFrame, at: Sequence, colour: str, alon
         draw(at, *ends, color=colour, zorder=2, **look)
 
 
-def interval_entries() -> dict[str, object]:
-    """The legend's entries for the lines of :func:`intervals`."""
+def interval_entries(table: pd.DataFrame) -> dict[str, object]:
+    """The legend's entries for the lines of :func:`intervals` that are drawn for this table."""
     words = {"ci": "other test patients", "procedure": "other test and training patients"}
-    return {words[name]: plt.Line2D([], [], color="0.3", **look) for name, look in BARS.items()}
+    drawn = {name: look for name, look in BARS.items() if table[f"{name}_low"].notna().any()}
+    return {words[name]: plt.Line2D([], [], color="0.3", **look) for name, look in drawn.items()}
 
 
-def line_look(family: str) -> dict:
-    """Line2D settings of a thin line with a family's marks, dashed for random weights."""
-    return look(family) | {"linestyle": "--" if family == names.RANDOM else "-", "linewidth": 1}
+def backbone_looks(table: pd.DataFrame) -> dict[str, dict]:
+    """Line2D settings of each backbone of a table, by printed name and in order.
+
+    The colour is that of the family. Each architecture has a marker of its own, so that two
+    backbones of a family can be told apart. A random control has the marker of its pretrained twin,
+    hollow, and a dashed line.
+    """
+    order, looks = names.in_order(table), {}
+    architectures = list(dict.fromkeys(order["architecture"]))
+    for row in order.itertuples():
+        again, marker = divmod(architectures.index(row.architecture), len(style.MARKERS))
+        own = look(names.family(row.backbone, row.pretraining))
+        dash = style.DASHES[(2 * again + row.random) % len(style.DASHES)]
+        marker = style.MARKERS[marker]
+        looks[row.name] = own | {"marker": marker, "linestyle": dash, "linewidth": 1}
+    return looks
 
 
-def panels(table: pd.DataFrame, tasks: names.Tasks, height: float) -> tuple[plt.Figure, list]:
-    """One panel for each task, `height` inches high.
+def backbone_handles(looks: Mapping[str, dict]) -> dict[str, plt.Line2D]:
+    """Legend entries of :func:`backbone_looks`."""
+    return {short(name): plt.Line2D([], [], **look) for name, look in looks.items()}
 
-    Returns the figure, and for each task its axes, its card and its rows.
+
+def panels(
+    table: pd.DataFrame, tasks: names.Tasks, height: float, metric: str
+) -> tuple[plt.Figure, list]:
+    """One panel for each task, `height` inches high; they share the y axis, which is the metric's.
+
+    Chance is a dotted line, where a task's card has one. Returns the figure, and for each task its
+    axes, its card and its rows.
     """
     n = len(tasks)
     width = style.PAGE if n > 1 else style.COLUMN
-    fig, axes = panels_in_rows(n, min(n, 3), height + 0.45, width=width)
+    fig, axes = panels_in_rows(n, min(n, 3), height + 0.45, width=width, sharey=True)
+    for ax in axes[:, 0]:
+        ax.set_ylabel(names.METRICS[metric])
     rows = [table[table["task"] == task] for task in tasks]
+    for ax, card in zip(axes.flat, tasks.values(), strict=False):
+        ax.grid(axis="y")
+        if card.get("chance") is not None:
+            ax.axhline(card["chance"], zorder=1, **CHANCE)
     return fig, list(zip(axes.flat[:n], tasks.values(), rows, strict=True))
+
+
+def chance_entry(tasks: names.Tasks) -> dict[str, plt.Line2D]:
+    """The legend's entry of the chance line, where a task has one."""
+    known = any(card.get("chance") is not None for card in tasks.values())
+    return {"chance": plt.Line2D([], [], **CHANCE)} if known else {}
+
+
+def value_axis(ax: plt.Axes, *values: np.ndarray | Sequence[float], tasks: names.Tasks) -> None:
+    """Set the y axis of panels that share it: all values and the chance level lie on it.
+
+    It spans at least :data:`LEAST_SPAN`. If all values lie between 0 and 1, it ends there, with a
+    little room for marks.
+    """
+    chances = [card["chance"] for card in tasks.values() if card.get("chance") is not None]
+    shown = np.concatenate([np.asarray(part, dtype=float).ravel() for part in (*values, chances)])
+    shown = shown[np.isfinite(shown)]
+    low, high = (shown.min(), shown.max()) if len(shown) else (0.0, 1.0)
+    more = max(LEAST_SPAN - (high - low), 0) / 2
+    low, high, inside = low - more, high + more, low >= 0 and high <= 1
+    if inside:
+        shift = max(-low, 0) - max(high - 1, 0)
+        low, high = low + shift, high + shift
+    room = 0.04 * (high - low)
+    ax.set_ylim(low - room, high + room)
 
 
 def saying(words: str) -> plt.Figure:
     """A figure that holds a sentence in place of panels."""
-    fig = plt.figure(figsize=(style.PAGE, 0.4), layout="none")
-    fig.text(0.01, 0.5, words, va="center")
+    text = style.wrapped(words, style.PAGE - 0.2, 7.5)
+    height = 0.28 + 0.13 * len(text.splitlines())
+    fig = plt.figure(figsize=(style.PAGE, height), layout="none")
+    fig.text(0.01, 1 - 0.08 / height, text, va="top")
     return fig
 
 
@@ -143,29 +198,29 @@ def people(table: pd.DataFrame) -> str:
     return f"{table['n_patients'].max():,} test patients"
 
 
-def name_ends(ax: plt.Axes, x: float, lines: Sequence[tuple[float, str, str]]) -> None:
-    """Names beside the ends of lines (end, name, colour), moved apart until none overlap."""
-    if not lines:
-        return
-    low, high = ax.get_ylim()
-    box = ax.figure.get_size_inches()[1] / max(len(ax.figure.axes) // 3, 1) * 0.6  # inches, or so
-    gap = (high - low) * 0.088 / box
-    lines, steps = sorted(lines), gap * np.arange(len(lines))
-    # The places that are nearest to the ends, by least squares, and at least a gap apart.
-    places = isotonic_regression([end for end, _, _ in lines] - steps).x + steps
-    for place, (end, name, colour) in zip(places, lines, strict=True):
-        words, look = short(name).replace(" (ImageNet)", ""), {"fontsize": 5.8, "color": colour}
-        ax.annotate(words, (x, end), (x, place), va="center", annotation_clip=False, **look)
-    ax.set_ylim(min(low, places[0] - gap / 2), max(high, places[-1] + gap / 2))
-
-
 def short(name: str) -> str:
     return name.replace("architecture", "arch.").replace(" (random weights)", " (random)")
 
 
-def family_handles(table: pd.DataFrame, crosses: bool = False) -> dict[str, plt.Line2D]:
-    """Legend entries of the families that a table has, and of what a cross means."""
+def far_apart(values: Sequence[float], inches: float, size: float = 7) -> list[float]:
+    """The values whose printed numbers do not collide on a logarithmic axis of so many inches.
+
+    They are sorted. The largest and the smallest come first, if they have room beside each other.
+    """
+    values = sorted(set(values))
+    span = np.log(values[-1] / values[0]) or 1.0
+    kept = [values[-1]]
+    for value in [values[0], *reversed(values[1:-1])]:
+        widths = [style.text_width(f"{v:g}", size) for v in (value, *kept)]
+        gaps = [abs(np.log(value / other)) / span * inches for other in kept]
+        needed = [(widths[0] + width) / 2 + 0.06 for width in widths[1:]]
+        if all(gap >= least for gap, least in zip(gaps, needed, strict=True)):
+            kept.append(value)
+    return sorted(kept)
+
+
+def family_handles(table: pd.DataFrame) -> dict[str, plt.Line2D]:
+    """Legend entries of the families that a table has."""
     order = [*names.families(), names.RANDOM, names.UNKNOWN]
     shown = [family for family in order if family in set(table["family"])]
-    entries = {family: plt.Line2D([], [], linestyle="none", **look(family)) for family in shown}
-    return entries | ({"fine-tuned": plt.Line2D([], [], color="0.3", **TUNED)} if crosses else {})
+    return {family: plt.Line2D([], [], linestyle="none", **look(family)) for family in shown}

@@ -52,26 +52,27 @@ def curves(table: pd.DataFrame, title: str = "") -> plt.Figure:
     """ROC and precision-recall curves with 95 % bands, a line per backbone.
 
     `table` has the columns backbone, pretraining, curve ("roc" or "pr"), x, y, low, high and area
-    (a text: the area under this curve with its interval). Bands are pointwise, over patients, and
-    drawn for pretrained backbones.
+    (a text: the area under this curve with its interval). Bands are pointwise, over patients.
     """
     lines = parts.by_backbone(table)
-    fig, axes = plt.subplots(1, 2, figsize=(style.PAGE, 3.1 + 0.13 * len(lines)))
-    axes[0].plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
-    words = {"roc": ("1 − specificity", "sensitivity"), "pr": ("recall", "precision")}
-    for ax, (kind, (x, y)) in zip(axes, words.items(), strict=True):
+    fig, axes = plt.subplots(1, 2, figsize=(style.PAGE, 3.2 + 0.13 * len(lines)))
+    axes[0].plot([0, 1], [0, 1], **parts.CHANCE)
+    words = {"roc": ("1 − specificity", "sensitivity", "AUROC")}
+    words["pr"] = ("recall", "precision", "AUPRC")
+    for ax, (kind, (x, y, of)) in zip(axes, words.items(), strict=True):
         for (name, line), dash in zip(lines.items(), itertools.cycle(style.DASHES), strict=False):
             line = line[line["curve"] == kind]
             family, area = line[["family", "area"]].iloc[0]
             colour = parts.look(family)["color"]
             look = {"color": colour, "linestyle": dash, "linewidth": 1}
-            ax.plot(line["x"], line["y"], label=f"{name}: {area}", **look)
-            if family != names.RANDOM:
-                band = {"color": colour, "alpha": 0.15, "linewidth": 0}
-                ax.fill_between(line["x"], line["low"], line["high"], **band)
+            ax.plot(line["x"], line["y"], label=f"{parts.short(name)}: {area}", **look)
+            band = {"color": colour, "alpha": 0.15, "linewidth": 0}
+            ax.fill_between(line["x"], line["low"], line["high"], **band)
         ax.set(xlim=(0, 1), ylim=(0, 1.01), xlabel=x, ylabel=y)
-        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14), fontsize=6)
-    axes[0].set_title(title)
+        look = {"title": f"{of} [95 % interval]", "title_fontsize": 6.5, "alignment": "left"}
+        ax.legend(loc="upper left", bbox_to_anchor=(-0.03, -0.14), fontsize=6, **look)
+    style.title_above(fig, title)
+    style.caption_below(fig, "Bands: pointwise 95 % intervals over test patients. Dotted: chance.")
     return fig
 
 
@@ -84,8 +85,10 @@ def confusion(table: pd.DataFrame, classes: Sequence[str], title: str = "") -> p
     """
     rows = parts.by_backbone(table)
     columns = min(len(rows), 4)
-    panel = style.PAGE / columns
-    fig, axes = parts.panels_in_rows(len(rows), columns, 0.8 * panel + 0.4, 0.7, **parts.SHARED)
+    panel = style.PAGE / max(columns, 3)  # one or two networks do not fill the page
+    size = {"width": max(columns * panel, style.COLUMN)}
+    shape = len(rows), columns, 0.8 * panel + 0.4, 0.7
+    fig, axes = parts.panels_in_rows(*shape, **size, **parts.SHARED)
     for ax, (name, part) in zip(axes.flat, rows.items(), strict=False):
         counts = part.pivot(index="label", columns="called", values="count")
         counts = counts.reindex(index=classes, columns=classes).to_numpy(dtype=float)
@@ -103,10 +106,13 @@ def confusion(table: pd.DataFrame, classes: Sequence[str], title: str = "") -> p
         ax.set_yticks(range(len(classes)), map(names.spoken, classes), fontsize=6)
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
-    fig.supylabel("label", fontsize=7.5)
-    words = "called" + ("; shares in %" if len(classes) > 4 else "")
-    parts.label_below(axes, len(rows), words)
+    fig.supylabel("true class", fontsize=7.5)
+    parts.label_below(axes, len(rows), "predicted class")
     style.title_above(fig, title)
+    words = "Numbers: shares of the true class in %; below 0.5 % a cell is empty."
+    if len(classes) < 5:
+        words = "Numbers: the share of the true class, and the samples (the mean over seeds)."
+    style.caption_below(fig, words)
     return fig
 
 
@@ -123,7 +129,7 @@ def reliability(table: pd.DataFrame, title: str = "") -> plt.Figure:
     columns = min(len(rows), 4)
     fig, axes = parts.panels_in_rows(len(rows), columns, 2.15, 0.45, **parts.SHARED)
     for ax, (name, bins) in zip(axes.flat, rows.items(), strict=False):
-        ax.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
+        ax.plot([0, 1], [0, 1], **parts.CHANCE)
         words = [style.wrapped(parts.short(name), style.PAGE / columns - 0.3, 7)]
         for kind in dict.fromkeys(bins["probabilities"]):
             own = bins[bins["probabilities"] == kind].sort_values("confidence")
@@ -139,12 +145,16 @@ def reliability(table: pd.DataFrame, title: str = "") -> plt.Figure:
         ax.set_title("\n".join(words), fontsize=6.5)
         ax.set(xlim=(0, 1), ylim=(0, 1))
     parts.label_below(axes, len(rows), "confidence")
-    fig.supylabel("accuracy", fontsize=7.5)
+    fig.supylabel("accuracy; bars: share of samples", fontsize=7.5)
     entries = {"raw": plt.Line2D([], [], **RAW_MARK)}
     entries["calibrated (coloured by family)"] = plt.Line2D([], [], color="black", marker="o")
     entries["95 % over test patients"] = plt.Line2D([], [], color="0.3", marker="|", linestyle="")
     entries["share of samples in a bin (raw)"] = plt.Rectangle((0, 0), 1, 1, color=BARS)
+    entries["accuracy = confidence"] = plt.Line2D([], [], **parts.CHANCE)
     style.legend_above(fig, entries, title)
+    note = "Confidence: the probability of the predicted class. ECE: expected calibration error. "
+    note += "A bin of fewer than five samples has a bar but no mark."
+    style.caption_below(fig, note)
     return fig
 
 
@@ -153,14 +163,13 @@ def decision_curves(table: pd.DataFrame, title: str = "") -> plt.Figure:
     """Decision curves, a panel for each class, a line for each backbone, with 95 % bands.
 
     `table` has the columns of `operating.net_benefit`, backbone and pretraining. The net benefit of
-    calling every sample (grey) and no sample (0) is drawn, too. Bands are pointwise, over patients,
-    and drawn for pretrained backbones.
+    calling every sample (grey) and no sample (0) is drawn, too. Bands are pointwise, over patients.
     """
     classes = list(dict.fromkeys(table["class"]))
     columns = min(len(classes), 4)
     fig, axes = parts.panels_in_rows(len(classes), columns, 2.6 - 0.15 * columns, 0.3, sharex=True)
-    entries: dict[str, object] = {"all": plt.Line2D([], [], color="0.6", linewidth=1)}
-    entries["none"] = plt.Line2D([], [], color="black", linewidth=0.8)
+    entries: dict[str, object] = {"calling all": plt.Line2D([], [], color="0.6", linewidth=1)}
+    entries["calling none"] = plt.Line2D([], [], color="black", linewidth=0.8)
     for ax, label in zip(axes.flat, classes, strict=False):
         own = table[table["class"] == label]
         every = own.drop_duplicates("threshold")
@@ -173,14 +182,14 @@ def decision_curves(table: pd.DataFrame, title: str = "") -> plt.Figure:
             look = {"color": parts.look(family)["color"], "linestyle": dash, "linewidth": 1}
             (drawn,) = ax.plot(line["threshold"], line["net_benefit"], **look)
             entries.setdefault(parts.short(name), drawn)
-            if family != names.RANDOM:
-                band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
-                ax.fill_between(line["threshold"], line["low"], line["high"], **band)
+            band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
+            ax.fill_between(line["threshold"], line["low"], line["high"], **band)
         ax.set(xlim=(0, 1), ylim=(-0.12 * top, 1.05 * top))
         ax.set_title(names.spoken(label), fontsize=7)
     parts.label_below(axes, len(classes), "threshold probability")
     fig.supylabel("net benefit", fontsize=7.5)
     style.legend_above(fig, entries, title)
+    style.caption_below(fig, "Bands: pointwise 95 % intervals over test patients.")
     return fig
 
 

@@ -35,7 +35,8 @@ def recommendation(table: pd.DataFrame, tasks: names.Tasks) -> plt.Figure:
         _draw(ax, rows, len(table[table["task"] == task]) - len(rows))
         ax.set_title(answers.title(task, tasks))
     metric = names.METRICS[table["metric"].iloc[0]]
-    axes[-1, 0].set_xlabel(f"{metric} minus the best of the others (simultaneous 95 % intervals)")
+    words = f"{metric} minus the best of the others (simultaneous 95 % intervals)"
+    axes[-1, 0].set_xlabel(f"{words}\n← another arm is better    this arm is better →")
     dot = {"marker": "o", "linestyle": "-", "markersize": 4}
     entries = {
         "cannot be told from the best": plt.Line2D([], [], color=style.BLUE, **dot),
