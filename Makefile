@@ -87,9 +87,11 @@ test-attack: $(READY)
 	MEDLIB_ATTACKS=20 pytest -q -s tests/grid/test_attack.py
 
 test-lab: $(READY)
-	echo "All notebooks of a complete grid in JupyterLab, in Chromium: 4 to 10 minutes on two cores."
+	echo "All notebooks of a complete grid in JupyterLab, and its report, in Chromium: 6 to 15 minutes on two cores."
 	$(PYTHON) -m venv .venv/tools && .venv/tools/bin/pip install --quiet selenium==4.51.0
+	npm install --silent --no-fund --no-audit --prefix .venv/tools axe-core@4.14.1
 	.venv/tools/bin/python tests/lab_browser.py "$$GRID"
+	.venv/tools/bin/python tests/report_browser.py "figures/$$GRID/report.html"
 
 test-slurm: $(READY)
 	echo "A slice of a grid through a real Slurm of one node: 3 to 6 minutes on two cores."

@@ -566,7 +566,13 @@ rule write_report:
         code=ancient(
             [
                 f"medlib/{name}"
-                for name in ("show/report.py", "show/registry.py", "show/page.html", "grid/page.py")
+                for name in (
+                    "show/report.py",
+                    "show/registry.py",
+                    "show/page.html",
+                    "show/tables.py",
+                    "grid/page.py",
+                )
             ]
         ),
     output:

@@ -52,8 +52,9 @@ def side(name: str) -> Side:
     grid, results = gridfile.read(file), file.parent.parent / "results" / file.stem
     records = states.records(grid, results)
     if not records:
-        way_out = f"make study GRID={file.stem}, or name the grid file beside whose folder they are"
-        raise ValueError(f"{results} holds no complete run of {file}: {way_out}")
+        way_out = f"Run it (make study GRID={file.stem}), or give the path of the grid file in the "
+        way_out += "clone that has its results"
+        raise ValueError(f"{results} holds no complete run of {file}. {way_out}.")
     return Side(name, grid, results, records)
 
 
