@@ -9,6 +9,11 @@ import pandas as pd
 from medlib.show import names, style
 from medlib.show.figures import parts
 
+NO_PAIR = (
+    "No backbone was run both frozen and fine-tuned on the same labels.\nNotebook 04 fine-tunes "
+    "one; in a grid file, name it under frozen and under finetuned."
+)
+
 
 @style.styled
 def main_comparison(table: pd.DataFrame, tasks: names.Tasks, metric: str = "auroc") -> plt.Figure:
@@ -124,8 +129,11 @@ def freezing(pairs: pd.DataFrame, tasks: names.Tasks, metric: str = "auroc") -> 
     """What freezing costs: each backbone frozen and fine-tuned on the same labels, by task.
 
     `pairs` is the table that `differences.on_same_labels` returns. A slope leads from the frozen
-    network to the fine-tuned one. `forest` draws the interval of the difference.
+    network to the fine-tuned one. `forest` draws the interval of the difference. If there is no
+    pair in any task, the figure is a sentence.
     """
+    if pairs.empty:
+        return parts.saying(NO_PAIR)
     pairs = parts.named(pairs)
     fig, places = parts.panels(pairs, tasks, 2.1)
     for ax, card, part in places:
@@ -141,7 +149,6 @@ def freezing(pairs: pd.DataFrame, tasks: names.Tasks, metric: str = "auroc") -> 
         shares = [share for share in part["label_fraction"].unique() if share < 1]
         note = parts.people(part) + "".join(f", {100 * share:g} % of labels" for share in shares)
         parts.titles(ax, card, "no backbone in both regimes" if part.empty else note)
-    if len(pairs):
-        style.legend_above(fig, parts.family_handles(pairs))
-        style.caption_below(fig, "The interval of each difference is in differences_regimes.")
+    style.legend_above(fig, parts.family_handles(pairs))
+    style.caption_below(fig, "The interval of each difference is in differences_regimes.")
     return fig

@@ -8,6 +8,11 @@ from matplotlib.patches import Patch
 from medlib.show import names, style
 from medlib.show.figures import parts
 
+NO_SIZES = (
+    "There are no two sizes of one vision transformer, so nothing can be said about size.\nRun two "
+    "rows of one family, such as vit_tiny-imagenet and vit_small-imagenet: notebook 03 or a grid."
+)
+
 
 @style.styled
 def size(
@@ -18,12 +23,14 @@ def size(
     `table` is as `comparison.main_comparison` takes it, with the column `parameters`. A line joins
     the sizes of one family in one regime, on the most labels of that regime. The band is the
     equivalence margin around the smallest frozen network of each family. Within the band, a larger
-    network is no better in practice.
+    network is no better in practice. If no family has two sizes, the figure is a sentence.
     """
     arms = parts.linear(table, tasks, metric)
     arms = arms[arms["backbone"].map(names.is_vit).astype(bool) & (arms["family"] != names.RANDOM)]
     most = arms.groupby(["task", "backbone", "regime"])["label_fraction"].transform("max")
     arms = arms[arms["label_fraction"] == most].sort_values("parameters")
+    if not (arms.groupby(["task", "family", "regime"])["backbone"].nunique() > 1).any():
+        return parts.saying(NO_SIZES)
     fig, places = parts.panels(arms, tasks, 1.9)
     for ax, card, part in places:
         for (family, regime), line in part.groupby(["family", "regime"]):

@@ -86,8 +86,8 @@ def panels(table: pd.DataFrame, tasks: names.Tasks, height: float) -> tuple[plt.
 
 
 def saying(words: str) -> plt.Figure:
-    """A figure that holds a sentence in place of panels."""
-    fig = plt.figure(figsize=(style.PAGE, 0.4), layout="none")
+    """A figure that holds a sentence or two, a line each, in place of panels."""
+    fig = plt.figure(figsize=(style.PAGE, 0.25 + 0.15 * len(words.splitlines())), layout="none")
     fig.text(0.01, 0.5, words, va="center")
     return fig
 
