@@ -15,13 +15,9 @@ def listed(offenders: Sequence[object], most: int = MAX_LISTED) -> str:
 
 
 def unknown(kind: str, value: object, choices: Sequence[str], way_out: str = "") -> str:
-    """The message for a name that is not among the valid ones.
-
-    A choice is also known by its part before the first "-": "resnet50" is near "resnet50-imagenet",
-    the first such choice, and not near the shorter "resnet50-random".
-    """
-    near = {choice.partition("-")[0]: choice for choice in reversed(choices)}
-    near |= {choice: choice for choice in choices}
+    """The message for a name that is not among the valid ones."""
+    # "resnet50" means the first choice that begins so, not the one that is spelt most like it.
+    near = {c.partition("-")[0]: c for c in reversed(choices)} | {c: c for c in choices}
     close = difflib.get_close_matches(str(value), near, n=1)
     hint = f" Did you mean {near[close[0]]!r}?" if close else ""
     return f"Unknown {kind} {value!r}.{hint} Choose one of: {', '.join(choices)}. {way_out}".strip()
