@@ -16,8 +16,10 @@ def listed(offenders: Sequence[object], most: int = MAX_LISTED) -> str:
 
 def unknown(kind: str, value: object, choices: Sequence[str], way_out: str = "") -> str:
     """The message for a name that is not among the valid ones."""
-    close = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    # "resnet50" means the first choice that begins so, not the one that is spelt most like it.
+    near = {c.partition("-")[0]: c for c in reversed(choices)} | {c: c for c in choices}
+    close = difflib.get_close_matches(str(value), near, n=1)
+    hint = f" Did you mean {near[close[0]]!r}?" if close else ""
     return f"Unknown {kind} {value!r}.{hint} Choose one of: {', '.join(choices)}. {way_out}".strip()
 
 

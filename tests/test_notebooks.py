@@ -87,12 +87,10 @@ def test_what_a_grid_draws_has_its_caption(repository, name):
     assert all("caption" in {n.id for n in ast.walk(c) if isinstance(n, ast.Name)} for c in written)
 
 
-def test_cells_are_few_and_short_and_define_nothing(cells):
+def test_cells_are_few_and_short(cells):
     code = ["".join(cell["source"]) for cell in code_of(cells)]
     assert 15 <= len(cells) <= 25
     assert sum(len(c.splitlines()) <= 8 for c in code) >= len(code) / 2
-    nodes = ast.walk(ast.parse("\n".join(code)))
-    assert not [node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)]
 
 
 def test_names_of_files_are_escaped_in_every_styled_table(repository):
@@ -381,7 +379,7 @@ def test_a_notebook_opened_on_its_own_gets_its_inputs(repository, tmp_path):
     parameters = {"results": str(results), "task": "fundus_pm", "image_size": 28, "heads": ["knn"]}
     notebook = repository / "notebooks" / "03_probe_features.ipynb"
     execute(notebook, tmp_path / "out.ipynb", parameters)
-    runs = results / "runs/fundus_pm/micro_resnet-random"
+    runs = results / "runs/fundus_pm/micro_resnet-phantoms"
     knn = runs / "frozen-knn" / "seed0" / "run.json"
     assert knn.is_file()
     # Run again, with one more head: complete runs are read back, unless `again` is set.
@@ -395,6 +393,16 @@ def test_a_notebook_opened_on_its_own_gets_its_inputs(repository, tmp_path):
     assert both.iloc[:1].equals(scores)  # and its time, to the last digit
     execute(notebook, tmp_path / "out.ipynb", parameters | {"again": True})
     assert knn.stat().st_ino != before
+    # Notebook 09 needs two backbones: the control is made at the image size that is there.
+    looked = repository / "notebooks" / "09_look_closer.ipynb"
+    shown = {"results": str(results), "task": "fundus_pm", "figures": str(tmp_path / "figures")}
+    execute(looked, tmp_path / "09.ipynb", shown | {"resamples": 50, "drawn_bands": 20})
+    text = (tmp_path / "09.ipynb").read_text()
+    assert "This ran first" in text and "    02_extract_features.ipynb: 19 of 19 cells" in text
+    assert "01_prepare_data" not in text.split("This ran first")[1].split("]")[0]
+    assert (results / "runs/fundus_pm/micro_resnet-random/frozen-linear/seed0/run.json").is_file()
+    curves = pd.read_csv(tmp_path / "figures" / "curves_fundus_pm.csv")
+    assert set(curves["pretraining"]) == {"phantoms", "random"}
     # Phantoms are named wherever a title is printed, and real data need another folder.
     assert cards.used(address.manifest(results, "fundus_pm")).title.endswith(" (phantoms)")
     with pytest.raises(jobs.ExecutionError, match="holds phantoms, but data='real' asks for real"):
@@ -407,7 +415,7 @@ def test_a_training_that_is_complete_is_read_back(repository, tmp_path):
     parameters = {"results": str(results), "task": "fundus_pm", "image_size": 28, "epochs": 1}
     parameters["learning_rates"] = [0.001]
     notebook = repository / "notebooks" / "04_fine_tune.ipynb"
-    run = results / "runs/fundus_pm/micro_resnet-random/finetuned/seed0/run.json"
+    run = results / "runs/fundus_pm/micro_resnet-phantoms/finetuned/seed0/run.json"
     made = []
     for more in ({}, {}, {"again": True}, {"epochs": 2}):
         execute(notebook, tmp_path / "out.ipynb", parameters | more)
@@ -465,6 +473,11 @@ def test_bad_parameters_stop_a_notebook_with_one_message(repository, tmp_path):
             execute(notebook, tmp_path / "out.ipynb", parameters | {"results": "r"})
         assert message in str(error.value)
     assert not (repository / "notebooks" / "r").exists()
+    for name in ("02_extract_features", "03_probe_features", "10_predict_new_images"):
+        asked = {"backbone": "resnet50", "results": str(tmp_path / "r")}
+        with pytest.raises(jobs.ExecutionError, match="Did you mean 'resnet50-imagenet'") as error:
+            execute(repository / "notebooks" / f"{name}.ipynb", tmp_path / "out.ipynb", asked)
+        assert not (tmp_path / "r").exists(), "it was refused before any work"
 
 
 @pytest.mark.xdist_group("large")  # ViT-L takes 8 GB: one at a time

@@ -160,6 +160,8 @@ def _notes(facts: dict, table: pd.DataFrame, threshold: float | None) -> Iterato
         yield f"{said} than 95 % of validation samples. Look at them before you trust a prediction."
     if facts["backbone"]["pretraining"] == "random":
         yield "The backbone has random weights: the model is a control and must not be used."
+    if facts["backbone"]["pretraining"] == "phantoms":
+        yield "The backbone has learned drawn textures only: the model is for demonstration only."
 
 
 def main(asked: argparse.Namespace) -> int:

@@ -9,16 +9,21 @@ If a run fails, the reason is recorded beside the executed notebook.
 
 import argparse
 import ast
+import contextlib
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from medlib.core import backbones
 from medlib.core.settings import fits
+from medlib.data import cards
 from medlib.environment import MEDLIB, shipped
 from medlib.errors import listed, unknown
 from medlib.grid import kinds
@@ -26,6 +31,7 @@ from medlib.grid.jobs import CONTROLLER, ExecutionError, add_arguments, failed, 
 from medlib.grid.made import code_cells
 
 NOTEBOOKS = shipped("notebooks")
+PROGRESS = "MEDLIB_PROGRESS"  # the folder in which a notebook says how far it is, if one waits
 
 # papermill's JSON-schema validator imports this module if it is installed. That takes most of a
 # second in every job, for a check of URLs that no notebook needs. None: as if not installed.
@@ -76,7 +82,11 @@ def execute(
     how = {"kernel_name": "python3", "cwd": str(notebook.parent), "progress_bar": False}
     how["extra_arguments"] = ["--log-level=CRITICAL"]
     try:
-        papermill.execute_notebook(str(notebook), str(output), parameters or {}, **how)
+        with contextlib.ExitStack() as stack:
+            if told := os.environ.get(PROGRESS):
+                bar = stack.enter_context(open(Path(told) / "cells", "w", encoding="utf-8"))
+                how["progress_bar"] = {"file": bar, "bar_format": "{n_fmt} of {total_fmt} cells"}
+            papermill.execute_notebook(str(notebook), str(output), parameters or {}, **how)
     except PapermillExecutionError as error:
         said = f"{error.ename}: {error.evalue}{room(str(error.evalue), output)}"
         said = f"{name} failed in its code cell {error.exec_count}.\n{said}\n{there}"
@@ -101,24 +111,71 @@ def ensure(notebook: str, *promised: Path, results: str, **parameters: object) -
 
     So a notebook that is opened on its own gets its inputs; in a grid they are always there. The
     notebook is the one in ``notebooks/``, not a working copy. The executed copy is saved beside the
-    first file. Raises ValueError if ``results`` holds another kind of data than is asked for.
+    first file. While it runs, a line for it, and for each notebook that it runs itself, says how
+    far it is. Raises ValueError for an unknown backbone or task, and if ``results`` holds another
+    kind of data than is asked for; :class:`ExecutionError` if the notebook fails.
     """
     if "data" in parameters:
         kinds.check(results, parameters["data"])
     if all(path.exists() for path in promised):
         return
-    print(f"{promised[0]} is not there yet: running {notebook} …", flush=True)
+    if "backbone" in parameters:
+        backbones.get(parameters["backbone"])
+    if "task" in parameters:
+        cards.read(parameters["task"])
     output = promised[0].absolute().parent / notebook
     parameters["results"] = str(Path(results).absolute())
     command = [sys.executable, "-m", "medlib.grid.notebooks", str(NOTEBOOKS / notebook)]
     command += [str(output), "--parameters", json.dumps(parameters)]
     command += ["--expect", *(str(path.absolute()) for path in promised)]
-    # In another process: papermill cannot start its event loop in a running kernel's loop.
-    done = subprocess.run(command, capture_output=True, text=True)
+    above = os.environ.get(PROGRESS)  # set where another notebook waits for this one
+    with tempfile.TemporaryDirectory() as own:
+        told = Path(above or own)
+        told /= f"{len(list(told.glob('*.ipynb'))):02}-{notebook}"
+        told.mkdir()
+        # In another process: papermill cannot start its event loop in a running kernel's loop.
+        with open(told / "errors", "w+", encoding="utf-8") as errors:
+            how = {"stdout": subprocess.DEVNULL, "stderr": errors, "text": True}
+            done = subprocess.Popen(command, env=os.environ | {PROGRESS: str(told)}, **how)
+            _wait(done, None if above else told)
+            errors.seek(0)
+            said = errors.read().strip()
     if done.returncode:
         record = failed(output)  # under a controller, nothing is printed
-        message = record["error"] if record else done.stderr.strip()
+        message = record["error"] if record else said
         raise ExecutionError(message or f"{notebook} ended with {done.returncode}")
+
+
+def _wait(process: subprocess.Popen, told: Path | None) -> None:
+    """Wait for a process, and end it if the wait is interrupted. With ``told``, show its lines."""
+    from IPython.display import display
+
+    def show(words: str) -> None:
+        if shown:  # None outside a notebook
+            shown.update({"text/plain": words}, raw=True)
+
+    first = {"text/plain": _lines(told)} if told else {}
+    shown = display(first, raw=True, display_id=True) if told else None
+    try:
+        while process.poll() is None:
+            time.sleep(0.5)
+            show(_lines(told) if told else "")
+    finally:
+        process.terminate()  # nothing happens if it has ended
+        process.wait()
+        show(_lines(told, process.returncode) if told else "")
+
+
+def _lines(told: Path, ended: int | None = None) -> str:
+    """A line for each notebook that was run, indented below the one that needs it."""
+    said = ["Results are missing, so this runs first:" if ended is None else "This ran first:"]
+    for place in sorted([told, *told.glob("**/*.ipynb")]):
+        bar = place / "cells"
+        cells = re.split(r"[\r\n]", bar.read_text().strip())[-1] if bar.is_file() else "starts"
+        depth = len(place.relative_to(told).parts)
+        said.append(f"{'  ' * (depth + 1)}{place.name.partition('-')[2]}: {cells}")
+    said[-1] += " (it failed)" if ended else ""
+    return "\n".join(said)
 
 
 def code(notebook: Path | str) -> str:

@@ -10,6 +10,10 @@ from medlib.stats import runs
 from medlib.stats.recommendation import ALL_TASKS
 
 PHANTOMS = "These are phantoms: nothing follows from this for real images."
+EXPECTED = (
+    "Phantom pretraining was on drawn textures of the kinds that these phantoms have, so a gain "
+    "over random weights was to be expected."
+)
 EVERY_TASK = "Every task"
 ONLY_RANDOM = "Only random controls were run, and they are never recommended."
 TUNING = {"finetuned": "fine-tuning", "lora": "LoRA"}
@@ -46,7 +50,8 @@ def sentences(
     for task in [*together, *tasks]:
         of_task, pairs = table[table["task"] == task], regimes[regimes["task"] == task]
         lines = [*_choice(of_task), *_tuning(pairs, costs)] if len(of_task) else [ONLY_RANDOM]
-        said[title(task, tasks)] = lines + [PHANTOMS] * phantoms
+        expected = phantoms and bool((of_task["pretraining"] == "phantoms").any())
+        said[title(task, tasks)] = lines + [EXPECTED] * expected + [PHANTOMS] * phantoms
     return said
 
 

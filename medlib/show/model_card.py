@@ -66,6 +66,8 @@ def _summary(facts: dict) -> str:
     words += f"Backbone {row['printed']} ({row['pretraining']} weights), {_head(facts)}."
     if row["pretraining"] == "random":
         words += " Its backbone has random weights: it is a control, and not for use."
+    if row["pretraining"] == "phantoms":
+        words += " Its backbone has learned drawn textures only: it is for demonstration only."
     return words
 
 

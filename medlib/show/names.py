@@ -8,9 +8,10 @@ import pandas as pd
 
 from medlib.core import backbones
 
-METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}  # as printed
+METRICS = {"auroc": "AUROC", "accuracy": "accuracy"}  # as printed, in the order of all tables
+METRICS |= {"balanced_accuracy": "balanced accuracy"}
 METRICS |= {"precision_weighted": "precision (weighted)", "recall_weighted": "recall (weighted)"}
-METRICS |= {"f1_weighted": "F1 (weighted)", "auroc": "AUROC"}
+METRICS |= {"f1_weighted": "F1 (weighted)"}
 PAPER_METRICS = list(METRICS)  # so far: the paper's, and two that are robust to class imbalance
 METRICS |= {"auprc": "AUPRC", "precision_macro": "precision (macro)"}
 METRICS |= {"recall_macro": "recall (macro)", "f1_macro": "F1 (macro)"}
@@ -23,7 +24,7 @@ REGIMES = {"frozen": "frozen", "finetuned": "fine-tuned", "lora": "LoRA"}
 METHODS = {"dinov2": "DINOv2", "dinov3": "DINOv3", "mae": "MAE", "eva02": "EVA-02"}
 METHODS |= {"clip": "CLIP", "siglip2": "SigLIP 2", "biomedclip": "BiomedCLIP"}
 METHODS |= {"raddino": "RAD-DINO", "retfound": "RETFound"}  # these already name pretrained ViTs
-PRETRAININGS = {"imagenet": "ImageNet"} | METHODS  # any other is printed as its key
+PRETRAININGS = METHODS | {"imagenet": "ImageNet", "phantoms": "phantom pretraining"}  # else: key
 Tasks = Mapping[str, Mapping]  # a task's key -> its card: {"title": as printed, …}
 RANDOM, UNKNOWN = "random weights", "family unknown"
 

@@ -130,6 +130,22 @@ def claims_table(verdicts: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns | {"note": verdicts["note"]})
 
 
+def untested(verdicts: pd.DataFrame) -> str:
+    """If no claim was tested, a sentence: which backbones are missing, and how to get them."""
+    if (verdicts["verdict"] != "not tested").any():
+        return ""
+    keys = itertools.chain.from_iterable(re.findall(": (.*?),", m) for m in verdicts["missing"])
+    lacking = dict.fromkeys(keys)
+    why = f"they are about backbones that were not run ({', '.join(lacking)})"
+    if not lacking:
+        why = "their arms were trained once only"
+    return (
+        f"None of the paper's claims can be tested with these runs: {why}. The grid `paper` has "
+        "all of them: `make plan GRID=paper` says what would run, and `make weights GRID=paper` "
+        "fetches the weights."
+    )
+
+
 def best_arms(table: pd.DataFrame, tasks: names.Tasks, metric: str) -> pd.DataFrame:
     """`recommendation.recommend` as printed: a row per arm, the best of a task first.
 

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from medlib.core import settings
-from medlib.errors import listed
+from medlib.errors import listed, unknown
 from medlib.stats import bootstrap, metrics, runs
 from medlib.stats.effects import Arm, Effect, effect, of_runs
 
@@ -43,9 +43,17 @@ def arms(
 
 
 def on_most_labels(arms: Iterable[Arm], regime: str) -> list[Arm]:
-    """The arms of a regime on the largest label fraction that any of its arms has."""
+    """The arms of a regime on the largest label fraction that any of its arms has.
+
+    Raises ValueError, with the regimes that there are, if no arm has this regime.
+    """
+    arms = list(arms)
     own = [arm for arm in arms if arm.cell["regime"] == regime]
-    most = max((arm.cell["label_fraction"] for arm in own), default=1)
+    if not own:
+        there = sorted({arm.cell["regime"] for arm in arms})
+        way_out = "Notebook 04 trains a backbone: run it with this task and this results folder."
+        raise ValueError(unknown("regime of these runs", regime, there, way_out))
+    most = max(arm.cell["label_fraction"] for arm in own)
     return [arm for arm in own if arm.cell["label_fraction"] == most]
 
 
@@ -262,14 +270,15 @@ def mean_ranks(values: pd.DataFrame) -> tuple[pd.Series, dict]:
 def ranks_by_regime(arms: Iterable[Arm]) -> dict[str, tuple[pd.Series, dict]]:
     """Regime -> :func:`mean_ranks` of its backbones, at the largest label fraction of each task.
 
-    Backbones that lack a task are left out, and so are regimes with fewer than two backbones left.
+    Backbones that lack a task are left out, and so are regimes with fewer than two backbones left
+    or with one task only.
     """
     table = pd.DataFrame([arm.cell | {"value": arm.value} for arm in arms])
     most = table.groupby(["task", "regime"])["label_fraction"].transform("max")
     ranks = {}
     for regime, part in table[table["label_fraction"] == most].groupby("regime"):
         values = part.pivot(index="task", columns="backbone", values="value").dropna(axis=1)
-        if values.shape[1] > 1:
+        if min(values.shape) > 1:
             ranks[regime] = mean_ranks(values)
     return dict(sorted(ranks.items(), key=lambda item: settings.REGIMES.index(item[0])))
 

@@ -44,6 +44,8 @@ def fetch(row: Backbone, folder: Path | None = None) -> Path | None:
     if row.pretraining == "random":
         return None
     path, revision = weights.weights_file(row), None
+    if path and path.parent == weights.SHIPPED:
+        return path  # it is part of medlib, and needs no copy
     if folder is not None or path is None:
         target = (folder or weights.FOLDER) / f"{row.timm_name}.safetensors"
         if not target.is_file():

@@ -199,7 +199,7 @@ def test_less_is_better_for_losses(tmp_path):
 
 def test_metrics_are_printed_in_one_order():
     table = pd.DataFrame({"metric": ["brier", "auroc", "accuracy", "auroc"]})
-    assert tables.all_metrics(table) == ["accuracy", "auroc", "brier"]
+    assert tables.all_metrics(table) == ["auroc", "accuracy", "brier"]
 
 
 def verdicts(tasks=claims.MRI + claims.PUBLIC, seeds=(0, 1, 2)):

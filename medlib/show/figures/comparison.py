@@ -9,6 +9,11 @@ import pandas as pd
 from medlib.show import names, style
 from medlib.show.figures import parts
 
+NO_PAIR = (
+    "No backbone was run both frozen and fine-tuned on the same labels.\nNotebook 04 fine-tunes "
+    "one; in a grid file, name it under frozen and under finetuned."
+)
+
 
 @style.styled
 def main_comparison(table: pd.DataFrame, tasks: names.Tasks, metric: str = "auroc") -> plt.Figure:
@@ -124,7 +129,7 @@ def freezing(pairs: pd.DataFrame, tasks: names.Tasks, metric: str = "auroc") -> 
     `forest` draws the interval of the difference. Without any pair the figure is one sentence.
     """
     if pairs.empty:
-        return parts.saying("There is no backbone in both regimes on the same labels.")
+        return parts.saying(NO_PAIR)
     pairs = parts.named(pairs)
     fig, places = parts.panels(pairs, tasks, 1.7, metric)
     looks = parts.backbone_looks(pairs)

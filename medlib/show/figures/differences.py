@@ -14,6 +14,10 @@ from medlib.show.figures import parts
 LOOKS = {"different": {"marker": "o", "color": style.VERMILION}}
 LOOKS["equivalent"] = {"marker": "s", "color": style.BLUE}
 LOOKS["neither shown"] = {"marker": "o", "color": "0.35", "markerfacecolor": "white"}
+NO_PAIRS = (
+    "There is no pair of arms to compare here. A pair is two backbones in one regime, or one "
+    "backbone in two.\nNotebook 03 runs a frozen backbone, and notebook 04 fine-tunes one."
+)
 MARK = {"linestyle": "none", "markersize": 3.6}
 RANKS = (
     "Mean ranks over tasks; 1 is the best. Orange: the critical difference. A black bar joins "
@@ -32,7 +36,7 @@ def critical_difference(
     (Demšar, JMLR 7, 2006). The orange line above the axis is as long as the critical difference.
     """
     if not ranks:
-        return parts.saying("Fewer than two backbones in every task: no ranks.")
+        return parts.saying("There are no ranks: they need two tasks, and two backbones in all.")
     heights = [0.75 + 0.16 * len(values) for values in ranks.values()]
     size = {"figsize": (style.PAGE * 0.75, sum(heights) + 0.2), "height_ratios": heights}
     fig, axes = plt.subplots(len(ranks), 1, squeeze=False, **size)
@@ -108,8 +112,11 @@ def forest(table: pd.DataFrame, tasks: names.Tasks, margin: float = 0.02) -> plt
     another of one backbone. A thick bar is the interval over test patients. A thin line is the
     interval of the procedure; it is missing if there was only one training. A filled round mark is
     a difference, a square is an equivalence, a hollow mark is neither. All are judged by the
-    procedure, after correction. Words below each panel say which side favours whom.
+    procedure, after correction. Words below each panel say which side favours whom. If there is no
+    pair, the figure is a sentence.
     """
+    if table.empty:
+        return parts.saying(NO_PAIRS)
     shown = [table["different"].astype(bool), table["equivalent"].astype(bool)]
     sides = zip(*(_each(names.full_name, table, side) for side in ("one", "other")), strict=True)
     labels = [one if one == other else f"{one} − {other}" for one, other in sides]

@@ -1,10 +1,23 @@
 """Figures of choosing and training: validation and learning curves."""
 
+from collections.abc import Iterable, Sequence
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
 
 from medlib.show import names, style
+
+
+def at_an_end(name: str, tried: Sequence[float], chosen: Iterable[float]) -> str:
+    """A sentence if the smallest or the largest value that was tried is the choice; else ""."""
+    tried, chosen = sorted(set(tried)), set(chosen)
+    ends = {tried[0]: "smallest", tried[-1]: "largest"} if len(tried) > 1 else {}
+    words = [f"the {word} ({value:g})" for value, word in ends.items() if value in chosen]
+    if not words:
+        return ""
+    of = f"{name}: of the {len(tried)} values that were tried, {' and '.join(words)} was chosen."
+    return f"{of} A value outside this range could be better."
 
 
 @style.styled
