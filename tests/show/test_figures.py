@@ -639,7 +639,7 @@ def test_of_each_class_the_three_metrics_and_their_intervals_are_drawn():
 
 
 def test_without_anything_to_compare_a_figure_says_so():
-    assert "Fewer than two backbones" in all_words(critical_difference({}, {}))
+    assert "There are no ranks: they need two tasks" in all_words(critical_difference({}, {}))
     nothing = differences().iloc[:0]
     assert "no pair" in all_words(forest(nothing, TASKS))
     assert worth_showing(nothing).empty

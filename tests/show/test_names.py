@@ -142,5 +142,8 @@ def test_what_only_old_results_have_is_drawn_as_unknown_and_not_as_another_famil
     table = long_table({"mri": [FROZEN_ALL]}, {"old_net-mae": "mae", "vgg16-imagenet": "imagenet"})
     both = table.assign(frozen=table["value"], finetuned=table["value"] + 0.01)
     fig = comparison.freezing(both[both["metric"] == "auroc"], TASKS)
-    assert legend_words(fig) == ["CNN, ImageNet", "family unknown"]
+    known, unknown, _ = fig.legends[0].get_lines()  # the last one is chance
+    assert legend_words(fig) == ["VGG16 (ImageNet)", "old_net-mae", "chance"]
+    assert known.get_color() == parts.look("CNN, ImageNet")["color"]
+    assert unknown.get_color() == parts.look(names.UNKNOWN)["color"] != known.get_color()
     assert "old_net-mae" in all_words(fig)
