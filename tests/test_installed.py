@@ -81,7 +81,7 @@ def test_notebooks_run_by_nbconvert_and_by_papermill(elsewhere):
     asked = ["-p", "task", "fundus_pm", "-p", "redraws", "5"]
     call(elsewhere, *mill, "03_probe_features.ipynb", "probed.ipynb", *asked)
     results = folder.parent / "results" / "lab"
-    run = results / "runs" / "fundus_pm" / "micro_resnet-random" / "frozen-linear" / "seed0"
+    run = results / "runs" / "fundus_pm" / "micro_resnet-phantoms" / "frozen-linear" / "seed0"
     assert len(pd.read_csv(run / "predictions.csv")) > 10
-    executed = results / "features" / "fundus_pm" / "micro_resnet-random" / "seed0"
+    executed = results / "features" / "fundus_pm" / "micro_resnet-phantoms" / "seed0"
     assert (executed / "02_extract_features.ipynb").is_file()

@@ -109,8 +109,8 @@ def test_the_core_is_small():
     readable = [file for file in CORE.rglob("*.py") if CORE / "fast" not in file.parents]
     assert lines(*readable) <= 1800
     # 2700 until rows were checked against networks; then came fine-tuning's recipe and halving,
-    # then models that are kept.
-    assert lines(*CORE.rglob("*.py"), *(MEDLIB / f"{name}.py" for name in LIFTED)) <= 3010
+    # then models that are kept, and systems that cannot sync a folder.
+    assert lines(*CORE.rglob("*.py"), *(MEDLIB / f"{name}.py" for name in LIFTED)) <= 3015
 
 
 def test_the_functions_of_the_core_are_short_and_take_few_parameters():

@@ -5,12 +5,11 @@ from pathlib import Path
 
 from medlib.core.backbones import Backbone, control
 
-FOLDER = Path(__file__).resolve().parents[2] / "weights"  # fetched weights are written into it
-SHIPPED = Path(__file__).parent  # the small file that is part of medlib lies beside the code
+FOLDER, SHIPPED = Path(__file__).resolve().parents[2] / "weights", Path(__file__).parent
 
 
 def weights_file(backbone: Backbone) -> Path | None:
-    """The backbone's file: in the folder ``MEDLIB_WEIGHTS``, in :data:`FOLDER`, or in medlib."""
+    """The file in ``MEDLIB_WEIGHTS``, FOLDER (of fetched weights) or SHIPPED (beside the code)."""
     folders = Path(os.environ.get("MEDLIB_WEIGHTS") or FOLDER), FOLDER, SHIPPED
     paths = [folder / f"{backbone.timm_name}.safetensors" for folder in folders]
     return next((path for path in paths if path.is_file()), None)

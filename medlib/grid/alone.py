@@ -16,8 +16,8 @@ def folders(results: Path | str, grid_file: str = "", task: str = "") -> list[Pa
     """The folders of the complete runs of a task; with ``task=""``, of all tasks.
 
     With a grid file, only its runs count. Without one, and on phantoms, there must be two backbones
-    to compare: if there are not, notebook 03 makes the arms :data:`ARMS`, where they are missing.
-    Raises ValueError if there is no run, with the way out.
+    with a linear head to compare: if there are not, notebook 03 makes the arms :data:`ARMS`, where
+    they are missing. Raises ValueError if there is no run, with the way out.
     """
 
     def found() -> list[address.Address]:
@@ -25,15 +25,15 @@ def folders(results: Path | str, grid_file: str = "", task: str = "") -> list[Pa
         return [run for run in runs if task in ("", run.task)]
 
     runs = found()
-    comparable = len({run.backbone for run in runs}) > 1
+    comparable = len({run.backbone for run in runs if run.head == "linear"}) > 1
     if not grid_file and not comparable and kinds.held(results) != kinds.REAL:
         of = task or (runs[0].task if runs else TASK)
         sizes = address.packed_sizes(results, of)  # another size would draw the phantoms again
         asked = {"task": of, "label_fractions": LABELS, "seeds": SEEDS}
         asked |= {"image_size": sizes[-1]} if sizes else {}
         for backbone in ARMS:
-            promised = address.probes(results, of, backbone)
-            ensure("03_probe_features.ipynb", promised, results=results, backbone=backbone, **asked)
+            linear = address.Address(of, backbone, "frozen").record(results)
+            ensure("03_probe_features.ipynb", linear, results=results, backbone=backbone, **asked)
         runs = found()
     if not runs:
         way_out = "Run notebook 03 with this task and this results folder."

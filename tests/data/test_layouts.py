@@ -1348,6 +1348,7 @@ def test_medmnist_files_that_are_missing_or_broken_are_named(tmp_path):
 
 PHANTOMS = {
     "chest_xray": CHEST,
+    "other_chest": cards.read("other_chest").model_copy(update={"folder": "set"}),
     "ichallenge_amd": ADAM,
     "ichallenge_pm": PALM,
     "ham10000": HAM,

@@ -615,8 +615,8 @@ def test_git_takes_nothing_of_a_patient_from_a_study(tmp_path, repository):
     (study.folder / "data_manifests" / "private.yaml").write_text(yaml.safe_dump(card))
     status, said = study.call()
     assert status == 0, said
-    seen = study.folder / "figures" / "small" / "seen_private.png"
-    left = seen.with_name(".seen_private.png.x1y2") / seen.name  # as it is left by a killed job
+    seen = study.folder / "figures" / "small" / "wrong_private.png"
+    left = seen.with_name(".wrong_private.png.x1y2") / seen.name  # as it is left by a killed job
     left.parent.mkdir()
     shutil.copy(seen, left)
     for name in (".gitignore", ".gitattributes"):

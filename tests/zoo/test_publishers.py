@@ -35,7 +35,7 @@ def publish(kind, folder):
 
 
 def test_every_row_of_the_zoo_has_a_publisher():
-    names = list(backbones.TABLE)
+    names = [name for name in backbones.TABLE if not name.endswith("-phantoms")]  # of medlib itself
     assert set(ROWS) == set(names[names.index("dinov2reg_small") :])
 
 
