@@ -70,6 +70,22 @@ def test_parameters_are_typed_literals_with_a_comment(cells):
         assert re.search(r"  # \S", line), line
 
 
+def test_no_cell_gives_a_parameter_another_value(cells):
+    """Later cells would then not do what they were asked for."""
+    named = set()
+    for cell in code_of(cells):
+        tree = ast.parse("".join(cell["source"]))
+        if "parameters" in cell["metadata"].get("tags", []):
+            named = {node.target.id for node in tree.body}
+            continue
+        stored = {
+            node.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        }
+        assert named.isdisjoint(stored), named & stored
+
+
 def test_it_asks_a_question_and_says_how_to_read_the_answer(cells):
     first, last = "".join(cells[0]["source"]), "".join(cells[-1]["source"])
     assert first.splitlines()[0].startswith("# ") and first.splitlines()[0].endswith("?")
