@@ -124,7 +124,10 @@ def test_the_functions_of_the_core_are_short_and_take_few_parameters():
 
 
 def run(code, *, path, hidden=()):
-    """Run code with the medlib in ``path``; the ``hidden`` modules cannot be imported."""
+    """Run code in a new process that imports medlib from ``path``.
+
+    In this process the ``hidden`` modules cannot be imported.
+    """
     hide = f"import sys; sys.modules.update(dict.fromkeys({list(hidden)!r}))\n"
     environment = os.environ | {"PYTHONPATH": str(path), "TQDM_DISABLE": "1"}
     command = [sys.executable, "-c", hide + code]

@@ -151,7 +151,7 @@ def frozen_runs(
     seeds: Iterable[int],
     always_drawn: bool = False,
 ) -> list[Address]:
-    """The addresses of the probes of one frozen backbone on a task.
+    """One frozen backbone on one task: the address of each of its probes.
 
     A seed draws the labelled patients and the MLP. With ``always_drawn`` it draws more: the weights
     of a random control, or the folds of repeated cross-validation. Without ``always_drawn``,

@@ -25,7 +25,7 @@ PARAMETER = re.compile(r"^(\w+)(: \w+ = )(.*?)(  # .*)$", re.MULTILINE)
 
 
 def parameters(name: str, grid: dict, notebook: str) -> dict:
-    """The parameters of a notebook for a grid: those of its first task, backbone and seed."""
+    """The parameters with which a notebook shows a grid's first task, backbone and seed."""
     trained = notebook.startswith("04")
     ways = [regime for regime in (TRAINED if trained else REGIMES) if grid[regime]]
     regime = ways[0] if ways else REGIMES[0]

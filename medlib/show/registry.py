@@ -104,23 +104,23 @@ WORDS = {  # the text under a heading
 CAPTIONS = {  # stem of a figure -> its caption, and what a reader who cannot see it must know
     "recommendation": (
         "Every arm minus the best of the others. Star: the recommended arm. Dashed: the margin.",
-        "Forest plot with a panel for each task: the difference of every arm from the best of the "
-        "others, with its 95 % interval, beside the margin.",
+        "Forest plot with a panel for each task. It shows the difference between every arm and the "
+        "best of the others, with its 95 % interval, and the margin.",
     ),
     "main_comparison": (
         "Thick bars: other test patients. Thin lines: also other training patients.",
-        "Dot plot with a panel for each task: the result of every backbone, frozen beside "
+        "Dot plot with a panel for each task. It shows the result of every backbone, frozen and "
         "fine-tuned, with two 95 % intervals.",
     ),
     "differences_regimes": (
         "Right of zero, training the backbone is better than freezing it. Grey: the margin.",
-        "Forest plot: for each task and backbone the trained arm minus the frozen one, with 95 % "
-        "intervals, over the equivalence margin.",
+        "Forest plot. For each task and backbone it shows the trained arm minus the frozen arm, "
+        "with 95 % intervals, and the equivalence margin.",
     ),
     "freezing": (
         "Each line is a backbone, frozen and fine-tuned on the same labels.",
-        "Slope chart with a panel for each task: the result of each backbone frozen, joined with "
-        "its result fine-tuned.",
+        "Slope chart with a panel for each task. A line leads from the result of each backbone "
+        "when frozen to its result when fine-tuned.",
     ),
     "critical_difference": (
         "A low rank is good. A bar joins backbones that cannot be told apart.",
@@ -142,9 +142,9 @@ CAPTIONS = {  # stem of a figure -> its caption, and what a reader who cannot se
         "patients.",
     ),
     "cost": (
-        "The best arms are above and to the left: a higher result at a lower cost.",
-        "Scatter plot with a panel for each kind of cost: the result of each backbone against its "
-        "time, parameters and memory.",
+        "The best arms are at the top left: their result is high and their cost is low.",
+        "Scatter plot with a panel for each kind of cost. It shows the result of each backbone "
+        "against its time, its parameters and its memory.",
     ),
     "curves_{task}": (
         "Bands: 95 % over test patients.",
@@ -191,8 +191,8 @@ CAPTIONS = {  # stem of a figure -> its caption, and what a reader who cannot se
     ),
     "shift_{task}": (
         "The images that are easiest to tell apart.",
-        "Images of {task} beside images of another data set, those first that a classifier tells "
-        "apart most surely.",
+        "Images of {task}, and images of another data set. A classifier recognises these images "
+        "most surely as images of their own data set.",
     ),
     "embeddings_{task}": (
         "Each point is an image, by its embedding on two principal components.",
@@ -201,11 +201,11 @@ CAPTIONS = {  # stem of a figure -> its caption, and what a reader who cannot se
     ),
     "seen_{task}": (
         "Equal colours in a map: local features that are alike.",
-        "A grid of images of {task}: below each image a map of the local features of each "
-        "backbone, in colours.",
+        "A grid of images of {task}. Below each image are coloured maps of the local features of "
+        "each backbone.",
     ),
     "flow_{task}": (
-        "From what was found to the patients of each side.",
+        "The images that were found, the excluded ones, and the patients of each side.",
         "Flow chart for {task}: images found, images excluded with the reason, and patients and "
         "images of each side.",
     ),

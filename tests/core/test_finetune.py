@@ -711,7 +711,7 @@ def test_every_batch_is_trained_on_once_whether_its_step_is_launched_or_replayed
 
 @pytest.mark.gpu
 def test_a_network_that_cannot_be_recorded_is_trained_all_the_same(cuda):
-    # In a process of its own: torch's allocator frees no memory after a recording that failed.
+    # This runs in a new process. After a failed recording, torch never frees its GPU memory.
     code = """
 import sys, warnings
 import numpy as np, torch

@@ -218,9 +218,10 @@ def find_table(folder: Path, pattern: str, columns: dict, also: dict | None = No
 def match(
     table: pd.DataFrame, samples: dict[str, str], what: str = "label", complete: bool = True
 ) -> Generator[Problem, None, dict[str, dict]]:
-    """Find the row of every sample by the column ``image``. Yields a Problem for what does not fit.
+    """Find the row of each sample, by the column ``image`` of the table.
 
-    ``samples`` maps samples to their names in the table. Without ``complete`` it may lack some.
+    ``samples`` maps samples to their names in the table. With ``complete`` set to False, the table
+    may lack some of them. Yields a Problem for each row and each sample that does not fit.
     """
     where, rows = table.attrs["name"], {}
     for index, record in zip(table.index, table.to_dict("records"), strict=True):
