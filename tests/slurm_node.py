@@ -299,7 +299,7 @@ def submitted(log: Path) -> list[str]:
 def check(holds: bool, message: str, log: Path) -> None:
     """Unless ``holds``, raise Failure with the ends of Snakemake's log and of the newest job's."""
     if not holds:
-        # Snakemake's plugin for Slurm writes a log for each job. It says why the job failed.
+        # Snakemake's plugin for Slurm keeps the logs of failed jobs. They say why the jobs failed.
         kept = [*(log.parent / ".snakemake" / "slurm_logs").rglob("*.log")]
         newest = sorted(kept, key=lambda path: path.stat().st_mtime)[-1:]
         raise Failure("\n\n".join([message, *map(tail, [log, *newest])]))

@@ -124,8 +124,7 @@ def predictions(
     judged, without = [], []
     label_of = found.samples.set_index("sample_id")["label"]
     for arm in arms:
-        place = {name: value for name, value in arm.cell.items() if name != "pretraining"}
-        runs = {seed: Address(**place, seed=seed) for seed in arm.values}
+        runs = {seed: _run(arm, seed) for seed in arm.values}
         lacking = [r for r in runs.values() if not (r.folder(results) / FACTS).is_file()]
         if lacking:
             without += [str(run.folder("")) for run in lacking]
@@ -142,6 +141,11 @@ def predictions(
             }
         judged.append((arm, by_seed))
     return judged, without
+
+
+def _run(arm: Arm, seed: int) -> Address:
+    place = {name: value for name, value in arm.cell.items() if name != "pretraining"}
+    return Address(**place, seed=seed)
 
 
 def _kept(results: Path | str, run: Address, name: str, device: str) -> pd.DataFrame:
@@ -207,8 +211,7 @@ def shift(results: Path | str, arm: Arm, found: Other, device: str = "auto") -> 
     All images of the task, and the judged ones of the other data set. Raises what
     :func:`external.told_apart` raises.
     """
-    place = {name: value for name, value in arm.cell.items() if name != "pretraining"}
-    model = models.load(Address(**place, seed=min(arm.values)).folder(results))
+    model = models.load(_run(arm, min(arm.values)).folder(results))
     seed, sides, drawn = model.facts["weights_seed"], [], []
     for name in (found.task, found.name):
         drawn.append(_pack(results, name, model))

@@ -22,6 +22,7 @@ import pandas as pd
 from medlib.core import backbones, settings
 from medlib.core.fast import halving
 from medlib.data import cards, manifest
+from medlib.data.layouts import base
 from medlib.grid import address, gridfile
 from medlib.grid.plan import Job
 
@@ -74,7 +75,6 @@ PHANTOMS = 350  # images of a task at full size, roughly
 # Data sets without a list of samples here, by their publications: samples, of which for training.
 PUBLISHED = dict.fromkeys(("glioma_ucsf_t1", "glioma_ucsf_t1ce", "glioma_ucsf_flair"), (495, 297))
 PUBLISHED |= {"fundus_amd": (800, 320)}
-PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm", ".gz", ".nii"}
 DOUBT = (
     "These are rough estimates, from rates of other machines and a count of operations\n"
     "(medlib/grid/hours.py). Half or twice as long is no surprise. Other work on the machine,\n"
@@ -125,8 +125,7 @@ def _files(grid: dict, card: cards.Card) -> int:
         folder = cards.data_set_folder(card, cards.data_folder(grid["data"], ""))
     except FileNotFoundError:
         return 0
-    every = folder.rglob("*") if folder else ()
-    return sum(path.suffix.lower() in PICTURES for path in every)
+    return len(base.files(folder, (*base.IMAGES, *base.VOLUMES, ".dcm"))) if folder else 0
 
 
 @functools.cache

@@ -21,9 +21,7 @@ import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from medlib.core import backbones
 from medlib.core.settings import fits
-from medlib.data import cards
 from medlib.environment import MEDLIB, shipped
 from medlib.errors import listed, unknown
 from medlib.grid import kinds
@@ -119,6 +117,9 @@ def ensure(notebook: str, *promised: Path, results: str, **parameters: object) -
         kinds.check(results, parameters["data"])
     if all(path.exists() for path in promised):
         return
+    from medlib.core import backbones  # here: a job of a grid needs neither
+    from medlib.data import cards
+
     if "backbone" in parameters:
         backbones.get(parameters["backbone"])
     if "task" in parameters:

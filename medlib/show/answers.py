@@ -27,6 +27,11 @@ def arm_name(row: Mapping) -> str:
     return f"{backbone}, {names.REGIMES[row['regime']]}{head}"
 
 
+def arm_names(table: pd.DataFrame) -> list[str]:
+    """The :func:`arm_name` of each row."""
+    return [arm_name(row) for row in table.to_dict("records")]
+
+
 def title(task: str, tasks: names.Tasks) -> str:
     return "All tasks together" if task == ALL_TASKS else tasks[task]["title"]
 
@@ -75,7 +80,7 @@ def _choice(table: pd.DataFrame) -> Iterator[str]:
                 "training patients increased by the same factor."
             )
     if len(best) > 1:
-        some = "; ".join(arm_name(row) for _, row in best.head(MOST).iterrows())
+        some = "; ".join(arm_names(best.head(MOST)))
         more = f"; and {len(best) - MOST} more" if len(best) > MOST else ""
         yield f"{len(best)} arms cannot be told from the best: {some}{more}."
     why = table["why"][table["why"] != ""].value_counts()

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 
 from medlib.show import names, tables
-from medlib.show.answers import arm_name
+from medlib.show.answers import arm_name, arm_names
 from medlib.stats import calibration
 
 PRINTED = ("auroc", "balanced_accuracy", "brier", "log_loss")  # metrics of the table
@@ -30,7 +30,7 @@ def table(compared: pd.DataFrame, task: str, titles: Mapping[str, str]) -> pd.Da
     """
     rows = compared[compared["metric"].isin(PRINTED)]
     rows = rows.assign(
-        arm=[arm_name(row) for _, row in rows.iterrows()],
+        arm=arm_names(rows),
         value=tables.with_ends(rows, "{:.3f}"),
     )
     own, keys = rows["tested_on"] == task, ["arm", "metric"]
@@ -63,7 +63,7 @@ def carried(points: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
     set) and `place` (INSIDE or OUTSIDE, as seen from that data set).
     """
     rows = points.assign(
-        arm=[arm_name(row) for _, row in points.iterrows()],
+        arm=arm_names(points),
         tested_on=points["tested_on"].map(titles),
         cell=tables.with_ends(points, "{:.2f}"),
         column=points["metric"].replace({"ppv": "PPV", "npv": "NPV"}) + ", " + points["place"],
@@ -82,7 +82,7 @@ def probabilities(table: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFram
     ``table`` also has the columns of an arm, and `tested_on`. An arm with too few external patients
     has a row that says so.
     """
-    rows = table.assign(arm=[arm_name(row) for _, row in table.iterrows()])
+    rows = table.assign(arm=arm_names(table))
     rows["tested_on"] = rows["tested_on"].map(titles)
     keys, lines = ["tested_on", "arm", "probabilities"], []
     for key, own in rows.groupby(keys, sort=False):

@@ -82,6 +82,14 @@ class Effect(NamedTuple):
         return float(stats.t.ppf((1 + level) / 2, self.df))
 
 
+def of_patients(value: float, draws: np.ndarray) -> Effect:
+    """An effect whose only error is the one over test patients: the trained models are fixed.
+
+    ``draws`` (resamples,) are its values on draws of the test patients.
+    """
+    return Effect(value, draws, np.array([]), bootstrap.error(draws), 0.0, np.inf, 1, "")
+
+
 def of_runs(
     of_cell: list[runs.Run], names: Sequence[str] | None, resamples: int, ordered: bool = False
 ) -> tuple[list[Arm], str]:

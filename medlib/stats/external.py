@@ -15,7 +15,7 @@ from medlib.core.metrics import codes
 from medlib.errors import ManifestError
 from medlib.stats import bootstrap, calibration, differences, metrics, prediction, runs
 from medlib.stats.bootstrap import Estimate
-from medlib.stats.effects import Arm, Effect
+from medlib.stats.effects import Arm, of_patients
 
 INSIDE, OUTSIDE = "inside", "outside"
 COLUMNS = [*runs.CELL, "tested_on", "metric", "value", "ci_low", "ci_high"]
@@ -133,11 +133,7 @@ def choice(
     apart = drawn - drawn[first]
     errors = np.array([bootstrap.error(values) for values in apart])
     others = [i for i in range(len(judged)) if errors[i] > 0]
-    nothing = np.array([])
-    found = [
-        Effect(values[i] - values[first], apart[i], nothing, float(errors[i]), 0.0, np.inf, 1, "")
-        for i in others
-    ]
+    found = [of_patients(values[i] - values[first], apart[i]) for i in others]
     reach = differences.simultaneous_reach(found) if found else np.nan
     table = pd.DataFrame([cell for cell, *_ in judged])
     table["best"] = np.arange(len(judged)) == first

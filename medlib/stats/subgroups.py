@@ -17,7 +17,7 @@ from medlib.data.known import NOT_KNOWN
 from medlib.errors import listed, unknown
 from medlib.stats import bootstrap, differences, metrics, prediction, runs
 from medlib.stats.bootstrap import Estimate
-from medlib.stats.effects import Arm, Effect
+from medlib.stats.effects import Arm, of_patients
 
 FEW = 20  # with fewer patients of a class, a group has no value
 SITE = "site"  # the attribute whose groups are pooled
@@ -226,9 +226,7 @@ def pairwise(
     found = []
     for higher, lower in pairs:
         gap, apart = values[higher] - values[lower], draws[higher] - draws[lower]
-        # Over test patients alone: the trained models are fixed.
-        error = bootstrap.error(apart)
-        found.append(Effect(gap, apart, np.array([]), error, 0.0, np.inf, 1, ""))
+        found.append(of_patients(gap, apart))
     reach = differences.simultaneous_reach(found)
     table = pd.DataFrame(pairs, columns=["higher", "lower"])
     table["gap"] = [one.value for one in found]

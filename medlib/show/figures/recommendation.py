@@ -64,8 +64,7 @@ def _draw(ax: plt.Axes, rows: pd.DataFrame, left_out: int) -> None:
         ax.annotate(words, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=6.5)
     ax.axvline(0, color="0.6", linewidth=0.6, zorder=0)
     ax.axvline(-rows["margin"].iloc[0], color="0.3", linestyle="--", linewidth=0.8, zorder=0)
-    labels = [answers.arm_name(row) for _, row in rows.iterrows()]
-    ax.set_yticks(range(len(rows)), labels)
+    ax.set_yticks(range(len(rows)), answers.arm_names(rows))
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     if left_out:
