@@ -62,7 +62,7 @@ def choose(aurocs: np.ndarray, losses: np.ndarray, y: Sequence[np.ndarray]) -> n
 
 
 def _pairs(y: np.ndarray) -> list[int]:
-    """For each ranked class, how many pairs one of its samples and another form; at least 1."""
+    """For each ranked class: its samples times the other samples, and at least 1."""
     sizes = np.bincount(y)
     return [int(sizes[c] * (len(y) - sizes[c])) or 1 for c in ranked_classes(len(sizes))]
 

@@ -212,9 +212,9 @@ class Card(BaseModel):
         return tuple(name for name in self.subgroups if name not in KNOWN)
 
     def classes_for(self, task: Card, names: Mapping[str, str] | None = None) -> dict[str, str]:
-        """This card's classes as those of a task whose models are tested here: {own: the task's}.
+        """Map this card's classes to the classes of a task whose models are tested on its data.
 
-        ``names`` maps classes in place of ``external_for``. Classes that the task does not have are
+        Returns {own class: class of the task}. ``names`` replaces ``external_for``. Classes that the task does not have are
         left out. Raises ManifestError if the card does not say that it may test that task and
         ``names`` is None, and if fewer than two of the task's classes remain.
         """

@@ -248,7 +248,7 @@ def _file_sha256(path: Path, mtime_ns: int, size: int) -> str:
 def read_files(
     row: dict, data: Path | str, parts: Parts | None = None
 ) -> tuple[dict[Path, bytes], dict[str, str], str]:
-    """Read the files that a row names, each once: that of its ``path``, and those of ``BESIDE``.
+    """Read each file that a row names once: its ``path``, and the files in ``BESIDE``.
 
     If one file stands for several, ``parts`` gives them all (for volumes,
     :func:`medlib.data.dicom.series_files`), and the hash covers them.

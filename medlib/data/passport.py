@@ -172,7 +172,7 @@ def _class_rows(sizes: pd.Series, unit: str, classes: Sequence[str]) -> pd.DataF
 
 
 def ids_of(manifest: pd.DataFrame, *more: pd.Series) -> set[str]:
-    """The names of samples and patients that must not appear in what is shown."""
+    """The names of samples and patients. No figure or table may show them."""
     ids = {*manifest["sample_id"], *manifest["patient_id"]}.union(*more)
     # A word or a small number may be meant as such: "fewer than 5 slices".
     return {name for name in ids if re.search(r"\d", name) and not re.fullmatch(r"\d{1,2}", name)}

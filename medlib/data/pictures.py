@@ -10,7 +10,7 @@ from medlib.errors import listed
 
 
 def central(index: pd.DataFrame, samples: Sequence[str]) -> np.ndarray:
-    """The row of each sample in a pack's ``index``, (n,); for a volume, that of its central slice.
+    """The row of each sample in a pack's ``index``, (n,). For a volume it is its central slice.
 
     Raises ValueError that lists the samples that the pack does not have.
     """

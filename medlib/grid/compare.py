@@ -45,8 +45,9 @@ class Side(NamedTuple):
 
 
 def side(name: str) -> Side:
-    """A grid by its name, or by the path of its file. Raises ValueError if it cannot be compared:
-    if the file is missing or wrong, or if no run is complete.
+    """Read a grid and its records, by its name or by the path of its file.
+
+    Raises ValueError if the file is missing or wrong, or if no run is complete.
     """
     file = Path(name) if name.endswith(".yaml") else Path("grids", f"{name}.yaml")
     grid, results = gridfile.read(file), file.parent.parent / "results" / file.stem
@@ -95,7 +96,7 @@ def code(of: Side) -> dict[str, str]:
 
 
 def settings(of: Side) -> dict[str, str]:
-    """What the grid file states, as ``finetuned.epochs``: "5"; and the number of complete runs."""
+    """The settings in the grid file, such as ``finetuned.epochs``: "5", and the complete runs."""
 
     def flat(part: Mapping, place: str) -> Iterator[tuple[str, str]]:
         for name, value in part.items():
@@ -204,7 +205,7 @@ def _words(row: Mapping) -> str:
 
 
 def _cells(values: pd.DataFrame, column: str, prefix: str, number: str) -> list[str]:
-    """Values with the interval of the procedure, or else of test patients alone, marked."""
+    """Values with the interval of the procedure. Without it: over test patients, with a mark."""
     known = values[f"{prefix}procedure_low"].notna()
     ends = {
         end: values[f"{prefix}procedure_{end}"].where(known, values[f"{prefix}ci_{end}"])

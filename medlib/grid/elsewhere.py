@@ -199,14 +199,14 @@ def _embedded(
 
 
 class Shift(NamedTuple):
-    """``apart``: see :func:`external.told_apart`. ``pictures``: the surest images of each side."""
+    """``apart`` is :func:`external.told_apart`. ``pictures`` has the surest images of each side."""
 
     apart: pd.DataFrame
     pictures: dict[str, list[np.ndarray]]
 
 
 def shift(results: Path | str, arm: Arm, found: Other, device: str = "auto") -> Shift:
-    """Tell a task's images and those of another data set apart, by a frozen arm's backbone.
+    """Train a classifier to recognise the data set of an image, by a frozen arm's backbone.
 
     All images of the task, and the judged ones of the other data set. Raises what
     :func:`external.told_apart` raises.

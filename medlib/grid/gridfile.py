@@ -454,7 +454,7 @@ def prepared(grid: dict) -> list[str]:
 
 
 def elsewhere(grid: dict, task: str) -> dict:
-    """The settings of notebook 11 for a task; without any of ``others`` there is nothing to do."""
+    """The settings of notebook 11 for a task. If ``others`` is empty, there is nothing to test."""
     aims = {name: value for name, value in grid["thresholds"].items() if name != "prevalence"}
     return aims | grid["elsewhere"] | {"others": grid.get("external", {}).get(task, [])}
 

@@ -28,7 +28,7 @@ from medlib.grid.plan import Job
 
 
 class Timed(NamedTuple):
-    """A network that was timed at 224 px; nan: not timed on that machine.
+    """A network that was timed at 224 px. A value is NaN if it was not timed on that machine.
 
     ``gflop``: operations of one image, in units of 10⁹ (counted). ``share``: of the rate at which a
     CPU multiplies matrices by oneDNN, when images are embedded: the mean of two CPUs. ``embeds``
@@ -59,7 +59,7 @@ H200 = 740e12  # FLOP/s, by torch.mm in bfloat16: measured
 # How much longer an A100 (80 GB) takes than an H200, by the makers' data sheets: 4.8 against 2.0
 # TB/s of memory, and 989 against 312 TFLOP/s in bfloat16. Networks wait for the one or the other.
 A100 = (2.4, 3.2)
-# Core-seconds: to start a job; to prepare an image and a volume; for a job that draws.
+# Core-seconds to start a job, to prepare an image, to prepare a volume, and to draw figures.
 START, IMAGE, VOLUME, DRAWING = 8.5, 0.02, 0.5, 20
 # Core-seconds of the heads of a backbone (1280 features) for 50,000 images to be fitted in 18
 # draws, and of the intervals of a run for 10,015 images in seven classes.
@@ -69,7 +69,7 @@ import torch
 from medlib.grid import hours
 print(hours.matrix_rate("torch.mm", torch.bfloat16, "cuda"))
 """
-RULES = ("prepare", "extract", "probe", "finetune", "summarise")  # those that may take long
+RULES = ("prepare", "extract", "probe", "finetune", "summarise")  # these may take long
 NETWORKS = ("extract", "finetune")  # rules that a GPU makes faster
 PHANTOMS = 350  # images of a task at full size, roughly
 # Data sets without a list of samples here, by their publications: samples, of which for training.
@@ -191,7 +191,7 @@ def training_images(grid: dict, regime: str, size: Size, fraction: float) -> flo
 
 
 class Machine(NamedTuple):
-    """What this machine can do: cores, FLOP/s of one core, and of its GPU (0: it has none)."""
+    """The number of cores, the FLOP/s of one core, and the FLOP/s of the GPU (0: no GPU)."""
 
     cores: int
     rate: float
@@ -247,7 +247,7 @@ def matrix_rate(way: str = "torch.mm", dtype: object = None, device: str = "cpu"
 def estimate(
     grid: dict, results: Path | str, jobs: Iterable[Job], machine: Machine
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Seconds of these jobs: one row a rule, and names of what could not be counted.
+    """The seconds that these jobs take, a row per rule, and the names of jobs without an estimate.
 
     Columns: ``jobs``; ``here``, seconds on this machine with all its cores (or its GPU); ``h200``,
     seconds with one H200 and the cores of this machine.
@@ -325,7 +325,7 @@ def about(seconds: float) -> str:
 
 
 def words(table: pd.DataFrame, machine: Machine) -> list[str]:
-    """The lines that `make plan` prints about an :func:`estimate`; none for no jobs."""
+    """The lines that `make plan` prints about an :func:`estimate`. Empty if there are no jobs."""
     if table.empty:
         return []
     halves = {"frozen": ["extract", "probe"], "fine-tuned": ["finetune"]}

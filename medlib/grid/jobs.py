@@ -230,7 +230,7 @@ def _private_folder() -> Path:
 
 
 def visible_gpus() -> list[str]:
-    """The names of the GPUs in ``CUDA_VISIBLE_DEVICES``; if it is not set, those of all GPUs."""
+    """The names of the GPUs in ``CUDA_VISIBLE_DEVICES``, or of all GPUs if it is not set."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]

@@ -344,7 +344,7 @@ def _network(key: str, facts: dict, k: int, device: str) -> tuple[Classifier, st
 
 
 def _embedded(network: Classifier, images: np.ndarray, rows: Sequence) -> np.ndarray:
-    """Embeddings (len(rows), d) of the images in these rows: what the head reads."""
+    """Embeddings (len(rows), d) of the images in these rows: the input of the head."""
     head, network.head = network.head, nn.Identity()
     x = finetune.outputs(network, images, rows).float().cpu().numpy()
     network.head = head

@@ -183,7 +183,7 @@ def main(asked: argparse.Namespace) -> int:
 
 
 def _source(named: str, data: str) -> tuple[Path | Card, Path | str]:
-    """The folder that is named, twice; or the card of a file or task, and the data sets' folder."""
+    """The source and the folder of the data: a folder twice, or a card and the data folder."""
     path = Path(named)
     if path.is_dir():
         return path, path

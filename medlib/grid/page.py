@@ -58,7 +58,7 @@ def write(
 
 
 def _title(results: Path | str, task: str) -> str:
-    """The title of a task as it was prepared; as its card has it if it was not."""
+    """The title of a task: of its preparation, or of its card if it was not prepared."""
     manifest = address.manifest(results, task)
     prepared = manifest.with_suffix(".yaml").is_file()
     return (cards.used(manifest) if prepared else cards.read(task)).title

@@ -110,7 +110,7 @@ def _inputs(made: Features) -> dict:
 
 
 def _how(made: Features, **of_probe: float) -> dict:
-    """How a probe was made, and what its embeddings cost: costs are later read from records."""
+    """How a probe was made, and what its embeddings cost. Notebook 05 reads costs from records."""
     embedding = {name: made.meta[name] for name in ("seconds", "peak_memory_bytes")}
     embedding["gpu"] = made.meta["hardware"]["gpu"]
     return {"parameters": made.meta["parameters"], "embedding": embedding} | of_probe

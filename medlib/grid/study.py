@@ -282,7 +282,7 @@ def show_plan(study: Study, arguments: list[str]) -> int:
 
 
 def _hours(study: Study, jobs_now: list[plan.Job]) -> list[str]:
-    """How long these jobs may take, and what was not counted."""
+    """Lines on how long these jobs may take, and on the jobs that were not counted."""
     if not jobs_now:
         return []
     machine = hours.this_machine()

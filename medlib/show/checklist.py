@@ -20,7 +20,7 @@ PHANTOMS = "These are phantoms: a card describes the real data set, which was no
 
 
 class Fact(NamedTuple):
-    """What the study knows about itself: short words ("" for nothing), and what is missing.
+    """A fact about the study, in short words ("" if nothing is known), and what is missing.
 
     If something is missing (``lacks``), an item that needs the fact gets the ``state``.
     """

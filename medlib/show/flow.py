@@ -176,7 +176,7 @@ def _note(numbers: pd.DataFrame) -> list[str]:
 
 
 def _arrows(ax: plt.Axes, upper: list[_Box], rows: list[list[_Box]]) -> None:
-    """Draw arrows from found to used, to the boxes of what leaves, and to each side."""
+    """Draw arrows from "found" to "used", to the boxes of excluded images, and to each side."""
 
     def arrow(start: tuple[float, float], end: tuple[float, float]) -> None:
         ax.annotate("", end, start, arrowprops=ARROW)

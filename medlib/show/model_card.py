@@ -117,7 +117,7 @@ def _limits(facts: dict) -> str:
         lines.append("A volume's probabilities are the mean over its slices.")
     task = facts["run"]["task"]
     lines.append(
-        f"This card has no metrics by age, sex or site: see `subgroups_{task}` of its grid."
+        f"Metrics by age, sex and site are not in this card: see `subgroups_{task}` of its grid."
     )
     return "\n".join(f"- {line}" for line in lines)
 

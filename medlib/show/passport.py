@@ -112,7 +112,7 @@ def _class_labels(table: pd.DataFrame) -> list[str]:
 
 
 def _panels_of_passport(table: pd.DataFrame, room: float) -> list[_Panel]:
-    """The tables of a passport, without those of images if each patient has one image."""
+    """The tables of a passport. If each patient has one image, tables of images are left out."""
     tables = table[(table["class"] != "") & (table["part"] != "classes")]
     patients, images, each = tables["part"].unique()[:3]
     if set(tables["name"][tables["part"] == each]) == {"1"}:

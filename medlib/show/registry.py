@@ -101,9 +101,10 @@ WORDS = {  # the text under a heading
     "What they see": "Local features of several backbones on the same images.",
     "What a paper must report": "The items of CLAIM 2024 and TRIPOD+AI, with an answer to each.",
 }
-CAPTIONS = {  # stem of a figure -> its caption, and what a reader who cannot see it must know
+CAPTIONS = {  # stem of a figure -> its caption, and its alternative text
     "recommendation": (
-        "Every arm minus the best of the others. Star: the recommended arm. Dashed: the margin.",
+        "Each arm minus the best other arm. The star is the recommended arm, the dashed line the "
+        "margin.",
         "Forest plot with a panel for each task. It shows the difference between every arm and the "
         "best of the others, with its 95 % interval, and the margin.",
     ),
@@ -156,7 +157,8 @@ CAPTIONS = {  # stem of a figure -> its caption, and what a reader who cannot se
         "Confusion matrices, one for each backbone, for {task}.",
     ),
     "decision_{task}": (
-        "A model is of use where its curve is above those of acting on all and on nobody.",
+        "A model is useful where its curve is above both other curves: acting on all patients, and "
+        "acting on none.",
         "Decision curves for {task}: the net benefit of each backbone against the threshold "
         "probability, beside acting on all patients and on none.",
     ),

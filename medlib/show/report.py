@@ -26,9 +26,9 @@ QUESTION = (
     "fine-tuned?"
 )
 LIMIT = 4_000_000  # bytes of a page
-AROUND = 60_000  # bytes, at most, of what is neither a figure nor a table of the folder
+AROUND = 60_000  # bytes at most: all of the page but its figures and tables
 # Ways to copy the figures: colours of a plot; pixels in width and quality of a row of photographs.
-# The first one is taken with which the page is within the limit; if none is, the last one.
+# The first way that keeps the page within the limit is taken. If none does, it is the last one.
 COPIES = ((32, 1200, 60), (20, 1100, 45), (14, 1000, 35))
 LINKED = {"png": "PNG", "pdf": "PDF", "svg": "SVG", "csv": "CSV", "md": "Markdown", "tex": "LaTeX"}
 Shown = tuple[str, registry.Entry]  # a stem and its entry
@@ -132,7 +132,7 @@ def _shown(
 
 
 def _copies(folder: Path, shown: Iterable[Shown], room: int) -> dict[str, Markup]:
-    """The attributes of the images, by stem: copies that take ``room`` bytes or fewer, if any do.
+    """The HTML attributes of small copies of the figures, by stem, of ``room`` bytes at most.
 
     A plot is copied without loss, apart from its number of colours, so that its text stays sharp.
     What shows images of patients is copied with loss: few colours would falsify them. Raises

@@ -114,7 +114,7 @@ def of_runs(
 
 
 def effect(terms: Sequence[tuple[float, Arm]]) -> Effect | None:
-    """The weighted sum of arms, on the seeds that all arms have; None without a common seed.
+    """The weighted sum of arms, on the seeds that all arms have. None if they share no seed.
 
     ``terms`` are pairs (weight, arm). A seed draws the labelled patients, so arms on few labels are
     compared on the same patients. The variance due to training has two parts: the variance over

@@ -146,7 +146,7 @@ def choice(
 
 
 def recalibrated(arm: Arm, patients: int, seed: int = 0) -> pd.DataFrame:
-    """How good an external arm's probabilities are, and what a few external patients change.
+    """The quality of an external arm's probabilities, before and after recalibration.
 
     In each of REPEATS draws, ``patients`` external patients (of each class its share, at least one)
     fit a temperature and offsets (:data:`calibration.OFFSETS`), and the other patients are judged:

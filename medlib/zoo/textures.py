@@ -117,7 +117,7 @@ def speckles(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _clutter(rng: np.random.Generator, image: np.ndarray) -> None:
-    """Draw what says nothing about the textures, in place: blobs, wide waves, thick curves."""
+    """Draw distracting shapes into the image, in place: blobs, wide waves and thick curves."""
     size = len(image)
     rows, columns = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     for _ in range(int(rng.integers(1, 5))):

@@ -136,7 +136,7 @@ def keep(
 def restored(
     path: Path | None, identity: str, model: Classifier, best_state: dict[str, torch.Tensor]
 ) -> Progress:
-    """Load what :func:`keep` wrote into ``model`` and ``best_state``; else begin anew."""
+    """Load into ``model`` and ``best_state`` what :func:`keep` wrote, or begin anew."""
     if path is None or not path.is_file():
         return Progress()
     from safetensors import SafetensorError, safe_open

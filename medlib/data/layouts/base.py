@@ -190,9 +190,9 @@ def _csv_rows(path: Path, text: str) -> list[list[str]]:
 def read_columns(
     path: Path, columns: dict, also: dict | None = None, encoding: str = ""
 ) -> pd.DataFrame:
-    """A table's ``columns`` (ours: theirs) under our names, and those of ``also`` that it has.
+    """The columns of a table, renamed. ``columns`` maps our names to the names in the table.
 
-    Raises ManifestError for columns that are missing, or whose name is twice in the header.
+    ``also`` does so for columns that the table may lack. Raises ManifestError for columns that are missing, or whose name is twice in the header.
     """
     cells = read_cells(path, encoding)
     missing = [theirs for theirs in columns.values() if theirs not in cells]

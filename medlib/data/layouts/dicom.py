@@ -48,7 +48,7 @@ def dicom_folder(
     classes: dict | None = None,
     patient: str = "patient_id",
 ) -> base.Items:
-    """DICOM files of any name. Each is an image or, if the card has volumes, part of a series.
+    """DICOM files of any name. A file is an image. If the card has volumes, it is part of a series.
 
     Labels come from folders, ``<class>/…`` or ``{train,test}/<class>/…``; ``classes`` maps names of
     folders to classes. Or they come from a ``table``, whose rows name an image, a series or all of

@@ -131,7 +131,7 @@ def _row_problems(row: dict, card: Card) -> Iterator[base.Problem]:
 
 
 def _one_file_an_id(rows: list[dict], data: Path) -> tuple[list[dict], list[Left]]:
-    """The first row of every id; further rows are left out as copies, or are problems."""
+    """The first row of every id. Further rows are left out as copies, or reported as problems."""
     groups, further = {}, []
     for row in rows:
         groups.setdefault(row["sample_id"], []).append(row)

@@ -114,7 +114,7 @@ class Panel(NamedTuple):
 
 
 def _panels(points: pd.DataFrame, classes: list[str]) -> list[Panel]:
-    """The panels of a backbone: its classes, then patients and sites, if something can be seen.
+    """The panels of a backbone: classes, then patients and sites if they show something.
 
     That is so if there are several, and at least one has two images.
     """

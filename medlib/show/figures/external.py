@@ -92,7 +92,7 @@ def shift(pictures: Sequence[tuple[str, Sequence[np.ndarray]]], caption: str) ->
             ax.imshow(image)
         for ax in line:
             ax.axis("off")
-        # No title: the layout would make room for all of its width beside the first picture.
+        # This is no title: for a title, the layout would leave room beside the first picture.
         look = {"fontsize": 7, "fontweight": "bold", "in_layout": False}
         line[0].annotate(title, (0, 1), (0, 3), "axes fraction", "offset points", **look)
     fig.get_layout_engine().set(hspace=0.18, rect=(0, 0, 1, 1 - 0.2 / height))

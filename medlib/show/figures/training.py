@@ -10,7 +10,7 @@ from medlib.show import names, style
 
 
 def at_an_end(name: str, tried: Sequence[float], chosen: Iterable[float]) -> str:
-    """A sentence if the smallest or the largest value that was tried is the choice; else ""."""
+    """A sentence if the chosen value is the smallest or the largest one tried, else ""."""
     tried, chosen = sorted(set(tried)), set(chosen)
     ends = {tried[0]: "smallest", tried[-1]: "largest"} if len(tried) > 1 else {}
     words = [f"the {word} ({value:g})" for value, word in ends.items() if value in chosen]
