@@ -214,9 +214,10 @@ class Card(BaseModel):
     def classes_for(self, task: Card, names: Mapping[str, str] | None = None) -> dict[str, str]:
         """Map this card's classes to the classes of a task whose models are tested on its data.
 
-        Returns {own class: class of the task}. ``names`` replaces ``external_for``. Classes that the task does not have are
-        left out. Raises ManifestError if the card does not say that it may test that task and
-        ``names`` is None, and if fewer than two of the task's classes remain.
+        Returns {own class: class of the task}. ``names`` replaces ``external_for``. Classes that
+        the task does not have are left out. Raises ManifestError if the card does not say that it
+        may test that task and ``names`` is None, and if fewer than two of the task's classes
+        remain.
         """
         if names is None and task.task not in self.external_for:
             raise ManifestError(

@@ -192,7 +192,8 @@ def read_columns(
 ) -> pd.DataFrame:
     """The columns of a table, renamed. ``columns`` maps our names to the names in the table.
 
-    ``also`` does so for columns that the table may lack. Raises ManifestError for columns that are missing, or whose name is twice in the header.
+    ``also`` does so for columns that the table may lack. Raises ManifestError for columns that are
+    missing, or whose name is twice in the header.
     """
     cells = read_cells(path, encoding)
     missing = [theirs for theirs in columns.values() if theirs not in cells]
