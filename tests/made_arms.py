@@ -1,10 +1,27 @@
 """Make arms with chosen values, draws and redraws, without any run."""
 
 import numpy as np
+import pandas as pd
 
 from medlib.stats.effects import Arm
 
 CLASSES = ["low", "high"]
+
+
+def frame_of(label, proba, classes=CLASSES):
+    """Predictions (n, K) for labels (n,) in 0 … K-1, with one image per patient."""
+    frame = pd.DataFrame({"sample_id": [f"{i:04d}" for i in range(len(label))]})
+    frame["patient_id"], frame["split"] = frame["sample_id"], "test"
+    frame["y_true"] = np.array(classes)[label]
+    return frame.assign(**{f"prob_{name}": proba[:, k] for k, name in enumerate(classes)})
+
+
+def row(table, **where):
+    """The one row of a table with these values, as a dict."""
+    for column, value in where.items():
+        table = table[table[column] == value]
+    (found,) = table.to_dict("records")
+    return found
 
 
 def arm(backbone="a", values=0.8, draws=None, redraws=None, metric="auroc", frames=(), **cell):

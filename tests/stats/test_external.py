@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from made_arms import arm
+from made_arms import arm, frame_of, row
 from scipy import special, stats
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
@@ -22,10 +22,7 @@ def scored(n, rng, apart=1.2, share=0.5, classes=CLASSES, offset=0.0):
     score += apart * np.eye(len(classes))[label] / np.sqrt(2)
     score[:, -1] += offset
     proba = special.softmax(score, axis=1)
-    frame = pd.DataFrame({"sample_id": [f"{i:04d}" for i in range(n)]})
-    frame["patient_id"], frame["split"] = frame["sample_id"], "test"
-    frame["y_true"] = np.array(classes)[label]
-    return frame.assign(**{f"prob_{c}": proba[:, k] for k, c in enumerate(classes)})
+    return frame_of(label, proba, classes)
 
 
 def inside(frames, classes=CLASSES, validated=None, **cell):
@@ -44,13 +41,6 @@ def pair(here, there, **cell):
 def compared(*pairs, resamples=200):
     sides = [external.estimates(side, NAMES, resamples) for side in zip(*pairs, strict=True)]
     return external.compared(pairs, *sides, ("own", "other")), sides
-
-
-def row(table, **where):
-    for column, value in where.items():
-        table = table[table[column] == value]
-    (found,) = table.to_dict("records")
-    return found
 
 
 # ------------------------------------------------------------------------------------ the models

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from made_arms import arm
+from made_arms import arm, frame_of, row
 from scipy import stats
 from scored import by_sklearn
 from sklearn.metrics import roc_auc_score
@@ -20,10 +20,7 @@ def scored(n, rng, shift=1.2, classes=CLASSES):
     label = np.arange(n) % len(classes)
     score = rng.normal(size=(n, len(classes))) + shift * np.eye(len(classes))[label]
     proba = np.exp(score) / np.exp(score).sum(1, keepdims=True)
-    frame = pd.DataFrame({"sample_id": [f"{i:04d}" for i in range(n)]})
-    frame["patient_id"], frame["split"] = frame["sample_id"], "test"
-    frame["y_true"] = np.array(classes)[label]
-    return frame.assign(**{f"prob_{c}": proba[:, k] for k, c in enumerate(classes)})
+    return frame_of(label, proba, classes)
 
 
 def grouped(frame, **columns):
@@ -35,13 +32,6 @@ def of(frames, classes=CLASSES, **cell):
     frames = frames if isinstance(frames, list) else [frames]
     values = dict.fromkeys(range(len(frames)), 0.5)
     return arm(values=values, frames=frames, **cell)._replace(classes=classes)
-
-
-def row(table, **where):
-    for column, value in where.items():
-        table = table[table[column] == value]
-    (found,) = table.to_dict("records")
-    return found
 
 
 # --------------------------------------------------------------------------------------- values
